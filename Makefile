@@ -1,0 +1,35 @@
+# `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test test-fast lint format bench clean
+
+# The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
+.venv/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch --constraint constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	touch .venv/.ready
+
+demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy before and after
+	$(BIN)/lupi demo --output_dir runs/demo
+
+test: .venv/.ready  ## Everything that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: .venv/.ready  ## Without what takes long or starts several processes
+	$(BIN)/python -m pytest -m "not gpu and not slow and not distributed"
+
+bench: .venv/.ready  ## Ratios to peers, measured in one run
+	$(BIN)/python -m tests.benchmarks.run
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,42 @@
+"""Knowledge that only the teacher can read, moved into the student's weights."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "LUPISKDConfig": "lupi_skd",
+    "LUPISKDTrainer": "lupi_skd",
+    "Rollout": "speculative",
+    "TopK": "speculative",
+    "skd_rollout": "speculative",
+    "load_probes": "data",
+    "load_training_data": "data",
+}
+__all__ = [
+    "LUPISKDConfig",
+    "LUPISKDTrainer",
+    "Rollout",
+    "TopK",
+    "load_probes",
+    "load_training_data",
+    "skd_rollout",
+]
+
+if TYPE_CHECKING:
+    from .data import load_probes, load_training_data
+    from .lupi_skd import LUPISKDConfig, LUPISKDTrainer
+    from .speculative import Rollout, TopK, skd_rollout
+
+
+def __getattr__(name: str):
+    # importing the package stays quick: TRL and transformers are loaded when a public name is first used
+    if name in _PUBLIC:
+        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,45 @@
+"""What every test shares: no network, one thread (the models are tiny), and the lab's pair."""
+
+import os
+
+
+os.environ.update(
+    CI="1",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    OMP_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",  # where a test uses two threads, idle ones must not spin
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="offline",
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from lupi_trainer.lab import resolve_model  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(resolve_model("lab:student"))
+
+
+@pytest.fixture
+def student():
+    return AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"))
+
+
+@pytest.fixture
+def teacher():
+    return AutoModelForCausalLM.from_pretrained(resolve_model("lab:teacher"))

@@ -1,0 +1,86 @@
+"""The data flow is the layout: a room imports only from rooms above it."""
+
+import ast
+from pathlib import Path
+
+import lupi_trainer
+
+
+ROOT = Path(lupi_trainer.__file__).parent
+# room -> what it may import of this package
+ALLOWED = {
+    "lab": {"lab", "data", "prompts", "evaluation", "recipe_files", "speculative", "scripts"},
+    "data": {"lab"},
+    "prompts": {"data"},
+    "speculative": {"speculative"},
+    "evaluation": {"evaluation", "prompts"},
+    "trl_private": set(),
+    "lupi_skd": {"lupi_skd", "data", "evaluation", "lab", "prompts", "speculative", "trl_private"},
+    "recipe_files": set(),
+    "recipe_parser": set(),
+    "scripts": {
+        "scripts",
+        "data",
+        "evaluation",
+        "lab",
+        "lupi_skd",
+        "prompts",
+        "recipe_parser",
+        "recipe_files",
+        "speculative",
+    },
+    "cli": {"lab", "recipe_files", "scripts"},
+    "__init__": {"data", "lupi_skd", "speculative"},
+}
+# files of the lab that stand at its end: they train and show, so they may look down
+LAB_ENDS = {"pretrain.py", "demo.py"}
+USES_TRL = {"lupi_skd", "trl_private", "recipe_parser", "scripts"}
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything that a file imports, wherever in it."""
+    package = ["lupi_trainer", *path.relative_to(ROOT).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def test_rooms_import_only_upwards():
+    wrong = []
+    for path in FILES:
+        allowed = ALLOWED[room(path)]
+        if room(path) == "lab" and path.name not in LAB_ENDS:
+            allowed = {"lab"}
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "lupi_trainer" and len(parts) > 1 and parts[1] not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_the_engine_knows_torch_and_transformers_alone_and_only_trainers_know_trl():
+    for path in FILES:
+        outside = {name.split(".")[0] for name in imports(path)}
+        if room(path) == "speculative":
+            assert not outside & {"trl", "datasets", "peft", "accelerate", "tokenizers", "rich"}, path
+        assert "trl" not in outside or room(path) in USES_TRL, path
+
+
+def test_files_stay_small():
+    sizes = sorted(path.stat().st_size for path in FILES)
+    assert sizes[len(sizes) // 2] < 8_000
+    assert sizes[-1] < 25_000
