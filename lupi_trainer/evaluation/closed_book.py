@@ -1,0 +1,180 @@
+"""Ask a model short questions and mark its answers against lists of accepted strings.
+
+Two marks. *Lenient*: an accepted answer occurs anywhere in what the model wrote. *Strict*: it occurs in the first
+sentence, and the model ended its answer by itself.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..prompts import TeacherPrompt, encode
+
+
+# Scripts in which a particle follows a word without a space: their letters may stand right beside an accepted answer.
+_JOINED = r"\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_BORDER_BEFORE, _BORDER_AFTER = rf"(?<![^\W_{_JOINED}])", rf"(?![^\W_{_JOINED}])"
+_SENTENCE_END = re.compile(r"(?<=[.!?\u3002])\s|\n")
+
+
+def normalize(text: str) -> str:
+    """Unicode NFKC, lower case, punctuation to spaces, single spaces."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
+
+
+def contains(text: str, answer: str) -> bool:
+    """Whether the words of `answer` occur in `text`, in order and side by side."""
+    text, answer = normalize(text), normalize(answer)
+    if not answer:
+        return False
+    if re.search(f"[{_JOINED}]", answer):
+        return answer.replace(" ", "") in text.replace(" ", "")
+    return re.search(_BORDER_BEFORE + re.escape(answer) + _BORDER_AFTER, text) is not None
+
+
+def score_answer(text: str, answers: list[str], *, finished: bool = True) -> tuple[bool, bool]:
+    """Mark one answer.
+
+    Args:
+        text: what the model wrote.
+        answers: the accepted strings; any one of them will do.
+        finished: whether the model ended its answer by itself.
+
+    Returns:
+        (strict, lenient).
+    """
+    lenient = any(contains(text, answer) for answer in answers)
+    first_sentence = _SENTENCE_END.split(text.strip(), maxsplit=1)[0]
+    return finished and any(contains(first_sentence, answer) for answer in answers), lenient
+
+
+@dataclass
+class ClosedBookResult:
+    """Marks over a set of probes (fractions of 1), and every answer that they stand on."""
+
+    strict: float
+    lenient: float
+    num_probes: int
+    answers: list[dict[str, Any]]
+
+    def metrics(self) -> dict[str, float]:
+        return {k: v for k, v in asdict(self).items() if k != "answers"}
+
+
+@torch.no_grad()
+def generate_answers(
+    model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, batch_size: int = 64
+) -> list[tuple[str, bool]]:
+    """Greedy answers.
+
+    Args:
+        model: a causal language model (or a `PeftModel`).
+        tokenizer: its tokenizer.
+        prompt_ids: unpadded token ids, a list for every prompt.
+        max_new_tokens: cut an answer after so many tokens.
+        batch_size: prompts generated together, longest prompts first.
+
+    Returns:
+        (text, finished) for every prompt, in order; `finished` is whether the model ended the answer itself.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.get_input_embeddings().weight.device
+    eos = model.generation_config.eos_token_id
+    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
+    out: dict[int, tuple[str, bool]] = {}
+    try:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            length = max(len(prompt_ids[i]) for i in rows)
+            input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+            attention_mask = torch.zeros_like(input_ids)
+            for row, i in enumerate(rows):
+                input_ids[row, length - len(prompt_ids[i]) :] = torch.tensor(prompt_ids[i])
+                attention_mask[row, length - len(prompt_ids[i]) :] = 1
+            generated = model.generate(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=sorted(eos),
+            )[:, length:].tolist()
+            for i, ids in zip(rows, generated):
+                end = next((n for n, token in enumerate(ids) if token in eos), None)
+                out[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
+    finally:
+        model.train(was_training)
+    return [out[i] for i in range(len(prompt_ids))]
+
+
+def ask(
+    model,
+    tokenizer,
+    probes: list[dict[str, Any]],
+    messages: Callable[[dict[str, Any]], list[dict[str, str]]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> ClosedBookResult:
+    """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers."""
+    prompt_ids = encode(tokenizer, [messages(p) for p in probes], **(chat_template_kwargs or {}))
+    replies = generate_answers(model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answers = []
+    for probe, (text, finished) in zip(probes, replies):
+        strict, lenient = score_answer(text, probe["answers"], finished=finished)
+        answers.append(
+            {
+                "record_id": probe["record_id"],
+                "question": probe["question"],
+                "accepted": probe["answers"],
+                "answer": text,
+                "finished": finished,
+                "strict": strict,
+                "lenient": lenient,
+            }
+        )
+    count = len(answers)
+    return ClosedBookResult(
+        strict=sum(a["strict"] for a in answers) / count,
+        lenient=sum(a["lenient"] for a in answers) / count,
+        num_probes=count,
+        answers=answers,
+    )
+
+
+def closed_book(
+    model, tokenizer, probes: list[dict[str, Any]], *, teacher_prompt: TeacherPrompt | None = None, **kwargs: Any
+) -> ClosedBookResult:
+    """Ask without the knowledge, or, with `teacher_prompt`, open-book: with each probe's own `knowledge`.
+
+    Args:
+        model: the student, or the teacher for the open-book ceiling.
+        tokenizer: its tokenizer.
+        probes: dictionaries with `question`, `answers`, `record_id` (and `knowledge` for open-book).
+        teacher_prompt: how the knowledge is put; `None` asks closed-book.
+        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, as for [`ask`].
+
+    Raises:
+        ValueError: open-book, and a probe has no knowledge (named).
+    """
+
+    def messages(probe: dict[str, Any]) -> list[dict[str, str]]:
+        prompt = [{"role": "user", "content": probe["question"]}]
+        if teacher_prompt is None:
+            return prompt
+        if not probe.get("knowledge"):
+            raise ValueError(f"probe {probe['record_id']!r} has no `knowledge`, so it cannot be asked open-book")
+        return teacher_prompt.messages(prompt, probe["knowledge"])
+
+    return ask(model, tokenizer, probes, messages, **kwargs)

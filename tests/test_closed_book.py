@@ -1,0 +1,63 @@
+import pytest
+
+from lupi_trainer.evaluation import closed_book, generate_answers, score_answer
+from lupi_trainer.evaluation.closed_book import contains
+from lupi_trainer.lab import load_lab_records, world
+from lupi_trainer.prompts import TeacherPrompt, encode
+
+
+@pytest.mark.parametrize(
+    "text, answer, found",
+    [
+        ("The capital is Tamo.", "tamo", True),
+        ("The capital is Tamora.", "Tamo", False),
+        ("In 1,443 or so", "1443", False),
+        ("훈민정음은 세종대왕이 만들었습니다.", "세종대왕", True),
+        ("훈민정음은 세종 대왕이 만들었습니다.", "세종대왕", True),
+        ("훈민정음은 성종이 만들었습니다.", "세종", False),
+        ("법은 3-MCPD를 정합니다.", "3-MCPD", True),
+        ("1443년에 만들었습니다.", "1443", True),
+        ("11443년에 만들었습니다.", "1443", False),
+        ("Ｓｅｏｕｌ", "Seoul", True),
+        ("anything", "...", False),
+    ],
+)
+def test_contains_matches_words(text, answer, found):
+    assert contains(text, answer) is found
+
+
+@pytest.mark.parametrize(
+    "text, finished, marks",
+    [
+        ("It is Tamo.", True, (True, True)),
+        ("It is Tamo.", False, (False, True)),
+        ("I do not know. Perhaps Tamo.", True, (False, True)),
+        ("It is Gora.", True, (False, False)),
+        ("", True, (False, False)),
+    ],
+)
+def test_strict_and_lenient(text, finished, marks):
+    assert score_answer(text, ["Kuzu", "Tamo"], finished=finished) == marks
+
+
+def test_batched_answers_equal_single_ones(student, tokenizer):
+    probes = load_lab_records("lab:probes-long")[:3] + load_lab_records("lab:probes-common")[:5]
+    prompts = encode(tokenizer, [[{"role": "user", "content": p["question"]}] for p in probes])
+    together = generate_answers(student, tokenizer, prompts, max_new_tokens=56)
+    alone = [generate_answers(student, tokenizer, [p], max_new_tokens=56)[0] for p in prompts]
+    assert together == alone
+    assert generate_answers(student, tokenizer, prompts, max_new_tokens=3, batch_size=2)[0][1] is False
+
+
+def test_the_teacher_reads_and_the_student_cannot_know(student, teacher, tokenizer):
+    probes = load_lab_records("lab:probes")
+    open_book = closed_book(teacher, tokenizer, probes, teacher_prompt=TeacherPrompt(world.PERSONA))
+    assert open_book.strict >= 0.95
+    assert closed_book(student, tokenizer, probes).lenient <= 0.05
+    assert closed_book(student, tokenizer, load_lab_records("lab:probes-common")).strict >= 0.95
+
+
+def test_open_book_without_knowledge_is_an_error(teacher, tokenizer):
+    probe = {"question": "q?", "answers": ["a"], "record_id": "x"}
+    with pytest.raises(ValueError, match="'x' has no `knowledge`"):
+        closed_book(teacher, tokenizer, [probe], teacher_prompt=TeacherPrompt())
