@@ -1,0 +1,116 @@
+"""How many tokens to draft in the next round. Whatever a policy answers, the text is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one round did to one row."""
+
+    row: int
+    accepted: int  # drafted tokens that stand
+    rejected: bool  # a drafted token was dropped after them
+    room: int  # tokens that the row may still write; 0 when it has ended
+
+
+class DraftLength(Protocol):
+    """A gamma policy: asked before every round, told after it."""
+
+    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+        """Returns the next draft length; `rooms`: running row -> tokens it may still write, `waiting`: rows queued."""
+
+    def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
+        """Learns from a round that drafted `gamma` tokens for every row and took so many seconds."""
+
+
+@dataclass
+class Fixed:
+    """Always `gamma` tokens."""
+
+    gamma: int = 20
+
+    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+        return self.gamma
+
+    def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
+        pass
+
+
+class Adaptive:
+    """Two tokens more after a block that stood as a whole, else one more than stood; at most `max_gamma`.
+
+    Every row follows this rule by itself; a batch drafts the rounded mean over its rows.
+    """
+
+    def __init__(self, max_gamma: int = 20, start: int | None = None):
+        self.max_gamma, self.start = max_gamma, max_gamma if start is None else start
+        self.wanted: dict[int, int] = {}
+
+    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+        wanted = [self.wanted.get(row, self.start) for row in rooms]
+        return round(sum(wanted) / len(wanted))
+
+    def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
+        for o in outcomes:
+            self.wanted[o.row] = max(1, o.accepted + 1) if o.rejected else min(self.max_gamma, gamma + 2)
+            if o.room == 0:
+                del self.wanted[o.row]
+
+
+class Goodput:
+    """The length that promises the most committed tokens a second.
+
+    Acceptance is estimated for each row (exponentially forgotten counts, shrunk towards all rows'): trials end at the
+    first rejection, so the estimate does not depend on the length that was drafted. A block of gamma tokens commits
+    `(1 - alpha^gamma) / (1 - alpha)` tokens of a row (arXiv 2211.17192, equation 1, without its bonus token). The time
+    of a round is measured and fitted as `fixed + slope * gamma`. Given to several rollouts, the object keeps what it
+    has learnt.
+    """
+
+    def __init__(self, max_gamma: int = 20, start: int = 5):
+        self.max_gamma, self.start = max_gamma, min(start, max_gamma)
+        self.trials: dict[int, tuple[float, float]] = {}  # row -> accepted, rejected, forgotten exponentially
+        self.all_trials = (4.0, 1.0)
+        self.moments = [0.0] * 5  # sums of 1, gamma, gamma^2, seconds, gamma * seconds, forgotten exponentially
+        self.rounds = 0
+
+    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+        if self.rounds < 4:  # two lengths, twice each; the very first round also pays for warming up
+            return min(self.max_gamma, self.start * (1 + self.rounds % 2))
+        mean = self.all_trials[0] / sum(self.all_trials)
+        tokens = [0.0] * self.max_gamma
+        for row, room in rooms.items():
+            accepted, rejected = self.trials.get(row, (0.0, 0.0))
+            alpha = min(max((accepted + 4 * mean) / (accepted + rejected + 4), 0.01), 0.999)
+            weight = 1 if waiting else room  # nobody waits: the round is over when the longest row is
+            expected, stands = 0.0, 1.0
+            for i in range(min(self.max_gamma, room)):
+                expected += stands
+                stands *= alpha
+                tokens[i] += weight * expected
+            for i in range(room, self.max_gamma):
+                tokens[i] += weight * expected
+        fixed, slope = self._seconds()
+        return 1 + max(range(self.max_gamma), key=lambda i: tokens[i] / (fixed + slope * (i + 1)))
+
+    def _seconds(self) -> tuple[float, float]:
+        """Least squares of a round's seconds on gamma; both parts are kept positive."""
+        n, g, gg, t, gt = self.moments
+        spread = gg - g * g / n
+        slope = (gt - g * t / n) / spread if spread > 1e-6 * gg else 0.0
+        slope = min(max(slope, 0.01 * t / g), 0.99 * t / g)
+        return (t - slope * g) / n, slope
+
+    def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
+        self.rounds += 1
+        if self.rounds > 1:
+            seen = (1, gamma, gamma**2, seconds, gamma * seconds)
+            self.moments = [0.95 * old + new for old, new in zip(self.moments, seen)]
+        for o in outcomes:
+            accepted, rejected = self.trials.pop(o.row, (0.0, 0.0))
+            if o.room:
+                self.trials[o.row] = 0.9 * accepted + o.accepted, 0.9 * rejected + o.rejected
+            self.all_trials = 0.99 * self.all_trials[0] + o.accepted, 0.99 * self.all_trials[1] + o.rejected

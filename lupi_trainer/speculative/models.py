@@ -1,0 +1,82 @@
+"""What the engine must know of a model before it runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+
+_ROLLS_BACK = {"full_attention", "sliding_attention"}
+
+
+class AdapterDisabled:
+    """A `PeftModel` seen without its adapter: the base model as the teacher of its own adapter, no second copy.
+
+    Calls run inside `peft_model.disable_adapter()`; everything else is the wrapped model's.
+    """
+
+    def __init__(self, peft_model):
+        if not hasattr(peft_model, "disable_adapter"):
+            raise ValueError(f"AdapterDisabled wants a PeftModel, got {type(peft_model).__name__}")
+        self.peft_model = peft_model
+
+    def __call__(self, *args, **kwargs):
+        with self.peft_model.disable_adapter():
+            return self.peft_model(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["peft_model"], name)
+
+
+def base_model(model):
+    """The transformers model inside a wrapper (`AdapterDisabled`, a PeftModel), or the model itself."""
+    if isinstance(model, AdapterDisabled):
+        model = model.peft_model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def active(model, unwrap: bool = False) -> Iterator:
+    """Yields the module to call; `unwrap` leaves out a PeftModel's own forward, whose adapter works without it."""
+    with model.peft_model.disable_adapter() if isinstance(model, AdapterDisabled) else nullcontext():
+        inner = model.peft_model if isinstance(model, AdapterDisabled) else model
+        yield base_model(inner) if unwrap else inner
+
+
+def text_config(model):
+    """The configuration of the language model (multimodal configurations hold it one level down)."""
+    return base_model(model).config.get_text_config(decoder=True)
+
+
+def require_support(model, role: str) -> None:
+    """Raises ValueError, with the model's name, if rejected tokens could not be taken back or a prompt is virtual."""
+    inner = base_model(model)
+    strange = set(getattr(text_config(model), "layer_types", None) or ()) - _ROLLS_BACK
+    if getattr(inner, "_is_stateful", False) or strange:
+        kinds = f" (layer types {', '.join(sorted(strange))})" if strange else ""
+        raise ValueError(
+            f"the {role} {type(inner).__name__}{kinds} keeps a state that rejected tokens cannot be removed from; "
+            f"drafting and verifying need layers of {' or '.join(sorted(_ROLLS_BACK))}"
+        )
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if adapter.is_prompt_learning:
+            raise ValueError(
+                f"the {role}'s adapter {name!r} ({type(adapter).__name__}) puts virtual tokens before the prompt, "
+                "which rollouts do not support; LoRA and its kin work"
+            )
+
+
+@contextmanager
+def evaluating(*models) -> Iterator[None]:
+    """Puts the models in eval mode, and each of their modules back as it was; gradients are off inside."""
+    modules = {id(m): (m, m.training) for model in models for m in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modules.values():
+            module.training = training
