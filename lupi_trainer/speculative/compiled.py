@@ -1,0 +1,63 @@
+"""The two steps that make up a rollout, plain functions of a model and its cache, and how they are compiled.
+
+They are module-level functions on purpose: what `torch.compile` made of them outlives a rollout, so the next one of
+the same shapes runs at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from .noise import STUDENT, sample
+
+
+_GRAPHS = 64  # shapes that one step may be compiled for
+
+_refused: weakref.WeakSet = weakref.WeakSet()  # models that could not be compiled
+
+
+def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
+    """tokens [A, Q] at offsets [A] -> (logits [A, Q, V] float32, what lm_head read [A, Q, H] or None)."""
+    positions = cache.seek(offsets, tokens.shape[1], visible)
+    out = model(
+        input_ids=tokens,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=keep_hidden,
+    )
+    return out.logits[..., :vocab_size].float(), out.hidden_states[-1] if keep_hidden else None
+
+
+def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions):
+    """tokens [A, 1] at offsets [A] -> (the student's next token [A, 1], its logits [A, V] float32)."""
+    logits = read(model, cache, tokens, offsets, visible, vocab_size, False)[0][:, -1]
+    return sample(logits, temperature, keys, positions, STUDENT)[:, None], logits
+
+
+@functools.cache
+def _compiled(function):
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def call(function, model, *args, compile: bool):
+    """Calls `function(model, *args)`, compiled if wanted; where that fails, says so and runs it as it is."""
+    if not compile or model in _refused:
+        return function(model, *args)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
+            return _compiled(function)(model, *args)
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        _refused.add(model)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        warnings.warn(
+            f"compile=True: {type(model).__name__} runs without compilation from here on, because torch.compile "
+            f"failed ({type(error).__name__}: {reason})",
+            RuntimeWarning,
+        )
+        return function(model, *args)

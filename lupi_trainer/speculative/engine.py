@@ -1,0 +1,204 @@
+"""Draft, verify, commit: the rollout in blocks.
+
+A round reads gamma tokens with the student and as many with the teacher, and asks the device one question: what became
+of every row.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from .acceptance import Judged, probability, rank
+from .draft_length import Outcome
+from .noise import TEACHER, row_keys, sample
+from .reader import Reader
+from .request import Request
+from .results import Block, Rollout, RolloutStats
+from .slots import Slots
+
+
+class Engine:
+    """One rollout. A is the number of slots in use, gamma the draft length, S the acceptance rule's memory."""
+
+    def __init__(self, student, teacher, request: Request, on_block=None):
+        self.r, self.on_block = request, on_block
+        slots, limit, rows = request.slots, request.max_new_tokens, len(request.row_ids)
+        shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size, "compile": request.compile}
+        self.student = Reader(student, request.student_prompts, **shape)
+        self.teacher = Reader(teacher, request.teacher_prompts, **shape)
+        device = self.teacher.device
+        self.slots = Slots([self.student, self.teacher], rows, slots, device, fixed=request.compile)
+        last = torch.tensor([[s[-1], t[-1]] for s, t in zip(request.student_prompts, request.teacher_prompts)])
+        blank = torch.tensor(request.acceptance.initial_state(), dtype=torch.float64, device=device)
+        # each row's last token, which neither model has read yet, and what the acceptance rule remembers of it
+        self.pending = self.slots.track(last[:slots].to(device), lambda rows: last[rows].to(device))
+        self.memory = self.slots.track(blank.repeat(slots, 1), lambda rows: blank.repeat(len(rows), 1))
+
+        self.keys = row_keys(request.seed, request.row_ids, device)
+        self.eos = torch.tensor(request.eos_token_ids, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(rows, limit + 1, dtype=torch.long, device=device)  # the last column is a bin
+        self.by_teacher = torch.zeros(rows, limit + 1, dtype=torch.bool, device=device)
+        self.hidden: torch.Tensor | None = None  # [rows, limit + 1, H]
+        self.lengths = [0] * rows
+        self.stats = RolloutStats()
+
+    def run(self) -> Rollout:
+        """Rolls out every row of the request."""
+        self.slots.admit(list(range(self.r.slots)))
+        while running := self.slots.running():
+            started = time.perf_counter()
+            rooms = [self.r.max_new_tokens - self.slots.written[slot] for slot in running]
+            gamma = self._gamma(dict(zip([self.slots.owner[slot] for slot in running], rooms)))
+            drafts, student_logits = self.draft(gamma)
+            logits, hidden, stands = self.verify(drafts, student_logits)
+            report = self.commit(drafts, logits, hidden, stands).tolist()  # the round's one question to the device
+            seconds = time.perf_counter() - started
+            outcomes = [self._outcome(slot, *report[slot]) for slot in running]
+            self.stats.count_round(gamma, rooms, outcomes)
+            self.r.gamma_policy.observe(gamma, outcomes, seconds)
+            if self.on_block is not None:
+                self._tell(drafts, logits, running, outcomes, seconds)
+            self._retire([slot for slot, outcome in zip(running, outcomes) if outcome.room == 0])
+        return self._result()
+
+    def _gamma(self, rooms: dict[int, int]) -> int:
+        gamma = self.r.gamma_policy.choose(rooms, len(self.slots.waiting))
+        if not self.r.compile:
+            return min(gamma, max(rooms.values()))
+        return next((1 << i for i in range(10) if gamma <= 1 << i < self.r.gamma), self.r.gamma)  # few, a graph each
+
+    def draft(self, gamma: int):
+        """Returns drafted tokens [A, gamma] and, for a rule that wants them, their logits [A, gamma, V]."""
+        a, device = self.slots.used, self.student.device
+        n, token = self.slots.n[:a].to(device), self.pending[:a, :1].contiguous().to(device)
+        keys = self.keys[self.slots.row[:a]].to(device)
+        longest = self.slots.longest(self.student)
+        drafts, kept = [], []
+        for i in range(gamma):
+            token, logits = self.student.write(token, n + i, longest + i, self.r.student_temperature, keys)
+            drafts.append(token)
+            if self.r.acceptance.needs_student_logits:
+                kept.append(logits)
+        student_logits = torch.stack(kept, 1).to(self.teacher.device) if kept else None
+        return torch.cat(drafts, 1).to(self.teacher.device), student_logits
+
+    def verify(self, drafts: torch.Tensor, student_logits: torch.Tensor | None):
+        """drafts [A, gamma] -> teacher logits [A, Q, V], what lm_head read [A, Q, H] or None, stands [A, Q] bool.
+
+        Q is gamma, or less where sequential verification found every row's first rejection earlier.
+        """
+        a, gamma = drafts.shape
+        fed = torch.cat([self.pending[:a, 1:], drafts[:, :-1]], 1)
+        n, longest, keep = self.slots.n[:a], self.slots.longest(self.teacher), self.r.return_teacher_hidden
+        memories = self._foreseen(gamma)
+        if self.r.verification == "parallel":
+            logits, hidden = self.teacher.read(fed, n, longest, keep)
+            return logits, hidden, self._judge(logits, drafts, student_logits, memories)
+        parts, standing = [], torch.ones_like(self.slots.idle[:a])
+        for i in range(gamma):
+            logits, hidden = self.teacher.read(fed[:, i : i + 1], n + i, longest + i, keep)
+            of_student = None if student_logits is None else student_logits[:, i : i + 1]
+            stands = self._judge(logits, drafts[:, i : i + 1], of_student, memories[:, i : i + 1])
+            parts.append((logits, hidden, stands))
+            standing = standing & stands[:, 0]
+            if not (standing & ~self.slots.idle[:a]).any():
+                break
+        logits, hidden, stands = zip(*parts)
+        return torch.cat(logits, 1), torch.cat(hidden, 1) if keep else None, torch.cat(stands, 1)
+
+    def _foreseen(self, gamma: int) -> torch.Tensor:
+        """Returns [A, gamma + 1, S]: the rule's memory before each place, if all tokens before it stand."""
+        memories = [self.memory[: self.slots.used]]
+        for _ in range(gamma):
+            memories.append(self.r.acceptance.next_state(memories[-1], True))
+        return torch.stack(memories, 1)
+
+    def _judge(self, logits, drafts, student_logits, memories) -> torch.Tensor:
+        judged = Judged(
+            teacher_logits=logits,
+            draft=drafts,
+            teacher_temperature=self.r.teacher_temperature,
+            student_logits=student_logits,
+            student_temperature=self.r.student_temperature,
+            state=memories[:, : drafts.shape[1]],
+        )
+        return self.r.acceptance.accept(judged)
+
+    def commit(self, drafts: torch.Tensor, logits: torch.Tensor, hidden, stands: torch.Tensor) -> torch.Tensor:
+        """Writes what stands and the teacher's corrections; returns [A, 4]: accepted, rejected, count, room."""
+        a, width = stands.shape
+        slots, places = torch.arange(a, device=stands.device), torch.arange(width, device=stands.device)
+        n, row, limit = self.slots.n[:a], self.slots.row[:a], self.r.max_new_tokens
+        accepted = stands.long().cumprod(1).sum(1)
+        rejected = accepted < width
+        at = accepted.clamp(max=width - 1)
+        correction = sample(logits[slots, at], self.r.teacher_temperature, self.keys[row], n + at, TEACHER)
+        corrected = rejected[:, None] & (places == at[:, None])
+        new = torch.where(corrected, correction[:, None], drafts[:, :width])
+
+        count = torch.minimum(accepted + rejected, limit - n).masked_fill(self.slots.idle[:a], 0)
+        ends = torch.isin(new, self.eos) & (places < count[:, None])
+        count = torch.where(ends.any(1), ends.long().argmax(1) + 1, count)
+        column = torch.where(places < count[:, None], n[:, None] + places, limit)
+        self.tokens[row[:, None], column] = new
+        self.by_teacher[row[:, None], column] = corrected
+        if hidden is not None:
+            self._keep(hidden, row, column)
+
+        before = self._foreseen(width)[slots, accepted]
+        after = self.r.acceptance.next_state(before, False)
+        self.memory[:a] = torch.where(rejected[:, None], after, before)
+        self.pending[:a] = new[slots, count - 1][:, None]
+        self.slots.n[:a] += count  # and so does its view `n`
+        room = (limit - n).masked_fill(ends.any(1), 0)
+        return torch.stack([torch.minimum(accepted, count), (count > accepted).long(), count, room], 1)
+
+    def _keep(self, hidden: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
+        if self.hidden is None:
+            shape = (*self.tokens.shape, hidden.shape[-1])
+            self.hidden = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
+        self.hidden[row[:, None].to(hidden.device), column.to(hidden.device)] = hidden
+
+    def _outcome(self, slot: int, accepted: int, rejected: int, count: int, room: int) -> Outcome:
+        self.slots.written[slot] += count
+        return Outcome(self.slots.owner[slot], accepted, bool(rejected), room)
+
+    def _retire(self, slots: list[int]) -> None:
+        for slot in slots:
+            self.lengths[self.slots.owner[slot]] = self.slots.written[slot]
+        self.slots.retire(slots)
+
+    def _tell(self, drafts, logits, running: list[int], outcomes: list[Outcome], seconds: float) -> None:
+        """Hands every row's block to `on_block`; only then are more device values read."""
+        seen = drafts[:, : logits.shape[1]]
+        ranks = rank(logits, seen).tolist()
+        chances = probability(logits, seen, self.r.teacher_temperature).tolist()
+        tokens, drafted = self.tokens.tolist(), drafts.tolist()
+        for slot, o in zip(running, outcomes):
+            end = self.slots.written[slot]
+            block = Block(
+                round=self.stats.rounds - 1,
+                row=o.row,
+                position=end - o.accepted - o.rejected,
+                drafted=drafted[slot],
+                accepted=o.accepted,
+                correction=tokens[o.row][end - 1] if o.rejected else None,
+                teacher_rank=ranks[slot],
+                teacher_probability=chances[slot],
+                ended=o.room == 0,
+                seconds=seconds,
+            )
+            self.on_block(block)
+
+    def _result(self) -> Rollout:
+        tokens, by_teacher = self.tokens.tolist(), self.by_teacher.tolist()
+        self.stats.student_forwards = self.student.forwards
+        self.stats.teacher_forwards = self.teacher.forwards
+        return Rollout(
+            completion_ids=[row[:n] for row, n in zip(tokens, self.lengths)],
+            from_teacher=[row[:n] for row, n in zip(by_teacher, self.lengths)],
+            stats=self.stats,
+            teacher_hidden=None if self.hidden is None else [h[:n] for h, n in zip(self.hidden, self.lengths)],
+        )

@@ -1,0 +1,138 @@
+"""One model that reads: its prompts, its cache, and what it says after the tokens it is fed.
+
+A row sits in a slot. Its cache always holds everything but the row's last token, which is the first one to be fed
+next; so a prompt is prefilled without its last token, and token i of the completion is fed at position `base + i + 1`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from .cache import RaggedCache
+from .compiled import call, read, write
+from .models import active, text_config
+
+
+_BUCKET = 64  # attention looks at a multiple of so many slots; compiled, so many has the cache
+_WHOLE = 1024  # compiled, attention looks at all slots of a smaller cache; of a larger one, at parts: a graph each
+_SHORTEST_SHARED_PREFIX = 16  # below, one more forward costs more than it saves
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _prefill_tokens(model) -> int:
+    """Tokens in one prefill forward, padding included, so that activations stay near a tenth of the weights."""
+    config = text_config(model)
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return min(max(weights // (10 * (4 * width + 8 * config.hidden_size)), 128), 8192)
+
+
+class Reader:
+    """A model with a `RaggedCache` of `slots` rows for prompts of any length and completions of `max_new_tokens`."""
+
+    def __init__(self, model, prompts, slots: int, max_new_tokens: int, vocab_size: int, compile: bool = False):
+        self.model, self.vocab_size, self.compile = model, vocab_size, compile
+        self.device = model.get_input_embeddings().weight.device
+        self.prompts = prompts
+        self.size = max(map(len, prompts)) + max_new_tokens
+        if compile:  # so that batches of similar length share their graphs
+            room = getattr(text_config(model), "max_position_embeddings", None) or sys.maxsize
+            self.size = min(_up(self.size, _BUCKET), room)
+        self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.size)
+        self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
+        self.held: list[list[int] | None] = [None] * slots  # the prompt whose keys and values a slot holds
+        self.prefix = self._shared_prefix(slots)
+        self.has_prefix = self.prefix == 0
+        self.forwards = 0
+        self.prefill_tokens = _prefill_tokens(model)
+
+    def _shared_prefix(self, slots: int) -> int:
+        shared = min(len(os.path.commonprefix(self.prompts)), min(map(len, self.prompts)) - 1)
+        return shared if slots > 1 and shared >= _SHORTEST_SHARED_PREFIX else 0
+
+    def read(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, keep_hidden: bool = False):
+        """tokens [A, Q] of the first A slots -> logits [A, Q, V] float32, what lm_head read [A, Q, H] or None.
+
+        The first of `tokens` is fed at position base + `written` [A]; `longest` is the largest such position, as the
+        host knows it.
+        """
+        return self._call(read, tokens, written, longest, keep_hidden)
+
+    def write(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, temperature: float, keys: torch.Tensor):
+        """tokens [A, 1] -> each row's next token [A, 1], drawn with the noise of `keys` [A]; its logits [A, V]."""
+        return self._call(write, tokens, written, longest, temperature, keys, written)
+
+    def _call(self, function, tokens, written, longest, *args):
+        visible = self._visible(longest + tokens.shape[1])
+        offsets = self.base[: len(tokens)] + written
+        self.forwards += 1
+        with active(self.model, unwrap=self.compile) as model:
+            return call(function, model, self.cache, tokens, offsets, visible, self.vocab_size, *args,
+                        compile=self.compile)  # fmt: skip
+
+    def _visible(self, needed: int) -> int:
+        if not self.compile:
+            return _up(needed, _BUCKET)
+        parts = (_up(self.size // share, _BUCKET) for share in (4, 2) if self.size > _WHOLE)
+        return next((part for part in parts if needed <= part), self.size)
+
+    def admit(self, slots: list[int], rows: list[int]) -> None:
+        """Makes the slots ready to continue the prompts `rows`; equal prompts and the common prefix are read once."""
+        prompts = [self.prompts[row] for row in rows]
+        self.base[torch.tensor(slots, device=self.device)] = torch.tensor(
+            [len(prompt) - 1 for prompt in prompts], device=self.device
+        )
+        if not self.has_prefix:
+            self._prefill([slots[0]], [prompts[0][: self.prefix]], 0)
+            self._copy([slots[0]], list(range(len(self.held))), self.prefix)
+            self.has_prefix = True
+        readers: dict[tuple[int, ...], int] = {  # prompt -> a slot that keeps it
+            tuple(held): slot for slot, held in enumerate(self.held) if held is not None and slot not in slots
+        }
+        fresh, copies = [], []
+        for slot, prompt in zip(slots, prompts):
+            if self.held[slot] == prompt:
+                continue
+            donor = readers.setdefault(tuple(prompt), slot)
+            (fresh if donor == slot else copies).append((donor, slot))
+            self.held[slot] = prompt
+        for group in self._groups([slot for _, slot in fresh]):
+            self._prefill(group, [self.held[slot][self.prefix : -1] for slot in group], self.prefix)
+        if copies:
+            longest = max(len(self.held[slot]) - 1 for _, slot in copies)
+            self._copy([donor for donor, _ in copies], [slot for _, slot in copies], longest)
+
+    def _groups(self, slots: list[int]) -> list[list[int]]:
+        """Slots of similar prompt length together, none if there is nothing to read, each within `prefill_tokens`."""
+        lengths = {slot: len(self.held[slot]) - 1 - self.prefix for slot in slots}
+        groups: list[list[int]] = []
+        for slot in sorted((s for s in slots if lengths[s] > 0), key=lengths.get):
+            if groups and (len(groups[-1]) + 1) * lengths[slot] <= self.prefill_tokens:
+                groups[-1].append(slot)
+            else:
+                groups.append([slot])
+        return groups
+
+    def _prefill(self, slots: list[int], parts: list[list[int]], start: int) -> None:
+        width = max(map(len, parts))
+        ids = torch.tensor([part + [0] * (width - len(part)) for part in parts], device=self.device)
+        self.cache.seek_prefill(torch.tensor(slots, device=self.device), start)
+        positions = torch.arange(start, start + width, device=self.device).expand(len(parts), -1)
+        self.model(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def _copy(self, source: list[int], target: list[int], length: int) -> None:
+        if length:
+            device = self.device
+            self.cache.copy_rows(torch.tensor(source, device=device), torch.tensor(target, device=device), length)
+
+    def move(self, source: int, target: int) -> None:
+        """Moves a row to another slot, so that the slots in use stay the first ones."""
+        self._copy([source], [target], self.size)
+        self.base[target] = self.base[source]
+        self.held[target], self.held[source] = self.held[source], None

@@ -1,0 +1,73 @@
+"""SKD rollouts: the student writes, the privileged teacher corrects."""
+
+from __future__ import annotations
+
+from .acceptance import AcceptanceRule, TopK
+from .attention import ragged_attention
+from .engine import Engine
+from .models import evaluating
+from .request import make_request
+from .results import Rollout
+
+
+DEFAULT_RULE = TopK(k=5, min_prob=0.05)
+
+
+def skd_rollout(
+    student,
+    teacher,
+    student_prompt_ids: list[list[int]],
+    teacher_prompt_ids: list[list[int]],
+    *,
+    max_new_tokens: int,
+    gamma: int = 20,
+    gamma_policy="fixed",
+    acceptance: AcceptanceRule = DEFAULT_RULE,
+    student_temperature: float = 0.7,
+    teacher_temperature: float = 0.7,
+    eos_token_id: int | list[int] | None = None,
+    seed: int = 0,
+    row_ids: list[int] | None = None,
+    max_slots: int | None = None,
+    verification: str = "parallel",
+    compile: bool = False,
+    on_block=None,
+    vocab_size: int | None = None,
+    return_teacher_hidden: bool = False,
+) -> Rollout:
+    """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
+
+    Every token is drawn from the student; one that the teacher's rule does not accept is dropped and drawn from the
+    full teacher distribution. The result is a pure function of the models, prompts, rule, temperatures, `seed` and
+    `row_ids`: every other argument changes the speed alone.
+
+    Args:
+        student, teacher: causal language models of transformers (or a PeftModel, or `AdapterDisabled` of one), on any
+            device and in any dtype; logits are compared in float32, over the first columns that both have.
+        student_prompt_ids, teacher_prompt_ids: B ragged lists of token ids; the same text completes row i of both.
+        max_new_tokens: the longest completion, in tokens.
+        gamma: the draft length, in tokens; where a policy chooses it, the longest.
+        gamma_policy: "fixed", "adaptive", "goodput", or a policy object.
+        acceptance: the rule under which a drafted token stands.
+        student_temperature, teacher_temperature: at 0 the largest logit wins.
+        eos_token_id: tokens that end a row; the one that did is kept.
+        seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
+        max_slots: how many rows run at a time; the others take the places of those that have ended.
+        verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
+        compile: compile the student's step and the teacher's verification.
+        on_block: called with a `Block` after every round.
+        vocab_size: use only the first so many columns of the logits.
+        return_teacher_hidden: keep what the teacher's lm_head read at every completion token.
+
+    Raises:
+        ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
+    """
+    request = make_request(
+        student, teacher, student_prompt_ids, teacher_prompt_ids, max_new_tokens=max_new_tokens, gamma=gamma,
+        gamma_policy=gamma_policy, acceptance=acceptance,
+        student_temperature=student_temperature, teacher_temperature=teacher_temperature, eos_token_id=eos_token_id,
+        seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
+        return_teacher_hidden=return_teacher_hidden, compile=compile,
+    )  # fmt: skip
+    with evaluating(student, teacher), ragged_attention(student, teacher):
+        return Engine(student, teacher, request, on_block).run()

@@ -1,0 +1,109 @@
+import warnings
+
+import pytest
+import torch
+
+from lupi_trainer.speculative import AdapterDisabled, skd_rollout
+from lupi_trainer.speculative import compiled as module
+from lupi_trainer.speculative import reader
+
+from .reference import reference_rollout
+from .scene import RULE, Scene
+from .test_models import INFORMED, QUERIES, with_lora
+from .toy_models import FAMILIES, perturbed, toy
+
+
+@pytest.fixture(autouse=True)
+def no_fallback():
+    """A compiled rollout that gives up must fail its test."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile=True")
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_rollouts_are_equal_and_compile_nothing_twice(family):
+    scene = Scene(family)
+    scene.check(scene.roll(gamma=4, max_slots=5, compile=True))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        scene.check(scene.roll(gamma=4, max_slots=5, compile=True))
+        turned = list(range(7, -1, -1))
+        scene.check(scene.roll(turned, gamma=4, max_slots=5, compile=True), turned)
+
+
+@pytest.mark.slow
+def test_compiled_attention_looks_at_parts_of_a_long_cache(monkeypatch):
+    monkeypatch.setattr(reader, "_WHOLE", 0)
+    scene = Scene("gemma3", rows=3, longest=90)
+    seen, visible = set(), reader.Reader._visible
+    monkeypatch.setattr(
+        reader.Reader, "_visible", lambda r, needed: seen.add(visible(r, needed)) or visible(r, needed)
+    )
+    scene.check(scene.roll(gamma=4, compile=True))
+    assert len(seen) > 1
+
+
+@pytest.mark.slow
+def test_compiled_policies_draft_few_lengths_and_keep_hidden_states():
+    scene = Scene("llama")
+    rollout = scene.roll(gamma=6, gamma_policy="adaptive", compile=True, return_teacher_hidden=True)
+    scene.check(rollout)
+    assert set(rollout.stats.gamma_history) <= {1, 2, 4, 6}
+    for ours, theirs in zip(rollout.teacher_hidden, scene.hidden):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_can_teach_its_own_adapter():
+    student = with_lora(toy("llama"))
+    expected = reference_rollout(student, toy("llama"), QUERIES, INFORMED, max_new_tokens=8, acceptance=RULE)
+    rollout = skd_rollout(
+        student, AdapterDisabled(student), QUERIES, INFORMED, max_new_tokens=8, acceptance=RULE, gamma=4, compile=True
+    )
+    assert (rollout.completion_ids, rollout.from_teacher) == tuple(expected[:2])
+
+
+@pytest.mark.slow
+def test_compiled_positions_end_where_the_model_ends():
+    teacher = toy("gpt2", positions=24)
+    queries, informed = [[3, 4, 5, 6], [9]], [[*range(10, 20), 3, 4, 5, 6], [*range(10, 20), 9]]
+    pair = perturbed(teacher, 0.1), teacher
+    expected, _, _ = reference_rollout(*pair, queries, informed, max_new_tokens=10)
+    rollout = skd_rollout(*pair, queries, informed, max_new_tokens=10, gamma=7, compile=True)
+    assert rollout.completion_ids == expected
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_rollout_says_so_and_goes_on():
+    scene = Scene("llama")
+    without = {"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}
+    with torch._inductor.config.patch(without), torch._inductor.utils.fresh_inductor_cache():
+        with pytest.warns(RuntimeWarning, match="compile=True: LlamaForCausalLM runs without compilation") as said:
+            scene.check(scene.roll(gamma=4, compile=True))
+    assert len([w for w in said if "compile=True" in str(w.message)]) == 2  # student and teacher, once each
+    scene.check(scene.roll(gamma=4, compile=True))  # and not again
+
+
+def test_a_model_is_tried_once(monkeypatch):
+    tried = []
+
+    def failing(*args):
+        tried.append(args)
+        raise torch._dynamo.exc.TorchDynamoException("no such thing\nwith details")
+
+    monkeypatch.setattr(module, "_compiled", lambda function: failing)
+    scene = Scene("gpt2")
+    with pytest.warns(RuntimeWarning, match=r"\(TorchDynamoException: no such thing\)"):
+        scene.check(scene.roll(gamma=4, compile=True))
+    assert len(tried) == 2
+
+
+def test_other_errors_are_not_taken_for_a_missing_compiler(monkeypatch):
+    def broken(*args):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(module, "_compiled", lambda function: broken)
+    with pytest.raises(KeyError, match="a bug"):
+        Scene("gpt2").roll(compile=True)
