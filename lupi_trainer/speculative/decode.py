@@ -1,0 +1,253 @@
+"""Lossless speculative decoding: a draft proposes, the target verifies, the text is the target's own.
+
+The loop is the rollout's (a ragged cache, slots that are refilled, one question a round to the device) with another
+acceptance: what stands is decided so that the text has exactly the law of the target, and a round in which every
+drafted token stands ends with one more token of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from .attention import ragged_attention
+from .draft_source import DraftModel, DraftSource, Texts
+from .lossless import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
+from .models import evaluating, require_support, text_config
+from .noise import row_keys
+from .reader import Reader
+from .request import _at_least_one, _check_prompts, _one_of
+from .slots import Slots
+
+
+_VERIFICATIONS = {"block": verify_blocks, "token": verify_tokens}
+
+
+@dataclass
+class SpeculativeStats:
+    """Counts over all rows; a block is one (row, round) pair."""
+
+    rounds: int = 0
+    blocks: int = 0
+    committed: int = 0  # completion tokens
+    drafted: int = 0  # tokens proposed, as far as the row had room for them
+    accepted: int = 0  # those that stand
+    accepted_lengths: list[int] = field(default_factory=list)  # [i]: blocks of which i drafted tokens stand
+    target_forwards: int = 0  # without the prefill
+    draft_forwards: int = 0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Committed tokens a round and row; 1 is what the target does alone."""
+        return self.committed / max(self.blocks, 1)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that stand."""
+        return self.accepted / max(self.drafted, 1)
+
+    def count_block(self, drafted: int, accepted: int, committed: int) -> None:
+        self.blocks += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.committed += committed
+        self.accepted_lengths += [0] * (accepted + 1 - len(self.accepted_lengths))
+        self.accepted_lengths[accepted] += 1
+
+
+@dataclass
+class SpeculativeOutput:
+    """Completions of B prompts, in the order of the prompts, and what they cost."""
+
+    completion_ids: list[list[int]]
+    stats: SpeculativeStats
+
+
+class Decoder:
+    """One call of `speculative_generate`. A is the number of slots in use, g the draft length."""
+
+    def __init__(self, target: Reader, source: DraftSource, slots: Slots, texts: Texts, *, max_new_tokens: int,
+                 num_draft_tokens: int, sampling: Sampling, verification: str, eos: list[int], keys: torch.Tensor,
+                 on_tokens=None):  # fmt: skip
+        self.target, self.source, self.slots, self.texts = target, source, slots, texts
+        self.limit, self.num_draft_tokens = max_new_tokens, num_draft_tokens
+        self.sampling, self.verification, self.keys = sampling, _VERIFICATIONS[verification], keys
+        self.eos = torch.tensor(eos, dtype=torch.long, device=keys.device)
+        self.on_tokens = on_tokens
+        self.written = [0] * len(texts.lengths)
+        self.stats = SpeculativeStats()
+
+    def run(self) -> SpeculativeOutput:
+        """Completes every row."""
+        self.slots.admit(list(range(len(self.slots.n))))
+        while running := self.slots.running():
+            room = self.limit - min(self.slots.written[slot] for slot in running)
+            gamma = min(self.num_draft_tokens, room - 1)  # the last token is the target's
+            self._round(running, self.num_draft_tokens if self.target.compile else gamma)
+        tokens, lengths = self.texts.tokens.tolist(), self.texts.lengths.tolist()
+        self.stats.target_forwards, self.stats.draft_forwards = self.target.forwards, self.source.forwards
+        completions = [row[n : n + m] for row, n, m in zip(tokens, lengths, self.written)]
+        return SpeculativeOutput(completions, self.stats)
+
+    def _round(self, running: list[int], gamma: int) -> None:
+        a = self.slots.used
+        n, row = self.slots.n[:a], self.slots.row[:a]
+        noise = RoundNoise(self.keys[row], n, self.num_draft_tokens + 1)
+        proposal = self.source.propose(self.slots, self.texts, gamma, noise)
+        count = (self.limit - 1 - n).clamp(max=gamma)  # drafted tokens that the row has room for
+        if proposal.count is not None:
+            count = torch.minimum(count, proposal.count)
+        accepted, following = self.verify(proposal, count, noise)
+        new, report = self.commit(proposal.tokens, count, accepted, following)
+        report = report.tolist()  # the round's one question to the device
+        ended = [slot for slot in running if report[slot][3]]
+        for slot in running:
+            self.stats.count_block(*report[slot][:3])
+            self.slots.written[slot] += report[slot][2]
+        self.stats.rounds += 1
+        if self.on_tokens is not None:
+            ended = self._tell(new.tolist(), report, running)
+        whole = any(report[slot][1] == gamma for slot in running if slot not in ended)
+        self.source.told(self.slots, gamma, accepted, whole)
+        for slot in ended:
+            self.written[self.slots.owner[slot]] = self.slots.written[slot]
+        self.slots.retire(ended)
+
+    def verify(self, proposal, count: torch.Tensor, noise: RoundNoise):
+        """Returns how many drafted tokens stand [A] and the target's token after them [A]."""
+        a, drafts = self.slots.used, proposal.tokens
+        n, row = self.slots.n[:a], self.slots.row[:a]
+        fed = torch.cat([self.texts.at(row, n, 0, 1), drafts], 1)
+        logits, _ = self.target.read(fed, n, self.slots.longest(self.target))  # [A, g + 1, V]
+        if self.sampling.repetition_penalty != 1:
+            logits = self.sampling.penalise(logits, self._seen(row, n, drafts))
+        if self.sampling.temperature == 0:
+            return verify_greedy(logits, drafts, count)
+        q = proposal.chances
+        if q is None:
+            q = torch.zeros_like(logits[:, :-1]).scatter_(-1, drafts[..., None], 1.0)
+        return self.verification(self.sampling.chances(logits), q, drafts, count, noise)
+
+    def _seen(self, row, n, drafts) -> torch.Tensor:
+        """Returns [A, g + 1, V] bool: the tokens before each place, if all drafted ones before it stand."""
+        seen = [self.texts.seen(row, n, self.target.vocab_size)]
+        for i in range(drafts.shape[1]):
+            seen.append(seen[-1].scatter(1, drafts[:, i : i + 1], True))
+        return torch.stack(seen, 1)
+
+    def commit(self, drafts, count, accepted, following):
+        """Writes what stands and the target's token; returns the tokens [A, g+1] and [A, 4]: drafted, accepted,
+        committed, ended."""
+        a, width = drafts.shape[0], drafts.shape[1] + 1
+        n, row = self.slots.n[:a], self.slots.row[:a]
+        places = torch.arange(width, device=row.device)
+        padded = torch.cat([drafts, following[:, None]], 1)
+        new = torch.where(places == accepted[:, None], following[:, None], padded)
+        committed = (accepted + 1).masked_fill(self.slots.idle[:a], 0)
+        ends = torch.isin(new, self.eos) & (places < committed[:, None])
+        committed = torch.where(ends.any(1), ends.long().argmax(1) + 1, committed)
+        bin_column = self.texts.tokens.shape[1] - 1
+        column = (self.texts.lengths[row] + n)[:, None] + places
+        self.texts.tokens[row[:, None], column.where(places < committed[:, None], bin_column)] = new
+        self.slots.n[:a] += committed  # and so does its view `n`
+        ended = ends.any(1) | (n >= self.limit)
+        stood = torch.minimum(accepted, committed)
+        # tokens that were drafted after the row's end had no place in it
+        drafted = torch.where(accepted > committed - 1, stood, count)
+        return new, torch.stack([drafted, stood, committed, ended.long()], 1)
+
+    def _tell(self, new: list[list[int]], report: list[list[int]], running: list[int]) -> list[int]:
+        """Hands over what each row wrote; returns the slots whose row is to end."""
+        ended = []
+        for slot in running:
+            _, _, committed, over = report[slot]
+            stop = self.on_tokens(self.slots.owner[slot], new[slot][:committed])
+            if over or stop:
+                ended.append(slot)
+        return ended
+
+
+def speculative_generate(
+    target,
+    draft,
+    prompt_ids: list[list[int]],
+    *,
+    max_new_tokens: int,
+    num_draft_tokens: int = 5,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    eos_token_id: int | list[int] | None = None,
+    seed: int = 0,
+    max_slots: int | None = None,
+    compile: bool = False,
+    verification: str = "block",
+    on_tokens: Callable[[int, list[int]], bool | None] | None = None,
+) -> SpeculativeOutput:
+    """Completes B prompts as the target alone would, faster where the draft guesses well.
+
+    At temperature 0 the text is the target's own greedy text; above, it has the target's law, and is a pure function
+    of the models, prompts, `num_draft_tokens`, `verification` and `seed`, whatever the batch (arXiv 2211.17192,
+    2403.10444).
+
+    Args:
+        target: a causal language model of transformers, on any device and in any dtype.
+        draft: another one with the same tokenizer, or a source of drafts such as `PromptLookup()`. The vocabularies of
+            two models may differ in padding: the target's counts.
+        prompt_ids: B ragged lists of token ids.
+        max_new_tokens: the longest completion, in tokens.
+        num_draft_tokens: tokens that the draft proposes a round.
+        temperature, top_k, top_p, repetition_penalty: applied to both models alike, in the order and with the meaning
+            that transformers gives them; `top_k=0` keeps every token.
+        eos_token_id: tokens that end a row; the one that did is kept.
+        seed: address of the noise.
+        max_slots: how many rows run at a time; the others take the places of those that have ended.
+        compile: compile the forwards of both models.
+        verification: "block" or "token"; matters above temperature 0 alone.
+        on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.
+
+    Raises:
+        ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
+    """
+    prompts = [list(prompt) for prompt in prompt_ids]
+    rows = len(prompts)
+    if rows == 0:
+        raise ValueError("prompt_ids is empty: there is nothing to complete")
+    _at_least_one(max_new_tokens=max_new_tokens, num_draft_tokens=num_draft_tokens,
+                  max_slots=rows if max_slots is None else max_slots)  # fmt: skip
+    _one_of("verification", verification, tuple(_VERIFICATIONS))
+    sampling = Sampling(float(temperature), top_k, float(top_p), float(repetition_penalty))
+    models = {"target": target} if _is_source(draft) else {"target": target, "draft": draft}
+    for role, model in models.items():
+        require_support(model, role)
+        _check_prompts(role, model, prompts, max_new_tokens, text_config(model).vocab_size)
+    eos = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    with evaluating(*models.values()), ragged_attention(*models.values()):
+        size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
+        shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile}
+        reader, source = Reader(target, prompts, vocab_size=size, **shape), draft
+        if not _is_source(draft):
+            smaller = Reader(draft, prompts, vocab_size=min(size, text_config(draft).vocab_size), **shape)
+            source = DraftModel(smaller, size, sampling)
+        readers = [reader] if source.reader is None else [reader, source.reader]
+        slots = Slots(readers, rows, capacity, reader.device, fixed=compile)
+        if isinstance(source, DraftModel):
+            slots.track(source.behind, lambda rows: source.behind.new_zeros(len(rows)))
+        return Decoder(
+            reader, source, slots, _texts(prompts, max_new_tokens, reader.device), max_new_tokens=max_new_tokens,
+            num_draft_tokens=num_draft_tokens, sampling=sampling, verification=verification, eos=eos,
+            keys=row_keys(seed, list(range(rows)), reader.device), on_tokens=on_tokens,
+        ).run()  # fmt: skip
+
+
+def _is_source(draft) -> bool:
+    return hasattr(draft, "propose")
+
+
+def _texts(prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> Texts:
+    width = max(map(len, prompts)) + max_new_tokens + 1
+    tokens = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=device)
+    return Texts(tokens, torch.tensor([len(prompt) for prompt in prompts], device=device))
