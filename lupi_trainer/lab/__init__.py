@@ -1,0 +1,69 @@
+"""The embedded default: a tiny world, a tiny pair of models, and the main job done on two CPU cores in minutes.
+
+`lab:NAME` stands for a file of the lab wherever a model, a dataset or probes are named:
+
+| name | what |
+|---|---|
+| `lab:teacher`, `lab:student` | the shipped pair of models, with their tokenizer |
+| `lab:new` | training records about the new islands, with knowledge |
+| `lab:new-shuffled` | the same questions, each with another island's knowledge (a control) |
+| `lab:common` | training records about the common islands, without knowledge |
+| `lab:mixed` | `lab:new` and `lab:common` together |
+| `lab:eval` | two new islands in phrasings that `lab:new` does not have, with knowledge (for the validation loss) |
+| `lab:probes`, `lab:probes-unseen`, `lab:probes-long` | questions about the new islands, in three forms |
+| `lab:probes-common` | questions about the common islands: what must not be forgotten |
+"""
+
+from pathlib import Path
+from typing import Any
+
+from . import world
+
+
+LAB_PREFIX = "lab:"
+_ASSETS = Path(__file__).parent / "assets"
+MODELS = ("teacher", "student")
+
+
+def _eval_records() -> list[dict[str, Any]]:
+    asked = world.probes(world.NEW[:2], phrasing="unseen")
+    return [{"id": p["record_id"], "query": p["question"], "knowledge": p["knowledge"]} for p in asked]
+
+
+_RECORDS = {
+    "new": lambda: world.records(world.NEW),
+    "new-shuffled": lambda: world.records(world.NEW, shuffled=True),
+    "common": lambda: world.records(world.COMMON, with_knowledge=False),
+    "mixed": lambda: world.records(world.NEW) + world.records(world.COMMON, with_knowledge=False),
+    "eval": _eval_records,
+    "probes": lambda: world.probes(world.NEW),
+    "probes-unseen": lambda: world.probes(world.NEW, phrasing="unseen"),
+    "probes-long": lambda: world.probes(world.NEW, phrasing="long"),
+    "probes-common": lambda: world.probes(world.COMMON),
+}
+
+
+def load_lab_records(name: str) -> list[dict[str, Any]]:
+    """Records or probes by their `lab:` name.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    key = name.removeprefix(LAB_PREFIX)
+    if key not in _RECORDS:
+        raise ValueError(f"no {name!r} in the lab; it has {', '.join(LAB_PREFIX + k for k in _RECORDS)}")
+    return _RECORDS[key]()
+
+
+def resolve_model(name_or_path: str) -> str:
+    """The path of a shipped model for `lab:teacher` or `lab:student`; any other name or path unchanged.
+
+    Raises:
+        ValueError: the lab has no model of that name.
+    """
+    if not name_or_path.startswith(LAB_PREFIX):
+        return name_or_path
+    key = name_or_path.removeprefix(LAB_PREFIX)
+    if key not in MODELS:
+        raise ValueError(f"no model {name_or_path!r} in the lab; it has {', '.join(LAB_PREFIX + m for m in MODELS)}")
+    return str(_ASSETS / key)
