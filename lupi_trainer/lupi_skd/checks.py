@@ -1,0 +1,90 @@
+"""Prompts that are too long and batches that cannot be filled are errors, found before training."""
+
+import logging
+from typing import Any
+
+from datasets import Dataset
+
+from ..prompts import TeacherPrompt, encode
+from .lupi_skd_config import LUPISKDConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_length(
+    row: dict[str, Any],
+    student_ids: list[int],
+    teacher_ids: list[int],
+    args: LUPISKDConfig,
+    context_lengths: tuple[int | None, int | None],
+) -> None:
+    """Refuse a record whose prompts and completion do not fit.
+
+    Args:
+        row: the record, named in the error by `id` or `row_id`.
+        student_ids, teacher_ids: its two prompts as token ids.
+        args: `max_teacher_prompt_length` and `max_completion_length`, in tokens.
+        context_lengths: positions that the student and the teacher have (`None`: no limit).
+
+    Raises:
+        ValueError: the teacher's prompt is beyond `max_teacher_prompt_length`, or a prompt with its completion beyond
+            the model's context.
+    """
+    name = f"record {row['id']!r}" if row.get("id") else f"record number {row.get('row_id', '?')}"
+    if len(teacher_ids) > args.max_teacher_prompt_length:
+        raise ValueError(
+            f"{name}: its teacher prompt has {len(teacher_ids)} tokens, beyond max_teacher_prompt_length="
+            f"{args.max_teacher_prompt_length}. Raise the limit or shorten the knowledge; it is never cut."
+        )
+    for role, ids, room in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
+        if room is not None and len(ids) + args.max_completion_length > room:
+            raise ValueError(
+                f"{name}: its {role} prompt has {len(ids)} tokens; with max_completion_length="
+                f"{args.max_completion_length} that is beyond the {room} positions of the {role} model"
+            )
+
+
+def check_batch(dataset: Any, args: LUPISKDConfig) -> None:
+    """Refuse a training set that does not fill one generation batch; say how many records an epoch leaves out.
+
+    Raises:
+        ValueError: fewer records than `per_device_train_batch_size` x processes x `gradient_accumulation_steps`.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if len(dataset) < batch:
+        raise ValueError(
+            f"the training set has {len(dataset)} records, fewer than one batch of {batch} "
+            f"(per_device_train_batch_size={args.per_device_train_batch_size} x {args.world_size} processes x "
+            "gradient_accumulation_steps="
+            f"{args.gradient_accumulation_steps}): nothing would be trained"
+        )
+    if left_out := len(dataset) % batch:
+        logger.warning(
+            f"{len(dataset)} records do not divide into batches of {batch}: every epoch leaves out {left_out} "
+            "of them, others each time if `shuffle_dataset` is on."
+        )
+
+
+def check_dataset_lengths(
+    dataset: Any,
+    tokenizer: Any,
+    teacher_prompt: TeacherPrompt,
+    args: LUPISKDConfig,
+    context_lengths: tuple[int | None, int | None],
+    batch_size: int = 256,
+) -> None:
+    """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out."""
+    if not isinstance(dataset, Dataset):
+        return
+    for start in range(0, len(dataset), batch_size):
+        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        kwargs = args.chat_template_kwargs or {}
+        students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
+        teachers = encode(
+            tokenizer, [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs
+        )
+        for row, student_ids, teacher_ids in zip(rows, students, teachers):
+            check_length(row, student_ids, teacher_ids, args, context_lengths)

@@ -1,0 +1,208 @@
+"""Configuration of [`LUPISKDTrainer`]."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import DistillationConfig
+
+from .rules import RULES, make_rule
+
+
+ROLLOUT_POLICIES = ("speculative", "student", "teacher")
+GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
+VERIFICATIONS = ("parallel", "sequential")
+# Sampling options of the parent class that the rollout does not have: refused rather than ignored.
+_UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+
+
+@dataclass
+class LUPISKDConfig(DistillationConfig):
+    r"""
+    Configuration class for the [`LUPISKDTrainer`].
+
+    Extends [`~trl.DistillationConfig`] with the teacher's prompt, the speculative rollout and the teacher's placement.
+
+    Parameters:
+        > Parameters that control the teacher's prompt
+
+        teacher_system_prompt (`str`, *optional*):
+            Persona of the teacher, as a system turn. Only records with a `privileged_context` get it.
+        few_shot_examples (`str` or `list[dict[str, str]]`, *optional*):
+            Worked examples between persona and question: a list of `{query, answer}`, the same as JSON text, or the
+            path of a JSON file. Only records with a `privileged_context` get them.
+        knowledge_template (`str`, *optional*):
+            The teacher's last user turn. Defaults to `"[Background Knowledge]\n{privileged_context}\n\n{query}"`.
+        max_teacher_prompt_length (`int`, *optional*, defaults to `4096`):
+            Longest teacher prompt in tokens. A longer one is an error that names the record; nothing is cut.
+
+        > Parameters that control the rollout
+
+        rollout_policy (`str`, *optional*, defaults to `"speculative"`):
+            Who writes the text: `"speculative"` (the student drafts, the teacher verifies), `"student"` (on-policy
+            distillation, as GKD) or `"teacher"` (supervised distillation on the teacher's samples).
+        max_completion_length (`int`, *optional*, defaults to `4096`):
+            Longest completion in tokens.
+        gamma (`int`, *optional*, defaults to `20`):
+            Draft length: tokens that the student drafts before the teacher verifies them.
+        gamma_policy (`str`, *optional*, defaults to `"fixed"`):
+            How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"` or `"goodput"`. It changes the speed,
+            never the text.
+        acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
+            Which drafted tokens stand: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability relative to
+            the largest) or `"divergence"` (Jensen-Shannon, student to teacher).
+        acceptance_kwargs (`dict`, *optional*):
+            Parameters of a rule other than `"top_k"`, as in `lupi_trainer.speculative`: for instance `{"p": 0.9}`.
+        accept_top_k (`int`, *optional*, defaults to `5`):
+            A drafted token stands while it is among the teacher's `accept_top_k` likeliest tokens ...
+        teacher_min_prob (`float`, *optional*, defaults to `0.05`):
+            ... and the teacher gives it at least this probability (at `teacher_temperature`).
+        student_temperature (`float`, *optional*, defaults to `0.7`):
+            Temperature at which the student drafts.
+        teacher_temperature (`float`, *optional*, defaults to `0.7`):
+            Temperature at which the teacher verifies and replaces.
+        verification (`str`, *optional*, defaults to `"parallel"`):
+            `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
+        compile_rollout (`bool`, *optional*, defaults to `False`):
+            Compile the rollout's forwards. The text is the same.
+        max_slots (`int`, *optional*):
+            Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
+            rolls out all at once.
+        reuse_verification (`bool`, *optional*, defaults to `True`):
+            Take the teacher's hidden states for the loss from the verification, so that a training step runs the
+            teacher once. Only where the rollout is speculative; the loss is the same.
+        log_rollout_blocks (`bool`, *optional*, defaults to `False`):
+            Log every drafted block at level INFO.
+
+        > Parameters that control the loss
+
+        beta (`float`, *optional*, defaults to `0.0`):
+            `0.0` is the forward KL from teacher to student, `1.0` the reverse KL, between them the generalised
+            Jensen-Shannon divergence.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of both distributions in the loss. Apart from the rollout's two temperatures.
+
+        > Parameters that control the teacher
+
+        teacher_dtype (`str`, *optional*, defaults to `"auto"`):
+            Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
+        teacher_device (`str`, *optional*):
+            Device of the teacher, for instance `"cuda:1"`. `None` puts it beside the student.
+        teacher_attn_implementation (`str`, *optional*):
+            Attention implementation of a teacher given by name.
+        teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 4 bits (bitsandbytes).
+        teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 8 bits (bitsandbytes).
+        teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):
+            4-bit type of the teacher: `"nf4"` or `"fp4"`.
+        teacher_use_bnb_nested_quant (`bool`, *optional*, defaults to `False`):
+            Quantise the teacher's quantisation constants too.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.DistillationConfig`]:
+    > - `beta`: Defaults to `0.0` (forward KL) instead of `1.0`.
+    > - `learning_rate`: Defaults to `1e-5` instead of `1e-6`.
+    > - `num_train_epochs`: Defaults to `5` instead of `3`.
+    > - `max_completion_length`: Defaults to `4096` instead of `512`.
+    """
+
+    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["acceptance_kwargs"]
+
+    # Defaults that differ from the parent's
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "Total number of training epochs."})
+    max_completion_length: int | None = field(default=4096, metadata={"help": "Longest completion in tokens."})
+    beta: float = field(
+        default=0.0, metadata={"help": "0.0 = forward KL, 0.5 = JSD, 1.0 = reverse KL between teacher and student."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the loss. The rollout has two temperatures of its own."}
+    )
+
+    # Parameters that control the teacher's prompt
+    teacher_system_prompt: str | None = field(default=None, metadata={"help": "Persona of the teacher."})
+    few_shot_examples: list[Any] | str | None = field(
+        default=None, metadata={"help": "Worked examples: JSON text or the path of a JSON file of {query, answer}."}
+    )
+    knowledge_template: str = field(
+        default="[Background Knowledge]\n{privileged_context}\n\n{query}",
+        metadata={"help": "The teacher's last user turn, with {privileged_context} and {query}."},
+    )
+    max_teacher_prompt_length: int = field(
+        default=4096, metadata={"help": "Longest teacher prompt in tokens; a longer one is an error."}
+    )
+
+    # Parameters that control the rollout
+    rollout_policy: str = field(
+        default="speculative", metadata={"help": "Who writes the text.", "choices": list(ROLLOUT_POLICIES)}
+    )
+    gamma: int = field(default=20, metadata={"help": "Draft length in tokens."})
+    gamma_policy: str = field(
+        default="fixed", metadata={"help": "How the draft length goes on.", "choices": list(GAMMA_POLICIES)}
+    )
+    acceptance_rule: str = field(
+        default="top_k", metadata={"help": "Which drafted tokens stand.", "choices": list(RULES)}
+    )
+    acceptance_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Parameters of an acceptance rule other than top_k, as JSON."}
+    )
+    accept_top_k: int = field(default=5, metadata={"help": "A draft stands among the teacher's so many likeliest."})
+    teacher_min_prob: float = field(default=0.05, metadata={"help": "Least teacher probability of a draft."})
+    student_temperature: float = field(default=0.7, metadata={"help": "Temperature at which the student drafts."})
+    teacher_temperature: float = field(default=0.7, metadata={"help": "Temperature at which the teacher verifies."})
+    verification: str = field(
+        default="parallel",
+        metadata={"help": "One teacher forward a block or a token.", "choices": list(VERIFICATIONS)},
+    )
+    compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
+    max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
+    reuse_verification: bool = field(
+        default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
+    )
+    log_rollout_blocks: bool = field(default=False, metadata={"help": "Log every drafted block."})
+
+    # Parameters that control the teacher
+    teacher_dtype: str = field(default="auto", metadata={"help": "Type that a teacher given by name is loaded in."})
+    teacher_device: str | None = field(default=None, metadata={"help": "Device of the teacher."})
+    teacher_attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the teacher."})
+    teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits."})
+    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits."})
+    teacher_bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "4-bit type of the teacher.", "choices": ["nf4", "fp4"]}
+    )
+    teacher_use_bnb_nested_quant: bool = field(
+        default=False, metadata={"help": "Quantise the teacher's quantisation constants too."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (
+            ("rollout_policy", ROLLOUT_POLICIES),
+            ("gamma_policy", GAMMA_POLICIES),
+            ("verification", VERIFICATIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
+        for name in ("gamma", "accept_top_k", "max_teacher_prompt_length", "max_completion_length"):
+            if getattr(self, name) is None or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_slots is not None and self.max_slots < 1:
+            raise ValueError(f"max_slots must be at least 1 or null, got {self.max_slots}")
+        if not 0.0 <= self.teacher_min_prob <= 1.0:
+            raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
+        for name in ("student_temperature", "teacher_temperature"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.temperature <= 0.0:
+            raise ValueError(f"temperature (of the loss) must be above 0, got {self.temperature}")
+        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
+            raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
+        for name, neutral in _UNSUPPORTED.items():
+            if getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no meaning here: the rollout samples at student_temperature "
+                    f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
+                )
+        make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
+        if self.use_vllm:
+            raise ValueError("use_vllm is not supported: the student drafts inside the rollout")

@@ -1,0 +1,369 @@
+"""LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
+
+import logging
+import textwrap
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from trl import DistillationTrainer
+
+from ..data import check_probes, prepare_columns
+from ..evaluation import closed_book
+from ..lab import resolve_model
+from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..speculative import AdapterDisabled, TopK, skd_rollout
+from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
+from .checks import check_batch, check_dataset_lengths, check_length
+from .lupi_skd_config import LUPISKDConfig
+from .metrics import RolloutTotals, rollout_metrics
+from .rules import make_gamma_policy, make_rule
+from .states import Head, completion_states
+from .teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
+
+
+logger = logging.getLogger(__name__)
+
+
+class LUPISKDTrainer(DistillationTrainer):
+    """
+    Trainer for learning using privileged information by speculative knowledge distillation.
+
+    The student sees the prompt; the teacher sees the prompt and a `privileged_context`. They write every training text
+    together (the student drafts, the teacher verifies and replaces; [Speculative Knowledge
+    Distillation](https://huggingface.co/papers/2410.11325), algorithm 1), and the student is trained on the teacher's
+    next-token distribution along it. Everything else is [`~trl.DistillationTrainer`]'s.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from lupi_trainer import LUPISKDConfig, LUPISKDTrainer
+
+    >>> records = [{"prompt": "What is Zuvi's capital?", "privileged_context": "Zuvi has the capital Tamo."}]
+    >>> trainer = LUPISKDTrainer(
+    ...     model="Qwen/Qwen3-4B",
+    ...     teacher_model="Qwen/Qwen3-32B",
+    ...     args=LUPISKDConfig("student", teacher_system_prompt="You are an expert on islands."),
+    ...     train_dataset=Dataset.from_list(records),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher. If omitted here and in `args`, the student teaches itself with its adapter switched off; it
+            must then be a LoRA student.
+        args ([`LUPISKDConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `list[dict]`):
+            Records with `prompt` (text or messages) and `privileged_context` (text or null); `query` and `knowledge`
+            are read as other names of the same. Text is put to the models as a user message.
+        eval_dataset (as `train_dataset`, or a dictionary of such, *optional*):
+            Records for the validation loss.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer, with a chat template and a pad token. Loaded from the student's name if omitted.
+        callbacks, optimizers, quantization_config, peft_config:
+            As in [`~trl.DistillationTrainer`].
+        teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The teacher's tokenizer, only to check that the vocabularies match. Loaded from the teacher's name if the
+            teacher is given by name.
+        probes (`list[dict]`, *optional*):
+            Closed-book questions (`question`, `answers`, `record_id`), asked at every evaluation and logged as
+            `eval_closed_book_strict` and `eval_closed_book_lenient`.
+
+    Raises:
+        `ValueError`: a record, prompt, tokenizer, vocabulary or option that cannot work, named, before anything is
+        loaded for training or written.
+    """
+
+    _tag_names = ["trl", "lupi-skd"]
+    _name = "LUPI-SKD"
+    _paper = {
+        "title": "Speculative Knowledge Distillation: Bridging the Teacher-Student Gap Through Interleaved Sampling",
+        "id": "2410.11325",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{xu2025speculative,
+                title        = {{Speculative Knowledge Distillation: Bridging the Teacher-Student Gap Through Interleaved Sampling}},
+                author       = {Wenda Xu and Rujun Han and Zifeng Wang and Long T. Le and Dhruv Madeka and Lei Li and William Yang Wang and Rishabh Agarwal and Chen-Yu Lee and Tomas Pfister},
+                year         = 2025,
+                booktitle    = {The Thirteenth International Conference on Learning Representations, {ICLR} 2025},
+            }"""),  # noqa: E501
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        teacher_model: str | PreTrainedModel | None = None,
+        args: LUPISKDConfig | None = None,
+        train_dataset: Dataset | IterableDataset | list[dict] | None = None,
+        eval_dataset: Dataset | IterableDataset | dict | list[dict] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
+        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+        probes: list[dict[str, Any]] | None = None,
+    ):
+        if isinstance(model, str):
+            model = resolve_model(model)
+        name = model if isinstance(model, str) else model.config._name_or_path or "student"
+        if args is None:
+            args = LUPISKDConfig(f"{name.split('/')[-1]}-LUPI-SKD")
+        teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+        if teacher_model is None and peft_config is None and (isinstance(model, str) or not is_peft_model(model)):
+            raise ValueError(
+                "no teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or give the student a LoRA "
+                "adapter (`peft_config`, `use_peft`), so that it can be its own teacher with the adapter switched off"
+            )
+
+        # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required")
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise TypeError(f"`processing_class` must be a text tokenizer, got {type(processing_class).__name__}")
+        check_tokenizer(processing_class)
+        self.teacher_prompt = TeacherPrompt(
+            args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
+        )
+        self.probes = check_probes(probes) if probes is not None else None
+        train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
+        student_config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+        if isinstance(teacher_model, str):
+            teacher_config = AutoConfig.from_pretrained(
+                resolve_model(teacher_model),
+                revision=args.teacher_model_revision,
+                trust_remote_code=args.trust_remote_code,
+            )
+            if teacher_processing_class is None:
+                teacher_processing_class = load_teacher_tokenizer(teacher_model, args)
+        else:
+            teacher_config = student_config if teacher_model is None else teacher_model.config
+        vocab_size = check_vocabularies(student_config, teacher_config, processing_class, teacher_processing_class)
+        self._context_lengths = tuple(
+            getattr(c.get_text_config(), "max_position_embeddings", None) for c in (student_config, teacher_config)
+        )
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_dataset_lengths(dataset, processing_class, self.teacher_prompt, args, self._context_lengths)
+
+        check_batch(train_dataset, args)
+        if teacher_model is not None:
+            teacher_model = load_teacher(teacher_model, args, args.device)
+        # The parent is not told of the teacher: it would insist on equal vocabulary sizes and one device.
+        super().__init__(
+            model=model,
+            teacher_model=None,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.shared_vocab_size = vocab_size
+        if teacher_model is None:
+            if not isinstance(self.model.get_output_embeddings(), torch.nn.Linear):
+                raise ValueError(
+                    "a student that teaches itself must keep its lm_head as it is: take it out of `modules_to_save`"
+                )
+            teacher_model = AdapterDisabled(self.accelerator.unwrap_model(self.model))
+        self.teacher_model = teacher_model
+        self._teacher_head: Head | None = None
+        self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
+        self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
+        self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
+        self._rollout = None
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            self._signature_columns = ["prompt", "privileged_context", "id", "row_id"]
+
+    @property
+    def _is_self_taught(self) -> bool:
+        return isinstance(self.teacher_model, AdapterDisabled)
+
+    # Generation: the SKD rollout in place of sampling from the student
+
+    def _acceptance(self):
+        if self.args.rollout_policy == "student":
+            return TopK(k=self.shared_vocab_size, min_prob=0.0)
+        if self.args.rollout_policy == "teacher":
+            return TopK(k=1, min_prob=1.0)
+        args = self.args
+        return make_rule(args.acceptance_rule, args.acceptance_kwargs, args.accept_top_k, args.teacher_min_prob)
+
+    def _noise_seed(self) -> int:
+        # one address space for every optimizer step, and one for all evaluations, so that these can be compared
+        step = self.state.global_step if self.model.training else 0xFFFFFFFF
+        return (self.args.seed << 32) | step
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            rollout, teacher_prompt_ids = self._rollout
+        finally:
+            self._rows, self._rollout = [], None
+        device = self.accelerator.device
+        prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
+        output["teacher_prompt_ids"] = pad(prompts, self._tokenizer.pad_token_id, "left").to(device)
+        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
+        if rollout.teacher_hidden is not None:
+            width = output["completion_ids"].size(1)
+            states = pad([h.to(device) for h in rollout.teacher_hidden], 0, "right")
+            output["teacher_hidden"] = torch.nn.functional.pad(states, (0, 0, 0, width - states.size(1)))
+        return output
+
+    def _generate_single_turn(self, prompt_ids, images=None, multimodal_fields=None, has_tool_images=False):
+        messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
+        teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
+        for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
+            check_length(row, student_ids, teacher_ids, self.args, self._context_lengths)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as student,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            with RolloutTotals.clock() as seconds:
+                rollout = skd_rollout(
+                    student,
+                    AdapterDisabled(student) if self._is_self_taught else self.teacher_model,
+                    prompt_ids,
+                    teacher_prompt_ids,
+                    max_new_tokens=self.max_completion_length,
+                    # where no draft stands, a longer one is wasted
+                    gamma=1 if self.args.rollout_policy == "teacher" else self.args.gamma,
+                    gamma_policy=self._gamma_policy,
+                    acceptance=self._acceptance(),
+                    student_temperature=self.args.student_temperature,
+                    teacher_temperature=self.args.teacher_temperature,
+                    eos_token_id=self.eos_token_ids,
+                    seed=self._noise_seed(),
+                    row_ids=[row["row_id"] for row in self._rows] if "row_id" in self._rows[0] else None,
+                    max_slots=self.args.max_slots,
+                    verification=self.args.verification,
+                    compile=self.args.compile_rollout,
+                    on_block=self._log_block if self.args.log_rollout_blocks else None,
+                    vocab_size=self.shared_vocab_size,
+                    return_teacher_hidden=self.args.reuse_verification,
+                )
+        mode = "train" if self.model.training else "eval"
+        for key, value in rollout_metrics(rollout, seconds(), self._rollout_totals[mode], self.accelerator).items():
+            if key.startswith("tokens/total") or key.endswith("_global"):
+                self._metrics[mode][key] = [value]  # a running total is logged as it stands
+            else:
+                self._metrics[mode][key].append(value)
+        self._rollout = rollout, teacher_prompt_ids
+        return rollout.completion_ids
+
+    def _log_block(self, block) -> None:
+        logger.info("rollout %s", block)
+
+    # Loss: the teacher's half reads the teacher's own prompt
+
+    def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""
+        if self._is_self_taught:
+            model = self.teacher_model.peft_model
+            context = model.disable_adapter()
+        else:
+            model, context = self.teacher_model, torch.no_grad()
+        device = next(model.parameters()).device
+        names = ("teacher_prompt_ids", "teacher_prompt_mask", "completion_ids", "completion_mask")
+        was_training = model.training
+        model.eval()
+        try:
+            # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
+            with torch.no_grad(), context, torch.autocast(device.type, enabled=False):
+                return completion_states(model, *(inputs[name].to(device) for name in names))
+        finally:
+            model.train(was_training)
+
+    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
+        student = Head(unwrapped_student, self.shared_vocab_size)
+        if self._is_self_taught:
+            teacher = student
+        else:
+            if self._teacher_head is None:  # frozen: brought to the student's device once
+                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, student.weight.device)
+            teacher = self._teacher_head
+        teacher_states = inputs.get("teacher_hidden")
+        if teacher_states is None:
+            teacher_states = self._teacher_states(inputs)
+        device = student.weight.device
+        loss, entropy_sum, num_valid = chunked_divergence_loss(
+            student_states.to(device),
+            teacher_states.to(device),
+            student.weight,
+            teacher.weight.detach(),
+            inputs["completion_mask"].to(device),
+            self.beta,
+            num_items_in_batch=num_items_in_batch,
+            student_lm_head_bias=student.bias,
+            teacher_lm_head_bias=teacher.bias,
+            student_logit_scale=student.scale,
+            teacher_logit_scale=teacher.scale,
+            student_final_logit_softcapping=student.softcap,
+            teacher_final_logit_softcapping=teacher.softcap,
+            temperature=self.temperature,
+        )
+        return loss, entropy_sum.detach(), num_valid
+
+    # Evaluation: closed-book questions beside the validation loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
+        metrics = super().evaluate(
+            prepare_columns(eval_dataset) if isinstance(eval_dataset, list) else eval_dataset,
+            ignore_keys,
+            metric_key_prefix,
+        )
+        # a dictionary of datasets comes back here once for each of them, under a longer prefix
+        if self.probes is not None and metric_key_prefix == "eval":
+            marks = self.ask_probes()
+            self.log(marks)
+            metrics.update(marks)
+        return metrics
+
+    def ask_probes(self) -> dict[str, float]:
+        """Ask the student every probe closed-book, shared out over the processes.
+
+        Returns:
+            `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
+        """
+        mine = self.probes[self.accelerator.process_index :: self.accelerator.num_processes]
+        answers = []
+        if mine:
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student:
+                answers = closed_book(
+                    student,
+                    self.processing_class,
+                    mine,
+                    max_new_tokens=min(self.max_completion_length, 256),
+                    chat_template_kwargs=self.chat_template_kwargs,
+                ).answers
+        answers = gather_object(answers)
+        return {
+            f"eval_closed_book_{mark}": sum(a[mark] for a in answers) / len(answers) for mark in ("strict", "lenient")
+        }

@@ -1,0 +1,108 @@
+"""The teacher of a run: loaded, placed, frozen, and checked against the student's vocabulary."""
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from ..lab import resolve_model
+from .lupi_skd_config import LUPISKDConfig
+
+
+def quantization_config(args: LUPISKDConfig, dtype: Any) -> BitsAndBytesConfig | None:
+    """The teacher's own quantisation, apart from the student's."""
+    if args.teacher_load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if args.teacher_load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+            bnb_4bit_quant_type=args.teacher_bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=args.teacher_use_bnb_nested_quant,
+        )
+    return None
+
+
+def load_teacher(teacher: str | PreTrainedModel, args: LUPISKDConfig, device: torch.device) -> PreTrainedModel:
+    """The frozen teacher on its device.
+
+    Args:
+        teacher: a name or path (loaded as the `teacher_*` keys say), or a model (placed, otherwise as it is).
+        args: the run's configuration.
+        device: where the teacher goes unless `args.teacher_device` says otherwise.
+
+    Raises:
+        ValueError: an unknown dtype, or loading options for a teacher that is loaded already.
+    """
+    device = torch.device(args.teacher_device) if args.teacher_device else device
+    if isinstance(teacher, str):
+        dtype = args.teacher_dtype
+        if dtype != "auto":
+            dtype = getattr(torch, dtype, None)
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"teacher_dtype must be 'auto' or a torch dtype, got {args.teacher_dtype!r}")
+        quantized = quantization_config(args, dtype)
+        kwargs = {"dtype": dtype, "revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+        if args.teacher_attn_implementation is not None:
+            kwargs["attn_implementation"] = args.teacher_attn_implementation
+        if quantized is not None:
+            kwargs |= {"quantization_config": quantized, "device_map": {"": device}}
+        kwargs |= args.teacher_model_init_kwargs or {}
+        teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **kwargs)
+    else:
+        keys = ("teacher_model_init_kwargs", "teacher_load_in_4bit", "teacher_load_in_8bit")
+        given = [key for key in keys if getattr(args, key)]
+        if given:
+            raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
+    teacher.requires_grad_(False)
+    if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
+        teacher = teacher.to(device)
+    return teacher.eval()
+
+
+def load_teacher_tokenizer(teacher: str, args: LUPISKDConfig):
+    """The tokenizer beside a teacher given by name, or `None` where a local folder holds none."""
+    path = resolve_model(teacher)
+    if os.path.isdir(path) and not any(name.startswith("tokenizer") for name in os.listdir(path)):
+        return None
+    return AutoTokenizer.from_pretrained(
+        path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+    )
+
+
+def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer=None) -> int:
+    """The number of vocabulary columns that both models have.
+
+    Padded sizes may differ inside a family; the extra columns of the larger model are then impossible tokens.
+
+    Args:
+        student_config, teacher_config: configurations of the two models.
+        tokenizer: the student's tokenizer.
+        teacher_tokenizer: the teacher's, where it is known.
+
+    Raises:
+        ValueError: a model with fewer columns than the tokenizer has tokens, or two tokenizers that disagree.
+    """
+    sizes = {
+        "student": student_config.get_text_config().vocab_size,
+        "teacher": teacher_config.get_text_config().vocab_size,
+    }
+    for role, size in sizes.items():
+        if size < len(tokenizer):
+            raise ValueError(
+                f"the {role} model has {size} vocabulary columns, but the tokenizer has {len(tokenizer)} tokens: "
+                "student and teacher must share one vocabulary (padding apart)"
+            )
+    if teacher_tokenizer is not None:
+        ours, theirs = ({i: t for t, i in tok.get_vocab().items()} for tok in (tokenizer, teacher_tokenizer))
+        differing = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
+        if differing or len(theirs) < len(ours):
+            i = differing[0] if differing else len(theirs)
+            raise ValueError(
+                f"the vocabularies do not match: {len(differing)} token ids differ, and the student's tokenizer has "
+                f"{len(ours)} tokens, the teacher's {len(theirs)} (id {i} is {ours.get(i)!r} for the student, "
+                f"{theirs.get(i)!r} for the teacher). Distillation compares next-token distributions, so both must "
+                "use the same tokenizer."
+            )
+    return min(sizes.values())
