@@ -1,0 +1,158 @@
+"""The command `lupi`: `lupi COMMAND --help` explains each. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+
+TRAINING = {"skd": "lupi_skd", "sft": "sft"}  # command -> script
+
+
+def train(command: str, rest: list[str]) -> int:
+    """Run a training script here, or through `accelerate launch` if `--accelerate_config` is given."""
+    import importlib
+
+    from .recipe_files import find_accelerate_config, find_recipe
+
+    args = list(rest)
+    if "--config" in args[:-1]:
+        at = args.index("--config") + 1
+        args[at] = str(find_recipe(args[at]))
+    module = f"lupi_trainer.scripts.{TRAINING[command]}"
+    if "--accelerate_config" in args:
+        at = args.index("--accelerate_config")
+        if at + 1 == len(args):
+            raise ValueError("--accelerate_config needs a name or a path")
+        config = find_accelerate_config(args[at + 1])
+        del args[at : at + 2]
+        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+        return subprocess.run([*launch, "-m", module, *args]).returncode
+    importlib.import_module(module).main(args)
+    return 0
+
+
+def recipes(args: argparse.Namespace) -> int:
+    from .recipe_files import copy_recipe, find_recipe, list_recipes
+
+    if args.action == "ls":
+        print("\n".join(list_recipes()))
+    elif args.action == "cat":
+        print(find_recipe(args.name).read_text(encoding="utf-8"), end="")
+    else:
+        print(f"copied to {copy_recipe(args.name, args.destination)}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from .scripts.evaluate import main
+
+    return main(args)
+
+
+def generate(args: argparse.Namespace) -> int:
+    from .scripts.generate import main
+
+    return main(args)
+
+
+def demo(args: argparse.Namespace) -> int:
+    from .lab.demo import main
+
+    return main(args.output_dir)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of everything but the training commands, whose keys are those of their recipes."""
+    parser = argparse.ArgumentParser(prog="lupi", description="Teach a student what only its teacher can read.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in (("skd", "speculative knowledge distillation"), ("sft", "supervised fine-tuning, the baseline")):
+        commands.add_parser(
+            name,
+            add_help=False,
+            help=f"train by {what}: lupi {name} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]",
+        )
+
+    command = commands.add_parser("evaluate", help="ask a model closed-book questions and mark its answers")
+    command.add_argument("--model", required=True, help="the student: a name, a path (of an adapter too), or lab:NAME")
+    command.add_argument("--probes", required=True, nargs="+", help="questions: JSON or JSONL files, or lab:NAME")
+    command.add_argument("--teacher", help="also ask this model open-book: with each probe's knowledge")
+    command.add_argument("--records", help="records whose knowledge the teacher reads, found by the probes' record_id")
+    command.add_argument("--teacher_system_prompt", help="persona of the teacher")
+    command.add_argument("--few_shot_examples", help="worked examples of the teacher: a JSON file")
+    command.add_argument("--max_new_tokens", type=int, default=64)
+    command.add_argument("--batch_size", type=int, default=64)
+    command.add_argument("--dtype", default="auto", help="type that the models are loaded in")
+    command.add_argument("--device", help="device of the models (default: the GPU if there is one)")
+    command.add_argument("--output", type=Path, help="write marks and answers to this JSON file")
+    command.set_defaults(run=evaluate)
+
+    command = commands.add_parser("generate", help="complete prompts as the target alone would, drafted by another")
+    command.add_argument("--target", required=True, help="whose text it is: a name, a path, or lab:NAME")
+    command.add_argument(
+        "--draft", required=True, help="who guesses it: a model with the same tokenizer, or prompt-lookup"
+    )
+    command.add_argument("--prompts", required=True, help="records with `prompt`: a JSON or JSONL file, or lab:NAME")
+    command.add_argument("--output", type=Path, help="write completions to this JSONL file (default: to the screen)")
+    command.add_argument("--max_new_tokens", type=int, default=256)
+    command.add_argument("--num_draft_tokens", type=int, default=5, help="tokens that the draft proposes a round")
+    command.add_argument("--temperature", type=float, default=0.0)
+    command.add_argument("--top_k", type=int, default=0, help="0 keeps every token")
+    command.add_argument("--top_p", type=float, default=1.0)
+    command.add_argument("--repetition_penalty", type=float, default=1.0)
+    command.add_argument("--verification", choices=("block", "token"), default="block", help="above temperature 0")
+    command.add_argument("--stop", nargs="+", default=[], help="strings that end a completion")
+    command.add_argument("--with_knowledge", action="store_true", help="put each record's knowledge into its prompt")
+    command.add_argument("--system_prompt", help="persona, with --with_knowledge")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--batch_size", type=int, default=16, help="rows that run at a time")
+    command.add_argument("--dtype", default="auto", help="type that the models are loaded in")
+    command.add_argument("--device", help="device of the models (default: the GPU if there is one)")
+    command.set_defaults(run=generate)
+
+    command = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("ls", help="list them")
+    show = actions.add_parser("cat", help="show one")
+    show.add_argument("name")
+    copy = actions.add_parser("cp", help="copy one to a file or folder")
+    copy.add_argument("name")
+    copy.add_argument("destination", type=Path)
+    command.set_defaults(run=recipes)
+
+    command = commands.add_parser("demo", help="the main job on two CPU cores, in a minute or two")
+    command.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
+    command.set_defaults(run=demo)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in TRAINING:
+        from .scripts import run
+
+        if {"-h", "--help"} & set(argv[1:]):
+            print(training_help(argv[0]))
+            return 0
+        return run(lambda: train(argv[0], argv[1:]))
+    args = make_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def training_help(command: str) -> str:
+    return (
+        f"usage: lupi {command} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]\n\n"
+        "RECIPE is a YAML file, or the name of a shipped one (`lupi recipes ls`); every key of it can be overridden\n"
+        "on the command line. NAME is an accelerate configuration: a path, or single_cpu, multi_cpu, single_gpu,\n"
+        "multi_gpu, zero2, zero3, fsdp2. Without it the script runs in this process.\n\n"
+        f"All keys: python -m lupi_trainer.scripts.{TRAINING[command]} --help"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

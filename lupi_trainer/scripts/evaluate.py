@@ -1,0 +1,75 @@
+"""Closed-book marks of a student, beside the open-book ceiling of its teacher."""
+
+import argparse
+import json
+import os
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..data import load_probes, load_training_data
+from ..evaluation import closed_book
+from ..lab import resolve_model
+from ..prompts import TeacherPrompt, check_tokenizer, load_few_shot_examples
+
+
+def load_model(name: str, dtype: str = "auto", device: str | None = None):
+    """A causal language model and its tokenizer, from a name, a folder, or the folder of a LoRA adapter.
+
+    Returns:
+        (model in eval mode on its device, tokenizer).
+
+    Raises:
+        ValueError: the tokenizer has no chat template or pad token.
+    """
+    path = resolve_model(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    check_tokenizer(tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print a table of marks; with `--output`, write them with every answer."""
+    from rich.console import Console
+    from rich.table import Table
+
+    probe_sets = {name: load_probes(name) for name in args.probes}
+    if args.records:
+        rows = load_training_data(args.records)
+        knowledge = dict(zip(rows["id"], rows["privileged_context"])) if "id" in rows.column_names else {}
+        for probes in probe_sets.values():
+            for probe in probes:
+                probe.setdefault("knowledge", knowledge.get(probe["record_id"]))
+    table = Table("probes", "model", "strict", "lenient", "questions")
+    report: dict[str, dict] = {}
+    askers = [("closed-book", args.model, None)]
+    if args.teacher:
+        examples = load_few_shot_examples(args.few_shot_examples)
+        askers.append(("open-book", args.teacher, TeacherPrompt(args.teacher_system_prompt, examples)))
+    for book, model_name, teacher_prompt in askers:
+        model, tokenizer = load_model(model_name, args.dtype, args.device)
+        for name, probes in probe_sets.items():
+            result = closed_book(
+                model,
+                tokenizer,
+                probes,
+                teacher_prompt=teacher_prompt,
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
+            )
+            table.add_row(
+                name, f"{model_name} ({book})", f"{result.strict:.1%}", f"{result.lenient:.1%}", str(result.num_probes)
+            )
+            report.setdefault(name, {})[book] = {"model": model_name, **result.metrics(), "answers": result.answers}
+    Console().print(table)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+    return 0

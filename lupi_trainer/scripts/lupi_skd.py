@@ -1,0 +1,48 @@
+"""Speculative knowledge distillation with privileged information, from a recipe.
+
+accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
+    -m lupi_trainer.scripts.lupi_skd --config recipes/lab/lupi_skd/config_full.yaml
+"""
+
+import sys
+
+from ..data import load_probes, load_training_data
+from ..lupi_skd import LUPISKDConfig, LUPISKDTrainer
+from ..recipe_parser import RecipeParser
+from .common import DataArguments, student_arguments, train_and_save
+
+
+def make_parser(prog: str | None = None) -> RecipeParser:
+    """The parser of this script's recipes and command line."""
+    from trl import ModelConfig
+
+    return RecipeParser((DataArguments, LUPISKDConfig, ModelConfig), prog=prog)
+
+
+def build_trainer(data_args: DataArguments, training_args: LUPISKDConfig, model_args) -> LUPISKDTrainer:
+    """The trainer that a recipe describes.
+
+    Raises:
+        ValueError: no student is named, or anything that [`LUPISKDTrainer`] refuses.
+    """
+    train_dataset = load_training_data(
+        data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
+    )
+    return LUPISKDTrainer(
+        **student_arguments(training_args, model_args),
+        train_dataset=train_dataset,
+        eval_dataset=load_training_data(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
+        probes=load_probes(data_args.probes) if data_args.probes else None,
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Train as a recipe says, save the student, and push it if the recipe asks for that."""
+    data_args, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
+    train_and_save(build_trainer(data_args, training_args, model_args), data_args)
+
+
+if __name__ == "__main__":
+    from . import run
+
+    sys.exit(run(main))

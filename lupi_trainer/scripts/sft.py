@@ -1,0 +1,57 @@
+"""Supervised fine-tuning on gold answers, the baseline of every comparison, from a recipe.
+
+accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
+    -m lupi_trainer.scripts.sft --config recipes/lab/sft/config_full.yaml
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from ..data import load_sft_data
+from ..recipe_parser import RecipeParser
+from .common import DataArguments, student_arguments, train_and_save
+
+
+@dataclass
+class SFTDataArguments(DataArguments):
+    """[`DataArguments`], and the column that holds the text to learn.
+
+    Args:
+        completion_column: column of the answers (`knowledge` trains on the knowledge itself).
+    """
+
+    completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
+
+
+def make_parser(prog: str | None = None) -> RecipeParser:
+    """The parser of this script's recipes and command line."""
+    from trl import ModelConfig, SFTConfig
+
+    return RecipeParser((SFTDataArguments, SFTConfig, ModelConfig), prog=prog)
+
+
+def build_trainer(data_args: SFTDataArguments, training_args, model_args):
+    """TRL's `SFTTrainer` on the project's records: the loss is on the answers only.
+
+    Raises:
+        ValueError: no student is named, or a record without an answer (named).
+    """
+    from trl import SFTTrainer
+
+    names = (data_args.dataset_name, data_args.eval_dataset_name)
+    train_dataset, eval_dataset = (load_sft_data(n, data_args.completion_column) if n else None for n in names)
+    return SFTTrainer(
+        **student_arguments(training_args, model_args), train_dataset=train_dataset, eval_dataset=eval_dataset
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Train as a recipe says, save the student, and push it if the recipe asks for that."""
+    data_args, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
+    train_and_save(build_trainer(data_args, training_args, model_args), data_args)
+
+
+if __name__ == "__main__":
+    from . import run
+
+    sys.exit(run(main))

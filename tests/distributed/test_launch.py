@@ -1,0 +1,59 @@
+"""Training from the recipe by `accelerate launch`, on one and on two CPU processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+RECIPE = "recipes/lab/lupi_skd/config_full.yaml"
+
+
+def launch(config: str, output_dir: Path, *overrides: str, module: str = "lupi_skd", recipe: str = RECIPE):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", f"recipes/accelerate_configs/{config}.yaml", "--main_process_port", "0"]
+    command += ["-m", f"lupi_trainer.scripts.{module}", "--config", recipe, "--output_dir", str(output_dir)]
+    return subprocess.run(
+        [*command, *overrides], capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=300
+    )
+
+
+def losses(run: subprocess.CompletedProcess, output_dir: Path) -> list[float]:
+    assert run.returncode == 0, run.stderr[-3000:]
+    state = json.loads(next(output_dir.glob("checkpoint-*/trainer_state.json")).read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.distributed
+def test_one_and_two_processes_train_alike(tmp_path):
+    """The same records in the same order, shared out: the same losses, evaluation included."""
+    common = ["--max_steps", "4", "--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "4"]
+    common += ["--eval_steps", "4"]
+    one = losses(
+        launch("single_cpu", tmp_path / "one", "--per_device_train_batch_size", "8", *common), tmp_path / "one"
+    )
+    two = losses(
+        launch("multi_cpu", tmp_path / "two", "--per_device_train_batch_size", "4", *common), tmp_path / "two"
+    )
+    assert len(one) == 4 and len(set(one)) == 4
+    assert one == pytest.approx(two, abs=1e-4)
+
+
+@pytest.mark.distributed
+def test_a_bad_key_ends_with_one_line(tmp_path):
+    run = launch("single_cpu", tmp_path / "run", "--gamma", "0")
+    assert run.returncode != 0
+    assert "error: gamma must be at least 1, got 0" in run.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.distributed
+def test_sft_recipe_trains(tmp_path):
+    arguments = ["--max_steps", "20", "--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "20"]
+    run = launch("single_cpu", tmp_path / "sft", *arguments, module="sft", recipe="recipes/lab/sft/config_full.yaml")
+    history = losses(run, tmp_path / "sft")
+    assert sum(history[-5:]) < 0.9 * sum(history[:5])

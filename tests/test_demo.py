@@ -1,0 +1,67 @@
+"""The main job, end to end, and the control that must not work."""
+
+import json
+
+import pytest
+
+from lupi_trainer.evaluation import closed_book
+from lupi_trainer.lab import load_lab_records
+from lupi_trainer.lab.demo import main as run_demo
+from lupi_trainer.recipe_files import find_recipe
+from lupi_trainer.scripts.lupi_skd import build_trainer, make_parser
+
+
+def train(recipe: str, *overrides: str):
+    """The trainer of a lab recipe, after training."""
+    arguments = ["--config", str(find_recipe(recipe)), "--eval_strategy", "no", "--disable_tqdm", "true", *overrides]
+    trainer = build_trainer(*make_parser().parse_args_and_config(arguments))
+    trainer.train()
+    return trainer
+
+
+def marks(model, tokenizer) -> dict[str, float]:
+    names = ("probes", "probes-unseen", "probes-common")
+    return {n: closed_book(model, tokenizer, load_lab_records(f"lab:{n}")).lenient for n in names}
+
+
+@pytest.mark.slow
+def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
+    assert run_demo(tmp_path / "demo") == 0
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert metrics["teacher_open_book"] >= 0.95
+    assert metrics["student_closed_book_before"] <= 0.05
+    assert metrics["student_closed_book_after"] >= 0.90
+    assert metrics["student_unseen_phrasing_after"] >= 0.80
+    assert metrics["common_facts_after"] >= 0.90
+    assert metrics["acceptance_last"] > metrics["acceptance_first"] + 0.1
+    assert metrics["seconds"] < 300
+    out = capsys.readouterr().out
+    assert "The student, closed-book" in out and "It has the capital [" in out
+    assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
+    svg = (tmp_path / "demo" / "rollout.svg").read_text()
+    assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
+    """Each question with another island's facts: accuracy stays at its start, so the gain comes from the knowledge."""
+    before = marks(student, tokenizer)
+    overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "120", "--output_dir", str(tmp_path / "run")]
+    trainer = train("lab/lupi_skd/config_full.yaml", *overrides)
+    after = marks(trainer.model, tokenizer)
+    assert after["probes"] <= before["probes"] + 0.03
+    assert after["probes-unseen"] <= before["probes-unseen"] + 0.03
+
+
+@pytest.mark.slow
+def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer):
+    from peft import PeftModel
+
+    trainer = train("lab/lupi_skd/config_lora.yaml", "--output_dir", str(tmp_path / "run"))
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    loaded = PeftModel.from_pretrained(student, tmp_path / "adapter")
+    after = marks(loaded, tokenizer)
+    assert after["probes"] >= 0.90
+    assert after["probes-unseen"] >= 0.80
