@@ -1,0 +1,80 @@
+"""The Korean-culture data hold what their README says."""
+
+import collections
+import json
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from lupi_trainer.data import load_probes, load_training_data, read_records
+from lupi_trainer.evaluation.closed_book import contains, normalize
+from lupi_trainer.prompts import load_few_shot_examples
+
+
+DATA = Path(__file__).parent.parent / "data"
+PREDECESSOR = Path(__file__).parents[2] / "shared" / "reference"
+FILES = {"ko": "korean_culture_train_200.json", "en": "korean_culture_train_200_en.json"}
+CATEGORIES = {"tradition", "history", "food", "geography", "modern"}
+
+
+def runs(text: str, language: str) -> set[str]:
+    """Every run of eight English words, or of fifteen Korean syllables."""
+    if language == "en":
+        words = normalize(text).split()
+        return {" ".join(words[i : i + 8]) for i in range(len(words) - 7)}
+    syllables = re.sub(r"[^\uac00-\ud7af]", "", unicodedata.normalize("NFKC", text))
+    return {syllables[i : i + 15] for i in range(len(syllables) - 14)}
+
+
+@pytest.mark.parametrize("language", FILES)
+def test_records(language):
+    records = read_records(DATA / FILES[language])
+    assert len(records) == len({r["id"] for r in records}) == len({normalize(r["query"]) for r in records}) == 200
+    assert collections.Counter(r["category"] for r in records) == dict.fromkeys(CATEGORIES, 40)
+    for record in records:
+        assert all(record[key] for key in ("query", "knowledge", "sources", "weakness_addressed")), record["id"]
+        assert record["word_count"] == len(record["knowledge"].split())
+        assert 80 <= record["word_count"] <= 160, record["id"]
+        assert not any("http" in source for source in record["sources"])
+    assert len(load_training_data(str(DATA / FILES[language]))) == 200
+
+
+def test_the_languages_share_their_ids():
+    korean, english = (read_records(DATA / name) for name in FILES.values())
+    assert [(r["id"], r["category"]) for r in korean] == [(r["id"], r["category"]) for r in english]
+    assert korean[0]["query"] == "설날에 세배를 드릴 때 어떤 예절을 지켜야 하나요?"
+
+
+@pytest.mark.parametrize("language", FILES)
+def test_probes_are_answered_by_the_knowledge_alone(language):
+    knowledge = {r["id"]: r["knowledge"] for r in read_records(DATA / FILES[language])}
+    probes = load_probes(str(DATA / f"probes_{language}.json"))
+    assert collections.Counter(p["record_id"] for p in probes) == dict.fromkeys(knowledge, 3)
+    for probe in probes:
+        assert contains(knowledge[probe["record_id"]], probe["answers"][0]), probe
+        assert not any(contains(probe["question"], answer) for answer in probe["answers"]), probe
+
+
+@pytest.mark.parametrize("language", FILES)
+def test_general_questions_and_worked_examples(language):
+    assert len({p["record_id"] for p in load_probes(str(DATA / f"general_{language}.json"))}) == 100
+    examples = load_few_shot_examples(str(DATA / f"few_shots_{language}.json"))
+    assert [e["topic"] for e in json.loads((DATA / f"few_shots_{language}.json").read_text())] == [
+        "food",
+        "history",
+        "tradition",
+    ]
+    assert not any(re.search("according to|background|배경지식|에 따르면", answer, re.I) for _, answer in examples)
+
+
+@pytest.mark.skipif(not PREDECESSOR.is_dir(), reason="the predecessor's files are not beside this checkout")
+@pytest.mark.parametrize("language", FILES)
+def test_nothing_is_copied_from_the_predecessor(language):
+    theirs = set()
+    for record in read_records(PREDECESSOR / FILES[language]):
+        theirs |= runs(record["query"], language) | runs(record["knowledge"], language)
+    for record in read_records(DATA / FILES[language]):
+        for key in ("query", "knowledge"):
+            assert not runs(record[key], language) & theirs, (record["id"], key)
