@@ -1,0 +1,60 @@
+"""`python -m tests.benchmarks.run`: one table, every figure a ratio to a peer of the same run.
+
+--only a,b      which figures (a to f; default all)
+--repeats 3     turns of every contender, after one to warm up; medians are shown
+--device cuda   0.6B and 8B in bfloat16, 32 rows; default: 2M and 40M in float32 on the CPU, 8 rows
+--json FILE     where the figures are written
+"""
+
+import argparse
+import json
+import os
+import platform
+
+import torch
+import transformers
+
+from .figures import FIGURES
+from .measure import Others
+from .setting import CPU, CUDA
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default=",".join(FIGURES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", default="benchmarks.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+
+    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
+    print(f"{machine}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{'':2} {'figure':62} {'measured':>9} {'wanted':>9}  {'seconds, median'}")
+    rows = []
+    for name in arguments.only.split(","):
+        others = Others()
+        for row in FIGURES[name](CUDA if arguments.device == "cuda" else CPU, arguments.repeats):
+            rows.append({"name": name, **row, "others": others.share()})
+            wanted = f"{row['sense']} {row['wanted']:.2f}" if row.get("wanted") else ""
+            met = "" if not wanted else "  met" if _met(row) else "  MISSED"
+            times = ", ".join(f"{k} {v:.2f}" for k, v in row["seconds"].items())
+            print(f"{name:2} {row['figure']:62} {row['ratio']:8.2f}x {wanted:>9}  {times}{met}", flush=True)
+        if (share := others.share()) is not None and share > 0.02:
+            print(
+                f"   (other processes used {share:.0%} of the machine meanwhile: distrust this)",
+                flush=True,
+            )
+    with open(arguments.json, "w") as file:
+        json.dump({"machine": machine, "platform": platform.platform(), "torch": torch.__version__,
+                   "repeats": arguments.repeats, "figures": rows}, file, indent=1)  # fmt: skip
+
+
+def _met(row: dict) -> bool:
+    return row["ratio"] >= row["wanted"] if row["sense"] == ">=" else row["ratio"] <= row["wanted"]
+
+
+if __name__ == "__main__":
+    main()
