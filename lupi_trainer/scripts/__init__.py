@@ -1,7 +1,11 @@
 """Training scripts, one a method, for `accelerate launch` and for the command `lupi`."""
 
+import atexit
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -19,6 +23,26 @@ def run(main: Callable[[], int | None]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         raise
+
+
+def leave(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script as this process's last work, and end the process with its exit status.
+
+    One of several processes ends without the interpreter's own tear-down: that one frees the process group while it
+    holds the interpreter's lock, and joins worker threads (gloo's) that may still need the lock to let go of a tensor,
+    which hangs the process, and with it the whole launch. What registered for the exit (W&B, for one) still runs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(run(main))
+    try:
+        status = run(main)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -65,7 +65,4 @@ def train_and_save(trainer, data_args: DataArguments) -> None:
     trainer.accelerator.print(f"Student saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
-    # When the process group goes it joins its worker threads with the interpreter's lock held, and a worker that still
-    # has a gathered tensor to let go of needs that lock: waiting here gives it the time (gloo hung otherwise).
     trainer.accelerator.wait_for_everyone()
-    trainer.end()

@@ -43,6 +43,6 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from . import run
+    from . import leave
 
-    sys.exit(run(main))
+    leave(main)

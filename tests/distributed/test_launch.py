@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,23 @@ def launch(config: str, output_dir: Path, *overrides: str, module: str = "lupi_s
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", f"recipes/accelerate_configs/{config}.yaml", "--main_process_port", "0"]
     command += ["-m", f"lupi_trainer.scripts.{module}", "--config", recipe, "--output_dir", str(output_dir)]
-    return subprocess.run(
-        [*command, *overrides], capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=300
+    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}  # one that hangs is aborted, and shows where it stood
+    process = subprocess.Popen(
+        [*command, *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)
+        stdout, stderr = process.communicate()
+        pytest.fail(f"no end in 200 s: {stdout[-2000:]}\n{stderr[-6000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def losses(run: subprocess.CompletedProcess, output_dir: Path) -> list[float]:

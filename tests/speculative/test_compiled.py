@@ -3,9 +3,8 @@ import warnings
 import pytest
 import torch
 
-from lupi_trainer.speculative import AdapterDisabled, skd_rollout
+from lupi_trainer.speculative import AdapterDisabled, reader, skd_rollout
 from lupi_trainer.speculative import compiled as module
-from lupi_trainer.speculative import reader
 
 from .reference import reference_rollout
 from .scene import RULE, Scene
