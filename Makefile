@@ -14,11 +14,11 @@ BIN := .venv/bin
 demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy before and after
 	$(BIN)/lupi demo --output_dir runs/demo
 
-test: .venv/.ready  ## Everything that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu"
+test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -m "not gpu and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run

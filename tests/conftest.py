@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "slow" not in item.keywords)  # two workers end together when the long ones come first
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
