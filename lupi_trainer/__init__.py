@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "KDLoRAConfig": "kd_lora",
+    "KDLoRATrainer": "kd_lora",
     "LUPISKDConfig": "lupi_skd",
     "LUPISKDTrainer": "lupi_skd",
     "Rollout": "speculative",
@@ -16,6 +18,8 @@ _PUBLIC = {
     "load_training_data": "data",
 }
 __all__ = [
+    "KDLoRAConfig",
+    "KDLoRATrainer",
     "LUPISKDConfig",
     "LUPISKDTrainer",
     "Rollout",
@@ -27,6 +31,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .data import load_probes, load_training_data
+    from .kd_lora import KDLoRAConfig, KDLoRATrainer
     from .lupi_skd import LUPISKDConfig, LUPISKDTrainer
     from .speculative import Rollout, TopK, skd_rollout
 

@@ -15,7 +15,11 @@ ALLOWED = {
     "speculative": {"speculative"},
     "evaluation": {"evaluation", "prompts"},
     "trl_private": set(),
-    "lupi_skd": {"lupi_skd", "data", "evaluation", "lab", "prompts", "speculative", "trl_private"},
+    "losses": set(),
+    "heads": set(),
+    "teacher": {"lab"},
+    "lupi_skd": {"lupi_skd", "data", "evaluation", "heads", "lab", "prompts", "speculative", "teacher", "trl_private"},
+    "kd_lora": {"kd_lora", "heads", "lab", "losses", "qa_data", "teacher", "trl_private"},
     "recipe_files": set(),
     "recipe_parser": set(),
     "scripts": {
@@ -30,11 +34,11 @@ ALLOWED = {
         "speculative",
     },
     "cli": {"lab", "recipe_files", "scripts"},
-    "__init__": {"data", "lupi_skd", "speculative"},
+    "__init__": {"data", "kd_lora", "lupi_skd", "speculative"},
 }
 # files of the lab that stand at its end: they train and show, so they may look down
 LAB_ENDS = {"pretrain.py", "demo.py"}
-USES_TRL = {"lupi_skd", "trl_private", "recipe_parser", "scripts"}
+USES_TRL = {"kd_lora", "lupi_skd", "trl_private", "recipe_parser", "scripts"}
 
 
 def imports(path: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 import inspect
 
-from trl import DistillationTrainer
+from trl import DistillationTrainer, SFTTrainer
 
 from lupi_trainer import trl_private
 
@@ -36,6 +36,15 @@ def test_functions():
         "generation_kwargs",
         "gradient_checkpointing_kwargs",
     ]
+    assert parameters(trl_private.ForwardRedirection.__call__) == [
+        "self",
+        "wrapper_module",
+        "original_module",
+        "method",
+        "args",
+        "kwargs",
+    ]
+    assert parameters(trl_private.gather_head) == ["params"]
 
 
 def test_overridden_methods():
@@ -57,3 +66,9 @@ def test_overridden_methods():
     # the parent's buffer of rolled-out inputs shuffles and splits whatever batch-first tensors it is given
     source = inspect.getsource(DistillationTrainer._prepare_inputs)
     assert "shuffle_sequence_dict" in source and "split_tensor_dict" in source
+
+
+def test_what_kd_lora_overrides():
+    assert parameters(SFTTrainer.compute_loss) == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+    source = inspect.getsource(SFTTrainer)
+    assert "self._total_train_tokens = 0" in source and "self.aux_loss_enabled = " in source

@@ -18,16 +18,17 @@ from trl import DistillationTrainer
 
 from ..data import check_probes, prepare_columns
 from ..evaluation import closed_book
+from ..heads import Head
 from ..lab import resolve_model
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
 from ..speculative import AdapterDisabled, TopK, skd_rollout
+from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
 from .checks import check_batch, check_dataset_lengths, check_length
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
 from .rules import make_gamma_policy, make_rule
-from .states import Head, completion_states
-from .teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
+from .states import completion_states
 
 
 logger = logging.getLogger(__name__)

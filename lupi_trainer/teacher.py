@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
-from ..lab import resolve_model
-from .lupi_skd_config import LUPISKDConfig
+from .lab import resolve_model
 
 
-def quantization_config(args: LUPISKDConfig, dtype: Any) -> BitsAndBytesConfig | None:
+def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
     """The teacher's own quantisation, apart from the student's."""
     if args.teacher_load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -24,12 +23,12 @@ def quantization_config(args: LUPISKDConfig, dtype: Any) -> BitsAndBytesConfig |
     return None
 
 
-def load_teacher(teacher: str | PreTrainedModel, args: LUPISKDConfig, device: torch.device) -> PreTrainedModel:
+def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device) -> PreTrainedModel:
     """The frozen teacher on its device.
 
     Args:
         teacher: a name or path (loaded as the `teacher_*` keys say), or a model (placed, otherwise as it is).
-        args: the run's configuration.
+        args: the run's configuration, with the `teacher_*` keys of `LUPISKDConfig` or `KDLoRAConfig`.
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
     Raises:
@@ -61,7 +60,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: LUPISKDConfig, device: to
     return teacher.eval()
 
 
-def load_teacher_tokenizer(teacher: str, args: LUPISKDConfig):
+def load_teacher_tokenizer(teacher: str, args: Any):
     """The tokenizer beside a teacher given by name, or `None` where a local folder holds none."""
     path = resolve_model(teacher)
     if os.path.isdir(path) and not any(name.startswith("tokenizer") for name in os.listdir(path)):

@@ -1,0 +1,39 @@
+"""What turns hidden states into logits, and how each model family scales them."""
+
+import torch
+from torch import nn
+
+
+def logit_scale(config) -> float:
+    """The factor between `lm_head` output and logits, under the name that the model family gives it (1 if none)."""
+    config = config.get_text_config()
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return scaling if config.model_type == "hyperclovax" else 1 / scaling
+
+
+class Head:
+    """The `lm_head` of a model, cut to a shared vocabulary and brought to a device.
+
+    Raises:
+        ValueError: the head has no dense weight (it is quantised or wrapped by an adapter).
+    """
+
+    def __init__(self, model: nn.Module, vocab_size: int, device: torch.device | None = None):
+        head = model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+            raise ValueError(
+                f"the lm_head of {type(model).__name__} has no dense weight ({type(head).__name__}): keep it out of "
+                "quantisation and adapters"
+            )
+        device = device or weight.device
+        bias = getattr(head, "bias", None)
+        self.weight = weight[:vocab_size].to(device)
+        self.bias = None if bias is None else bias[:vocab_size].to(device)
+        self.scale = logit_scale(model.config)
+        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
