@@ -51,3 +51,108 @@ def check_kd_arguments(kd_alpha: float, kd_temperature: float) -> None:
         raise ValueError(f"kd_alpha must be in [0, 1], got {kd_alpha}: it is the weight of the distillation term")
     if not 0.0 < kd_temperature < float("inf"):
         raise ValueError(f"kd_temperature must be above 0, got {kd_temperature}")
+
+
+def shift_targets(
+    target_ids: torch.Tensor, horizon: int, segment_ids: torch.Tensor | None = None, ignore_index: int = -100
+) -> torch.Tensor:
+    """What every head is to predict at every position: head k at position t predicts `target_ids[:, t + k + 1]`.
+
+    Args:
+        target_ids: [B, S] unshifted labels, `ignore_index` where nothing is to be learned.
+        horizon: H, the number of heads; head 0 here is the model's own next-token head.
+        segment_ids: [B, S] which of several packed texts a position belongs to; no head looks into the next text.
+
+    Returns:
+        [B, S, H] token ids, `ignore_index` beyond the end of the text.
+
+    Raises:
+        ValueError: a horizon below 1.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    batch, length = target_ids.shape
+    shifted = target_ids.new_full((batch, length, horizon), ignore_index)
+    for k in range(min(horizon, length - 1)):
+        ahead = target_ids[:, k + 1 :]
+        if segment_ids is not None:
+            ahead = ahead.masked_fill(segment_ids[:, k + 1 :] != segment_ids[:, : -(k + 1)], ignore_index)
+        shifted[:, : length - k - 1, k] = ahead
+    return shifted
+
+
+def head_coefficients(
+    head_weights: torch.Tensor, has_target: torch.Tensor, reduction: str = "position"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the heads' cross-entropies in the loss, which is their weighted sum.
+
+    Args:
+        head_weights: [B, S, H], none negative.
+        has_target: [B, S, H] bool.
+        reduction: `"position"`: the mean over positions of each position's weighted mean over its heads, so that a
+            weight counts against the position's other heads only; `"token"`: one weighted mean over all predictions,
+            so that it counts against other positions too.
+
+    Returns:
+        ([B, S, H] factors that sum to 1, or to 0 where nothing counts; [B, S] bool, the positions that count: those
+        whose weights sum to more than 1e-8).
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+    if reduction not in ("position", "token"):
+        raise ValueError(f"reduction must be 'position' or 'token', got {reduction!r}")
+    weights = head_weights * has_target
+    sums = weights.sum(dim=-1)
+    counts = sums > 1e-8
+    weights = weights * counts[..., None]
+    if reduction == "token":
+        return weights / weights.sum().clamp(min=1e-8), counts
+    return weights / sums.clamp(min=1e-8)[..., None] / counts.sum().clamp(min=1), counts
+
+
+def compute_weighted_mtp_loss(
+    logits: torch.Tensor,
+    target_ids: torch.Tensor,
+    head_weights: torch.Tensor,
+    horizon: int = 4,
+    ignore_index: int = -100,
+    segment_ids: torch.Tensor | None = None,
+    reduction: str = "position",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weighted multi-token prediction: at each position the weighted mean of its heads' cross-entropies.
+
+    `L = mean over t of sum_k w[t, k] CE[t, k] / sum_k w[t, k]`, over the positions t with `sum_k w > 1e-8` (k: heads
+    that have a target there). With weights of one it is the loss of multi-token prediction, arXiv 2404.19737,
+    equation 2, as a mean over heads.
+
+    Args:
+        logits: [B, S, H, V], of every head at every position.
+        target_ids: [B, S] unshifted labels: head k at position t predicts `target_ids[:, t + k + 1]`.
+        head_weights: [B, S, H], none negative; without a gradient of their own, normally.
+        horizon: H.
+        ignore_index: the label of what is not to be learned.
+        segment_ids, reduction: as in [`shift_targets`] and [`head_coefficients`].
+
+    Returns:
+        `(weighted_loss, valid_mask, ce_per_head)`: scalar, 0 where nothing counts; [B, S] bool, the positions that
+        count; [B, S, H] in nats, 0 where there is no target.
+
+    Raises:
+        ValueError: shapes that do not match, or an unknown reduction.
+    """
+    expected = (*target_ids.shape, horizon)
+    if logits.shape[:-1] != expected or head_weights.shape != expected:
+        raise ValueError(
+            f"with target_ids {tuple(target_ids.shape)} and horizon={horizon}, logits must be {expected} + (V,) and "
+            f"head_weights {expected}; got {tuple(logits.shape)} and {tuple(head_weights.shape)}"
+        )
+    targets = shift_targets(target_ids, horizon, segment_ids, ignore_index)
+    ce = F.cross_entropy(
+        logits.flatten(0, 2).to(torch.promote_types(logits.dtype, torch.float32)),
+        targets.flatten(),
+        ignore_index=ignore_index,
+        reduction="none",
+    ).view(expected)
+    factors, counts = head_coefficients(head_weights, targets != ignore_index, reduction)
+    return (factors * ce).sum(), counts, ce

@@ -16,6 +16,7 @@ ALLOWED = {
     "evaluation": {"evaluation", "prompts"},
     "trl_private": set(),
     "losses": set(),
+    "token_weights": set(),
     "heads": set(),
     "teacher": {"lab"},
     "lupi_skd": {"lupi_skd", "data", "evaluation", "heads", "lab", "prompts", "speculative", "teacher", "trl_private"},
