@@ -16,6 +16,7 @@ from transformers import (
 )
 from trl import DistillationTrainer
 
+from ..checkpoints import SealedCheckpoints
 from ..data import check_probes, prepare_columns
 from ..evaluation import closed_book
 from ..heads import Head
@@ -27,6 +28,7 @@ from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generat
 from .checks import check_batch, check_dataset_lengths, check_length
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
+from .resume import ExactResume
 from .rules import make_gamma_policy, make_rule
 from .states import completion_states
 
@@ -34,7 +36,7 @@ from .states import completion_states
 logger = logging.getLogger(__name__)
 
 
-class LUPISKDTrainer(DistillationTrainer):
+class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
 

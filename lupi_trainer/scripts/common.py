@@ -1,8 +1,10 @@
 """What the training scripts share: which data, which student, and what happens once it is trained."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checkpoints import find_checkpoint
 from ..lab import resolve_model
 
 
@@ -56,9 +58,14 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
 
 
 def train_and_save(trainer, data_args: DataArguments) -> None:
-    """Train, evaluate at the end if the recipe evaluates at all, save, and push if it asks for that."""
+    """Train, evaluate at the end if the recipe evaluates at all, save, and push if it asks for that.
+
+    The run goes on from a checkpoint that `RESUME_CHECKPOINT` in the environment, or else `resume_from_checkpoint` in
+    the recipe names: its path, or `true` for the last whole one in `output_dir`.
+    """
     args = trainer.args
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=find_checkpoint(resume, args.output_dir))
     if args.eval_strategy != "no":
         trainer.evaluate()
     trainer.save_model(args.output_dir)

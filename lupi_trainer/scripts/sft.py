@@ -7,6 +7,7 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 import sys
 from dataclasses import dataclass, field
 
+from ..checkpoints import SealedCheckpoints
 from ..data import load_sft_data
 from ..recipe_parser import RecipeParser
 from .common import DataArguments, student_arguments, train_and_save
@@ -38,9 +39,12 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """
     from trl import SFTTrainer
 
+    class SealedSFTTrainer(SealedCheckpoints, SFTTrainer):
+        pass
+
     names = (data_args.dataset_name, data_args.eval_dataset_name)
     train_dataset, eval_dataset = (load_sft_data(n, data_args.completion_column) if n else None for n in names)
-    return SFTTrainer(
+    return SealedSFTTrainer(
         **student_arguments(training_args, model_args), train_dataset=train_dataset, eval_dataset=eval_dataset
     )
 

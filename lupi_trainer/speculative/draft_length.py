@@ -104,6 +104,15 @@ class Goodput:
         slope = min(max(slope, 0.01 * t / g), 0.99 * t / g)
         return (t - slope * g) / n, slope
 
+    def state(self) -> dict:
+        """What was learnt over all rows, as JSON can hold it; rows that are still running are not part of it."""
+        return {"all_trials": list(self.all_trials), "moments": list(self.moments), "rounds": self.rounds}
+
+    def restore(self, state: dict) -> None:
+        """Goes on from `state()` of another object."""
+        self.all_trials, self.moments = tuple(state["all_trials"]), list(state["moments"])
+        self.rounds = state["rounds"]
+
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
         self.rounds += 1
         if self.rounds > 1:

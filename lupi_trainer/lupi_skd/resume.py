@@ -1,0 +1,102 @@
+"""What a run remembers beside its weights, so that it goes on after a kill as if nothing had happened.
+
+Transformers' checkpoints hold weights, optimizer, scheduler, random numbers and the step. Here is the rest: the order
+of the data as a function of seed and epoch alone, what the gamma policy has learnt, the running totals, and what was
+measured since the last log.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from torch.utils.data import Sampler
+
+from .metrics import RolloutTotals
+
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "rollout_state_{process}.json"
+
+
+class EpochSampler(Sampler[int]):
+    """A sampler's order as a function of (seed, epoch), whichever epochs have been read before.
+
+    Args:
+        sampler: draws its order from its `generator` (one that has none keeps its order).
+        seed: of epoch 0; epoch e is drawn with `seed + e`.
+        epoch: tells the epoch that is being read.
+    """
+
+    def __init__(self, sampler: Sampler[int], seed: int, epoch: Callable[[], int]):
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if generator := getattr(self.sampler, "generator", None):
+            generator.manual_seed(self.seed + self.epoch())
+        yield from self.sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class ExactResume:
+    """For [`LUPISKDTrainer`]: a checkpoint holds all of the run's state, each process's own."""
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _data_order(self) -> dict[str, int | bool | None]:
+        """Everything that the order of the records depends on."""
+        args = self.args
+        return {
+            "seed": args.seed,
+            "shuffle_dataset": args.shuffle_dataset,
+            "records": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+        }
+
+    # The parent writes and reads the random state of every process, at the right moments: this belongs beside it.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = {
+            "data_order": self._data_order(),
+            "totals": {mode: asdict(totals) for mode, totals in self._rollout_totals.items()},
+            "gamma_policy": self._gamma_policy.state() if hasattr(self._gamma_policy, "state") else None,
+            "since_last_log": {
+                "step": self._globalstep_last_logged,
+                "loss": self._tr_loss.item(),
+                "metrics": self._metrics["train"],
+            },
+        }
+        path = Path(output_dir) / STATE_FILE.format(process=self.args.process_index)
+        path.write_text(json.dumps(state), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            logger.warning(f"{checkpoint} holds no rollout state: totals, gamma policy and open averages start anew.")
+            return
+        state = json.loads(path.read_text(encoding="utf-8"))
+        now = self._data_order()
+        changed = [
+            f"{key} was {value}, is {now[key]}" for key, value in state["data_order"].items() if value != now[key]
+        ]
+        if changed:
+            logger.warning(
+                f"resumed with another order of the data ({'; '.join(changed)}): the run goes on, not exactly."
+            )
+        self._rollout_totals = {mode: RolloutTotals(**totals) for mode, totals in state["totals"].items()}
+        if state["gamma_policy"] is not None and hasattr(self._gamma_policy, "restore"):
+            self._gamma_policy.restore(state["gamma_policy"])
+        self._globalstep_last_logged = state["since_last_log"]["step"]
+        self._tr_loss.fill_(state["since_last_log"]["loss"])
+        for name, values in state["since_last_log"]["metrics"].items():
+            self._metrics["train"][name] = values
