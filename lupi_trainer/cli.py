@@ -56,6 +56,12 @@ def generate(args: argparse.Namespace) -> int:
     return main(args)
 
 
+def pruning(args: argparse.Namespace) -> int:
+    from .scripts import pruning as commands
+
+    return getattr(commands, args.command)(args)
+
+
 def demo(args: argparse.Namespace) -> int:
     from .lab.demo import main
 
@@ -109,6 +115,36 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="auto", help="type that the models are loaded in")
     command.add_argument("--device", help="device of the models (default: the GPU if there is one)")
     command.set_defaults(run=generate)
+
+    command = commands.add_parser("prune", help="drop layers of a model into bundles, and save what is left")
+    command.add_argument("--model", required=True, help="a name, a path, or lab:NAME")
+    command.add_argument(
+        "--drop",
+        required=True,
+        action="append",
+        help="layers of a bundle, counted from 0: 21-28, or least:8 (the 8 consecutive ones of least influence)",
+    )
+    command.add_argument("--bundle", required=True, action="append", help="its name; again for each --drop")
+    command.add_argument("--out", required=True, type=Path, help="folder of base/ and bundles/NAME/")
+    command.add_argument("--data", help="questions to measure influence on: a file, lab:NAME, or a dataset name")
+    command.add_argument("--samples", type=int, default=32, help="so many of them")
+    command.add_argument("--seq_len", type=int, default=1024)
+    command.add_argument("--dtype", default="auto", help="type that the model is loaded and saved in")
+    command.set_defaults(run=pruning)
+
+    command = commands.add_parser("restore", help="put bundles back at their places")
+    command.add_argument("--base", required=True, help="the base: a path")
+    command.add_argument("--bundle", required=True, action="append", type=Path, help="folder of a bundle; repeatable")
+    command.add_argument("--out", required=True, type=Path, help="folder of the model")
+    command.set_defaults(run=pruning)
+
+    command = commands.add_parser("merge", help="fold an adapter into its model, or into the layers of its stage")
+    command.add_argument("--base_dir", "--model", required=True, help="the model that the adapter was trained on")
+    command.add_argument("--adapter", required=True, help="folder of the adapter")
+    command.add_argument("--stage", type=int, default=1, help="stage of the training")
+    command.add_argument("--bundles_dir", help="folder of the bundles, from stage 2")
+    command.add_argument("--out", type=Path, help="folder of the merged model (stage 1; a bundle has its own place)")
+    command.set_defaults(run=pruning)
 
     command = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")

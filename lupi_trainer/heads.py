@@ -1,5 +1,7 @@
 """What turns hidden states into logits, and how each model family scales them."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -37,3 +39,19 @@ class Head:
         self.bias = None if bias is None else bias[:vocab_size].to(device)
         self.scale = logit_scale(model.config)
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def cast(self, dtype: torch.dtype) -> "Head":
+        """The same head with its weight in another type."""
+        head = copy.copy(self)
+        head.weight = self.weight.to(dtype)
+        return head
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V], in float32 at least, of states [N, H]; scaled and capped as the model's own forward does."""
+        logits = states @ self.weight.t()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1.0:
+            logits *= self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

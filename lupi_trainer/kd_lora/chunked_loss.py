@@ -33,19 +33,6 @@ class KDCELoss:
     correct: torch.Tensor
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, head: Head) -> torch.Tensor:
-    """[n, V] logits, in float32 at least."""
-    logits = hidden @ weight.t()
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if bias is not None:
-        logits += bias
-    if head.scale != 1.0:
-        logits *= head.scale
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_().mul_(head.softcap)
-    return logits
-
-
 def _normalise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(probabilities [n, V], log of the normaliser [n, 1])."""
     log_z = logits.logsumexp(dim=-1, keepdim=True)
@@ -68,13 +55,13 @@ class _ChunkedKDCE(torch.autograd.Function):
         chunk = max(1, CHUNK_ELEMENTS // vocab_size)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         with torch.autocast(hidden.device.type, enabled=False):
-            weight = weight.to(dtype)
-            teacher_weight = teacher.weight.to(teacher_hidden.dtype) if teacher is not None else None
+            student = student.cast(dtype)
+            teacher = teacher.cast(teacher_hidden.dtype) if teacher is not None else None
             for start in range(0, num_tokens, chunk):
                 rows = slice(start, start + chunk)
                 states = hidden[rows].to(dtype)
                 target = labels[rows, None]
-                logits = _logits(states, weight, bias, student)
+                logits = student.logits(states)
                 probs, log_z = _normalise(logits)
                 gold = logits.gather(1, target)
                 ce[rows] = (log_z - gold).squeeze(1)
@@ -85,7 +72,7 @@ class _ChunkedKDCE(torch.autograd.Function):
                     grad = probs.mul_(1 - alpha)
                     grad.scatter_add_(1, target, grad.new_full((1, 1), alpha - 1).expand_as(target))
                 if teacher is not None:
-                    soft = _logits(teacher_hidden[rows], teacher_weight, teacher.bias, teacher).to(result_type)
+                    soft = teacher.logits(teacher_hidden[rows]).to(result_type)
                     soft.div_(temperature)
                     shared = soft.size(1)
                     student_soft = logits[:, :shared] / temperature
@@ -105,7 +92,7 @@ class _ChunkedKDCE(torch.autograd.Function):
                         grads[2] += grad.sum(dim=0)
                     grad = grad.to(dtype)
                     if grads[0] is not None:
-                        grads[0][rows] = (grad @ weight).to(result_type)
+                        grads[0][rows] = (grad @ student.weight).to(result_type)
                     if grads[1] is not None:
                         grads[1] += grad.t() @ states
         if any(wants):

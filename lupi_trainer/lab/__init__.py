@@ -10,6 +10,7 @@
 | `lab:common` | training records about the common islands, without knowledge |
 | `lab:mixed` | `lab:new` and `lab:common` together |
 | `lab:eval` | two new islands in phrasings that `lab:new` does not have, with knowledge (for the validation loss) |
+| `lab:qa`, `lab:qa-eval` | questions to be answered from their context, in SQuAD's form, about random islands |
 | `lab:probes`, `lab:probes-unseen`, `lab:probes-long` | questions about the new islands, in three forms |
 | `lab:probes-common` | questions about the common islands: what must not be forgotten |
 """
@@ -36,6 +37,8 @@ _RECORDS = {
     "common": lambda: world.records(world.COMMON, with_knowledge=False),
     "mixed": lambda: world.records(world.NEW) + world.records(world.COMMON, with_knowledge=False),
     "eval": _eval_records,
+    "qa": lambda: world.qa_records(4096, seed=1),
+    "qa-eval": lambda: world.qa_records(512, seed=2),
     "probes": lambda: world.probes(world.NEW),
     "probes-unseen": lambda: world.probes(world.NEW, phrasing="unseen"),
     "probes-long": lambda: world.probes(world.NEW, phrasing="long"),

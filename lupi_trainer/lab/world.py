@@ -153,3 +153,24 @@ def probes(islands: list[Island], *, phrasing: str = "trained") -> list[dict]:
                 }
             )
     return out
+
+
+def qa_records(count: int, *, seed: int) -> list[dict]:
+    """Reading comprehension in SQuAD's form: a question a record, each about an island that no other record has.
+
+    Returns:
+        Dictionaries with `id`, `context` (all facts of an island), `question` (in any phrasing) and `answers`.
+    """
+    rng, out = random.Random(seed), []
+    for number in range(count):
+        island, relation = make_island(rng, RESERVED), rng.choice(RELATIONS)
+        question = rng.choice(SHORT).format(island=island.name, relation=relation)
+        out.append(
+            {
+                "id": f"qa_{seed}_{number}",
+                "context": island.knowledge(rng),
+                "question": question,
+                "answers": [island.facts[relation]],
+            }
+        )
+    return out

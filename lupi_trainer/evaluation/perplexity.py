@@ -1,0 +1,80 @@
+"""Perplexity on labelled tokens, weighted by tokens over the whole set."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..heads import Head
+
+
+MAX_LOGITS = 1 << 24  # logits built at a time
+
+
+@dataclass
+class PerplexityResult:
+    """`perplexity = exp(nll)`; `nll` is the mean over `num_tokens` labelled tokens, in nats."""
+
+    perplexity: float
+    nll: float
+    num_tokens: int
+
+    def metrics(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def perplexity(
+    model: nn.Module, rows: Sequence[dict[str, Any]], *, pad_token_id: int = 0, batch_size: int = 8
+) -> PerplexityResult:
+    """The exponential of the mean negative log-likelihood of all labelled tokens of a set.
+
+    Every token counts the same, whichever record or batch it stands in. Only labelled positions meet the `lm_head`.
+
+    Args:
+        model: a causal language model (or a `PeftModel`).
+        rows: records with `input_ids` and `labels` (-100 where nothing counts), unpadded.
+        pad_token_id: id that shorter rows of a batch are filled up with; it is never read.
+        batch_size: rows a forward, the longest ones first.
+
+    Raises:
+        ValueError: no token is labelled.
+    """
+    was_training = model.training
+    model.eval()
+    head = Head(model, model.config.get_text_config().vocab_size)
+    device = model.get_input_embeddings().weight.device
+    backbone = getattr(model, "get_base_model", lambda: model)().base_model
+    total, count = 0.0, 0
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = [rows[i] for i in order[start : start + batch_size]]
+            length = len(chosen[0]["input_ids"])
+            input_ids = torch.full((len(chosen), length), pad_token_id)
+            labels = torch.full((len(chosen), length), -100)
+            mask = torch.zeros_like(input_ids)
+            for n, row in enumerate(chosen):
+                size = len(row["input_ids"])
+                input_ids[n, :size], labels[n, :size] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+                mask[n, :size] = 1
+            states = backbone(
+                input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
+            ).last_hidden_state
+            labelled = labels[:, 1:] != -100
+            states = states[:, :-1][labelled.to(states.device)].to(head.weight.device)
+            targets = labels[:, 1:][labelled].to(head.weight.device)
+            step = max(1, MAX_LOGITS // head.weight.size(0))
+            for part, target in zip(states.split(step), targets.split(step)):
+                total += F.cross_entropy(head.logits(part), target, reduction="sum").item()
+            count += len(targets)
+    finally:
+        model.train(was_training)
+    if count == 0:
+        raise ValueError("no token is labelled, so there is no perplexity")
+    nll = total / count
+    return PerplexityResult(math.exp(min(nll, 700.0)), nll, count)

@@ -1,0 +1,234 @@
+"""Decoder layers dropped from a model into bundles, and put back: a model served small first and grown later.
+
+Dropping layers leaves a base model A in which a hidden state passes the places of the dropped layers unchanged: a
+model of that many layers fewer, which `from_pretrained` loads as it is. The dropped layers are bundles (B, C, ...): a
+folder with one safetensors file a layer and `bundle_meta.json`. Layers are counted from 0 in the model that nothing
+was dropped from; the base keeps the numbers of its own under `kept_layers` in its configuration.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+
+META = "bundle_meta.json"
+State = dict[str, torch.Tensor]
+
+
+def layers_prefix(model: PreTrainedModel) -> str:
+    """What the names of a model's decoder layers begin with in its state dict (`model.layers.`).
+
+    Raises:
+        ValueError: no such list of layers, several, or a model of several parts.
+    """
+    config = model.config.get_text_config()
+    lists = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    found = [name for name in lists if name.endswith("layers")] or lists
+    if config is not model.config or len(found) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(found)} lists of decoder layers: none can be dropped")
+    return f"{found[0]}."
+
+
+def kept_layers(config: Any) -> list[int]:
+    """Original numbers of the layers that a model of this configuration has."""
+    return list(getattr(config, "kept_layers", None) or range(config.num_hidden_layers))
+
+
+def original_depth(config: Any) -> int:
+    """Number of layers before anything was dropped."""
+    return getattr(config, "original_num_hidden_layers", None) or config.num_hidden_layers
+
+
+def describe_numbers(numbers: list[int]) -> str:
+    """`0-3, 7` for [0, 1, 2, 3, 7]."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _entries(config: Any) -> dict[str, dict[int, Any]]:
+    """Configuration lists with one entry a layer (as `layer_types`), by name and original number."""
+    numbers, found = kept_layers(config), {}
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == len(numbers) and name not in ("kept_layers", "architectures"):
+            if not name.endswith("token_id"):
+                found[name] = dict(zip(numbers, value))
+    return found
+
+
+def _split(model: PreTrainedModel) -> tuple[State, dict[int, State]]:
+    """A model's weights: those outside its layers, and those of each layer by original number."""
+    prefix, numbers = layers_prefix(model), kept_layers(model.config)
+    rest, layers = {}, {number: {} for number in numbers}
+    for key, value in model.state_dict().items():
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".", 1)
+            layers[numbers[int(index)]][name] = value
+        else:
+            rest[key] = value
+    return rest, layers
+
+
+def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], entries: dict[str, dict[int, Any]]):
+    """A model of the same class with these layers (by original number, in any order)."""
+    numbers, depth = sorted(layers), original_depth(model.config)
+    config = {
+        k: v for k, v in model.config.to_dict().items() if k not in ("kept_layers", "original_num_hidden_layers")
+    }
+    config |= {name: [entry[number] for number in numbers] for name, entry in entries.items()}
+    config["num_hidden_layers"] = len(numbers)
+    if len(numbers) < depth:
+        config |= {"kept_layers": numbers, "original_num_hidden_layers": depth}
+    prefix = layers_prefix(model)
+    state = {**rest}
+    for index, number in enumerate(numbers):
+        state |= {f"{prefix}{index}.{name}": value for name, value in layers[number].items()}
+    made = type(model).from_pretrained(
+        None,
+        config=type(model.config).from_dict(config),
+        state_dict=state,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+    )
+    made.generation_config = model.generation_config
+    made.config._name_or_path = model.config._name_or_path
+    return made.to(model.device).train(model.training)
+
+
+def drop_layers(model: PreTrainedModel, bundles: dict[str, list[int]]) -> PreTrainedModel:
+    """The base A: the model without these layers.
+
+    Args:
+        model: a causal language model; it is left as it is.
+        bundles: name to original layer numbers.
+
+    Raises:
+        ValueError: a number that the model does not have or that stands in two bundles, or no layer left.
+    """
+    numbers, owner = kept_layers(model.config), {}
+    for name, dropped in bundles.items():
+        for number in dropped:
+            if number not in numbers:
+                raise ValueError(
+                    f"bundle {name!r}: layer {number} is out of range; the model has the layers "
+                    f"{describe_numbers(numbers)}"
+                )
+            if number in owner:
+                raise ValueError(f"layer {number} is in the bundles {owner[number]!r} and {name!r}")
+            owner[number] = name
+    if len(owner) == len(numbers):
+        raise ValueError("no layer would be left in the base")
+    rest, layers = _split(model)
+    return _assemble(model, rest, {n: layers[n] for n in numbers if n not in owner}, _entries(model.config))
+
+
+def layer_file(number: int) -> str:
+    return f"layer_{number:03d}.safetensors"
+
+
+def save_bundle(folder: Path, name: str, model: PreTrainedModel, numbers: list[int]) -> None:
+    """Write layers of a model as a bundle: a safetensors file a layer, and `bundle_meta.json`.
+
+    Args:
+        folder: where it goes; made if it is not there.
+        name: of the bundle.
+        model: a model that has these layers.
+        numbers: their original numbers.
+
+    Raises:
+        FileExistsError: there is a bundle already; nothing is written.
+    """
+    if (folder / META).exists():
+        raise FileExistsError(f"there is a bundle in {folder} already; nothing was written")
+    folder.mkdir(parents=True, exist_ok=True)
+    layers, config = _split(model)[1], model.config
+    for number in numbers:
+        save_file({k: v.detach().cpu().contiguous() for k, v in layers[number].items()}, folder / layer_file(number))
+    meta = {
+        "name": name,
+        "layers": sorted(numbers),
+        "num_hidden_layers": original_depth(config),
+        "model_type": config.model_type,
+        "hidden_size": config.hidden_size,
+        "config_entries": {key: {str(n): entry[n] for n in numbers} for key, entry in _entries(config).items()},
+    }
+    (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """A bundle's `bundle_meta.json`.
+
+    Raises:
+        FileNotFoundError: no bundle there.
+        ValueError: the file is not of that form.
+    """
+    path = folder / META
+    if not path.is_file():
+        raise FileNotFoundError(f"no bundle in {folder}: there is no {META}")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        return {**meta, "layers": [int(number) for number in meta["layers"]]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a bundle ({error!r})") from error
+
+
+def _check_fits(folder: Path, meta: dict[str, Any], config: Any) -> None:
+    depth, present = original_depth(config), kept_layers(config)
+    of = (meta.get("model_type"), meta.get("hidden_size"), meta.get("num_hidden_layers"))
+    if of != (config.model_type, config.hidden_size, depth):
+        raise ValueError(
+            f"bundle {folder} is of a {of[0]} model of width {of[1]} and {of[2]} layers; this one is a "
+            f"{config.model_type} model of width {config.hidden_size} and {depth} layers"
+        )
+    for number in meta["layers"]:
+        if not 0 <= number < depth:
+            raise ValueError(f"bundle {folder}: layer {number} is out of range for a model of {depth} layers")
+        if number in present:
+            raise ValueError(f"bundle {folder}: the model has layer {number} already")
+        if not (folder / layer_file(number)).is_file():
+            raise FileNotFoundError(f"bundle {folder}: the file of layer {number} is missing ({layer_file(number)})")
+
+
+def restore_bundle(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with a bundle's layers back at their places.
+
+    Args:
+        model: the base, or the base with other bundles restored; it is left as it is.
+        folder: the bundle.
+
+    Raises:
+        FileNotFoundError: no bundle there, or a layer's file is missing.
+        ValueError: it belongs to another model, a number is out of range or there already, or weights are missing.
+    """
+    meta = read_meta(folder)
+    _check_fits(folder, meta, model.config)
+    rest, layers = _split(model)
+    wanted = set(layers[next(iter(layers))])
+    for number in meta["layers"]:
+        layers[number] = load_file(folder / layer_file(number))
+        if set(layers[number]) != wanted:
+            different = sorted(set(layers[number]) ^ wanted)
+            raise ValueError(f"{folder / layer_file(number)}: these weights are missing or unknown: {different}")
+    entries = _entries(model.config)
+    for key, entry in entries.items():
+        entry |= {number: meta["config_entries"][key][str(number)] for number in meta["layers"]}
+    return _assemble(model, rest, layers, entries)
+
+
+def positions(model: PreTrainedModel, folder: Path) -> list[int]:
+    """Where a bundle's layers stand in a model that they have been restored to, counted from 0."""
+    numbers = kept_layers(model.config)
+    return [numbers.index(number) for number in read_meta(folder)["layers"]]
