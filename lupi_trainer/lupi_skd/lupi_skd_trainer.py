@@ -16,11 +16,13 @@ from transformers import (
 )
 from trl import DistillationTrainer
 
+from ..callbacks import RolloutReport
 from ..checkpoints import SealedCheckpoints
-from ..data import check_probes, prepare_columns
+from ..data import check_probes, last_user_text, prepare_columns
 from ..evaluation import closed_book
 from ..heads import Head
 from ..lab import resolve_model
+from ..pieces import mark_teacher, token_pieces
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
 from ..speculative import AdapterDisabled, TopK, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
@@ -192,6 +194,8 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
         self._rollout = None
+        self._report = RolloutReport()
+        self.add_callback(self._report)  # after transformers' own, which open the run
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -276,8 +280,20 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
                 self._metrics[mode][key] = [value]  # a running total is logged as it stands
             else:
                 self._metrics[mode][key].append(value)
+        if mode == "train" and self.args.report_to:
+            self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
         self._rollout = rollout, teacher_prompt_ids
         return rollout.completion_ids
+
+    def _marked_texts(self, rollout) -> list[tuple[str, str, float]]:
+        """(prompt, completion with the teacher's tokens in brackets, their share), if texts are logged at all."""
+        if not self.log_completions:
+            return []
+        texts = []
+        for row, ids, by_teacher in zip(self._rows, rollout.completion_ids, rollout.from_teacher):
+            marked = mark_teacher(token_pieces(self._tokenizer, ids), by_teacher)
+            texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / len(by_teacher)))
+        return texts
 
     def _log_block(self, block) -> None:
         logger.info("rollout %s", block)
