@@ -12,6 +12,7 @@ from .draft_length import Adaptive, DraftLength, Fixed, Goodput, Outcome
 from .draft_source import DraftSource
 from .models import AdapterDisabled
 from .prompt_lookup import PromptLookup
+from .remote import RemoteTeacher
 from .results import Block, Rollout, RolloutStats
 from .rollout import skd_rollout
 
@@ -31,6 +32,7 @@ __all__ = [
     "Outcome",
     "PromptLookup",
     "RelativeProbability",
+    "RemoteTeacher",
     "Rollout",
     "RolloutStats",
     "SpeculativeOutput",

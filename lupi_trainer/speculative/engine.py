@@ -12,8 +12,9 @@ import torch
 
 from .acceptance import Judged, probability, rank
 from .draft_length import Outcome
-from .noise import TEACHER, row_keys, sample
+from .noise import row_keys
 from .reader import Reader
+from .remote import RemoteReader, RemoteTeacher
 from .request import Request
 from .results import Block, Rollout, RolloutStats
 from .slots import Slots
@@ -27,7 +28,10 @@ class Engine:
         slots, limit, rows = request.slots, request.max_new_tokens, len(request.row_ids)
         shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size, "compile": request.compile}
         self.student = Reader(student, request.student_prompts, **shape)
-        self.teacher = Reader(teacher, request.teacher_prompts, **shape)
+        if isinstance(teacher, RemoteTeacher):
+            self.teacher = RemoteReader(teacher, request, self.student.device)
+        else:
+            self.teacher = Reader(teacher, request.teacher_prompts, **shape)
         device = self.teacher.device
         self.slots = Slots([self.student, self.teacher], rows, slots, device, fixed=request.compile)
         last = torch.tensor([[s[-1], t[-1]] for s, t in zip(request.student_prompts, request.teacher_prompts)])
@@ -134,7 +138,7 @@ class Engine:
         accepted = stands.long().cumprod(1).sum(1)
         rejected = accepted < width
         at = accepted.clamp(max=width - 1)
-        correction = sample(logits[slots, at], self.r.teacher_temperature, self.keys[row], n + at, TEACHER)
+        correction = self.teacher.draw(logits, at, self.r.teacher_temperature, self.keys[row], n + at, rejected)
         corrected = rejected[:, None] & (places == at[:, None])
         new = torch.where(corrected, correction[:, None], drafts[:, :width])
 
@@ -196,9 +200,12 @@ class Engine:
         tokens, by_teacher = self.tokens.tolist(), self.by_teacher.tolist()
         self.stats.student_forwards = self.student.forwards
         self.stats.teacher_forwards = self.teacher.forwards
+        kept = None if self.hidden is None else [h[:n] for h, n in zip(self.hidden, self.lengths)]
+        remote = isinstance(self.teacher, RemoteReader)
         return Rollout(
             completion_ids=[row[:n] for row, n in zip(tokens, self.lengths)],
             from_teacher=[row[:n] for row, n in zip(by_teacher, self.lengths)],
             stats=self.stats,
-            teacher_hidden=None if self.hidden is None else [h[:n] for h, n in zip(self.hidden, self.lengths)],
+            teacher_hidden=None if remote else kept,
+            teacher_top=kept if remote else None,
         )

@@ -14,6 +14,7 @@ import torch
 from .cache import RaggedCache
 from .compiled import call, read, write
 from .models import active, text_config
+from .noise import TEACHER, sample
 
 
 _BUCKET = 64  # attention looks at a multiple of so many slots; compiled, so many has the cache
@@ -67,6 +68,10 @@ class Reader:
     def write(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, temperature: float, keys: torch.Tensor):
         """tokens [A, 1] -> each row's next token [A, 1], drawn with the noise of `keys` [A]; its logits [A, V]."""
         return self._call(write, tokens, written, longest, temperature, keys, written)
+
+    def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
+        """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
+        return sample(logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER)
 
     def _call(self, function, tokens, written, longest, *args):
         visible = self._visible(longest + tokens.shape[1])

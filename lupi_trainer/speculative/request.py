@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .acceptance import AcceptanceRule
+from .acceptance import AcceptanceRule, TopK
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput
 from .models import require_support, text_config
+from .remote import RemoteTeacher
 
 
 GAMMA_POLICIES = {"fixed": Fixed, "adaptive": Adaptive, "goodput": Goodput}
@@ -61,6 +62,17 @@ def _check_prompts(role: str, model, prompts: list[list[int]], max_new_tokens: i
             )
 
 
+def _check_remote(teacher, acceptance: AcceptanceRule, vocab_size: int, compile: bool) -> None:
+    if compile:
+        raise ValueError("compile=True does not work with a remote teacher")
+    k = acceptance.k if isinstance(acceptance, TopK) else None
+    if k is None or teacher.top_k < k < vocab_size:
+        raise ValueError(
+            f"a remote teacher that returns its {teacher.top_k} likeliest tokens can judge by TopK with k up to that "
+            f"number (or let all {vocab_size} stand), not by {acceptance}"
+        )
+
+
 def make_request(
     student, teacher, student_prompt_ids, teacher_prompt_ids, *, max_new_tokens, gamma, gamma_policy, acceptance,
     student_temperature, teacher_temperature, eos_token_id, seed, row_ids, max_slots, verification, vocab_size,
@@ -88,6 +100,8 @@ def make_request(
         raise ValueError(
             f"vocab_size must lie in [1, {shared}], the smaller of the two vocabularies; got {vocab_size}"
         )
+    if isinstance(teacher, RemoteTeacher):
+        _check_remote(teacher, acceptance, shared if vocab_size is None else vocab_size, compile)
     students, teachers = [list(p) for p in student_prompt_ids], [list(p) for p in teacher_prompt_ids]
     _check_prompts("student", student, students, max_new_tokens, sizes["student"])
     _check_prompts("teacher", teacher, teachers, max_new_tokens, sizes["teacher"])

@@ -43,6 +43,8 @@ class Rollout:
     from_teacher: list[list[bool]]
     stats: RolloutStats
     teacher_hidden: list[torch.Tensor] | None = None  # [len_i, H_teacher]: what the teacher's lm_head read
+    # of a remote teacher [len_i, 2 * top_k]: its likeliest token ids, then their log-probabilities (-inf: no token)
+    teacher_top: list[torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from .acceptance import AcceptanceRule, TopK
 from .attention import ragged_attention
 from .engine import Engine
 from .models import evaluating
+from .remote import RemoteTeacher
 from .request import make_request
 from .results import Rollout
 
@@ -43,7 +44,9 @@ def skd_rollout(
 
     Args:
         student, teacher: causal language models of transformers (or a PeftModel, or `AdapterDisabled` of one), on any
-            device and in any dtype; logits are compared in float32, over the first columns that both have.
+            device and in any dtype; logits are compared in float32, over the first columns that both have. The teacher
+            may be a `RemoteTeacher`, whose likeliest tokens are all that is known of it: then `acceptance` must be
+            a `TopK` within them (or accept all), and nothing is compiled.
         student_prompt_ids, teacher_prompt_ids: B ragged lists of token ids; the same text completes row i of both.
         max_new_tokens: the longest completion, in tokens.
         gamma: the draft length, in tokens; where a policy chooses it, the longest.
@@ -57,7 +60,8 @@ def skd_rollout(
         compile: compile the student's step and the teacher's verification.
         on_block: called with a `Block` after every round.
         vocab_size: use only the first so many columns of the logits.
-        return_teacher_hidden: keep what the teacher's lm_head read at every completion token.
+        return_teacher_hidden: keep what the teacher's lm_head read at every completion token; of a remote teacher, the
+            likeliest tokens that it returned.
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
@@ -69,5 +73,6 @@ def skd_rollout(
         seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
         return_teacher_hidden=return_teacher_hidden, compile=compile,
     )  # fmt: skip
-    with evaluating(student, teacher), ragged_attention(student, teacher):
+    models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
+    with evaluating(*models), ragged_attention(*models):
         return Engine(student, teacher, request, on_block).run()
