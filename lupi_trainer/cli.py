@@ -62,6 +62,22 @@ def pruning(args: argparse.Namespace) -> int:
     return getattr(commands, args.command)(args)
 
 
+def push(args: argparse.Namespace) -> int:
+    from .hub import push_folder
+
+    url = push_folder(
+        args.folder,
+        args.repo_id,
+        private=args.private or None,
+        base_model=args.base_model,
+        overwrite=args.overwrite,
+        revision=args.revision,
+        commit_message=args.commit_message,
+    )
+    print(f"pushed to {url}")
+    return 0
+
+
 def demo(args: argparse.Namespace) -> int:
     from .lab.demo import main
 
@@ -145,6 +161,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--bundles_dir", help="folder of the bundles, from stage 2")
     command.add_argument("--out", type=Path, help="folder of the merged model (stage 1; a bundle has its own place)")
     command.set_defaults(run=pruning)
+
+    command = commands.add_parser("push", help="send the student of a finished run to the Hub")
+    command.add_argument("folder", metavar="RUN", type=Path, help="the folder that the student was saved to")
+    command.add_argument("--repo_id", required=True, help="user/name, or a name in the namespace of the token's owner")
+    command.add_argument("--private", action="store_true", help="a repository that is created is private")
+    command.add_argument("--base_model", help="Hub name of an adapter's base model, where it was a local folder")
+    command.add_argument("--overwrite", action="store_true", help="replace a student that is there (history keeps it)")
+    command.add_argument("--revision", help="branch to commit to (default: main)")
+    command.add_argument("--commit_message", default="Upload student")
+    command.set_defaults(run=push)
 
     command = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")

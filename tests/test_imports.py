@@ -60,7 +60,9 @@ ALLOWED = {
         "recipe_files",
         "speculative",
     },
-    "cli": {"lab", "recipe_files", "scripts"},
+    "student_files": set(),
+    "hub": {"student_files"},
+    "cli": {"hub", "lab", "recipe_files", "scripts"},
     "__init__": {"data", "kd_lora", "lupi_skd", "speculative"},
 }
 # files of the lab that stand at its end: they train and show, so they may look down

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import find_adapter_config_file
 
 from ..data import load_probes, load_training_data
 from ..evaluation import closed_book
@@ -14,7 +14,7 @@ from ..prompts import TeacherPrompt, check_tokenizer, load_few_shot_examples
 
 
 def load_model(name: str, dtype: str = "auto", device: str | None = None):
-    """A causal language model and its tokenizer, from a name, a folder, or the folder of a LoRA adapter.
+    """A causal language model and its tokenizer, from a name or a folder, of a LoRA adapter too.
 
     Returns:
         (model in eval mode on its device, tokenizer).
@@ -24,7 +24,7 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None):
     """
     path = resolve_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if os.path.isfile(os.path.join(path, "adapter_config.json")):
+    if find_adapter_config_file(path) is not None:
         from peft import AutoPeftModelForCausalLM
 
         model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype)
