@@ -76,6 +76,10 @@ def push(args: argparse.Namespace) -> int:
     )
     print(f"pushed to {url}")
     return 0
+def data_check(args: argparse.Namespace) -> int:
+    from .scripts.data_check import main
+
+    return main(args)
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -171,6 +175,15 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--revision", help="branch to commit to (default: main)")
     command.add_argument("--commit_message", default="Upload student")
     command.set_defaults(run=push)
+    command = commands.add_parser("data", help="check a file of records")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="name every fault of a file of records; exit status 1 if there is any")
+    check.add_argument("file", type=Path, help="records: a JSON or JSONL file")
+    check.add_argument("--probes", type=Path, help="closed-book questions about them: a JSON or JSONL file")
+    check.add_argument("--min_words", type=int, default=80, help="shortest knowledge, in words")
+    check.add_argument("--max_words", type=int, default=160, help="longest knowledge, in words")
+    check.add_argument("--json", action="store_true", help="print the faults as JSON")
+    check.set_defaults(run=data_check)
 
     command = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
