@@ -76,6 +76,8 @@ def push(args: argparse.Namespace) -> int:
     )
     print(f"pushed to {url}")
     return 0
+
+
 def data_check(args: argparse.Namespace) -> int:
     from .scripts.data_check import main
 
@@ -175,6 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--revision", help="branch to commit to (default: main)")
     command.add_argument("--commit_message", default="Upload student")
     command.set_defaults(run=push)
+
     command = commands.add_parser("data", help="check a file of records")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser("check", help="name every fault of a file of records; exit status 1 if there is any")
