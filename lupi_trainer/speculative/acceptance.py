@@ -73,6 +73,11 @@ def probability(logits: torch.Tensor, token: torch.Tensor, temperature: float) -
     return (scaled.gather(-1, token[..., None])[..., 0] - scaled.logsumexp(-1)).exp()
 
 
+def is_distribution(logits: torch.Tensor) -> torch.Tensor:
+    """logits [..., V] -> [...] bool: whether they make one, with no NaN, no +inf, and a token that is possible."""
+    return logits.amax(-1).isfinite()  # NaN wins every comparison, and -inf only where there is nothing else
+
+
 def distribution(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """logits [..., V] -> softmax(logits / temperature); at temperature 0 all of it lies on the largest logit."""
     if temperature == 0:

@@ -101,6 +101,12 @@ class RaggedCache(Cache):
         """The position of the first query: an int in a prefill, else a tensor with one for each row."""
         return self.window.offsets if self.window.start is None else self.window.start
 
+    def clear(self, row: int, start: int) -> None:
+        """Zeroes a row from slot `start` on: numbers that are not finite would reach the next row in its place."""
+        for layer in self.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer[row, start:] = 0
+
     def copy_rows(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copies the first `length` slots of rows `source` [R] to rows `target` [R] ([1] is copied to all)."""
         for layer in self.layers:

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .acceptance import Judged, probability, rank
+from .acceptance import Judged, is_distribution, probability, rank
 from .draft_length import Outcome
 from .noise import row_keys
 from .reader import Reader
@@ -46,6 +46,7 @@ class Engine:
         self.by_teacher = torch.zeros(rows, limit + 1, dtype=torch.bool, device=device)
         self.hidden: torch.Tensor | None = None  # [rows, limit + 1, H]
         self.lengths = [0] * rows
+        self.broken: dict[int, str] = {}
         self.stats = RolloutStats()
 
     def run(self) -> Rollout:
@@ -55,9 +56,9 @@ class Engine:
             started = time.perf_counter()
             rooms = [self.r.max_new_tokens - self.slots.written[slot] for slot in running]
             gamma = self._gamma(dict(zip([self.slots.owner[slot] for slot in running], rooms)))
-            drafts, student_logits = self.draft(gamma)
+            drafts, sound, student_logits = self.draft(gamma)
             logits, hidden, stands = self.verify(drafts, student_logits)
-            report = self.commit(drafts, logits, hidden, stands).tolist()  # the round's one question to the device
+            report = self.commit(drafts, sound, logits, hidden, stands).tolist()  # the one question to the device
             seconds = time.perf_counter() - started
             outcomes = [self._outcome(slot, *report[slot]) for slot in running]
             self.stats.count_round(gamma, rooms, outcomes)
@@ -74,19 +75,23 @@ class Engine:
         return next((1 << i for i in range(10) if gamma <= 1 << i < self.r.gamma), self.r.gamma)  # few, a graph each
 
     def draft(self, gamma: int):
-        """Returns drafted tokens [A, gamma] and, for a rule that wants them, their logits [A, gamma, V]."""
+        """Returns drafted tokens [A, gamma], which of them came from a distribution [A, gamma] bool, and, for a rule
+        that wants them, their logits [A, gamma, V].
+        """
         a, device = self.slots.used, self.student.device
         n, token = self.slots.n[:a].to(device), self.pending[:a, :1].contiguous().to(device)
         keys = self.keys[self.slots.row[:a]].to(device)
         longest = self.slots.longest(self.student)
-        drafts, kept = [], []
+        drafts, sound, kept = [], [], []
         for i in range(gamma):
             token, logits = self.student.write(token, n + i, longest + i, self.r.student_temperature, keys)
             drafts.append(token)
+            sound.append(is_distribution(logits))
             if self.r.acceptance.needs_student_logits:
                 kept.append(logits)
         student_logits = torch.stack(kept, 1).to(self.teacher.device) if kept else None
-        return torch.cat(drafts, 1).to(self.teacher.device), student_logits
+        device = self.teacher.device
+        return torch.cat(drafts, 1).to(device), torch.stack(sound, 1).to(device), student_logits
 
     def verify(self, drafts: torch.Tensor, student_logits: torch.Tensor | None):
         """drafts [A, gamma] -> teacher logits [A, Q, V], what lm_head read [A, Q, H] or None, stands [A, Q] bool.
@@ -130,19 +135,26 @@ class Engine:
         )
         return self.r.acceptance.accept(judged)
 
-    def commit(self, drafts: torch.Tensor, logits: torch.Tensor, hidden, stands: torch.Tensor) -> torch.Tensor:
-        """Writes what stands and the teacher's corrections; returns [A, 4]: accepted, rejected, count, room."""
+    def commit(self, drafts, sound, logits: torch.Tensor, hidden, stands: torch.Tensor) -> torch.Tensor:
+        """Writes what stands and the teacher's corrections; returns [A, 5]: accepted, rejected, count, room, broken.
+
+        A row ends, broken, before the first place where a model has no distribution: 1 the student, 2 the teacher.
+        """
         a, width = stands.shape
+        sound, teacher_sound = sound[:, :width], is_distribution(logits)
+        stands = stands & sound & teacher_sound
         slots, places = torch.arange(a, device=stands.device), torch.arange(width, device=stands.device)
         n, row, limit = self.slots.n[:a], self.slots.row[:a], self.r.max_new_tokens
         accepted = stands.long().cumprod(1).sum(1)
         rejected = accepted < width
         at = accepted.clamp(max=width - 1)
-        correction = self.teacher.draw(logits, at, self.r.teacher_temperature, self.keys[row], n + at, rejected)
-        corrected = rejected[:, None] & (places == at[:, None])
+        broken = rejected & ~(sound & teacher_sound)[slots, at] & ~self.slots.idle[:a]
+        corrects = rejected & ~broken
+        correction = self.teacher.draw(logits, at, self.r.teacher_temperature, self.keys[row], n + at, corrects)
+        corrected = corrects[:, None] & (places == at[:, None])
         new = torch.where(corrected, correction[:, None], drafts[:, :width])
 
-        count = torch.minimum(accepted + rejected, limit - n).masked_fill(self.slots.idle[:a], 0)
+        count = torch.minimum(accepted + corrects, limit - n).masked_fill(self.slots.idle[:a], 0)
         ends = torch.isin(new, self.eos) & (places < count[:, None])
         count = torch.where(ends.any(1), ends.long().argmax(1) + 1, count)
         column = torch.where(places < count[:, None], n[:, None] + places, limit)
@@ -156,8 +168,10 @@ class Engine:
         self.memory[:a] = torch.where(rejected[:, None], after, before)
         self.pending[:a] = new[slots, count - 1][:, None]
         self.slots.n[:a] += count  # and so does its view `n`
-        room = (limit - n).masked_fill(ends.any(1), 0)
-        return torch.stack([torch.minimum(accepted, count), (count > accepted).long(), count, room], 1)
+        broken = broken & ~ends.any(1) & (n < limit)
+        room = (limit - n).masked_fill(ends.any(1) | broken, 0)
+        who = broken * (2 - (~sound)[slots, at].long())
+        return torch.stack([torch.minimum(accepted, count), (count > accepted).long(), count, room, who], 1)
 
     def _keep(self, hidden: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
         if self.hidden is None:
@@ -165,13 +179,18 @@ class Engine:
             self.hidden = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
         self.hidden[row[:, None].to(hidden.device), column.to(hidden.device)] = hidden
 
-    def _outcome(self, slot: int, accepted: int, rejected: int, count: int, room: int) -> Outcome:
+    def _outcome(self, slot: int, accepted: int, rejected: int, count: int, room: int, broken: int) -> Outcome:
         self.slots.written[slot] += count
+        if broken:
+            self.broken[self.slots.owner[slot]] = ("student", "teacher")[broken - 1]
         return Outcome(self.slots.owner[slot], accepted, bool(rejected), room)
 
     def _retire(self, slots: list[int]) -> None:
         for slot in slots:
             self.lengths[self.slots.owner[slot]] = self.slots.written[slot]
+            if self.slots.owner[slot] in self.broken:
+                for reader in (self.student, self.teacher):
+                    reader.clear(slot)
         self.slots.retire(slots)
 
     def _tell(self, drafts, logits, running: list[int], outcomes: list[Outcome], seconds: float) -> None:
@@ -206,6 +225,7 @@ class Engine:
             completion_ids=[row[:n] for row, n in zip(tokens, self.lengths)],
             from_teacher=[row[:n] for row, n in zip(by_teacher, self.lengths)],
             stats=self.stats,
+            broken=self.broken,
             teacher_hidden=None if remote else kept,
             teacher_top=kept if remote else None,
         )

@@ -136,6 +136,11 @@ class Reader:
             device = self.device
             self.cache.copy_rows(torch.tensor(source, device=device), torch.tensor(target, device=device), length)
 
+    def clear(self, slot: int) -> None:
+        """Forgets what a slot holds, all but the common prefix."""
+        self.cache.clear(slot, self.prefix)
+        self.held[slot] = None
+
     def move(self, source: int, target: int) -> None:
         """Moves a row to another slot, so that the slots in use stay the first ones."""
         self._copy([source], [target], self.size)

@@ -42,6 +42,7 @@ class Rollout:
     completion_ids: list[list[int]]
     from_teacher: list[list[bool]]
     stats: RolloutStats
+    broken: dict[int, str] = field(default_factory=dict)  # rows cut short -> whose logits were no distribution
     teacher_hidden: list[torch.Tensor] | None = None  # [len_i, H_teacher]: what the teacher's lm_head read
     # of a remote teacher [len_i, 2 * top_k]: its likeliest token ids, then their log-probabilities (-inf: no token)
     teacher_top: list[torch.Tensor] | None = None
