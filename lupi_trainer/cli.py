@@ -1,8 +1,10 @@
 """The command `lupi`: `lupi COMMAND --help` explains each. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -85,6 +87,9 @@ def data_check(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
+    # of no use to a newcomer: names that libraries are about to change, and kernels that the demo has no use for
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from .lab.demo import main
 
     return main(args.output_dir)

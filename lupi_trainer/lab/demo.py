@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from ..evaluation import closed_book
 from ..prompts import encode
@@ -106,7 +106,7 @@ def main(output_dir: Path) -> int:
     """Run the demo from its recipe; writes the student, `metrics.json` (fractions of 1) and `rollout.svg`."""
     from ..scripts.lupi_skd import build_trainer, make_parser
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     torch.set_num_threads(1)  # these models are too small to share out: a second thread only waits for the first
     console, start = Console(), time.perf_counter()
     recipe = str(recipes_dir() / RECIPE)
