@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 
-TRAINING = {"skd": "lupi_skd", "sft": "sft"}  # command -> script
+TRAINING = {"skd": "lupi_skd", "kd": "kd_lora", "sft": "sft"}  # command -> script
 
 
 def train(command: str, rest: list[str]) -> int:
@@ -86,6 +86,12 @@ def data_check(args: argparse.Namespace) -> int:
     return main(args)
 
 
+def sweep(args: argparse.Namespace) -> int:
+    from .scripts.sweep import main
+
+    return main(args)
+
+
 def demo(args: argparse.Namespace) -> int:
     # of no use to a newcomer: names that libraries are about to change, and kernels that the demo has no use for
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -99,16 +105,26 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the training commands, whose keys are those of their recipes."""
     parser = argparse.ArgumentParser(prog="lupi", description="Teach a student what only its teacher can read.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, what in (("skd", "speculative knowledge distillation"), ("sft", "supervised fine-tuning, the baseline")):
+    for name, what in (
+        ("skd", "speculative knowledge distillation"),
+        ("kd", "distillation into a LoRA adapter, beside the cross-entropy on gold answers"),
+        ("sft", "supervised fine-tuning, the baseline"),
+    ):
         commands.add_parser(
             name,
             add_help=False,
             help=f"train by {what}: lupi {name} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]",
         )
 
-    command = commands.add_parser("evaluate", help="ask a model closed-book questions and mark its answers")
+    command = commands.add_parser("evaluate", help="ask a model closed-book questions, or measure its perplexity")
     command.add_argument("--model", required=True, help="the student: a name, a path (of an adapter too), or lab:NAME")
-    command.add_argument("--probes", required=True, nargs="+", help="questions: JSON or JSONL files, or lab:NAME")
+    command.add_argument("--probes", default=[], nargs="+", help="questions: JSON or JSONL files, or lab:NAME")
+    command.add_argument(
+        "--perplexity", default=[], nargs="+", help="questions with contexts, in SQuAD's form: files, lab:NAME, squad"
+    )
+    command.add_argument("--max_samples", type=int, help="so many of them for the perplexity")
+    command.add_argument("--split", default="validation", help="of a dataset from the Hub, for the perplexity")
+    command.add_argument("--seq_len", type=int, default=1024, help="longer ones are dropped and counted")
     command.add_argument("--teacher", help="also ask this model open-book: with each probe's knowledge")
     command.add_argument("--records", help="records whose knowledge the teacher reads, found by the probes' record_id")
     command.add_argument("--teacher_system_prompt", help="persona of the teacher")
@@ -193,6 +209,12 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the faults as JSON")
     check.set_defaults(run=data_check)
 
+    command = commands.add_parser("sweep", help="a set of KD-LoRA recipes one after another: table and plot")
+    command.add_argument("recipes", help="a folder of recipes, or the name of a shipped one: recipes/kd_lora")
+    command.add_argument("--output_dir", required=True, type=Path, help="a folder a run, table.md and plot.svg")
+    command.add_argument("--override", type=Path, help="a recipe whose keys go before those of every run")
+    command.set_defaults(run=sweep, flags=[])
+
     command = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("ls", help="list them")
@@ -219,7 +241,11 @@ def main(argv: list[str] | None = None) -> int:
             print(training_help(argv[0]))
             return 0
         return run(lambda: train(argv[0], argv[1:]))
-    args = make_parser().parse_args(argv)
+    args, flags = make_parser().parse_known_args(argv)
+    if args.command == "sweep":
+        args.flags = flags  # keys of the recipes
+    elif flags:
+        make_parser().parse_args(argv)  # says which
     try:
         return args.run(args)
     except (ValueError, OSError) as error:

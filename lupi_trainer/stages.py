@@ -82,6 +82,8 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
     if not folders:
         return Stage(model, None, list(range(model.config.num_hidden_layers)))
     model = restore_bundle(model, folders[-1])
+    # an adapter names the model that it belongs to: this one is in no folder, and must not be taken for the base
+    model.config._name_or_path = " + ".join([str(base_dir), *(folder.name for folder in [*before, folders[-1]])])
     return Stage(model, folders[-1], positions(model, folders[-1]))
 
 
@@ -122,7 +124,8 @@ def merge_stage(stage: Stage, adapter: str, output_dir: Path) -> Path:
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {adapter}: there is no adapter_config.json")
     trained = PeftConfig.from_pretrained(adapter).layers_to_transform
-    if trained != stage.trained:
+    # an adapter that was not restricted belongs to the whole of a model
+    if trained != stage.trained and not (trained is None and stage.bundle is None):
         raise ValueError(
             f"the adapter {adapter} was trained on the layers {trained}, this stage trains {stage.trained}: "
             "it belongs to another stage"

@@ -10,11 +10,11 @@ import yaml
 
 from lupi_trainer.recipe_files import copy_recipe, find_accelerate_config, find_recipe, list_recipes, recipes_dir
 from lupi_trainer.recipe_parser import RecipeError
-from lupi_trainer.scripts import lupi_skd, sft
+from lupi_trainer.scripts import kd_lora, lupi_skd, sft
 
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"lupi_skd": lupi_skd, "sft": sft}
+SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft}
 RECIPES = [name for name in list_recipes() if not name.startswith("accelerate_configs/")]
 ON_THIS_MACHINE = ["--bf16", "false", "--use_cpu", "true"]  # parsing asks whether the hardware has bfloat16
 
@@ -31,7 +31,7 @@ def write(tmp_path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_parses_and_says_how_it_is_started(name):
-    script = name.split("/")[1]
+    script = Path(name).parent.name
     text = find_recipe(name).read_text()
     data_args, training_args, model_args = (
         SCRIPTS[script].make_parser().parse_args_and_config(["--config", str(find_recipe(name)), *ON_THIS_MACHINE])

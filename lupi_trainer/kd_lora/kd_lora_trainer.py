@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
+from ..checkpoints import SealedCheckpoints
 from ..heads import Head
 from ..lab import resolve_model
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
@@ -23,7 +24,7 @@ from .states import labelled_states, teacher_states
 SUMS = ("ce", "kd", "entropy", "correct", "labelled", "read")  # what is summed over tokens, in this order
 
 
-class KDLoRATrainer(SFTTrainer):
+class KDLoRATrainer(SealedCheckpoints, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 

@@ -57,19 +57,19 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
     }
 
 
-def train_and_save(trainer, data_args: DataArguments) -> None:
+def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     """Train, evaluate at the end if the recipe evaluates at all, save, and push if it asks for that.
 
     The run goes on from a checkpoint that `RESUME_CHECKPOINT` in the environment, or else `resume_from_checkpoint` in
-    the recipe names: its path, or `true` for the last whole one in `output_dir`.
+    the recipe names: its path, or `true` for the last whole one in `output_dir`. Returns the last evaluation.
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=find_checkpoint(resume, args.output_dir))
-    if args.eval_strategy != "no":
-        trainer.evaluate()
+    metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Student saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.dataset_name)
     trainer.accelerator.wait_for_everyone()
+    return metrics

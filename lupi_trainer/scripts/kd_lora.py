@@ -1,0 +1,209 @@
+"""KD-LoRA: distillation into a LoRA adapter on question answering, from a recipe or by flags.
+
+accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml \
+    -m lupi_trainer.scripts.kd_lora --config recipes/kd_lora/exp5_optimal.yaml
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from ..checkpoints import write_atomically
+from ..kd_lora import KDLoRAConfig, KDLoRATrainer
+from ..lab import LAB_PREFIX
+from ..qa_data import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
+from ..recipe_parser import RecipeParser
+from ..stages import Stage, load_stage, restrict_adapter
+from .common import student_arguments, train_and_save
+
+
+RESULT = "kd_result.json"
+# Short names of the same keys on the command line.
+FLAGS = {
+    "base_dir": "model_name_or_path",
+    "out_adapters": "output_dir",
+    "qa_dataset": "dataset_name",
+    "seq_len": "max_length",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "bs": "per_device_train_batch_size",
+    "grad_acc": "gradient_accumulation_steps",
+    "teacher_model": "teacher_model_name_or_path",
+    "teacher_4bit": "teacher_load_in_4bit",
+    "kd_T": "kd_temperature",
+}
+
+
+@dataclass
+class QAArguments:
+    """Which questions a run learns from and is judged on, and which stage of a pruned model it trains.
+
+    Args:
+        dataset_name: questions in SQuAD's form: a JSON or JSONL file, `lab:NAME`, or a dataset name (`squad`).
+        dataset_train_split: split of a dataset from the Hub.
+        eval_dataset_name: questions for the perplexity, named in the same way; for a dataset from the Hub the same
+            one's `dataset_eval_split` by default.
+        dataset_eval_split: split of a dataset from the Hub.
+        max_samples: train on so many records, drawn with `seed`.
+        max_eval_samples: evaluate on so many, drawn with a seed of their own, so that all runs have the same.
+        qa_template: the prompt, with {context} and {question}; the answer follows after a space.
+        bundles_dir: folder of the dropped layers, for the stages from 2.
+        stage: train the layers of this stage alone (see `lupi_trainer.stages`); without it, every layer.
+        expected_perplexity: what the run is expected to reach, as `< 19.0` or `15-16`: only shown by `lupi sweep`.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Questions in SQuAD's form: a JSON or JSONL file, lab:NAME, or a dataset name."},
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a dataset from the Hub."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Questions for the perplexity."})
+    dataset_eval_split: str = field(default="validation", metadata={"help": "Split of a dataset from the Hub."})
+    max_samples: int | None = field(default=None, metadata={"help": "Train on so many records."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many records."})
+    qa_template: str = field(default=QA_TEMPLATE, metadata={"help": "The prompt, with {context} and {question}."})
+    bundles_dir: str | None = field(default=None, metadata={"help": "Folder of the dropped layers, from stage 2."})
+    stage: int | None = field(default=None, metadata={"help": "Train the layers of this stage alone."})
+    expected_perplexity: str | None = field(default=None, metadata={"help": "Only shown by `lupi sweep`."})
+
+    def __post_init__(self):
+        if self.dataset_name is None:
+            raise ValueError("`dataset_name` is required: a JSON or JSONL file, lab:NAME, or a dataset name")
+
+
+class KDParser(RecipeParser):
+    """[`RecipeParser`] whose command line knows the short names in `FLAGS`, too."""
+
+    def parse_args_and_config(self, args, **kwargs) -> tuple:
+        def long(argument: str) -> str:
+            name, equals, value = argument.partition("=")
+            key = FLAGS.get(name.removeprefix("--")) if name.startswith("--") else None
+            return f"--{key}{equals}{value}" if key else argument
+
+        return super().parse_args_and_config([long(argument) for argument in args], **kwargs)
+
+
+def make_parser(prog: str | None = None) -> KDParser:
+    """The parser of this script's recipes and command line; an adapter of rank 8 is the default."""
+    from trl import ModelConfig
+
+    parser = KDParser((QAArguments, KDLoRAConfig, ModelConfig), prog=prog)
+    parser.set_defaults(use_peft=True, lora_r=8, lora_alpha=16)
+    return parser
+
+
+def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> tuple[TokenizedQA, TokenizedQA | None]:
+    """Training and evaluation questions as token ids.
+
+    Raises:
+        ValueError: anything that [`load_qa_records`] or [`tokenize_qa`] refuses, or an evaluation without questions.
+    """
+    seq_len = training_args.max_length
+    if seq_len is None:
+        raise ValueError("`max_length` (--seq_len) is required: the longest record in tokens")
+    records = load_qa_records(
+        qa.dataset_name, split=qa.dataset_train_split, max_samples=qa.max_samples, seed=training_args.seed
+    )
+    train = tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
+    name = qa.eval_dataset_name
+    if name is None and not qa.dataset_name.startswith(LAB_PREFIX) and not Path(qa.dataset_name).suffix:
+        name = qa.dataset_name
+    if name is None:
+        if training_args.eval_strategy != "no":
+            raise ValueError("`eval_dataset_name` is required, or `eval_strategy: 'no'`")
+        return train, None
+    records = load_qa_records(name, split=qa.dataset_eval_split, max_samples=qa.max_eval_samples)
+    return train, tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
+
+
+def build_trainer(qa: QAArguments, training_args: KDLoRAConfig, model_args) -> KDLoRATrainer:
+    """The trainer that a recipe describes, with what was dropped of its questions in `trainer.questions`.
+
+    Raises:
+        ValueError: no student is named, or anything that the data, the stage or [`KDLoRATrainer`] refuses.
+        FileNotFoundError: a stage without its bundle.
+    """
+    arguments: dict[str, Any] = student_arguments(training_args, model_args)
+    tokenizer = AutoTokenizer.from_pretrained(
+        arguments["model"], revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
+    )
+    if tokenizer.pad_token is None:  # Llama-2 has none; padding is never read
+        tokenizer.pad_token = tokenizer.eos_token
+    train, evaluation = load_questions(qa, training_args, tokenizer)
+    if qa.stage is not None:
+        stage = load_for_stage(qa, arguments, training_args)
+        arguments |= {"model": stage.model, "peft_config": restrict_adapter(arguments["peft_config"], stage)}
+    trainer = KDLoRATrainer(
+        **arguments,
+        processing_class=tokenizer,
+        train_dataset=train.dataset,
+        eval_dataset=None if evaluation is None else evaluation.dataset,
+    )
+    trainer.questions = {"train": train, **({} if evaluation is None else {"eval": evaluation})}
+    return trainer
+
+
+def load_for_stage(qa: QAArguments, arguments: dict[str, Any], training_args: KDLoRAConfig) -> Stage:
+    """The model of a stage, whose adapter touches the stage's own layers."""
+    if arguments["peft_config"] is None:
+        raise ValueError("a stage trains an adapter: leave `use_peft` on")
+    if arguments["quantization_config"] is not None:
+        raise ValueError("a stage is merged into its layers, so its student cannot be quantised")
+    kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs, None
+    return load_stage(
+        arguments["model"], qa.bundles_dir, qa.stage, **{k: v for k, v in kwargs.items() if v is not None}
+    )
+
+
+def write_result(trainer: KDLoRATrainer, qa: QAArguments, before: dict[str, float], after: dict[str, float]) -> None:
+    """Write `kd_result.json`: perplexity before and after, what was trained on, what was dropped."""
+    args = trainer.args
+    peft_config = (
+        trainer.model.peft_config[trainer.model.active_adapter] if hasattr(trainer.model, "peft_config") else None
+    )
+    questions = trainer.questions
+    result = {
+        "perplexity_before": before["eval_perplexity"],
+        "perplexity": after["eval_perplexity"],
+        "loss/ce": after["eval_loss/ce"],
+        "loss/kd": after.get("eval_loss/kd"),
+        "expected_perplexity": qa.expected_perplexity,
+        "learning_rate": args.learning_rate,
+        "num_train_epochs": args.num_train_epochs,
+        "lora_r": getattr(peft_config, "r", None),
+        "lora_alpha": getattr(peft_config, "lora_alpha", None),
+        "kd_alpha": args.kd_alpha if args.use_kd else 0.0,
+        "kd_temperature": args.kd_temperature,
+        "steps": trainer.state.global_step,
+        "seed": args.seed,
+        **{f"{name}_records": len(part.dataset) for name, part in questions.items()},
+        **{f"{name}_dropped": len(part.dropped) for name, part in questions.items()},
+    }
+    if trainer.args.should_save:
+        write_atomically(Path(args.output_dir) / RESULT, json.dumps(result, indent=1))
+
+
+def main(args: list[str] | None = None) -> None:
+    """Train as a recipe says, save the adapter, and write what came of it."""
+    qa, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
+    trainer = build_trainer(qa, training_args, model_args)
+    if training_args.eval_strategy == "no":
+        train_and_save(trainer, qa)
+        return
+    before = trainer.evaluate()
+    after = train_and_save(trainer, qa)
+    write_result(trainer, qa, before, after)
+    trainer.accelerator.print(
+        f"Perplexity on {len(trainer.questions['eval'].dataset)} questions: {before['eval_perplexity']:.4g} before, "
+        f"{after['eval_perplexity']:.4g} after."
+    )
+
+
+if __name__ == "__main__":
+    from . import leave
+
+    leave(main)
