@@ -28,6 +28,7 @@ def test_defaults_are_the_seeds(tmp_path):
         ("max_completion_length", 0, "max_completion_length must be at least 1"),
         ("max_teacher_prompt_length", 0, "max_teacher_prompt_length must be at least 1"),
         ("max_slots", 0, "max_slots"),
+        ("record_rollouts", -1, "record_rollouts must not be negative"),
         ("rollout_policy", "other", "rollout_policy must be one of"),
         ("gamma_policy", "other", "gamma_policy must be one of"),
         ("verification", "other", "verification must be one of"),

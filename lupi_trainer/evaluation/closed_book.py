@@ -68,7 +68,13 @@ class ClosedBookResult:
 
 @torch.no_grad()
 def generate_answers(
-    model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, batch_size: int = 64
+    model,
+    tokenizer,
+    prompt_ids: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> list[tuple[str, bool]]:
     """Greedy answers.
 
@@ -78,6 +84,7 @@ def generate_answers(
         prompt_ids: unpadded token ids, a list for every prompt.
         max_new_tokens: cut an answer after so many tokens.
         batch_size: prompts generated together, longest prompts first.
+        on_batch: called after every batch with the answers and the tokens so far.
 
     Returns:
         (text, finished) for every prompt, in order; `finished` is whether the model ended the answer itself.
@@ -89,6 +96,7 @@ def generate_answers(
     eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     out: dict[int, tuple[str, bool]] = {}
+    tokens = 0
     try:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -112,6 +120,9 @@ def generate_answers(
             for i, ids in zip(rows, generated):
                 end = next((n for n, token in enumerate(ids) if token in eos), None)
                 out[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
+                tokens += len(ids) if end is None else end + 1
+            if on_batch is not None:
+                on_batch(len(out), tokens)
     finally:
         model.train(was_training)
     return [out[i] for i in range(len(prompt_ids))]
@@ -126,10 +137,13 @@ def ask(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> ClosedBookResult:
     """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers."""
     prompt_ids = encode(tokenizer, [messages(p) for p in probes], **(chat_template_kwargs or {}))
-    replies = generate_answers(model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    replies = generate_answers(
+        model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
+    )
     answers = []
     for probe, (text, finished) in zip(probes, replies):
         strict, lenient = score_answer(text, probe["answers"], finished=finished)
@@ -163,7 +177,7 @@ def closed_book(
         tokenizer: its tokenizer.
         probes: dictionaries with `question`, `answers`, `record_id` (and `knowledge` for open-book).
         teacher_prompt: how the knowledge is put; `None` asks closed-book.
-        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, as for [`ask`].
+        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `on_batch`, as for [`ask`].
 
     Raises:
         ValueError: open-book, and a probe has no knowledge (named).

@@ -72,6 +72,10 @@ class LUPISKDConfig(DistillationConfig):
             teacher once. Only where the rollout is speculative; the loss is the same.
         log_rollout_blocks (`bool`, *optional*, defaults to `False`):
             Log every drafted block at level INFO.
+        record_rollouts (`int`, *optional*, defaults to `0`):
+            Record so many training rollouts, spread over the run, and at most as many of evaluations, token by token
+            in `rollouts.jsonl` in `output_dir`, for `lupi inspect`: who wrote each token, which draft was refused,
+            and what both models thought of it. `0` records none.
 
         > Parameters that control the loss
 
@@ -160,6 +164,9 @@ class LUPISKDConfig(DistillationConfig):
         default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
     )
     log_rollout_blocks: bool = field(default=False, metadata={"help": "Log every drafted block."})
+    record_rollouts: int = field(
+        default=0, metadata={"help": "Record so many rollouts token by token in rollouts.jsonl, for `lupi inspect`."}
+    )
 
     # Parameters that control the teacher
     teacher_dtype: str = field(default="auto", metadata={"help": "Type that a teacher given by name is loaded in."})
@@ -188,6 +195,8 @@ class LUPISKDConfig(DistillationConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_slots is not None and self.max_slots < 1:
             raise ValueError(f"max_slots must be at least 1 or null, got {self.max_slots}")
+        if self.record_rollouts < 0:
+            raise ValueError(f"record_rollouts must not be negative, got {self.record_rollouts}")
         if not 0.0 <= self.teacher_min_prob <= 1.0:
             raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
         for name in ("student_temperature", "teacher_temperature"):

@@ -23,6 +23,7 @@ from ..evaluation import closed_book
 from ..heads import Head
 from ..lab import resolve_model
 from ..pieces import mark_teacher, token_pieces
+from ..progress import WorkBar
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
 from ..speculative import AdapterDisabled, TopK, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
@@ -30,6 +31,7 @@ from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generat
 from .checks import check_batch, check_dataset_lengths, check_length
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
+from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, make_rule
 from .states import completion_states
@@ -196,6 +198,11 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         self._rollout = None
         self._report = RolloutReport()
         self.add_callback(self._report)  # after transformers' own, which open the run
+        self._recorder = None
+        if args.record_rollouts:
+            rows = len(train_dataset) if isinstance(train_dataset, Dataset) else None
+            self._recorder = RolloutRecorder(args.output_dir, self._tokenizer, args.record_rollouts, rows)
+            self.add_callback(self._recorder)
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
@@ -242,6 +249,8 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
             check_length(row, student_ids, teacher_ids, self.args, self._context_lengths)
+        mode = "train" if self.model.training else "eval"
+        recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -251,7 +260,7 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
             ) as student,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            with RolloutTotals.clock() as seconds:
+            with RolloutTotals.clock() as seconds, self._bar("rollout", len(prompt_ids)) as bar:
                 rollout = skd_rollout(
                     student,
                     AdapterDisabled(student) if self._is_self_taught else self.teacher_model,
@@ -271,10 +280,11 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
                     verification=self.args.verification,
                     compile=self.args.compile_rollout,
                     on_block=self._log_block if self.args.log_rollout_blocks else None,
+                    on_round=bar.on_round,
+                    trace_rows=recorded,
                     vocab_size=self.shared_vocab_size,
                     return_teacher_hidden=self.args.reuse_verification,
                 )
-        mode = "train" if self.model.training else "eval"
         for key, value in rollout_metrics(rollout, seconds(), self._rollout_totals[mode], self.accelerator).items():
             if key.startswith("tokens/total") or key.endswith("_global"):
                 self._metrics[mode][key] = [value]  # a running total is logged as it stands
@@ -282,6 +292,11 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
                 self._metrics[mode][key].append(value)
         if mode == "train" and self.args.report_to:
             self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
+        if self._recorder is not None:
+            step = self.state.global_step
+            entries = gather_object(self._recorder.entries(rollout, self._rows, mode, step))
+            if self.accelerator.is_main_process:
+                self._recorder.write(entries, step)
         self._rollout = rollout, teacher_prompt_ids
         return rollout.completion_ids
 
@@ -292,8 +307,11 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         texts = []
         for row, ids, by_teacher in zip(self._rows, rollout.completion_ids, rollout.from_teacher):
             marked = mark_teacher(token_pieces(self._tokenizer, ids), by_teacher)
-            texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / len(by_teacher)))
+            texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / max(len(by_teacher), 1)))
         return texts
+
+    def _bar(self, what: str, total: int) -> WorkBar:
+        return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
 
     def _log_block(self, block) -> None:
         logger.info("rollout %s", block)
@@ -374,13 +392,17 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         mine = self.probes[self.accelerator.process_index :: self.accelerator.num_processes]
         answers = []
         if mine:
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student:
+            with (
+                unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,
+                self._bar("closed-book", len(mine)) as bar,
+            ):
                 answers = closed_book(
                     student,
                     self.processing_class,
                     mine,
                     max_new_tokens=min(self.max_completion_length, 256),
                     chat_template_kwargs=self.chat_template_kwargs,
+                    on_batch=bar.update,
                 ).answers
         answers = gather_object(answers)
         return {

@@ -15,6 +15,7 @@ from .prompt_lookup import PromptLookup
 from .remote import RemoteTeacher
 from .results import Block, Rollout, RolloutStats
 from .rollout import skd_rollout
+from .trace import TokenTrace
 
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RolloutStats",
     "SpeculativeOutput",
     "SpeculativeStats",
+    "TokenTrace",
     "TopK",
     "TopP",
     "draft_and_verify",

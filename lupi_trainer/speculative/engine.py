@@ -18,13 +18,14 @@ from .remote import RemoteReader, RemoteTeacher
 from .request import Request
 from .results import Block, Rollout, RolloutStats
 from .slots import Slots
+from .trace import Tracer
 
 
 class Engine:
     """One rollout. A is the number of slots in use, gamma the draft length, S the acceptance rule's memory."""
 
-    def __init__(self, student, teacher, request: Request, on_block=None):
-        self.r, self.on_block = request, on_block
+    def __init__(self, student, teacher, request: Request, on_block=None, on_round=None):
+        self.r, self.on_block, self.on_round = request, on_block, on_round
         slots, limit, rows = request.slots, request.max_new_tokens, len(request.row_ids)
         shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size, "compile": request.compile}
         self.student = Reader(student, request.student_prompts, **shape)
@@ -48,6 +49,8 @@ class Engine:
         self.lengths = [0] * rows
         self.broken: dict[int, str] = {}
         self.stats = RolloutStats()
+        temperatures = request.student_temperature, request.teacher_temperature
+        self.tracer = Tracer(request.trace_rows, limit, *temperatures, device) if request.trace_rows else None
 
     def run(self) -> Rollout:
         """Rolls out every row of the request."""
@@ -58,7 +61,8 @@ class Engine:
             gamma = self._gamma(dict(zip([self.slots.owner[slot] for slot in running], rooms)))
             drafts, sound, student_logits = self.draft(gamma)
             logits, hidden, stands = self.verify(drafts, student_logits)
-            report = self.commit(drafts, sound, logits, hidden, stands).tolist()  # the one question to the device
+            report = self.commit(drafts, sound, student_logits, logits, hidden, stands)
+            report = report.tolist()  # the one question to the device
             seconds = time.perf_counter() - started
             outcomes = [self._outcome(slot, *report[slot]) for slot in running]
             self.stats.count_round(gamma, rooms, outcomes)
@@ -66,6 +70,8 @@ class Engine:
             if self.on_block is not None:
                 self._tell(drafts, logits, running, outcomes, seconds)
             self._retire([slot for slot, outcome in zip(running, outcomes) if outcome.room == 0])
+            if self.on_round is not None:
+                self.on_round(self.stats)
         return self._result()
 
     def _gamma(self, rooms: dict[int, int]) -> int:
@@ -75,20 +81,23 @@ class Engine:
         return next((1 << i for i in range(10) if gamma <= 1 << i < self.r.gamma), self.r.gamma)  # few, a graph each
 
     def draft(self, gamma: int):
-        """Returns drafted tokens [A, gamma], which of them came from a distribution [A, gamma] bool, and, for a rule
-        that wants them, their logits [A, gamma, V].
+        """Returns drafted tokens [A, gamma], which of them came from a distribution [A, gamma] bool, and their logits.
+
+        The logits are of all rows [A, gamma, V] for a rule that wants them, else of the traced rows alone, else None.
         """
         a, device = self.slots.used, self.student.device
         n, token = self.slots.n[:a].to(device), self.pending[:a, :1].contiguous().to(device)
         keys = self.keys[self.slots.row[:a]].to(device)
         longest = self.slots.longest(self.student)
-        drafts, sound, kept = [], [], []
+        drafts, sound, kept, traced = [], [], [], self.tracer.slots(self.slots.owner) if self.tracer else []
         for i in range(gamma):
             token, logits = self.student.write(token, n + i, longest + i, self.r.student_temperature, keys)
             drafts.append(token)
             sound.append(is_distribution(logits))
             if self.r.acceptance.needs_student_logits:
                 kept.append(logits)
+            elif traced:
+                kept.append(logits[traced])
         student_logits = torch.stack(kept, 1).to(self.teacher.device) if kept else None
         device = self.teacher.device
         return torch.cat(drafts, 1).to(device), torch.stack(sound, 1).to(device), student_logits
@@ -129,13 +138,13 @@ class Engine:
             teacher_logits=logits,
             draft=drafts,
             teacher_temperature=self.r.teacher_temperature,
-            student_logits=student_logits,
+            student_logits=student_logits if self.r.acceptance.needs_student_logits else None,
             student_temperature=self.r.student_temperature,
             state=memories[:, : drafts.shape[1]],
         )
         return self.r.acceptance.accept(judged)
 
-    def commit(self, drafts, sound, logits: torch.Tensor, hidden, stands: torch.Tensor) -> torch.Tensor:
+    def commit(self, drafts, sound, student_logits, logits, hidden, stands: torch.Tensor) -> torch.Tensor:
         """Writes what stands and the teacher's corrections; returns [A, 5]: accepted, rejected, count, room, broken.
 
         A row ends, broken, before the first place where a model has no distribution: 1 the student, 2 the teacher.
@@ -162,6 +171,8 @@ class Engine:
         self.by_teacher[row[:, None], column] = corrected
         if hidden is not None:
             self._keep(hidden, row, column)
+        if self.tracer is not None:
+            self._trace(drafts[:, :width], student_logits, logits, new, column)
 
         before = self._foreseen(width)[slots, accepted]
         after = self.r.acceptance.next_state(before, False)
@@ -179,8 +190,19 @@ class Engine:
             self.hidden = torch.empty(shape, dtype=hidden.dtype, device=hidden.device)
         self.hidden[row[:, None].to(hidden.device), column.to(hidden.device)] = hidden
 
+    def _trace(self, drafts, student_logits, logits, new, column) -> None:
+        slots = self.tracer.slots(self.slots.owner)
+        if slots:
+            if self.r.acceptance.needs_student_logits:
+                student_logits = student_logits[slots]
+            rows = [self.slots.owner[slot] for slot in slots]
+            student_logits = student_logits[:, : drafts.shape[1]]
+            self.tracer.add(rows, column[slots], drafts[slots], new[slots], student_logits, logits[slots])
+
     def _outcome(self, slot: int, accepted: int, rejected: int, count: int, room: int, broken: int) -> Outcome:
         self.slots.written[slot] += count
+        self.stats.committed += count
+        self.stats.finished += room == 0
         if broken:
             self.broken[self.slots.owner[slot]] = ("student", "teacher")[broken - 1]
         return Outcome(self.slots.owner[slot], accepted, bool(rejected), room)
@@ -228,4 +250,5 @@ class Engine:
             broken=self.broken,
             teacher_hidden=None if remote else kept,
             teacher_top=kept if remote else None,
+            traces=self.tracer.traces(self.lengths) if self.tracer else None,
         )

@@ -34,6 +34,7 @@ class Request:
     verification: str
     vocab_size: int
     return_teacher_hidden: bool
+    trace_rows: list[int]
     compile: bool
 
 
@@ -76,7 +77,7 @@ def _check_remote(teacher, acceptance: AcceptanceRule, vocab_size: int, compile:
 def make_request(
     student, teacher, student_prompt_ids, teacher_prompt_ids, *, max_new_tokens, gamma, gamma_policy, acceptance,
     student_temperature, teacher_temperature, eos_token_id, seed, row_ids, max_slots, verification, vocab_size,
-    return_teacher_hidden, compile,
+    return_teacher_hidden, trace_rows, compile,
 ) -> Request:  # fmt: skip
     """Returns the checked request; raises ValueError with the offending argument, row or model by name."""
     rows = len(student_prompt_ids)
@@ -87,6 +88,8 @@ def make_request(
     if row_ids is not None and len(row_ids) != rows:
         raise ValueError(f"{rows} student prompts, but {len(row_ids)} row_ids")
     _at_least_one(max_new_tokens=max_new_tokens, gamma=gamma, max_slots=rows if max_slots is None else max_slots)
+    if not set(trace_rows) <= set(range(rows)):
+        raise ValueError(f"trace_rows must be among the rows 0 to {rows - 1}, got {list(trace_rows)}")
     _one_of("gamma_policy", gamma_policy, GAMMA_POLICIES)
     _one_of("verification", verification, VERIFICATIONS)
     for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
@@ -122,5 +125,6 @@ def make_request(
         verification=verification,
         vocab_size=shared if vocab_size is None else vocab_size,
         return_teacher_hidden=return_teacher_hidden,
+        trace_rows=sorted(set(trace_rows)),
         compile=compile,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .draft_length import Outcome
+from .trace import TokenTrace
 
 
 @dataclass
@@ -15,6 +16,8 @@ class RolloutStats:
 
     drafted: int = 0  # tokens that the student proposed and that had a place in the row
     accepted: int = 0  # those that stand
+    committed: int = 0  # tokens written, by whomever
+    finished: int = 0  # rows that have ended
     rounds: int = 0
     blocks: int = 0
     first_token_accepted: int = 0  # blocks whose first token stands
@@ -46,6 +49,7 @@ class Rollout:
     teacher_hidden: list[torch.Tensor] | None = None  # [len_i, H_teacher]: what the teacher's lm_head read
     # of a remote teacher [len_i, 2 * top_k]: its likeliest token ids, then their log-probabilities (-inf: no token)
     teacher_top: list[torch.Tensor] | None = None
+    traces: list[TokenTrace] | None = None  # of the rows that were to be traced
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .acceptance import AcceptanceRule, TopK
 from .attention import ragged_attention
 from .engine import Engine
@@ -33,6 +35,8 @@ def skd_rollout(
     verification: str = "parallel",
     compile: bool = False,
     on_block=None,
+    on_round=None,
+    trace_rows: Sequence[int] = (),
     vocab_size: int | None = None,
     return_teacher_hidden: bool = False,
 ) -> Rollout:
@@ -58,7 +62,9 @@ def skd_rollout(
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's step and the teacher's verification.
-        on_block: called with a `Block` after every round.
+        on_block: called with every row's `Block` after every round; reads more from the device.
+        on_round: called with the `RolloutStats` so far after every round; reads nothing more.
+        trace_rows: rows (0 to B-1) to be recorded token by token in `Rollout.traces`.
         vocab_size: use only the first so many columns of the logits.
         return_teacher_hidden: keep what the teacher's lm_head read at every completion token; of a remote teacher, the
             likeliest tokens that it returned.
@@ -71,8 +77,8 @@ def skd_rollout(
         gamma_policy=gamma_policy, acceptance=acceptance,
         student_temperature=student_temperature, teacher_temperature=teacher_temperature, eos_token_id=eos_token_id,
         seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
-        return_teacher_hidden=return_teacher_hidden, compile=compile,
+        return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile,
     )  # fmt: skip
     models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
     with evaluating(*models), ragged_attention(*models):
-        return Engine(student, teacher, request, on_block).run()
+        return Engine(student, teacher, request, on_block, on_round).run()

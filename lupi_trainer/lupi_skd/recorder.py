@@ -1,0 +1,133 @@
+"""`rollouts.jsonl`: chosen rollouts of a run, token by token, for `lupi inspect`.
+
+One JSON object a line. `step` (optimizer steps done), `split` (`train` or `eval`), `id` and `row_id` of the record,
+`prompt` (messages), `privileged_context` (text or null), and one entry for each token in every list: `completion`
+(text), `token_ids`, `from_teacher` (0 or 1), `student_probability`, `teacher_probability` (of the token, at the
+rollout's temperatures), `teacher_rank` (of the student's draft, 0 for the teacher's favourite), `divergence`
+(KL(teacher || student) in nats at temperature 1), and where the teacher wrote, else null: `draft` (text of the
+student's refused token), `draft_student_probability`, `draft_teacher_probability`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..pieces import piece_instead, token_pieces
+from ..speculative import Rollout
+
+
+FILE = "rollouts.jsonl"
+EVAL_ROWS = 8  # records of an evaluation set that are recorded at every evaluation
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None  # JSON has no infinity
+
+
+class RolloutRecorder(TrainerCallback):
+    """Chooses the rollouts to record, and writes them.
+
+    Training records are chosen so that about `limit` of their rollouts fall into the run, the same records in every
+    epoch, so that one prompt can be compared between checkpoints. Of an evaluation set the first 8 records are. No
+    more than `limit` lines are written for training, and as many for evaluation. A resumed run goes on with its file;
+    what was recorded after the checkpoint is dropped, because it is rolled out again.
+
+    Args:
+        output_dir: folder of the run.
+        tokenizer: the run's tokenizer.
+        limit: the most rollouts to record.
+        num_rows: records in the training set (`None`: unknown, it is a stream).
+    """
+
+    def __init__(self, output_dir: str | Path, tokenizer: Any, limit: int, num_rows: int | None = None):
+        self.path, self.tokenizer, self.limit, self.num_rows = Path(output_dir) / FILE, tokenizer, limit, num_rows
+        self.every_row = self.every_epoch = 1
+        self.written: dict[str, int] | None = None  # lines of each split; None until the file is open
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        every = max(1, math.ceil(state.max_steps * batch / max(self.limit, 1)))
+        self.every_row = min(every, self.num_rows or every)
+        self.every_epoch = math.ceil(every / self.every_row)
+        if state.is_world_process_zero and (self.written is None or state.global_step):
+            self._open(state.global_step)
+
+    def choose(self, rows: list[dict[str, Any]], split: str, epoch: float | None) -> list[int]:
+        """Places in a batch of the rows that are to be recorded."""
+        if split == "eval":
+            return [i for i, row in enumerate(rows) if row.get("row_id", i) < EVAL_ROWS]
+        if int(epoch or 0) % self.every_epoch:
+            return []
+        return [i for i, row in enumerate(rows) if row.get("row_id", 0) % self.every_row == 0]
+
+    def entries(self, rollout: Rollout, rows: list[dict[str, Any]], split: str, step: int) -> list[dict[str, Any]]:
+        """The lines that a rollout's traces make; `rows` are the records of its batch."""
+        lines = []
+        for trace in rollout.traces or []:
+            ids, by_teacher, row = rollout.completion_ids[trace.row], rollout.from_teacher[trace.row], rows[trace.row]
+
+            def refused(values, by_teacher=by_teacher):
+                return [value if teacher else None for value, teacher in zip(values, by_teacher)]
+
+            drafts = [
+                piece_instead(self.tokenizer, ids, place, draft) if teacher else None
+                for place, (draft, teacher) in enumerate(zip(trace.draft, by_teacher))
+            ]
+            lines.append(
+                {
+                    "step": step,
+                    "split": split,
+                    "id": row.get("id"),
+                    "row_id": row.get("row_id"),
+                    "prompt": row["prompt"],
+                    "privileged_context": row["privileged_context"],
+                    "completion": token_pieces(self.tokenizer, ids),
+                    "token_ids": ids,
+                    "from_teacher": [int(teacher) for teacher in by_teacher],
+                    "draft": drafts,
+                    "teacher_rank": trace.teacher_rank,
+                    "student_probability": [_short(x) for x in trace.student_probability],
+                    "teacher_probability": [_short(x) for x in trace.teacher_probability],
+                    "draft_student_probability": refused(_short(x) for x in trace.draft_student_probability),
+                    "draft_teacher_probability": refused(_short(x) for x in trace.draft_teacher_probability),
+                    "divergence": [_short(x) for x in trace.divergence],
+                }
+            )
+        return lines
+
+    def write(self, entries: list[dict[str, Any]], step: int) -> None:
+        """Appends lines, within the limit; the main process calls this with the lines of all."""
+        if self.written is None:
+            self._open(step)
+        with open(self.path, "a", encoding="utf-8") as file:
+            for entry in entries:
+                if self.written.get(entry["split"], 0) < self.limit:
+                    self.written[entry["split"]] = self.written.get(entry["split"], 0) + 1
+                    file.write(json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    def _open(self, step: int) -> None:
+        """Starts the file, or goes on with what is there up to `step`."""
+        self.written = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            return
+        if step == 0:  # another run's: kept, under another name
+            self.path.replace(self.path.with_name("rollouts.previous.jsonl"))
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the process ended while it wrote this line
+                continue
+            if entry["step"] < step or (entry["step"] == step and entry["split"] == "eval"):
+                kept.append(line + "\n")
+                self.written[entry["split"]] = self.written.get(entry["split"], 0) + 1
+        part = self.path.with_name(FILE + ".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(self.path)
