@@ -108,6 +108,7 @@ class LUPISKDConfig(DistillationConfig):
     > - `learning_rate`: Defaults to `1e-5` instead of `1e-6`.
     > - `num_train_epochs`: Defaults to `5` instead of `3`.
     > - `max_completion_length`: Defaults to `4096` instead of `512`.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a loss that is not finite stops the run.
     """
 
     _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["acceptance_kwargs"]
@@ -116,6 +117,7 @@ class LUPISKDConfig(DistillationConfig):
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     num_train_epochs: float = field(default=5.0, metadata={"help": "Total number of training epochs."})
     max_completion_length: int | None = field(default=4096, metadata={"help": "Longest completion in tokens."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are NaN or infinite."})
     beta: float = field(
         default=0.0, metadata={"help": "0.0 = forward KL, 0.5 = JSD, 1.0 = reverse KL between teacher and student."}
     )

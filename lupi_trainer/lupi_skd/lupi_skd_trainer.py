@@ -29,6 +29,7 @@ from ..speculative import AdapterDisabled, TopK, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
 from .checks import check_batch, check_dataset_lengths, check_length
+from .health import SoundSteps, rollout_health
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
 from .recorder import RolloutRecorder
@@ -40,7 +41,7 @@ from .states import completion_states
 logger = logging.getLogger(__name__)
 
 
-class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
+class LUPISKDTrainer(SealedCheckpoints, ExactResume, SoundSteps, DistillationTrainer):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
 
@@ -195,6 +196,7 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
+        self._batch_rows: list[dict[str, Any]] = []  # those of the batch that is being trained on
         self._rollout = None
         self._report = RolloutReport()
         self.add_callback(self._report)  # after transformers' own, which open the run
@@ -231,10 +233,16 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         self._rows = inputs
         try:
             output = super()._generate_and_score_completions(inputs)
-            rollout, teacher_prompt_ids = self._rollout
+            rollout, teacher_prompt_ids, left_out = self._rollout
         finally:
             self._rows, self._rollout = [], None
         device = self.accelerator.device
+        output["row_number"] = torch.arange(len(inputs), device=device)
+        if self.model.training:
+            self._batch_rows = inputs
+        if left_out:  # on any process
+            output["completion_mask"][list(rollout.broken)] = 0
+            output["num_items_in_batch"] -= left_out
         prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
         output["teacher_prompt_ids"] = pad(prompts, self._tokenizer.pad_token_id, "left").to(device)
         output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
@@ -285,8 +293,10 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
                     vocab_size=self.shared_vocab_size,
                     return_teacher_hidden=self.args.reuse_verification,
                 )
-        for key, value in rollout_metrics(rollout, seconds(), self._rollout_totals[mode], self.accelerator).items():
-            if key.startswith("tokens/total") or key.endswith("_global"):
+        totals = self._rollout_totals[mode]
+        health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
+        for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
+            if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
                 self._metrics[mode][key] = [value]  # a running total is logged as it stands
             else:
                 self._metrics[mode][key].append(value)
@@ -297,7 +307,7 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
             entries = gather_object(self._recorder.entries(rollout, self._rows, mode, step))
             if self.accelerator.is_main_process:
                 self._recorder.write(entries, step)
-        self._rollout = rollout, teacher_prompt_ids
+        self._rollout = rollout, teacher_prompt_ids, left_out
         return rollout.completion_ids
 
     def _marked_texts(self, rollout) -> list[tuple[str, str, float]]:
@@ -332,7 +342,9 @@ class LUPISKDTrainer(SealedCheckpoints, ExactResume, DistillationTrainer):
         try:
             # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
             with torch.no_grad(), context, torch.autocast(device.type, enabled=False):
-                return completion_states(model, *(inputs[name].to(device) for name in names))
+                states = completion_states(model, *(inputs[name].to(device) for name in names))
+                # a row that is left out may have no numbers, and 0 times NaN is NaN in the backward
+                return states.masked_fill(inputs["completion_mask"].to(device)[..., None] == 0, 0)
         finally:
             model.train(was_training)
 

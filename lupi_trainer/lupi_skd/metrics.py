@@ -12,10 +12,11 @@ from ..speculative import Rollout
 
 @dataclass
 class RolloutTotals:
-    """Drafted and accepted tokens since the run began."""
+    """Drafted and accepted tokens, and rows left out, since the run began."""
 
     drafted: int = 0
     accepted: int = 0
+    broken: int = 0  # rows that were left out because the teacher's logits were no distribution
 
     @staticmethod
     @contextmanager

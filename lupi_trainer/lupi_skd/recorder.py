@@ -69,6 +69,8 @@ class RolloutRecorder(TrainerCallback):
         """The lines that a rollout's traces make; `rows` are the records of its batch."""
         lines = []
         for trace in rollout.traces or []:
+            if trace.row in rollout.broken:
+                continue  # it was left out
             ids, by_teacher, row = rollout.completion_ids[trace.row], rollout.from_teacher[trace.row], rows[trace.row]
 
             def refused(values, by_teacher=by_teacher):

@@ -17,8 +17,8 @@ def run(main: Callable[[], int | None]) -> int:
     except (RecipeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, TypeError) as error:
-        # raised while the run is set up: its message names the record or the key
+    except (ValueError, TypeError, ArithmeticError) as error:
+        # its message names the record or the key
         if _is_ours(error):
             print(f"error: {error}", file=sys.stderr)
             return 2
