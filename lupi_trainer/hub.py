@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from .model_card import is_hub_name
 from .student_files import known_secrets, read_json, student_files
 
 
@@ -21,7 +22,46 @@ _LOADABLE = re.compile(r"(adapter_)?config\.json|[^/]+\.(safetensors|bin)(\.inde
 
 
 class HubError(OSError):
-    """A push that did not go through; the message says why, and how it is completed."""
+    """A push that did not go through; the message says why, and how it is completed.
+
+    Attributes:
+        reason: why, alone.
+    """
+
+    def __init__(self, reason: str, what_now: str):
+        super().__init__(f"{reason}. {what_now}")
+        self.reason = reason
+
+
+def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Make sure that a repository exists.
+
+    Returns:
+        Its full name, `"user/name"`.
+
+    Raises:
+        ValueError: it cannot be a repository's name.
+        HubError: the Hub refused, or could not be reached.
+    """
+    check_name(repo_id)
+    api = HfApi(token=token, library_name="lupi_trainer")
+    with _explained(api, repo_id, "Nothing was sent."):
+        return _create(api, repo_id, private)
+
+
+def check_name(repo_id: str) -> None:
+    """Raises ValueError if it cannot be the name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} cannot be the name of a repository: {error}") from error
+
+
+def _create(api: HfApi, repo_id: str, private: bool | None) -> str:
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return repo_id
 
 
 def push_folder(
@@ -66,15 +106,13 @@ def push_folder(
         files[ADAPTER_CONFIG] = _adapter_config(folder, files[ADAPTER_CONFIG], base_model)
     elif base_model is not None:
         raise ValueError(f"{folder} holds whole weights: only an adapter has a base model to name")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} cannot be the name of a repository: {error}") from error
+    check_name(repo_id)
     api = HfApi(token=token, library_name="lupi_trainer")
-    with _explained(api, folder, repo_id):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
+    again = (
+        f"The student is whole in {folder}; the same push again (lupi push {folder} --repo_id {repo_id}) completes it."
+    )
+    with _explained(api, repo_id, again):
+        repo_id = _create(api, repo_id, private)
         tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
         remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         adds = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -84,13 +122,14 @@ def push_folder(
         if in_the_way and not overwrite:
             raise HubError(
                 f"{repo_id} exists, with files of its own in the student's place ({', '.join(in_the_way)}); nothing "
-                "was sent. Choose another repo_id, or replace them with --overwrite (its history keeps them)."
+                "was sent",
+                "Choose another repo_id, or replace them with --overwrite (its history keeps them).",
             )
         operations = [add for add in adds if add.path_in_repo in changed]
         operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
         if operations:
             api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
-    return str(url)
+    return f"{api.endpoint}/{repo_id}"
 
 
 def _adapter_config(folder: Path, path: Path, base_model: str | None) -> bytes:
@@ -105,11 +144,6 @@ def _adapter_config(folder: Path, path: Path, base_model: str | None) -> bytes:
     return json.dumps(config | {"base_model_name_or_path": base}, indent=2, sort_keys=True).encode()
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a model's name can be a repository's on the Hub, and is no folder here."""
-    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not Path(name).exists()
-
-
 def _is_same(remote: RepoFile | None, add: CommitOperationAdd) -> bool:
     if remote is None:
         return False
@@ -121,18 +155,14 @@ def _is_same(remote: RepoFile | None, add: CommitOperationAdd) -> bool:
 
 
 @contextmanager
-def _explained(api: HfApi, folder: Path, repo_id: str) -> Iterator[None]:
+def _explained(api: HfApi, repo_id: str, what_now: str) -> Iterator[None]:
     """Whatever the Hub's client raises, as one line that says what to do."""
     try:
         yield
     except HubError:
         raise
     except Exception as error:
-        again = (
-            f"The student is whole in {folder}; the same push again (lupi push {folder} --repo_id {repo_id}) "
-            "completes it."
-        )
-        raise HubError(f"{_reason(error, api, repo_id)}. {again}") from error
+        raise HubError(_reason(error, api, repo_id), what_now) from error
 
 
 def _reason(error: BaseException, api: HfApi, repo_id: str) -> str:

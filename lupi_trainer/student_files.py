@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 # Weights are safetensors and nothing else: a pickle runs code when it is read.
 _SENT = {".safetensors", ".json", ".jinja", ".md", ".txt", ".model", ".tiktoken", ".py"}
-_OF_THE_RUN = {"trainer_state.json", "checkpoint_manifest.json"}
+_OF_THE_RUN = re.compile(r"trainer_state\.json|checkpoint_manifest\.json|rollout_state_\d+\.json")
 _FOLDERS_OF_THE_RUN = {"wandb", "runs", "trackio"}
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
 _SECRET_NAMES = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
@@ -21,7 +21,7 @@ _SECRET_NAMES = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
 def _belongs(relative: Path) -> bool:
     if any(part.startswith((".", "_", "checkpoint-")) for part in relative.parts):
         return False
-    if _FOLDERS_OF_THE_RUN & set(relative.parts[:-1]) or relative.name in _OF_THE_RUN:
+    if _FOLDERS_OF_THE_RUN & set(relative.parts[:-1]) or _OF_THE_RUN.fullmatch(relative.name):
         return False
     return relative.suffix in _SENT
 

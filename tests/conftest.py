@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from lupi_trainer.lab import resolve_model  # noqa: E402
 
+from .hub_stub import TOKENS, HubStub  # noqa: E402
+
 
 torch.set_num_threads(1)
 
@@ -44,3 +46,19 @@ def student():
 @pytest.fixture
 def teacher():
     return AutoModelForCausalLM.from_pretrained(resolve_model("lab:teacher"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in for the Hub, and the Hub's client turned to it, with the token of one who may write."""
+    from huggingface_hub import constants
+
+    stub = HubStub()
+    monkeypatch.setattr(constants, "ENDPOINT", stub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between a client's retries
+    monkeypatch.setenv("HF_TOKEN", TOKENS["writer"])
+    yield stub
+    stub.close()

@@ -23,19 +23,6 @@ FULL = {"model.safetensors", "config.json", "generation_config.json", "tokenizer
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    stub = HubStub()
-    monkeypatch.setattr(constants, "ENDPOINT", stub.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between a client's retries
-    monkeypatch.setenv("HF_TOKEN", TOKENS["writer"])
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    yield stub
-    stub.close()
-
-
-@pytest.fixture
 def saved(tmp_path, student, tokenizer):
     """A folder as a trainer leaves it: the student, and beside it what must not be sent."""
     folder = tmp_path / "run"
@@ -127,7 +114,6 @@ def test_a_finished_push_sends_nothing_again(hub, saved):
 def test_a_refused_token_is_said_and_loses_nothing(hub, saved, monkeypatch, token, message):
     before = contents(saved)
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(saved.parent / "none"))
     with pytest.raises(HubError, match=message) as error:
         push_folder(saved, "me/student", token=token)
     assert token is None or token not in str(error.value)

@@ -29,6 +29,7 @@ ALLOWED = {
     "teacher": {"lab"},
     "checkpoints": set(),
     "lupi_skd": {
+        "publishing",
         "callbacks",
         "checkpoints",
         "lupi_skd",
@@ -43,10 +44,12 @@ ALLOWED = {
         "teacher",
         "trl_private",
     },
-    "kd_lora": {"checkpoints", "kd_lora", "heads", "lab", "losses", "qa_data", "teacher", "trl_private"},
+    "kd_lora": {"publishing", "checkpoints", "kd_lora", "heads", "lab", "losses", "qa_data", "teacher", "trl_private"},
     "recipe_files": set(),
     "recipe_parser": set(),
     "scripts": {
+        "hub",
+        "publishing",
         "block_influence",
         "kd_lora",
         "pruning",
@@ -65,7 +68,9 @@ ALLOWED = {
         "speculative",
     },
     "student_files": set(),
-    "hub": {"student_files"},
+    "model_card": {"lab"},
+    "hub": {"model_card", "student_files"},
+    "publishing": {"hub", "model_card", "student_files"},
     "cli": {"hub", "lab", "recipe_files", "scripts"},
     "__init__": {"data", "kd_lora", "lupi_skd", "speculative"},
 }

@@ -13,6 +13,7 @@ from trl import SFTTrainer
 from ..checkpoints import SealedCheckpoints
 from ..heads import Head
 from ..lab import resolve_model
+from ..publishing import Published
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..trl_private import ForwardRedirection, gather_head
 from .chunked_loss import chunked_kd_ce
@@ -24,7 +25,7 @@ from .states import labelled_states, teacher_states
 SUMS = ("ce", "kd", "entropy", "correct", "labelled", "read")  # what is summed over tokens, in this order
 
 
-class KDLoRATrainer(SealedCheckpoints, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 

@@ -25,6 +25,7 @@ from ..lab import resolve_model
 from ..pieces import mark_teacher, token_pieces
 from ..progress import WorkBar
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..publishing import Published
 from ..speculative import AdapterDisabled, TopK, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
@@ -41,7 +42,7 @@ from .states import completion_states
 logger = logging.getLogger(__name__)
 
 
-class LUPISKDTrainer(SealedCheckpoints, ExactResume, SoundSteps, DistillationTrainer):
+class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, DistillationTrainer):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
 

@@ -10,11 +10,12 @@ from typing import NoReturn
 
 def run(main: Callable[[], int | None]) -> int:
     """Run a script and return its exit status; what the user can mend is said in one line, without a traceback."""
+    from ..hub import HubError
     from ..recipe_parser import RecipeError
 
     try:
         return main() or 0
-    except (RecipeError, FileNotFoundError) as error:
+    except (RecipeError, FileNotFoundError, HubError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ValueError, TypeError, ArithmeticError) as error:

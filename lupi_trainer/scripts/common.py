@@ -65,11 +65,12 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
+    trainer.dataset_name = data_args.dataset_name  # for the card
     trainer.train(resume_from_checkpoint=find_checkpoint(resume, args.output_dir))
     metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # which does not push: that comes last
     trainer.accelerator.print(f"Student saved to {args.output_dir}.")
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.dataset_name)
+        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
     return metrics

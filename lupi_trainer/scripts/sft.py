@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ..checkpoints import SealedCheckpoints
 from ..data import load_sft_data
+from ..publishing import Published
 from ..recipe_parser import RecipeParser
 from .common import DataArguments, student_arguments, train_and_save
 
@@ -32,14 +33,14 @@ def make_parser(prog: str | None = None) -> RecipeParser:
 
 
 def build_trainer(data_args: SFTDataArguments, training_args, model_args):
-    """TRL's `SFTTrainer` on the project's records: the loss is on the answers only.
+    """TRL's `SFTTrainer` on the project's records, saved as all students here: the loss is on the answers only.
 
     Raises:
         ValueError: no student is named, or a record without an answer (named).
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(SealedCheckpoints, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, SFTTrainer):
         pass
 
     names = (data_args.dataset_name, data_args.eval_dataset_name)
