@@ -132,11 +132,22 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
         FileNotFoundError: a data file that does not exist.
         ValueError: an empty dataset, a missing column, an empty query; the message names the record.
     """
+    return to_columns(_load_records(source, config, split))
+
+
+def load_base_data(source: str, *, config: str | None = None, split: str = "train") -> Dataset:
+    """As [`load_training_data`], of records that need no `privileged_context` column: without one it is null."""
+    known = {"privileged_context", *(alias for alias, column in ALIASES.items() if column == "privileged_context")}
+    records = _load_records(source, config, split)
+    return to_columns(r if known & r.keys() else r | {"privileged_context": None} for r in records)
+
+
+def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
     if source.startswith(LAB_PREFIX):
-        return to_columns(load_lab_records(source))
+        return load_lab_records(source)
     if source.endswith((".json", ".jsonl")):
-        return to_columns(read_records(source))
-    return to_columns(load_dataset(source, config, split=split))
+        return read_records(source)
+    return load_dataset(source, config, split=split)
 
 
 def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:

@@ -1,11 +1,15 @@
 """What the training scripts share: which data, which student, and what happens once it is trained."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset
+
 from ..checkpoints import find_checkpoint
 from ..lab import resolve_model
+from ..mixing import mix, mixture_length, parse_mixing
 
 
 @dataclass
@@ -31,6 +35,59 @@ class DataArguments:
     def __post_init__(self):
         if self.dataset_name is None:
             raise ValueError("`dataset_name` is required: a JSON or JSONL file, lab:NAME, or a dataset name")
+
+
+@dataclass
+class MixedDataArguments(DataArguments):
+    """[`DataArguments`], and base records beside the others: what the student should not forget.
+
+    Args:
+        base_dataset_name: base records, which have no knowledge: named as `dataset_name` is.
+        base_dataset_config: configuration of a dataset from the Hub.
+        base_dataset_split: split of a dataset from the Hub.
+        mixing: share of the records with knowledge (0.5), or stages of the run, each with its share and its end as a
+            part of the run: `[{share: 0.7, until: 0.6667}, {share: 0.3}]`. An epoch is one of the records with
+            knowledge.
+    """
+
+    base_dataset_name: str | None = field(default=None, metadata={"help": "Records without knowledge, mixed in."})
+    base_dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset of the Hub."})
+    base_dataset_split: str = field(default="train", metadata={"help": "Split of a dataset from the Hub."})
+    mixing: list[Any] | str | None = field(
+        default=None, metadata={"help": "Share of the records with knowledge, or stages of {share, until}."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.mixing is None) != (self.base_dataset_name is None):
+            raise ValueError("`mixing` and `base_dataset_name` belong together: set both, or neither")
+        if self.mixing is not None:
+            parse_mixing(self.mixing)
+
+
+def mix_in_base(
+    records: Dataset, load_base: Callable[..., Dataset], data_args: MixedDataArguments, training_args
+) -> Dataset:
+    """The training set of the whole run, base records mixed in where the recipe names any.
+
+    Sets `max_steps` to the steps that the mixture is long, and switches the shuffling off: the order is the mixture's.
+
+    Args:
+        records: with knowledge.
+        load_base: loads base records by name, with `config` and `split`.
+    """
+    if data_args.base_dataset_name is None:
+        return records
+    args = training_args
+    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    if args.max_steps <= 0:
+        stages = parse_mixing(data_args.mixing)
+        args.max_steps = mixture_length(len(records), stages, epochs=args.num_train_epochs, batch=batch) // batch
+    args.shuffle_dataset, args.train_sampling_strategy = False, "sequential"
+    base = load_base(
+        data_args.base_dataset_name, config=data_args.base_dataset_config, split=data_args.base_dataset_split
+    )
+    return mix(records, base, data_args.mixing, total=args.max_steps * batch, batch=batch, seed=args.seed)
 
 
 def student_arguments(training_args, model_args) -> dict[str, Any]:

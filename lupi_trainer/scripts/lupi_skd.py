@@ -6,20 +6,20 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 
 import sys
 
-from ..data import load_probes, load_training_data
+from ..data import load_base_data, load_probes, load_training_data
 from ..lupi_skd import LUPISKDConfig, LUPISKDTrainer
 from ..recipe_parser import RecipeParser
-from .common import DataArguments, student_arguments, train_and_save
+from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:
     """The parser of this script's recipes and command line."""
     from trl import ModelConfig
 
-    return RecipeParser((DataArguments, LUPISKDConfig, ModelConfig), prog=prog)
+    return RecipeParser((MixedDataArguments, LUPISKDConfig, ModelConfig), prog=prog)
 
 
-def build_trainer(data_args: DataArguments, training_args: LUPISKDConfig, model_args) -> LUPISKDTrainer:
+def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, model_args) -> LUPISKDTrainer:
     """The trainer that a recipe describes.
 
     Raises:
@@ -30,7 +30,7 @@ def build_trainer(data_args: DataArguments, training_args: LUPISKDConfig, model_
     )
     return LUPISKDTrainer(
         **student_arguments(training_args, model_args),
-        train_dataset=train_dataset,
+        train_dataset=mix_in_base(train_dataset, load_base_data, data_args, training_args),
         eval_dataset=load_training_data(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
         probes=load_probes(data_args.probes) if data_args.probes else None,
     )

@@ -11,12 +11,12 @@ from ..checkpoints import SealedCheckpoints
 from ..data import load_sft_data
 from ..publishing import Published
 from ..recipe_parser import RecipeParser
-from .common import DataArguments, student_arguments, train_and_save
+from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 
 
 @dataclass
-class SFTDataArguments(DataArguments):
-    """[`DataArguments`], and the column that holds the text to learn.
+class SFTDataArguments(MixedDataArguments):
+    """[`MixedDataArguments`], and the column that holds the text to learn.
 
     Args:
         completion_column: column of the answers (`knowledge` trains on the knowledge itself).
@@ -43,10 +43,13 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     class SealedSFTTrainer(Published, SealedCheckpoints, SFTTrainer):
         pass
 
-    names = (data_args.dataset_name, data_args.eval_dataset_name)
-    train_dataset, eval_dataset = (load_sft_data(n, data_args.completion_column) if n else None for n in names)
+    def load(name: str, **kwargs):
+        return load_sft_data(name, data_args.completion_column)
+
     return SealedSFTTrainer(
-        **student_arguments(training_args, model_args), train_dataset=train_dataset, eval_dataset=eval_dataset
+        **student_arguments(training_args, model_args),
+        train_dataset=mix_in_base(load(data_args.dataset_name), load, data_args, training_args),
+        eval_dataset=load(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
     )
 
 
