@@ -8,12 +8,12 @@ from .benchmarks.kd_loss import make, peak_bytes, seconds
 
 @pytest.mark.slow
 def test_memory_and_time_at_1024_tokens_and_a_vocabulary_of_32k():
-    dense, chunked = make(hidden_size=64)
+    dense, chunked = make(hidden_size=16)
     torch.testing.assert_close(chunked(), dense(), rtol=1e-5, atol=1e-5)
     wide, narrow = peak_bytes(dense), peak_bytes(chunked)
     assert wide > 3 * 4 * 1024 * 32_000  # it does hold several [S, V]
     assert narrow < 0.5 * wide
-    slow, quick = seconds((dense, chunked), turns=3)
+    slow, quick = seconds((dense, chunked), turns=1)
     assert quick < 1.1 * slow
 
 
