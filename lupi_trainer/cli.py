@@ -80,6 +80,12 @@ def push(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    from .scripts.compare import main
+
+    return main(args)
+
+
 def data_check(args: argparse.Namespace) -> int:
     from .scripts.data_check import main
 
@@ -209,6 +215,26 @@ def make_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the faults as JSON")
     check.set_defaults(run=data_check)
 
+    command = commands.add_parser(
+        "compare", help="ways of teaching the same facts, side by side: table, plot and JSON; --KEY VALUE as in `skd`"
+    )
+    command.add_argument("--config", nargs="+", help="LUPI-SKD recipes (default: the lab's, with its questions)")
+    command.add_argument(
+        "--arms",
+        nargs="+",
+        default=["untrained", "sft", "teacher-samples", "on-policy", "skd", "skd-no-knowledge", "skd-shuffled"],
+        help="which of them (default: %(default)s)",
+    )
+    command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="a JSON file a finished run")
+    command.add_argument("--probes", help="questions about the new facts (default: those of the recipe)")
+    command.add_argument("--unseen", help="the same in phrasings that are not trained")
+    command.add_argument("--general", help="questions about what was known before")
+    command.add_argument("--completion_column", default="answer", help="column of the gold answers, for the arm sft")
+    command.add_argument("--every", type=int, default=20, help="optimizer steps between two measures")
+    command.add_argument("--max_new_tokens", type=int, default=64, help="longest answer to a question")
+    command.set_defaults(run=compare, flags=[])
+
     command = commands.add_parser("sweep", help="a set of KD-LoRA recipes one after another: table and plot")
     command.add_argument("recipes", help="a folder of recipes, or the name of a shipped one: recipes/kd_lora")
     command.add_argument("--output_dir", required=True, type=Path, help="a folder a run, table.md and plot.svg")
@@ -242,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return run(lambda: train(argv[0], argv[1:]))
     args, flags = make_parser().parse_known_args(argv)
-    if args.command == "sweep":
+    if args.command in ("compare", "sweep"):
         args.flags = flags  # keys of the recipes
     elif flags:
         make_parser().parse_args(argv)  # says which

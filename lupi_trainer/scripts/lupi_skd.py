@@ -5,6 +5,9 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 """
 
 import sys
+from collections.abc import Callable
+
+from datasets import Dataset
 
 from ..data import load_base_data, load_probes, load_training_data
 from ..lupi_skd import LUPISKDConfig, LUPISKDTrainer
@@ -19,8 +22,17 @@ def make_parser(prog: str | None = None) -> RecipeParser:
     return RecipeParser((MixedDataArguments, LUPISKDConfig, ModelConfig), prog=prog)
 
 
-def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, model_args) -> LUPISKDTrainer:
+def build_trainer(
+    data_args: MixedDataArguments,
+    training_args: LUPISKDConfig,
+    model_args,
+    change: Callable[[Dataset], Dataset] | None = None,
+) -> LUPISKDTrainer:
     """The trainer that a recipe describes.
+
+    Args:
+        data_args, training_args, model_args: the recipe.
+        change: what to do to the records with knowledge, before base records are mixed in.
 
     Raises:
         ValueError: no student is named, or anything that [`LUPISKDTrainer`] refuses.
@@ -28,6 +40,8 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
     train_dataset = load_training_data(
         data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
     )
+    if change is not None:
+        train_dataset = change(train_dataset)
     return LUPISKDTrainer(
         **student_arguments(training_args, model_args),
         train_dataset=mix_in_base(train_dataset, load_base_data, data_args, training_args),

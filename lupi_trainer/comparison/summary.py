@@ -1,0 +1,74 @@
+"""Finished runs to one line an arm: mean and spread over seeds."""
+
+from statistics import mean, stdev
+from typing import Any
+
+
+SCORES = ("new", "new_strict", "unseen", "general", "reading")
+PASS = 0.9
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """(mean, sample standard deviation; 0 for a single value)."""
+    return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def first_pass(curve: list[dict[str, float]], score: str = "new", level: float = PASS) -> dict[str, float] | None:
+    """The first point of a run at which `score` has reached `level`, or `None`."""
+    return next((point for point in curve if point[score] >= level), None)
+
+
+def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row an arm, in the order in which the arms come.
+
+    Args:
+        runs: finished runs: `arm`, `seed` and `curve`, as [`Track`] makes it.
+
+    Returns:
+        Rows with `arm`, `seeds`, `steps`, every score at the end and `tokens` and `seconds` as (mean, standard
+        deviation), and `passed`: of how many seeds at least 90% of the new facts were known at some point, and the
+        means of `steps`, `tokens`, `seconds` and `general` there, over those seeds.
+    """
+    rows = []
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        curves = [run["curve"] for run in runs if run["arm"] == arm]
+        ends = [curve[-1] for curve in curves]
+        row = {"arm": arm, "seeds": len(curves), "steps": ends[0]["step"]}
+        for key in (*SCORES, "tokens", "seconds"):
+            if all(key in end for end in ends):
+                row[key] = spread([end[key] for end in ends])
+        passes = [point for point in map(first_pass, curves) if point is not None]
+        row["passed"] = {"seeds": len(passes)}
+        for key in ("step", "tokens", "seconds", "general"):
+            if passes and key in passes[0]:
+                row["passed"][key] = mean(point[key] for point in passes)
+        rows.append(row)
+    return rows
+
+
+def to_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table; scores in per cent, plus or minus the standard deviation over seeds."""
+    titles = {
+        "new": "new facts",
+        "new_strict": "strict",
+        "unseen": "unseen phrasings",
+        "general": "general",
+        "reading": "reads a context",
+    }
+    scores = [key for key in SCORES if any(key in row for row in rows)]
+    heads = ["arm", "seeds", "steps", *(titles[key] for key in scores), "tokens", "seconds"]
+    heads += ["90% at step", "tokens", "seconds", "general then"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [row["arm"], str(row["seeds"]), str(row["steps"])]
+        cells += ["{:.1%} ± {:.1%}".format(*row[key]) if key in row else "" for key in scores]
+        cells += [f"{row['tokens'][0]:,.0f}", f"{row['seconds'][0]:.0f}"]
+        passed = row["passed"]
+        if passed["seeds"]:
+            of = f" ({passed['seeds']} of {row['seeds']})" if passed["seeds"] < row["seeds"] else ""
+            cells += [f"{passed['step']:.0f}{of}", f"{passed['tokens']:,.0f}", f"{passed['seconds']:.0f}"]
+            cells.append(f"{passed['general']:.1%}" if "general" in passed else "")
+        else:
+            cells += ["never", "", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

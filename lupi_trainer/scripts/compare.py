@@ -1,0 +1,138 @@
+"""`lupi compare`: ways of teaching the same facts, side by side at equal optimizer steps.
+
+Every arm and seed is a run whose result is a JSON file; a run that has one is not run again, and a result that was
+made with other settings is never taken for one of these.
+"""
+
+import argparse
+import gc
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import write_atomically
+from ..comparison import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
+from ..data import load_probes
+from ..evaluation import closed_book
+from ..recipe_files import find_recipe
+from . import lupi_skd, sft
+
+
+# arm -> what it changes in the recipe
+ROLLOUTS = {"teacher-samples": "teacher", "on-policy": "student"}
+CONTROLS = {"skd-no-knowledge": without_knowledge, "skd-shuffled": shuffled_knowledge}
+ARMS = ("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS)
+QUIET = ("--eval_strategy no --save_strategy no --logging_strategy no --report_to none --disable_tqdm true").split()
+# what supervised fine-tuning takes over from a LUPI-SKD recipe
+SHARED = (
+    "output_dir learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon optim "
+    "max_grad_norm max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps bf16 use_cpu "
+    "gradient_checkpointing seed eval_strategy save_strategy logging_strategy report_to disable_tqdm"
+).split()
+LAB = {"config": ["lab/lupi_skd/config_full.yaml"], "unseen": "lab:probes-unseen", "general": "lab:probes-common"}
+
+
+def parse(recipe: Path, arm: str, seed: int, folder: Path, flags: list[str]) -> tuple[Any, Any, Any]:
+    """Data, training and model arguments of a run."""
+    own = ["--rollout_policy", ROLLOUTS[arm]] if arm in ROLLOUTS else []
+    arguments = ["--config", str(recipe), *flags, *QUIET, *own, "--seed", str(seed), "--output_dir", str(folder)]
+    return lupi_skd.make_parser().parse_args_and_config(arguments)
+
+
+def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
+    """The trainer of an arm."""
+    data_args, training_args, model_args = arguments
+    data_args.eval_dataset_name = None
+    if arm != "sft":
+        return lupi_skd.build_trainer(*arguments, change=CONTROLS.get(arm))
+    from trl import SFTConfig
+
+    named = {f.name: getattr(data_args, f.name) for f in fields(data_args)}
+    config = SFTConfig(**{key: getattr(training_args, key) for key in SHARED}, max_length=None)
+    return sft.build_trainer(sft.SFTDataArguments(**named, completion_column=completion_column), config, model_args)
+
+
+def probe_sets(args: argparse.Namespace, data_args) -> dict[str, list[dict[str, Any]]]:
+    """Questions by score.
+
+    Raises:
+        ValueError: no questions about the new facts.
+    """
+    names = {"new": args.probes or data_args.probes, "unseen": args.unseen, "general": args.general}
+    if names["new"] is None:
+        raise ValueError("name the questions about the new facts: --probes, or `probes` in the recipe")
+    return {score: load_probes(name) for score, name in names.items() if name is not None}
+
+
+def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One arm with one seed: its curve, and for the untrained student the teacher's open-book score."""
+    probes, result = probe_sets(args, arguments[0]), {}
+    trainer = build(arm, arguments, args.completion_column)
+
+    def measure(model) -> dict[str, float]:
+        marks = {
+            score: closed_book(model, trainer.processing_class, asked, max_new_tokens=args.max_new_tokens)
+            for score, asked in probes.items()
+        }
+        return {score: mark.lenient for score, mark in marks.items()} | {"new_strict": marks["new"].strict}
+
+    if arm == "untrained":
+        result["curve"] = [{"step": 0, "tokens": 0, "seconds": 0.0} | measure(trainer.model)]
+        if all(probe.get("knowledge") for probe in probes["new"]):
+            open_book = closed_book(
+                trainer.teacher_model if trainer.args.teacher_model_name_or_path else trainer.model,
+                trainer.processing_class, probes["new"], teacher_prompt=trainer.teacher_prompt,
+                max_new_tokens=args.max_new_tokens,
+            )  # fmt: skip
+            result["teacher_open_book"] = open_book.lenient
+    else:
+        track = Track(trainer, measure, args.every)
+        trainer.train()
+        result["curve"] = track.curve
+    return result
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run what has no result yet, then write `table.md`, `results.json` and `curves.svg` over all that have one.
+
+    Raises:
+        ValueError: an arm that does not exist, no questions, or a result in the folder with other settings.
+    """
+    if args.config is None:
+        for key, value in LAB.items():
+            setattr(args, key, getattr(args, key) or value)
+    if unknown := set(args.arms) - set(ARMS):
+        raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+    runs = []
+    for recipe in map(find_recipe, args.config):
+        for arm in args.arms:
+            label = arm if len(args.config) == 1 else f"{arm} ({recipe.stem})"
+            for seed in args.seeds if arm != "untrained" else args.seeds[:1]:
+                settings = {
+                    "recipe": recipe.read_text(encoding="utf-8"), "flags": args.flags, "every": args.every,
+                    "probes": [args.probes, args.unseen, args.general], "max_new_tokens": args.max_new_tokens,
+                    "completion_column": args.completion_column,
+                }  # fmt: skip
+                path = args.output_dir / f"{recipe.stem}-{arm}-seed{seed}.json"
+                done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+                if done is None:
+                    print(f"{label}, seed {seed}: runs", flush=True)
+                    arguments = parse(recipe, arm, seed, args.output_dir / "students", args.flags)
+                    done = {"recipe": recipe.stem, "arm": arm, "seed": seed, "settings": settings}
+                    done |= run(arm, arguments, args)
+                    args.output_dir.mkdir(parents=True, exist_ok=True)
+                    write_atomically(path, json.dumps(done, indent=1))
+                    gc.collect()
+                elif changed := [key for key, value in settings.items() if done["settings"].get(key) != value]:
+                    raise ValueError(f"{path} was made with another {changed[0]}; choose another --output_dir")
+                runs.append(done | {"arm": label})
+    rows = summarize(runs)
+    table = to_markdown(rows)
+    for arm, ceiling in {run["arm"]: run["teacher_open_book"] for run in runs if "teacher_open_book" in run}.items():
+        table += f"\nThe teacher, reading the knowledge ({arm}): {ceiling:.1%}\n"
+    print(table, end="")
+    (args.output_dir / "table.md").write_text(table, encoding="utf-8")
+    (args.output_dir / "results.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    plot_curves(runs, args.output_dir / "curves.svg")
+    return 0
