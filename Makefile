@@ -1,8 +1,9 @@
 # `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
+ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test test-fast lint format bench clean
+.PHONY: demo test test-browser test-fast lint format bench clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -15,10 +16,17 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 	$(BIN)/lupi demo --output_dir runs/demo
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser"
+
+test-browser: .venv/.ready  ## The page of `lupi inspect` in headless Chromium, installed from Debian if there is none
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || for try in 1 2 3; do \
+		$(ROOT) apt-get update -qq && \
+		$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium && break; \
+		sleep 10; done
+	$(BIN)/python -m pytest -m browser tests/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run

@@ -98,6 +98,22 @@ def sweep(args: argparse.Namespace) -> int:
     return main(args)
 
 
+def inspect(args: argparse.Namespace) -> int:
+    from .inspection import read_run, write_page
+
+    output = write_page(read_run(args.run_dir), args.output or args.run_dir / "inspect.html", args.max_rollouts)
+    print(f"written to {output}")
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    from .inspection import plot_runs, read_run
+
+    for path in plot_runs([read_run(run) for run in args.run_dirs], args.output_dir, args.curves):
+        print(f"written to {path}")
+    return 0
+
+
 def demo(args: argparse.Namespace) -> int:
     # of no use to a newcomer: names that libraries are about to change, and kernels that the demo has no use for
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -240,6 +256,18 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--output_dir", required=True, type=Path, help="a folder a run, table.md and plot.svg")
     command.add_argument("--override", type=Path, help="a recipe whose keys go before those of every run")
     command.set_defaults(run=sweep, flags=[])
+
+    command = commands.add_parser("inspect", help="a page of a run for the browser: curves, and every token's story")
+    command.add_argument("run_dir", type=Path, metavar="RUN", help="output_dir of a run")
+    command.add_argument("--output", type=Path, help="the HTML file (default: RUN/inspect.html)")
+    command.add_argument("--max_rollouts", type=int, default=1000, help="the most rollouts to put into the page")
+    command.set_defaults(run=inspect)
+
+    command = commands.add_parser("plot", help="curves of one or several runs as PNG and SVG")
+    command.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="output_dir of a run")
+    command.add_argument("--output_dir", type=Path, default=Path("plots"), help="folder of the pictures")
+    command.add_argument("--curves", nargs="+", help="loss, acceptance, gamma, ... (default: all that were logged)")
+    command.set_defaults(run=plot)
 
     command = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")

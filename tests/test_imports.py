@@ -19,6 +19,7 @@ ALLOWED = {
     "comparison": {"comparison"},
     "qa_data": {"data", "lab"},
     "callbacks": set(),
+    "inspection": {"inspection"},
     "pieces": set(),
     "progress": set(),
     "trl_private": set(),
@@ -75,7 +76,7 @@ ALLOWED = {
     "model_card": {"lab"},
     "hub": {"model_card", "student_files"},
     "publishing": {"hub", "model_card", "student_files"},
-    "cli": {"hub", "lab", "recipe_files", "scripts"},
+    "cli": {"inspection", "hub", "lab", "recipe_files", "scripts"},
     "__init__": {"data", "kd_lora", "lupi_skd", "speculative"},
 }
 # files of the lab that stand at its end: they train and show, so they may look down

@@ -110,7 +110,7 @@ def main(output_dir: Path) -> int:
     torch.set_num_threads(1)  # these models are too small to share out: a second thread only waits for the first
     console, start = Console(), time.perf_counter()
     recipe = str(recipes_dir() / RECIPE)
-    overrides = ["--output_dir", str(output_dir), "--eval_strategy", "no", "--disable_tqdm", "true"]
+    overrides = ["--output_dir", str(output_dir), "--record_rollouts", "300", "--disable_tqdm", "true"]
     trainer = build_trainer(*make_parser().parse_args_and_config(["--config", recipe, *overrides]))
     progress = Progress(console)
     trainer.add_callback(progress)
@@ -137,6 +137,7 @@ def main(output_dir: Path) -> int:
     console.print(text_after)
     after = ask_all(trainer)
     trainer.save_model(str(output_dir / "student"))
+    trainer.save_state()
 
     table = Table("share of questions answered right", "before", "after", title="The student, closed-book")
     for what in PROBES:

@@ -126,6 +126,7 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=find_checkpoint(resume, args.output_dir))
     metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
     trainer.save_model(args.output_dir, _internal_call=True)  # which does not push: that comes last
+    trainer.save_state()  # the run's whole log, which `lupi inspect` and `lupi plot` read
     trainer.accelerator.print(f"Student saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -1,0 +1,77 @@
+"""One HTML page of a run: curves, figures, a reader of its rollouts. Everything is inside it; it asks no network."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from .run import CURVES, Run
+
+
+def _thin(rollouts: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` of the rollouts, evenly; the first and the last stay."""
+    if len(rollouts) <= limit:
+        return rollouts
+    if limit == 1:
+        return rollouts[-1:]
+    return [rollouts[round(i * (len(rollouts) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
+    """What the page shows, as its script reads it.
+
+    Returns:
+        `name`; `curves` (title and lines with [step, value] points; those without a point are left out); `metrics`
+        (figures of `metrics.json`); `rollouts` (at most `max_rollouts`, spread over the run); `notes` (what is
+        missing, in words).
+    """
+    curves = []
+    for curve in CURVES:
+        lines = {label: run.points(metric) for metric, label in curve.lines.items()}
+        lines = {label: points for label, points in lines.items() if points}
+        if lines:
+            curves.append({"name": curve.name, "title": curve.title, "lines": lines})
+    notes = []
+    if not run.rollouts:
+        notes.append("No rollouts were recorded: train with record_rollouts set to how many.")
+    if len(run.rollouts) > max_rollouts:
+        notes.append(f"{max_rollouts} of {len(run.rollouts)} recorded rollouts are shown.")
+    if run.broken_lines:
+        notes.append(f"{run.broken_lines} lines of rollouts.jsonl were cut off while they were written.")
+    return {
+        "name": run.name,
+        "curves": curves,
+        "metrics": {k: v for k, v in run.metrics.items() if isinstance(v, int | float | str)},
+        "rollouts": _thin(run.rollouts, max_rollouts),
+        "notes": notes,
+    }
+
+
+def write_page(run: Run, output: str | Path, max_rollouts: int = 1000) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: as [`read_run`] returns it.
+        output: the HTML file.
+        max_rollouts: the most rollouts to put into it.
+
+    Raises:
+        ValueError: `max_rollouts` is not at least 1.
+    """
+    if max_rollouts < 1:
+        raise ValueError(f"max_rollouts must be at least 1, got {max_rollouts}")
+    assets = files(__package__) / "assets"
+    page, style, script = (
+        (assets / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+    data = json.dumps(page_data(run, max_rollouts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    parts = {"title": html.escape(run.name), "style": style, "data": data.replace("<", "\\u003c"), "script": script}
+    page = re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return output
