@@ -116,6 +116,19 @@ def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
     return Dataset.from_list([{c: row[c] for c in columns} for row in rows])
 
 
+def load_hub_dataset(source: str, config: str | None, split: str) -> Dataset:
+    """`datasets.load_dataset`, whose many errors become one.
+
+    Raises:
+        ValueError: it cannot be loaded; the message says why in one line.
+    """
+    try:
+        return load_dataset(source, config, split=split)
+    except Exception as error:  # whatever the Hub, the network or a file in it may do
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the dataset {source!r} cannot be loaded: {what}") from error
+
+
 def load_training_data(source: str, *, config: str | None = None, split: str = "train") -> Dataset:
     """Load training records by name.
 
@@ -147,7 +160,7 @@ def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[
         return load_lab_records(source)
     if source.endswith((".json", ".jsonl")):
         return read_records(source)
-    return load_dataset(source, config, split=split)
+    return load_hub_dataset(source, config, split)
 
 
 def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:

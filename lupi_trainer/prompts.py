@@ -98,9 +98,35 @@ def check_tokenizer(tokenizer: Any) -> None:
         raise ValueError("the tokenizer has no pad token: set `tokenizer.pad_token` (to `eos_token` if it has none)")
 
 
+class TemplateError(ValueError):
+    """A conversation that the tokenizer's chat template cannot write.
+
+    Attributes:
+        number: its place among those that were given.
+    """
+
+    def __init__(self, reason: BaseException, number: int):
+        what = " ".join(str(reason).split()) or type(reason).__name__
+        super().__init__(f"the tokenizer's chat template cannot write the conversation: {what}")
+        self.number = number
+
+
 def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any) -> list[list[int]]:
-    """Conversations to unpadded token ids, each ending where the assistant begins to speak."""
-    encoded = tokenizer.apply_chat_template(
-        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
-    )
-    return encoded["input_ids"]
+    """Conversations to unpadded token ids, each ending where the assistant begins to speak.
+
+    The template runs in jinja's sandbox (transformers sees to that); knowledge and questions are its values, and are
+    never rendered themselves.
+
+    Raises:
+        TemplateError: the template refuses a conversation, or fails on it.
+    """
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_kwargs}
+    try:
+        return tokenizer.apply_chat_template(conversations, **options)["input_ids"]
+    except Exception:  # a template comes with a model, and may fail in any way
+        for number, conversation in enumerate(conversations):
+            try:
+                tokenizer.apply_chat_template([conversation], **options)
+            except Exception as reason:
+                raise TemplateError(reason, number) from reason
+        raise

@@ -12,6 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from .hub import HubError, create_repository, push_folder
+from .loading import refuse_secrets
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .student_files import student_files
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 class Published:
     """For a [`~transformers.Trainer`]: every saved student has a card and a generation config, and no secret in it.
 
+    A student given by name is loaded from safetensors (`model_init_kwargs: {use_safetensors: false}` reads pickles).
+
     Put it first among the bases. A subclass that saves more (heads, a value head) does so in its own `_save`, and it
     is pushed with the rest. `dataset_name` is what the card says of the data.
     """
@@ -29,8 +32,10 @@ class Published:
     dataset_name: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
-        if kwargs.get("args") is not None:
-            refuse_secrets(kwargs["args"])
+        if (config := kwargs.get("args")) is not None:
+            refuse_secrets(config)
+            if isinstance(kwargs.get("model", args[0] if args else None), str):
+                config.model_init_kwargs = {"use_safetensors": True} | (config.model_init_kwargs or {})
         super().__init__(*args, **kwargs)
 
     # Saving
@@ -188,15 +193,3 @@ class Published:
             logger.warning(f"Step {step} was not pushed ({error.reason}); the run goes on, and pushes again.")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def refuse_secrets(args: Any) -> None:
-    """Refuse a token where it would be logged: the loading options are reported and saved as they stand.
-
-    Raises:
-        ValueError: `model_init_kwargs` or `teacher_model_init_kwargs` holds a token; the token is not shown.
-    """
-    for key in ("model_init_kwargs", "teacher_model_init_kwargs"):
-        options = getattr(args, key, None)
-        if isinstance(options, dict) and {"token", "use_auth_token"} & options.keys():
-            raise ValueError(f"a token in {key} would be logged and saved: set HF_TOKEN in the environment instead")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
-from .data import describe, read_records
+from .data import describe, load_hub_dataset, read_records
 from .lab import LAB_PREFIX, load_lab_records
 
 
@@ -99,7 +99,7 @@ def load_qa_records(
     elif source.endswith((".json", ".jsonl")):
         records = _read_file(source)
     else:
-        records = load_dataset(HUB_NAMES.get(source, source), split=split)
+        records = load_hub_dataset(HUB_NAMES.get(source, source), None, split)
     if max_samples is not None and max_samples < len(records):
         chosen = Dataset.from_dict({"row": range(len(records))}).shuffle(seed=seed)["row"][:max_samples]
         records = [records[row] for row in chosen]

@@ -52,11 +52,11 @@ def find_accelerate_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    shipped = recipes_dir() / "accelerate_configs" / f"{name}.yaml"
-    if not shipped.is_file():
-        names = sorted(p.stem for p in shipped.parent.glob("*.yaml"))
+    folder = recipes_dir() / "accelerate_configs"
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in names:
         raise FileNotFoundError(f"no accelerate configuration {name!r}: a path, or one of {', '.join(names)}")
-    return shipped
+    return folder / f"{name}.yaml"
 
 
 def copy_recipe(name: str, destination: Path) -> Path:

@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from trl import TrlParser
 
+from .loading import refuse_secrets
+
 
 # Keys that other tools or older versions use, and what they are called now.
 RENAMED = {
@@ -32,6 +34,15 @@ class RecipeParser(TrlParser):
 
     Values are checked against the type of their key as command-line values are: `gamma: 2.5` is refused.
     """
+
+    @staticmethod
+    def refuse_secret(key: str, where: str) -> None:
+        """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
+        if key.endswith("_token"):
+            raise RecipeError(
+                f"{where}{key!r} does not belong here, where others may read it: set HF_TOKEN in the environment, or "
+                "run `hf auth login`"
+            )
 
     def known_keys(self) -> set[str]:
         return {action.dest for action in self._actions} - {"help"}
@@ -59,6 +70,7 @@ class RecipeParser(TrlParser):
             raise RecipeError(f"{path} must be a mapping of keys to values, found {type(recipe).__name__}")
         known = self.known_keys() | {"env"}
         for key in recipe:
+            self.refuse_secret(str(key), f"{path}: ")
             if key not in known:
                 raise RecipeError(f"{path}: unknown key {key!r}{self.hint(str(key), known)}")
         if not isinstance(recipe.get("env") or {}, dict):
@@ -97,10 +109,14 @@ class RecipeParser(TrlParser):
             del args[at : at + 2]
         options = {option for action in self._actions for option in action.option_strings}
         for name in (arg.split("=")[0] for arg in args if arg.startswith("--")):
+            self.refuse_secret(name.removeprefix("--"), "option ")
             if name not in options:
                 key = name.removeprefix("--").replace("-", "_")
                 raise RecipeError(f"unknown option {name}{self.hint(key, self.known_keys())}")
-        return super().parse_args_and_config(args, **kwargs)
+        parsed = super().parse_args_and_config(args, **kwargs)
+        for arguments in parsed:
+            refuse_secrets(arguments)
+        return parsed
 
     def error(self, message: str):
         raise RecipeError(f"{message}")

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .lab import resolve_model
+from .loading import SAFE_WEIGHTS
 from .pruning import META, layers_prefix, positions, read_meta, restore_bundle, save_bundle
 
 
@@ -76,7 +77,7 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
             raise FileNotFoundError(
                 f"stage {stage} builds on {folder.name}, which stage {number} makes: `lupi merge --stage {number}`"
             )
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(base_dir), **model_kwargs)
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(base_dir), **(SAFE_WEIGHTS | model_kwargs))
     for folder in before:
         model = restore_bundle(model, folder)
     if not folders:

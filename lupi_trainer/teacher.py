@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from .lab import resolve_model
+from .loading import SAFE_WEIGHTS
 
 
 def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
@@ -42,7 +43,8 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
             if not isinstance(dtype, torch.dtype):
                 raise ValueError(f"teacher_dtype must be 'auto' or a torch dtype, got {args.teacher_dtype!r}")
         quantized = quantization_config(args, dtype)
-        kwargs = {"dtype": dtype, "revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+        kwargs = SAFE_WEIGHTS | {"dtype": dtype, "revision": args.teacher_model_revision}
+        kwargs["trust_remote_code"] = args.trust_remote_code
         if args.teacher_attn_implementation is not None:
             kwargs["attn_implementation"] = args.teacher_attn_implementation
         if quantized is not None:

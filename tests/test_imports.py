@@ -28,8 +28,8 @@ ALLOWED = {
     "heads": set(),
     "pruning": set(),
     "block_influence": {"pruning"},
-    "stages": {"lab", "pruning"},
-    "teacher": {"lab"},
+    "stages": {"lab", "loading", "pruning"},
+    "teacher": {"lab", "loading"},
     "checkpoints": set(),
     "lupi_skd": {
         "publishing",
@@ -49,8 +49,9 @@ ALLOWED = {
     },
     "kd_lora": {"publishing", "checkpoints", "kd_lora", "heads", "lab", "losses", "qa_data", "teacher", "trl_private"},
     "recipe_files": set(),
-    "recipe_parser": set(),
+    "recipe_parser": {"loading"},
     "scripts": {
+        "loading",
         "hub",
         "publishing",
         "block_influence",
@@ -73,9 +74,10 @@ ALLOWED = {
         "speculative",
     },
     "student_files": set(),
+    "loading": set(),
     "model_card": {"lab"},
     "hub": {"model_card", "student_files"},
-    "publishing": {"hub", "model_card", "student_files"},
+    "publishing": {"hub", "loading", "model_card", "student_files"},
     "cli": {"inspection", "hub", "lab", "recipe_files", "scripts"},
     "__init__": {"data", "kd_lora", "lupi_skd", "speculative"},
 }

@@ -141,7 +141,9 @@ class KDLoRATrainer(Published, SealedCheckpoints, SFTTrainer):
             self.quantization_kl = self._measure_quantization(teacher_model)
 
     def _check_vocabularies(self, student, teacher, args, tokenizer, teacher_tokenizer) -> None:
-        student_config = AutoConfig.from_pretrained(student) if isinstance(student, str) else student.config
+        student_config = student.config if not isinstance(student, str) else None
+        if student_config is None:
+            student_config = AutoConfig.from_pretrained(student, trust_remote_code=args.trust_remote_code)
         teacher_config = teacher.config if not isinstance(teacher, str) else None
         if teacher_config is None:
             teacher_config = AutoConfig.from_pretrained(

@@ -5,11 +5,16 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..prompts import TeacherPrompt, encode
+from ..prompts import TeacherPrompt, TemplateError, encode
 from .lupi_skd_config import LUPISKDConfig
 
 
 logger = logging.getLogger(__name__)
+
+
+def record_name(row: dict[str, Any]) -> str:
+    """How messages name a record."""
+    return f"record {row['id']!r}" if row.get("id") else f"record number {row.get('row_id', '?')}"
 
 
 def check_length(
@@ -31,7 +36,7 @@ def check_length(
         ValueError: the teacher's prompt is beyond `max_teacher_prompt_length`, or a prompt with its completion beyond
             the model's context.
     """
-    name = f"record {row['id']!r}" if row.get("id") else f"record number {row.get('row_id', '?')}"
+    name = record_name(row)
     if len(teacher_ids) > args.max_teacher_prompt_length:
         raise ValueError(
             f"{name}: its teacher prompt has {len(teacher_ids)} tokens, beyond max_teacher_prompt_length="
@@ -76,15 +81,21 @@ def check_dataset_lengths(
     context_lengths: tuple[int | None, int | None],
     batch_size: int = 256,
 ) -> None:
-    """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out."""
+    """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out.
+
+    Raises:
+        ValueError: as [`check_length`], or the chat template cannot write a record's prompts; it is named.
+    """
     if not isinstance(dataset, Dataset):
         return
     for start in range(0, len(dataset), batch_size):
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         kwargs = args.chat_template_kwargs or {}
-        students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
-        teachers = encode(
-            tokenizer, [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs
-        )
+        messages = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
+        try:
+            students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
+            teachers = encode(tokenizer, messages, **kwargs)
+        except TemplateError as error:
+            raise ValueError(f"{record_name(rows[error.number])}: {error}") from error
         for row, student_ids, teacher_ids in zip(rows, students, teachers):
             check_length(row, student_ids, teacher_ids, args, context_lengths)

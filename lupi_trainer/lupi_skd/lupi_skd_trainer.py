@@ -151,7 +151,9 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         )
         self.probes = check_probes(probes) if probes is not None else None
         train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
-        student_config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+        student_config = model.config if not isinstance(model, str) else None
+        if student_config is None:
+            student_config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
         if isinstance(teacher_model, str):
             teacher_config = AutoConfig.from_pretrained(
                 resolve_model(teacher_model),

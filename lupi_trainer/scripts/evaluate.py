@@ -5,11 +5,12 @@ import json
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from ..data import load_probes, load_training_data
 from ..evaluation import closed_book
 from ..lab import resolve_model
+from ..loading import NO_CODE, SAFE_WEIGHTS
 from ..prompts import TeacherPrompt, check_tokenizer, load_few_shot_examples
 from .perplexity import report_perplexity
 
@@ -21,17 +22,20 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
         (model in eval mode on its device, tokenizer).
 
     Raises:
-        ValueError: the tokenizer has no chat template or pad token, where the model shall chat.
+        ValueError: the tokenizer has no chat template or pad token, where the model shall chat; or the model is code
+            of its own.
+        OSError: there is no such model, or its weights are not safetensors.
     """
     path = resolve_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if find_adapter_config_file(path) is not None:
         from peft import AutoPeftModelForCausalLM
 
-        model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype)
+        cached_file(path, "adapter_model.safetensors")  # raises where there is none: PEFT would read a pickle
+        model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
+    tokenizer = AutoTokenizer.from_pretrained(path, **NO_CODE)
     if chat:
         check_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer

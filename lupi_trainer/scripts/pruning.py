@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..block_influence import block_influence, choose_block
 from ..lab import resolve_model
+from ..loading import NO_CODE, SAFE_WEIGHTS
 from ..pruning import describe_numbers, drop_layers, kept_layers, restore_bundle, save_bundle
 from ..qa_data import load_qa_records, tokenize_qa
 from ..stages import load_stage, merge_stage
@@ -39,7 +40,7 @@ def _free(folder: Path) -> Path:
 
 def _save_tokenizer(source: str, target: Path) -> None:
     try:
-        AutoTokenizer.from_pretrained(resolve_model(source)).save_pretrained(target)
+        AutoTokenizer.from_pretrained(resolve_model(source), **NO_CODE).save_pretrained(target)
     except (OSError, ValueError):
         print(f"{source} has no tokenizer: {target} has none either")
 
@@ -57,7 +58,7 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
         return bundles
     if args.data is None:
         raise ValueError("--drop least:N measures the influence of layers on text: name it with --data")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(args.model))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(args.model), **NO_CODE)
     records = load_qa_records(args.data, max_samples=args.samples)
     rows = tokenize_qa(records, tokenizer, seq_len=args.seq_len).dataset["input_ids"]
     influence = block_influence(model, rows)
@@ -75,7 +76,7 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
 def prune(args: argparse.Namespace) -> int:
     """Write `OUT/base` and `OUT/bundles/NAME`."""
     _free(args.out)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=args.dtype)
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=args.dtype, **SAFE_WEIGHTS)
     bundles = choose_layers(args, model)
     base = drop_layers(model, bundles)
     base.save_pretrained(args.out / "base")
@@ -90,7 +91,7 @@ def prune(args: argparse.Namespace) -> int:
 def restore(args: argparse.Namespace) -> int:
     """Write the base with bundles back at their places."""
     _free(args.out)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.base), dtype="auto")
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.base), dtype="auto", **SAFE_WEIGHTS)
     for folder in args.bundle:
         model = restore_bundle(model, folder)
     model.save_pretrained(args.out)
