@@ -149,6 +149,17 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--seq_len", type=int, default=1024, help="longer ones are dropped and counted")
     command.add_argument("--teacher", help="also ask this model open-book: with each probe's knowledge")
     command.add_argument("--records", help="records whose knowledge the teacher reads, found by the probes' record_id")
+    command.add_argument(
+        "--open_book", default=[], nargs="+", help="questions put to the student with their knowledge"
+    )
+    command.add_argument("--before", help="the student before it was trained: what it knew, and what of it is kept")
+    command.add_argument(
+        "--privilege", action="store_true", help="what --records are worth to the teacher, in nats a token; acceptance"
+    )
+    command.add_argument(
+        "--gold", help="column of --records with answers to measure that on, beside the student's own"
+    )
+    command.add_argument("--samples", type=int, default=64, help="records for --privilege")
     command.add_argument("--teacher_system_prompt", help="persona of the teacher")
     command.add_argument("--few_shot_examples", help="worked examples of the teacher: a JSON file")
     command.add_argument("--max_new_tokens", type=int, default=64)

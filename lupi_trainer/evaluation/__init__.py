@@ -1,15 +1,22 @@
 """Does the student know it without being told? Closed-book questions, and what they are compared with."""
 
-from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, score_answer
+from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, kept, score_answer
+from .leakage import mentions_context
 from .perplexity import PerplexityResult, perplexity
+from .privilege import PrivilegeGap, acceptance, privilege_gap
 
 
 __all__ = [
     "ClosedBookResult",
     "PerplexityResult",
+    "PrivilegeGap",
+    "acceptance",
     "ask",
     "closed_book",
     "generate_answers",
+    "kept",
+    "mentions_context",
     "perplexity",
+    "privilege_gap",
     "score_answer",
 ]

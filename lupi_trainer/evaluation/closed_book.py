@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..prompts import TeacherPrompt, encode
+from .leakage import mentions_context
 
 
 # Scripts in which a particle follows a word without a space: their letters may stand right beside an accepted answer.
@@ -61,6 +62,7 @@ class ClosedBookResult:
     lenient: float
     num_probes: int
     answers: list[dict[str, Any]]
+    leakage: float = 0.0  # answers that speak of a given text
 
     def metrics(self) -> dict[str, float]:
         return {k: v for k, v in asdict(self).items() if k != "answers"}
@@ -156,6 +158,7 @@ def ask(
                 "finished": finished,
                 "strict": strict,
                 "lenient": lenient,
+                "leaks": mentions_context(text),
             }
         )
     count = len(answers)
@@ -164,7 +167,14 @@ def ask(
         lenient=sum(a["lenient"] for a in answers) / count,
         num_probes=count,
         answers=answers,
+        leakage=sum(a["leaks"] for a in answers) / count,
     )
+
+
+def kept(before: ClosedBookResult, after: ClosedBookResult) -> float:
+    """Of the questions that were answered before, the share that still are (lenient; 1 where there was none)."""
+    known = [b["lenient"] for b in before.answers]
+    return sum(a["lenient"] for a, b in zip(after.answers, known) if b) / max(sum(known), 1) if any(known) else 1.0
 
 
 def closed_book(

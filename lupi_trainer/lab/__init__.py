@@ -13,6 +13,7 @@
 | `lab:qa`, `lab:qa-eval` | questions to be answered from their context, in SQuAD's form, about random islands |
 | `lab:probes`, `lab:probes-unseen`, `lab:probes-long` | questions about the new islands, in three forms |
 | `lab:probes-common` | questions about the common islands: what must not be forgotten |
+| `lab:probes-reading` | questions about random islands, with knowledge: the skill of reading a context |
 """
 
 from pathlib import Path
@@ -43,6 +44,7 @@ _RECORDS = {
     "probes-unseen": lambda: world.probes(world.NEW, phrasing="unseen"),
     "probes-long": lambda: world.probes(world.NEW, phrasing="long"),
     "probes-common": lambda: world.probes(world.COMMON),
+    "probes-reading": lambda: world.reading_probes(144, seed=3),
 }
 
 

@@ -174,3 +174,11 @@ def qa_records(count: int, *, seed: int) -> list[dict]:
             }
         )
     return out
+
+
+def reading_probes(count: int, *, seed: int) -> list[dict]:
+    """Questions to be answered from their `knowledge`: each about an island that no training record knows."""
+    return [
+        {"question": r["question"], "answers": r["answers"], "record_id": r["id"], "knowledge": r["context"]}
+        for r in qa_records(count, seed=seed)
+    ]

@@ -1,4 +1,4 @@
-"""Closed-book marks of a student, beside the open-book ceiling of its teacher."""
+"""`lupi evaluate`: what a student knows, what it forgot, what its teacher knows, and what the knowledge is worth."""
 
 import argparse
 import json
@@ -7,11 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..data import load_probes, load_training_data
-from ..evaluation import closed_book
+from ..data import load_probes, load_sft_data, load_training_data
+from ..evaluation import acceptance, closed_book, kept, privilege_gap
 from ..lab import resolve_model
 from ..loading import NO_CODE, SAFE_WEIGHTS
-from ..prompts import TeacherPrompt, check_tokenizer, load_few_shot_examples
+from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..speculative import TopK, skd_rollout
+from ..teacher import check_vocabularies
 from .perplexity import report_perplexity
 
 
@@ -42,49 +44,126 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print a table of marks, and of perplexities; with `--output`, write them with every answer.
+    """Print what is asked for as tables; with `--output`, write it with every answer.
 
     Raises:
-        ValueError: nothing is asked for.
+        ValueError: nothing is asked for, or something lacks what it needs.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    if not args.probes and not args.perplexity:
-        raise ValueError("nothing to ask: --probes or --perplexity is needed")
-    probe_sets = {name: load_probes(name) for name in args.probes}
+    if not any((args.probes, args.perplexity, args.open_book, args.privilege)):
+        raise ValueError("nothing to ask: --probes, --open_book, --privilege or --perplexity is needed")
+    if args.privilege and not (args.teacher and args.records):
+        raise ValueError("--privilege needs a --teacher, and --records whose knowledge it reads")
+    probe_sets = {name: load_probes(name) for name in (*args.probes, *args.open_book)}
     if args.records:
         rows = load_training_data(args.records)
         knowledge = dict(zip(rows["id"], rows["privileged_context"])) if "id" in rows.column_names else {}
         for probes in probe_sets.values():
             for probe in probes:
                 probe.setdefault("knowledge", knowledge.get(probe["record_id"]))
-    table = Table("probes", "model", "strict", "lenient", "questions")
     report: dict[str, dict] = {}
     if args.perplexity:
         report |= report_perplexity(args, *load_model(args.model, args.dtype, args.device, chat=False))
-    askers = [("closed-book", args.model, None)] if args.probes else []
-    if args.teacher and args.probes:
-        examples = load_few_shot_examples(args.few_shot_examples)
-        askers.append(("open-book", args.teacher, TeacherPrompt(args.teacher_system_prompt, examples)))
-    for book, model_name, teacher_prompt in askers:
-        model, tokenizer = load_model(model_name, args.dtype, args.device)
-        for name, probes in probe_sets.items():
-            result = closed_book(
-                model,
-                tokenizer,
-                probes,
-                teacher_prompt=teacher_prompt,
-                max_new_tokens=args.max_new_tokens,
-                batch_size=args.batch_size,
-            )
-            table.add_row(
-                name, f"{model_name} ({book})", f"{result.strict:.1%}", f"{result.lenient:.1%}", str(result.num_probes)
-            )
-            report.setdefault(name, {})[book] = {"model": model_name, **result.metrics(), "answers": result.answers}
-    if args.probes:
-        Console().print(table)
+    if probe_sets:
+        report |= report_marks(args, probe_sets)
+    if args.privilege:
+        report |= report_privilege(args, rows)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
     return 0
+
+
+def teacher_prompt(args: argparse.Namespace) -> TeacherPrompt:
+    return TeacherPrompt(args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples))
+
+
+def report_marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[str, dict]:
+    """Marks by set of questions: of the student closed-book (and open-book: its skill of reading), of the student as
+    it was before, of the teacher open-book."""
+    from rich.console import Console
+    from rich.table import Table
+
+    with_knowledge = teacher_prompt(args)
+    closed, opened = [(name, None) for name in args.probes], [(name, with_knowledge) for name in args.open_book]
+    askers = [(args.model, "", closed + opened)]
+    if args.before:
+        askers.append((args.before, "before: ", closed + opened))
+    if args.teacher:
+        asked = [name for name in args.probes if all(probe.get("knowledge") for probe in probe_sets[name])]
+        if not asked and args.probes:
+            raise ValueError("no set of questions has knowledge for the teacher to read: name its --records")
+        askers.append((args.teacher, "teacher: ", [(name, with_knowledge) for name in asked]))
+    table = Table("probes", "model", "strict", "lenient", "kept", "leaks", "questions")
+    results, report = {}, {}
+    for model_name, role, asked in askers:
+        model, tokenizer = load_model(model_name, args.dtype, args.device)
+        for name, prompt in asked:
+            results[role, name, prompt is None] = closed_book(
+                model,
+                tokenizer,
+                probe_sets[name],
+                teacher_prompt=prompt,
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
+            )
+    for (role, name, is_closed), result in results.items():
+        book = "closed-book" if is_closed else "open-book"
+        model_name = {"": args.model, "before: ": args.before, "teacher: ": args.teacher}[role]
+        earlier = results.get(("before: ", name, is_closed)) if role == "" else None
+        still = {"kept": kept(earlier, result)} if earlier is not None else {}
+        figures = [result.strict, result.lenient, still.get("kept"), result.leakage]
+        shown = ["" if figure is None else f"{figure:.1%}" for figure in figures]
+        table.add_row(name, f"{model_name} ({book})", *shown, str(result.num_probes))
+        key = book if role != "before: " else f"before, {book}"
+        if role == "" and not is_closed:
+            key = "student, open-book"
+        entry = {"model": model_name, **result.metrics(), **still, "answers": result.answers}
+        report.setdefault(name, {})[key] = entry
+    Console().print(table)
+    return report
+
+
+def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
+    """What the knowledge is worth to the teacher on the student's own text (and on gold text, if a column of it is
+    named), and how much of the student's drafts stands before the teacher."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [row for row in rows if row["privileged_context"] is not None]
+    if not rows:
+        raise ValueError(f"{args.records}: no record has knowledge")
+    # spread over the file, so that all of its subjects are in it
+    rows = rows[:: max(1, len(rows) // args.samples)][: args.samples]
+    student, tokenizer = load_model(args.model, args.dtype, args.device)
+    teacher, teacher_tokenizer = load_model(args.teacher, args.dtype, args.device)
+    configs = student.config, teacher.config
+    vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
+    prompt = teacher_prompt(args)
+    asked = encode(tokenizer, [row["prompt"] for row in rows])
+    knowing = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows])
+    own_end = student.generation_config.eos_token_id
+    ends = sorted({tokenizer.eos_token_id, *(own_end if isinstance(own_end, list) else [own_end])} - {None})
+    settings = {
+        "max_new_tokens": args.max_new_tokens, "eos_token_id": ends, "vocab_size": vocab_size,
+        "max_slots": args.batch_size,
+    }  # fmt: skip
+    found = acceptance(student, teacher, asked, knowing, **settings)
+    own = skd_rollout(
+        student, student, asked, asked, acceptance=TopK(vocab_size, 0.0), student_temperature=0.0, **settings
+    )
+    texts = {"the student's text": own.completion_ids}
+    if args.gold:
+        gold = load_sft_data(args.records, args.gold)["completion"]
+        texts["gold text"] = [
+            tokenizer(gold[row["row_id"]][0]["content"], add_special_tokens=False)["input_ids"] for row in rows
+        ]
+    table = Table("nats a token of the teacher", "with knowledge", "without", "gap", "tokens")
+    report = {"records": len(rows), "acceptance": found}
+    for what, ids in texts.items():
+        gap = privilege_gap(teacher, knowing, asked, ids)
+        report[what] = gap.metrics()
+        shown = [f"{value:.3f}" for value in (gap.with_knowledge, gap.without_knowledge, gap.gap)]
+        table.add_row(what, *shown, str(gap.num_tokens))
+    Console().print(table)
+    Console().print("  ".join(f"{name} {value:.1%}" for name, value in found.items()), highlight=False)
+    return {"privilege": report}
