@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CriticWMTPTrainer": "wmtp",
+    "MTPBaselineTrainer": "wmtp",
+    "MTPHeads": "modeling",
+    "Rho1WMTPTrainer": "wmtp",
+    "WMTPConfig": "wmtp",
     "KDLoRAConfig": "kd_lora",
     "KDLoRATrainer": "kd_lora",
     "LUPISKDConfig": "lupi_skd",
@@ -18,12 +23,17 @@ _PUBLIC = {
     "load_training_data": "data",
 }
 __all__ = [
+    "CriticWMTPTrainer",
     "KDLoRAConfig",
     "KDLoRATrainer",
     "LUPISKDConfig",
     "LUPISKDTrainer",
+    "MTPBaselineTrainer",
+    "MTPHeads",
+    "Rho1WMTPTrainer",
     "Rollout",
     "TopK",
+    "WMTPConfig",
     "load_probes",
     "load_training_data",
     "skd_rollout",
@@ -33,7 +43,9 @@ if TYPE_CHECKING:
     from .data import load_probes, load_training_data
     from .kd_lora import KDLoRAConfig, KDLoRATrainer
     from .lupi_skd import LUPISKDConfig, LUPISKDTrainer
+    from .modeling import MTPHeads
     from .speculative import Rollout, TopK, skd_rollout
+    from .wmtp import CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 
 
 def __getattr__(name: str):

@@ -162,8 +162,8 @@ def shuffle_in_texts(
 ) -> torch.Tensor:
     """The control: a text's weights in a random order of its positions, so that they say nothing of its tokens.
 
-    Positions change places with those of the same text that have as many targets; what a position's heads have
-    between them stays together.
+    Positions change places with those of the same text where the same heads have targets; what a position's heads
+    have between them stays together.
 
     Args:
         weights, has_target: [B, S, H].
@@ -171,10 +171,10 @@ def shuffle_in_texts(
         segment_ids: [B, S] of packed texts.
     """
     batch, length, horizon = weights.shape
-    # positions of one group (same text, same number of targets) are contiguous in both orders
-    group = has_target.sum(dim=-1)
+    # positions of one group (same text, same heads) are contiguous in both orders
+    group = (has_target << torch.arange(horizon, device=weights.device)).sum(dim=-1)
     if segment_ids is not None:
-        group = group + (horizon + 1) * segment_ids
+        group = group + (segment_ids.long() << horizon)
     noise = torch.rand(batch, length, generator=generator).to(weights.device)
     ordered = group.argsort(dim=1, stable=True)
     mixed = noise.argsort(dim=1)
@@ -184,9 +184,7 @@ def shuffle_in_texts(
     return moved * has_target
 
 
-def mean_entropy(weights: torch.Tensor, has_target: torch.Tensor) -> torch.Tensor:
-    """Scalar: mean entropy in nats of the positions' weights as distributions over their heads."""
+def head_entropy(weights: torch.Tensor) -> torch.Tensor:
+    """weights [B, S, H] -> [B, S], entropy in nats of each position's weights as a distribution over its heads."""
     shares = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-8)
-    entropy = -(shares * shares.clamp(min=1e-30).log()).sum(dim=-1)
-    counts = has_target.any(dim=-1) & (weights.sum(dim=-1) > 1e-8)
-    return (entropy * counts).sum() / counts.sum().clamp(min=1)
+    return -(shares * shares.clamp(min=1e-30).log()).sum(dim=-1)

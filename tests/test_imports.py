@@ -48,6 +48,21 @@ ALLOWED = {
         "trl_private",
     },
     "kd_lora": {"publishing", "checkpoints", "kd_lora", "heads", "lab", "losses", "qa_data", "teacher", "trl_private"},
+    "modeling": set(),
+    "wmtp": {
+        "wmtp",
+        "checkpoints",
+        "loading",
+        "publishing",
+        "heads",
+        "lab",
+        "losses",
+        "modeling",
+        "speculative",
+        "teacher",
+        "token_weights",
+        "trl_private",
+    },
     "recipe_files": set(),
     "recipe_parser": {"loading"},
     "scripts": {
@@ -80,11 +95,11 @@ ALLOWED = {
     "hub": {"model_card", "student_files"},
     "publishing": {"hub", "loading", "model_card", "student_files"},
     "cli": {"inspection", "hub", "lab", "recipe_files", "scripts"},
-    "__init__": {"data", "kd_lora", "lupi_skd", "speculative"},
+    "__init__": {"data", "kd_lora", "lupi_skd", "modeling", "speculative", "wmtp"},
 }
 # files of the lab that stand at its end: they train and show, so they may look down
 LAB_ENDS = {"pretrain.py", "demo.py"}
-USES_TRL = {"kd_lora", "lupi_skd", "trl_private", "recipe_parser", "scripts"}
+USES_TRL = {"kd_lora", "lupi_skd", "trl_private", "recipe_parser", "scripts", "wmtp"}
 
 
 def imports(path: Path) -> set[str]:

@@ -7,7 +7,7 @@ from lupi_trainer.token_weights import (
     align_to_heads,
     critic_weights,
     gathered,
-    mean_entropy,
+    head_entropy,
     rho1_weights,
     shuffle_in_texts,
     uniform_weights,
@@ -104,16 +104,19 @@ def test_what_is_earned_begins_anew_with_every_packed_text():
 
 
 def test_shuffling_keeps_each_texts_weights_and_its_heads_together():
-    has_target = all_targets(3, 40, 3)
+    has_target = all_targets(3, 40, 3).clone()
+    has_target[:, :4, 0] = has_target[:, :3, 1] = False  # a prompt: some positions have far heads alone
     segments = torch.tensor([[0] * 40, [0] * 20 + [1] * 20, [0] * 5 + [1] * 35])
     weights = torch.rand(3, 40, 3, generator=torch.Generator().manual_seed(4)) * has_target
     mixed = shuffle_in_texts(weights, has_target, torch.Generator().manual_seed(5), segments)
     assert torch.equal(mixed, shuffle_in_texts(weights, has_target, torch.Generator().manual_seed(5), segments))
     assert (mixed[~has_target] == 0).all()
+    torch.testing.assert_close(mixed.sum(1), weights.sum(1))
+    assert ((mixed > 0) == (weights > 0)).all()
     moved = 0
     for b in range(3):
         for segment in segments[b].unique():
-            here = (segments[b] == segment) & (has_target[b].sum(-1) == 3)
+            here = (segments[b] == segment) & has_target[b].all(-1)
             before, after = weights[b, here].tolist(), mixed[b, here].tolist()
             assert sorted(before) == sorted(after)
             moved += sum(x != y for x, y in zip(before, after))
@@ -122,6 +125,6 @@ def test_shuffling_keeps_each_texts_weights_and_its_heads_together():
 
 def test_entropy_of_equal_weights_is_the_logarithm_of_the_heads():
     has_target = torch.ones(1, 4, 4, dtype=torch.bool)
-    torch.testing.assert_close(mean_entropy(uniform_weights(has_target), has_target), torch.tensor(4.0).log())
-    one_head = torch.tensor([1.0, 0, 0, 0]).expand(1, 4, 4)
-    assert mean_entropy(one_head, has_target) < 1e-6
+    weights = uniform_weights(has_target)
+    torch.testing.assert_close(head_entropy(weights), torch.full((1, 4), 4.0).log())
+    assert head_entropy(torch.tensor([[[1.0, 0, 0, 0], [0, 0, 0, 0]]])).abs().max() < 1e-6

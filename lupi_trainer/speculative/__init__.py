@@ -10,6 +10,7 @@ from .custom_generate import draft_and_verify
 from .decode import SpeculativeOutput, SpeculativeStats, speculative_generate
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput, Outcome
 from .draft_source import DraftSource
+from .heads_draft import HeadsDraft
 from .models import AdapterDisabled
 from .prompt_lookup import PromptLookup
 from .remote import RemoteTeacher
@@ -28,6 +29,7 @@ __all__ = [
     "DraftSource",
     "Fixed",
     "Goodput",
+    "HeadsDraft",
     "JensenShannon",
     "Judged",
     "Outcome",

@@ -120,9 +120,17 @@ class Decoder:
         a, drafts = self.slots.used, proposal.tokens
         n, row = self.slots.n[:a], self.slots.row[:a]
         fed = torch.cat([self.texts.at(row, n, 0, 1), drafts], 1)
-        logits, _ = self.target.read(fed, n, self.slots.longest(self.target))  # [A, g + 1, V]
+        see = getattr(self.source, "see", None)  # a source may draft from what the target's lm_head reads
+        logits, hidden = self.target.read(fed, n, self.slots.longest(self.target), see is not None)  # [A, g + 1, V]
+        accepted, following = self._judge(logits, proposal, count, noise)
+        if see is not None:
+            see(self.slots, hidden, accepted)
+        return accepted, following
+
+    def _judge(self, logits: torch.Tensor, proposal, count: torch.Tensor, noise: RoundNoise):
+        drafts, a = proposal.tokens, self.slots.used
         if self.sampling.repetition_penalty != 1:
-            logits = self.sampling.penalise(logits, self._seen(row, n, drafts))
+            logits = self.sampling.penalise(logits, self._seen(self.slots.row[:a], self.slots.n[:a], drafts))
         if self.sampling.temperature == 0:
             return verify_greedy(logits, drafts, count)
         q = proposal.chances

@@ -1,0 +1,183 @@
+"""What every algorithm of weighted multi-token prediction shares: set-up, loss, metrics, checkpoints."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from transformers import AutoTokenizer
+from trl import SFTTrainer
+
+from ..checkpoints import SealedCheckpoints
+from ..lab import resolve_model
+from ..losses import shift_targets
+from ..modeling import MTPHeads, attach_mtp_heads
+from ..publishing import Published
+from ..token_weights import shuffle_in_texts, uniform_weights
+from ..trl_private import ForwardRedirection, gather_head
+from .drafting import draft_metrics
+from .weighted_loss import Batch, means, row_sums, text_segments, weighted_loss
+from .wmtp_config import WMTPConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+class BaseWMTPTrainer(Published, SealedCheckpoints, SFTTrainer):
+    """
+    Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
+
+    The model gets `horizon` heads on its last hidden state ([`~lupi_trainer.modeling.MTPHeads`]; the first is its
+    own), and is trained on the weighted mean of their cross-entropies
+    ([`~lupi_trainer.losses.compute_weighted_mtp_loss`], in chunks). Data, packing, PEFT, hub and logging are
+    [`~trl.SFTTrainer`]'s. Heads are saved beside the model or adapter, in every checkpoint and at the end.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model to train.
+        args ([`WMTPConfig`], *optional*):
+            Configuration.
+        heads ([`~lupi_trainer.modeling.MTPHeads`], *optional*):
+            Heads to go on with. Otherwise those of `args.heads_name_or_path`, or new ones.
+        train_dataset, eval_dataset, processing_class, callbacks, optimizers, quantization_config, peft_config:
+            As in [`~trl.SFTTrainer`].
+
+    Raises:
+        `ValueError`: options that cannot work together, heads for another model, an adapter on the `lm_head`.
+        `FileNotFoundError`: `heads_name_or_path` holds no heads.
+    """
+
+    _tag_names = ["trl", "wmtp"]
+    _name = "WMTP"
+    reduction = "position"
+
+    def __init__(self, model, args: WMTPConfig | None = None, *, heads: MTPHeads | None = None, **kwargs):
+        if isinstance(model, str):
+            model = resolve_model(model)
+        name = model if isinstance(model, str) else model.config._name_or_path or "model"
+        if args is None:
+            args = WMTPConfig(f"{name.split('/')[-1]}-WMTP")
+        if args.freeze_trunk and kwargs.get("peft_config") is not None:
+            raise ValueError("freeze_trunk trains the heads alone: it leaves nothing for an adapter to learn")
+        if args.heads_name_or_path is not None:
+            heads = MTPHeads.from_pretrained(args.heads_name_or_path)
+        if heads is not None and (heads.horizon, heads.head_type) != (args.horizon, args.head_type):
+            raise ValueError(
+                f"the heads have horizon={heads.horizon} and head_type={heads.head_type!r}; the configuration says "
+                f"horizon={args.horizon} and head_type={args.head_type!r}"
+            )
+        if kwargs.get("processing_class") is None:
+            kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        super().__init__(model=model, args=args, **kwargs)
+        if self.aux_loss_enabled:
+            raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
+        if args.freeze_trunk:
+            self.model.requires_grad_(False)
+        if heads is None:
+            set_seed(args.seed)
+            heads = MTPHeads.for_model(self.model, args.horizon, args.head_type, window=args.head_window)
+        weight = self.model.get_output_embeddings().weight
+        attach_mtp_heads(self.model, heads.to(weight.device))
+        self.model_accepts_loss_kwargs = True  # the loss is scaled by the positions of all accumulated batches
+        self._forward_redirection = ForwardRedirection()
+        self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
+
+    def compute_head_weights(self, batch: Batch) -> torch.Tensor:
+        """The algorithm: [B, S, H] weights of the heads' predictions, none negative, without a gradient."""
+        raise NotImplementedError
+
+    def _weigh(self, batch: Batch) -> torch.Tensor:
+        if self.args.head_weighting == "uniform":
+            return uniform_weights(batch.has_target, batch.hidden.dtype)
+        weights = self.compute_head_weights(batch)
+        if self.args.head_weighting == "shuffled":
+            step = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
+            noise = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
+            weights = shuffle_in_texts(weights, batch.has_target, noise, batch.segments)
+        return weights
+
+    # The loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inner = self.accelerator.unwrap_model(model)
+        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it
+        loss, sums = self._forward_redirection(model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch)
+        mode = "train" if self.model.training else "eval"
+        # a last evaluation batch is filled up with records that were read already: those are dropped here
+        sums = sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(sums).sum(dim=0)
+        self._sums[mode] = sums if self._sums[mode] is None else self._sums[mode] + sums
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
+        if return_outputs:
+            with torch.no_grad():
+                names = inputs.keys() - {"labels", "reward"}
+                return loss, model(**{name: inputs[name] for name in names}, use_cache=False)
+        return loss
+
+    def _loss_and_sums(self, model, inputs, num_items_in_batch):
+        lm_head = model.get_output_embeddings()
+        with gather_head(lm_head.weight, getattr(lm_head, "bias", None)):
+            out, batch = weighted_loss(model, inputs, self._weigh, self.reduction)
+        loss = out.loss
+        if num_items_in_batch is not None:
+            # the batch's mean, as its share of the positions of all accumulated batches and processes
+            loss = loss * batch.has_target.any(dim=-1).sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return loss, row_sums(out, batch)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """Positions from which at least one head has something to predict."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        targets = (shift_targets(b["labels"], self.args.horizon, text_segments(b)) for b in batch_samples)
+        count = sum((target != -100).any(dim=-1).sum() for target in targets).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    # What is logged
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums["train"] is not None:
+            sums, self._sums["train"] = self._sums["train"].double(), None
+            sums = self.accelerator.reduce(sums, reduction="sum")
+            self._total_train_tokens += int(sums[-1])
+            logs = {**means(sums), **logs, "num_tokens": self._total_train_tokens}
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The parent's, with the loss and the heads' figures weighted by positions over the whole set."""
+        self._sums["eval"] = None
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._sums["eval"] is not None:
+            figures = means(self._sums["eval"].double())
+            output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
+        if self.args.draft_eval_prompts and self.args.horizon > 1:
+            figures = draft_metrics(self, kwargs.get("dataloader", args[0] if args else None).dataset)
+            output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
+        return output
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        own = None
+        if state_dict is not None:  # sharded parameters, gathered by the caller
+            own = {k.removeprefix("mtp_heads."): v for k, v in state_dict.items() if k.startswith("mtp_heads.")}
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            heads = self.accelerator.unwrap_model(self.model).mtp_heads
+            heads.save_pretrained(output_dir or self.args.output_dir, own)
+
+    def _load_heads(self, directory: str) -> None:
+        saved = MTPHeads.from_pretrained(directory)
+        self.model.mtp_heads.load(saved.state_dict(), directory)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.is_fsdp_enabled:  # there the heads are in the checkpoint of the whole model
+            self._load_heads(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_heads(str(Path(self.state.best_model_checkpoint)))

@@ -1,0 +1,88 @@
+"""The critic's own stage: a value head learns, on the states of a frozen model, what a text is worth so far."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..modeling import ValueHead
+
+
+class RewardCollator:
+    """Adds the records' `reward` [B] to what another collator makes of them."""
+
+    def __init__(self, collator: Callable[[list[dict]], dict[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rewards = [example.pop("reward", None) for example in examples]
+        batch = self.collator(examples)
+        if None not in rewards:
+            batch["reward"] = torch.tensor(rewards, dtype=torch.float32)
+        return batch
+
+
+def check_rewards(rewards: list[Any]) -> None:
+    """Raise ValueError if a reward is not a finite number (naming the record), or if all are equal."""
+    for number, reward in enumerate(rewards):
+        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+            raise ValueError(f"record number {number}: `reward` must be a finite number, got {reward!r}")
+    if len(set(rewards)) == 1:
+        raise ValueError(f"every record has the same `reward`, {rewards[0]!r}: a critic has nothing to learn from it")
+
+
+def judged_places(labels: torch.Tensor) -> torch.Tensor:
+    """labels [B, S] -> [B, S] bool: labelled tokens, and the one before each, from which its advantage is counted."""
+    labelled = labels != -100
+    return labelled | torch.nn.functional.pad(labelled[:, 1:], (0, 1))
+
+
+def fit_critic(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    hidden_size: int,
+    *,
+    learning_rate: float,
+    device: torch.device,
+    moments: tuple[float, float] | None = None,
+    average: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> tuple[ValueHead, float]:
+    """A value head fitted by least squares to the returns of one batch after another.
+
+    Args:
+        batches: of (hidden [B, S, D], returns [B, S], places [B, S] bool), without gradients.
+        hidden_size: D.
+        learning_rate: of AdamW.
+        device: of the value head.
+        moments: mean and standard deviation of the returns; those of the first batch if omitted.
+        average: the mean of a tensor over all processes.
+
+    Returns:
+        The frozen head, and the share of the returns' variance that it explained in the last tenth of the batches,
+        each judged before it was learned from; 0 is what a constant reaches.
+
+    Raises:
+        ValueError: no batch.
+    """
+    critic, optimizer, history = None, None, []
+    for hidden, returns, places in batches:
+        wanted = returns[places].float()
+        if critic is None:
+            if moments is None:
+                mean = average(wanted.mean())
+                moments = mean.item(), average((wanted - mean).square().mean()).sqrt().item()
+            critic = ValueHead(hidden_size, scale=max(moments[1], 1e-6)).to(device)
+            critic.down.bias.data.fill_(moments[0] / critic.scale)
+            optimizer = torch.optim.AdamW(critic.parameters(), lr=learning_rate, weight_decay=0.0)
+        error = (critic(hidden[places]) - wanted).square()
+        (error.mean() / critic.scale**2).backward()
+        for parameter in critic.parameters():
+            parameter.grad = average(parameter.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(torch.stack([error.detach().mean(), wanted.mean(), wanted.square().mean()]))
+    if critic is None:
+        raise ValueError("there was no batch to train the critic on")
+    tail = history[-max(1, len(history) // 10) :]
+    error, mean, square = average(torch.stack(tail).double().mean(dim=0)).tolist()
+    return critic.requires_grad_(False).eval(), 1 - error / max(square - mean**2, 1e-12)

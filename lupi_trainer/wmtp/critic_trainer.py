@@ -1,0 +1,165 @@
+"""Weights from a critic: heads count by how much the token that they predict is worth."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from ..checkpoints import find_checkpoint
+from ..heads import Head
+from ..modeling import MTPHeads, ValueHead
+from ..token_weights import critic_weights, gathered
+from .base_trainer import BaseWMTPTrainer
+from .chunked_loss import chunked_ce
+from .critic import RewardCollator, check_rewards, fit_critic, judged_places
+from .reference import Reference, load_reference
+from .weighted_loss import Batch, text_segments, trunk_states
+from .wmtp_config import WMTPConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+class CriticWMTPTrainer(BaseWMTPTrainer):
+    """
+    Trainer for multi-token prediction weighted by a critic, in two stages.
+
+    In the first, a value head learns on the frozen model's states what a text is worth so far: the `reward` of its
+    record, or, where records have none, the reference's advantage over the model at each token,
+    `log p_ref - log p_model`, gathered with `critic_decay` along the text. In the second, the value head is frozen,
+    and the heads of a position are weighed by a softmax over the advantages of the tokens that they predict
+    ([`~lupi_trainer.token_weights.critic_weights`]). The value head is saved beside the heads.
+
+    Args:
+        reference_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The reference; only where records have no `reward`. `args.reference_model_name_or_path` if omitted.
+        train_dataset: may have a column `reward` (a number a record; not together with packing).
+        model, args, heads and everything else: as in [`BaseWMTPTrainer`].
+
+    Raises:
+        `ValueError`: neither rewards nor a reference, a reward that is no number, rewards of packed records.
+    """
+
+    _tag_names = ["trl", "wmtp", "critic-wmtp"]
+    _name = "Critic WMTP"
+
+    def __init__(
+        self,
+        model: "str | nn.Module",
+        reference_model: str | nn.Module | None = None,
+        args: WMTPConfig | None = None,
+        *,
+        heads: MTPHeads | None = None,
+        **kwargs,
+    ):
+        super().__init__(model, args, heads=heads, **kwargs)
+        size = self.model.config.get_text_config().hidden_size
+        self.reference: Reference | None = None
+        self.value_head: ValueHead | None = None
+        self._rewarded = "reward" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
+        if self.args.value_head_name_or_path is not None:
+            self._take_value_head(self.args.value_head_name_or_path, size)
+        elif self._rewarded:
+            if self.args.packing or self.padding_free:
+                raise ValueError("records with a `reward` cannot be packed: their texts must stay apart")
+            check_rewards(list(self.train_dataset["reward"]))
+            self.data_collator = RewardCollator(self.data_collator)
+        elif self.args.head_weighting != "uniform":
+            self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "reward" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "reward"]
+
+    # Stage 1: the critic
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if self.value_head is None and checkpoint is None and self.args.head_weighting != "uniform":
+            self.train_critic()
+        return super().train(checkpoint, **kwargs)
+
+    def train_critic(self) -> None:
+        """The first stage: `critic_steps` batches, in which nothing but the critic learns."""
+
+        def average(tensor: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(tensor, reduction="mean")
+
+        moments = None
+        if self._rewarded:
+            rewards = torch.tensor(list(self.train_dataset["reward"]), dtype=torch.float64)
+            moments = rewards.mean().item(), rewards.std(correction=0).item()
+        self.model.eval()
+        self.value_head, explained = fit_critic(
+            self._judged_batches(),
+            self.model.config.get_text_config().hidden_size,
+            learning_rate=self.args.critic_learning_rate,
+            device=self.accelerator.device,
+            moments=moments,
+            average=average,
+        )
+        self.model.train()
+        self.log({"critic/explained_variance": explained})
+        set_seed(self.args.seed)  # the second stage is the same whether or not the first was run before it
+
+    def _judged_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        loader, steps = self.get_train_dataloader(), 0
+        while steps < self.args.critic_steps:
+            before = steps
+            for inputs in loader:
+                inputs = self._prepare_inputs(inputs)
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    judged = self._judged(inputs)
+                yield judged
+                steps += 1
+                if steps == self.args.critic_steps:
+                    return
+            if steps == before:
+                return
+
+    def _judged(self, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(hidden [B, S, D], returns [B, S], places [B, S]) of a batch."""
+        labels, hidden = inputs["labels"], trunk_states(self.model, inputs)
+        if self._rewarded:
+            return hidden, inputs["reward"][:, None].expand_as(labels), judged_places(labels)
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        chosen = targets != -100
+        head = Head(self.model, self.model.config.get_text_config().vocab_size)
+        ce = chunked_ce(hidden[chosen], head, targets[chosen])[1].float()
+        advantage = ce.new_zeros(chosen.shape).masked_scatter_(chosen, ce)
+        advantage = advantage - self.reference.next_token_ce(inputs, targets)
+        rewards = torch.nn.functional.pad(advantage[:, :-1], (1, 0))  # at t: of token t
+        return hidden, gathered(rewards, self.args.critic_decay, text_segments(inputs)), judged_places(labels)
+
+    # Stage 2: the weights
+
+    def compute_head_weights(self, batch: Batch) -> torch.Tensor:
+        if self.value_head is None:
+            raise ValueError("the critic is not trained yet: `train()` begins with it, as `train_critic()` does alone")
+        return critic_weights(
+            self.value_head(batch.hidden),
+            batch.has_target,
+            temperature=self.args.head_weight_temperature,
+            decay=self.args.critic_decay,
+        )
+
+    # Checkpoints
+
+    def _take_value_head(self, name_or_path: str, size: int) -> None:
+        head = ValueHead.from_pretrained(name_or_path)
+        if head.hidden_size != size:
+            raise ValueError(f"the value head is for a hidden size of {head.hidden_size}; the model's is {size}")
+        self.value_head = head.to(self.accelerator.device).requires_grad_(False).eval()
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.value_head is not None and self.args.should_save:
+            self.value_head.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.head_weighting != "uniform":
+            self._take_value_head(resume_from_checkpoint, self.model.config.get_text_config().hidden_size)

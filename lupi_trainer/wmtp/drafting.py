@@ -1,0 +1,49 @@
+"""How far the heads' guesses carry: a few texts written by the model, drafted by its own heads."""
+
+import torch
+
+from ..speculative import HeadsDraft, SpeculativeStats, speculative_generate
+from ..trl_private import unwrap_model_for_generation
+
+
+def draft_prompts(dataset, count: int) -> list[list[int]]:
+    """The first `count` different prompts of tokenised rows: what is before the first label, or half of the text."""
+    prompts: dict[tuple[int, ...], None] = {}
+    for row in dataset:
+        ids, labels = row["input_ids"], row["labels"]
+        start = next((i for i, label in enumerate(labels) if label != -100), len(ids))
+        prompts[tuple(ids[: start or max(1, len(ids) // 2)])] = None
+        if len(prompts) == count:
+            break
+    return [list(prompt) for prompt in prompts]
+
+
+def acceptance(stats: SpeculativeStats, horizon: int) -> dict[str, float]:
+    """`accept_rate/head_k` (k from 2): share of the rounds in which head k's token stands; `accept_length`: tokens a
+    round, the model's own among them. A row's first round, in which the heads know nothing yet, counts too."""
+    standing = [sum(stats.accepted_lengths[k - 1 :]) for k in range(2, horizon + 1)]
+    rates = {f"accept_rate/head_{k}": n / max(stats.blocks, 1) for k, n in enumerate(standing, 2)}
+    return rates | {"accept_length": stats.acceptance_length}
+
+
+@torch.no_grad()
+def draft_metrics(trainer, dataset) -> dict[str, float]:
+    """Figures of [`acceptance`] on the first `draft_eval_prompts` prompts of a tokenised dataset; every process
+    writes the same texts."""
+    args = trainer.args
+    prompts = draft_prompts(dataset, args.draft_eval_prompts)
+    room = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None:
+        prompts = [prompt for prompt in prompts if len(prompt) + args.draft_eval_new_tokens <= room]
+    if not prompts:
+        raise ValueError("draft_eval_prompts: no prompt leaves room for draft_eval_new_tokens in the model's context")
+    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+        output = speculative_generate(
+            model,
+            HeadsDraft(model, model.mtp_heads),
+            prompts,
+            max_new_tokens=args.draft_eval_new_tokens,
+            num_draft_tokens=args.horizon - 1,
+            eos_token_id=trainer.processing_class.eos_token_id,
+        )
+    return acceptance(output.stats, args.horizon)

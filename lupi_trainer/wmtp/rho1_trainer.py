@@ -1,0 +1,88 @@
+"""Weights from a reference model: heads and tokens count by how far the model is from it."""
+
+import textwrap
+
+import torch
+from torch import nn
+
+from ..modeling import MTPHeads
+from ..token_weights import rho1_weights
+from .base_trainer import BaseWMTPTrainer
+from .reference import load_reference
+from .weighted_loss import Batch
+from .wmtp_config import WMTPConfig
+
+
+class Rho1WMTPTrainer(BaseWMTPTrainer):
+    """
+    Trainer for multi-token prediction weighted by a reference model, after [Rho-1](https://huggingface.co/papers/2404.07965).
+
+    The weights are `softmax(|CE_ref - CE_k| / 0.7)` over the heads of a position, where the reference's next-token
+    cross-entropy is that of the token which the head predicts ([`~lupi_trainer.token_weights.rho1_weights`]; options:
+    signed difference, weights over tokens, top-k selection). The reference reads each batch once.
+
+    A softmax over heads makes no *token* count less: it moves weight between the heads of a position, mostly to the
+    far ones, whose loss is further from that of a reference that has read more. `rho1_over="token"` with
+    `rho1_score="signed"` and `rho1_select="top"` is the selection of the paper.
+
+    Args:
+        reference_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The reference, frozen, of the same vocabulary; `args.reference_model_name_or_path` if omitted.
+        model, args, heads and everything else: as in [`BaseWMTPTrainer`].
+
+    Example:
+
+    ```python
+    >>> trainer = Rho1WMTPTrainer(
+    ...     model="lab:student",
+    ...     reference_model="lab:teacher",
+    ...     args=WMTPConfig("heads", rho1_score="signed"),
+    ...     train_dataset=load_sft_data("lab:common"),
+    ... )
+    ```
+    """
+
+    _tag_names = ["trl", "wmtp", "rho1-wmtp"]
+    _name = "Rho-1 WMTP"
+    _paper = {
+        "title": "Rho-1: Not All Tokens Are What You Need",
+        "id": "2404.07965",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{lin2024rho1,
+                title        = {{Rho-1: Not All Tokens Are What You Need}},
+                author       = {Zhenghao Lin and Zhibin Gou and Yeyun Gong and Xiao Liu and Yelong Shen and Ruochen Xu and Chen Lin and Yujiu Yang and Jian Jiao and Nan Duan and Weizhu Chen},
+                year         = 2024,
+                eprint       = {arXiv:2404.07965},
+            }"""),  # noqa: E501
+    }
+
+    def __init__(
+        self,
+        model: "str | nn.Module",
+        reference_model: str | nn.Module | None = None,
+        args: WMTPConfig | None = None,
+        *,
+        heads: MTPHeads | None = None,
+        **kwargs,
+    ):
+        super().__init__(model, args, heads=heads, **kwargs)
+        self.reference = None
+        if self.args.head_weighting != "uniform":
+            self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
+
+    @property
+    def reduction(self) -> str:
+        return "token" if self.args.rho1_over == "token" else "position"
+
+    def compute_head_weights(self, batch: Batch) -> torch.Tensor:
+        return rho1_weights(
+            batch.ce,
+            self.reference.next_token_ce(batch.inputs, batch.targets[..., 0]),
+            batch.has_target,
+            temperature=self.args.head_weight_temperature,
+            score=self.args.rho1_score,
+            over=self.args.rho1_over,
+            select=self.args.rho1_select,
+            share=self.args.rho1_share,
+        )

@@ -1,0 +1,135 @@
+"""One batch of weighted multi-token prediction: its targets, its heads' states, its loss and what is logged of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+
+from ..heads import Head
+from ..losses import head_coefficients, shift_targets
+from ..token_weights import head_entropy
+from .chunked_loss import chunked_ce
+
+
+def text_segments(inputs: dict[str, Any]) -> torch.Tensor | None:
+    """[B, S] which of several packed texts each position belongs to; `None` where a row is one text.
+
+    TRL's collator says it as `seq_idx`, or by position ids that begin anew.
+    """
+    if inputs.get("seq_idx") is not None:
+        return inputs["seq_idx"]
+    if inputs.get("position_ids") is not None and inputs.get("attention_mask") is None:
+        return (inputs["position_ids"] == 0).cumsum(dim=-1)
+    return None
+
+
+def trunk_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """[B, S, D], what the `lm_head` of a causal language model (or a `PeftModel`) reads.
+
+    Raises:
+        ValueError: the batch is longer than the model's context.
+    """
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = inputs["input_ids"].size(1)
+    if room is not None and length > room and "position_ids" not in inputs:
+        raise ValueError(f"a batch of {length} tokens is beyond the model's {room} positions: lower `max_length`")
+    if is_peft_model(model):
+        model = model.base_model.model
+    read = {name: value for name, value in inputs.items() if name not in ("labels", "reward")}
+    return model.base_model(**read, use_cache=False).last_hidden_state
+
+
+@dataclass
+class Batch:
+    """A batch on its way to the loss. H heads; head k at position t predicts token t + k + 1 (k from 0)."""
+
+    inputs: dict[str, Any]
+    hidden: torch.Tensor  # [B, S, D] of the trunk
+    targets: torch.Tensor  # [B, S, H], -100 where there is none
+    segments: torch.Tensor | None  # [B, S]
+    heads_ce: Callable[[], torch.Tensor]
+
+    @cached_property
+    def has_target(self) -> torch.Tensor:
+        """[B, S, H] bool."""
+        return self.targets != -100
+
+    @cached_property
+    def ce(self) -> torch.Tensor:
+        """[B, S, H] the heads' cross-entropies in nats, without a gradient; computed when first asked for."""
+        return self.heads_ce()
+
+
+@dataclass
+class WeightedLoss:
+    """The loss of a batch and, without gradients, what it was made of."""
+
+    loss: torch.Tensor  # scalar, the mean over the batch's positions
+    weights: torch.Tensor  # [B, S, H]
+    ce: torch.Tensor  # [B, S, H]
+    correct: torch.Tensor  # [B, S, H] bool: the target was the likeliest token
+    factors: torch.Tensor  # [B, S, H]: loss = (factors * ce).sum()
+
+
+def weighted_loss(
+    model: nn.Module, inputs: dict[str, Any], weigh: Callable[[Batch], torch.Tensor], reduction: str
+) -> tuple[WeightedLoss, Batch]:
+    """[`~lupi_trainer.losses.compute_weighted_mtp_loss`] of a model with `mtp_heads`, in chunks.
+
+    Args:
+        model: not wrapped for several processes, its `lm_head` gathered.
+        inputs: `input_ids`, `labels` [B, S], and whatever goes with them.
+        weigh: the batch's weights [B, S, H], none negative.
+        reduction: as in [`~lupi_trainer.losses.head_coefficients`].
+    """
+    segments = text_segments(inputs)
+    targets = shift_targets(inputs["labels"], model.mtp_heads.horizon, segments)
+    by_head = targets.movedim(-1, 0)  # [H, B, S]: a head's predictions together
+    chosen = by_head != -100
+    hidden = trunk_states(model, inputs)
+    states = torch.cat([state[mask] for state, mask in zip(model.mtp_heads(hidden, segments), chosen)])  # [N, D]
+    head, wanted = Head(model, model.config.get_text_config().vocab_size), by_head[chosen]
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        """[N] of the predictions -> [B, S, H], 0 where there is none."""
+        return values.new_zeros(by_head.shape).masked_scatter_(chosen, values).movedim(0, -1)
+
+    @torch.no_grad()
+    def heads_ce() -> torch.Tensor:
+        return spread(chunked_ce(states, head, wanted)[1])
+
+    batch = Batch(inputs, hidden.detach(), targets, segments, heads_ce)
+    with torch.no_grad():
+        weights = weigh(batch)
+        factors, _ = head_coefficients(weights, batch.has_target, reduction)
+    loss, ce, correct = chunked_ce(states, head, wanted, factors.movedim(-1, 0)[chosen])
+    return WeightedLoss(loss, weights, spread(ce), spread(correct), factors), batch
+
+
+def row_sums(out: WeightedLoss, batch: Batch) -> torch.Tensor:
+    """[B, 4 H + 4]: each head's cross-entropies, hits, weights and targets; then loss, entropy, positions, tokens."""
+    has_target, learned = batch.has_target, batch.has_target.any(dim=-1)
+    parts = [out.ce, out.correct, out.weights * has_target, has_target]
+    sums = [part.to(out.ce.dtype).sum(dim=1) for part in parts]
+    positions = learned.sum()
+    loss = (out.factors * out.ce).sum(dim=(1, 2)) * positions
+    entropy = (head_entropy(out.weights * has_target) * learned).sum(dim=1)
+    mask = batch.inputs.get("attention_mask")
+    tokens = learned.new_full((len(loss),), learned.shape[1], dtype=torch.long) if mask is None else mask.sum(dim=1)
+    last = [loss, entropy, learned.sum(dim=1), tokens]
+    return torch.cat([*sums, torch.stack([part.to(out.ce.dtype) for part in last], dim=1)], dim=1).detach()
+
+
+def means(sums: torch.Tensor) -> dict[str, float]:
+    """[4 H + 4] sums over rows -> the logged figures: `loss/head_k`, `top1/head_k`, `head_weight/k`, k from 1."""
+    *heads, loss, entropy, positions, _ = sums.tolist()
+    horizon = len(heads) // 4
+    ce, hits, weights, targets = (heads[i * horizon : (i + 1) * horizon] for i in range(4))
+    figures = {}
+    for name, part in (("loss/head_", ce), ("top1/head_", hits), ("head_weight/", weights)):
+        figures |= {f"{name}{k + 1}": part[k] / max(targets[k], 1.0) for k in range(horizon)}
+    return figures | {"head_weight/entropy": entropy / max(positions, 1.0), "loss": loss / max(positions, 1.0)}

@@ -1,0 +1,156 @@
+"""Configuration of the trainers of weighted multi-token prediction."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+
+CHOICES = {
+    "head_type": ("linear", "residual", "transformer"),
+    "head_weighting": ("own", "uniform", "shuffled"),
+    "rho1_score": ("abs", "signed"),
+    "rho1_over": ("head", "token"),
+    "rho1_select": ("softmax", "top"),
+}
+
+
+@dataclass
+class WMTPConfig(SFTConfig):
+    r"""
+    Configuration class for [`MTPBaselineTrainer`], [`CriticWMTPTrainer`] and [`Rho1WMTPTrainer`].
+
+    Extends [`~trl.SFTConfig`] with the heads, their weights, the reference model and the critic.
+
+    Parameters:
+        > Parameters that control the heads
+
+        horizon (`int`, *optional*, defaults to `4`):
+            Number of heads; head k predicts the token k ahead, and head 1 is the model's own.
+        head_type (`str`, *optional*, defaults to `"residual"`):
+            `"linear"` (a linear map of the last state), `"residual"` (Medusa) or `"transformer"` (a block a head).
+        head_window (`int`, *optional*, defaults to `32`):
+            Last states that a transformer head sees.
+        heads_name_or_path (`str`, *optional*):
+            Heads to go on with: a folder, or a repository. `None` begins with copies of the model's own head.
+        freeze_trunk (`bool`, *optional*, defaults to `False`):
+            Train the heads alone: the warm-up before all is trained together.
+
+        > Parameters that control the heads' weights
+
+        head_weighting (`str`, *optional*, defaults to `"own"`):
+            `"own"` (the algorithm's) or a control: `"uniform"`, or `"shuffled"` (the algorithm's weights in a random
+            order of the text's positions).
+        head_weight_temperature (`float`, *optional*, defaults to `0.7`):
+            Temperature of the softmax that makes weights.
+
+        > Parameters that control `rho1-wmtp`
+
+        reference_model_name_or_path (`str`, *optional*):
+            Reference model; `critic-wmtp` needs one too where the records have no `reward`.
+        reference_model_init_kwargs (`dict`, *optional*):
+            Keyword arguments of its `from_pretrained`.
+        reference_cache_dir (`str`, *optional*):
+            Keep the reference's cross-entropies in this folder, so that a text is read once.
+        rho1_score (`str`, *optional*, defaults to `"abs"`):
+            `"abs"`: |CE_ref - CE_k|; `"signed"`: CE_k - CE_ref, the excess loss of Rho-1.
+        rho1_over (`str`, *optional*, defaults to `"head"`):
+            Weigh a position's heads against each other (`"head"`), or a text's tokens (`"token"`).
+        rho1_select (`str`, *optional*, defaults to `"softmax"`):
+            `"softmax"`, or `"top"`: learn the highest `rho1_share` alone.
+        rho1_share (`float`, *optional*, defaults to `0.6`):
+            Share that is learned where `rho1_select="top"`.
+
+        > Parameters that control `critic-wmtp`
+
+        critic_steps (`int`, *optional*, defaults to `200`):
+            Batches of the first stage, in which the critic learns on the frozen model's states.
+        critic_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            Its learning rate.
+        critic_decay (`float`, *optional*, defaults to `0.95`):
+            How much of a value is carried to the next token: a token's advantage is `V[t] - critic_decay * V[t - 1]`.
+        value_head_name_or_path (`str`, *optional*):
+            A critic that is trained already: no first stage then.
+
+        > Parameters that control drafting at evaluation
+
+        draft_eval_prompts (`int`, *optional*, defaults to `0`):
+            Prompts of the evaluation set that the model answers with drafts of its own heads, for
+            `accept_rate/head_k` and `accept_length`.
+        draft_eval_new_tokens (`int`, *optional*, defaults to `64`):
+            Tokens of each answer.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `save_total_limit`: Defaults to `3` instead of `None`; the final model is saved beside the checkpoints.
+    """
+
+    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["reference_model_init_kwargs"]
+
+    save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
+
+    # Parameters that control the heads
+    horizon: int = field(default=4, metadata={"help": "Number of heads, the model's own among them."})
+    head_type: str = field(
+        default="residual", metadata={"help": "Kind of the heads.", "choices": list(CHOICES["head_type"])}
+    )
+    head_window: int = field(default=32, metadata={"help": "Last states that a transformer head sees."})
+    heads_name_or_path: str | None = field(default=None, metadata={"help": "Heads to go on with."})
+    freeze_trunk: bool = field(default=False, metadata={"help": "Train the heads alone."})
+
+    # Parameters that control the heads' weights
+    head_weighting: str = field(
+        default="own",
+        metadata={"help": "The algorithm's weights, or a control.", "choices": list(CHOICES["head_weighting"])},
+    )
+    head_weight_temperature: float = field(default=0.7, metadata={"help": "Temperature of the weights' softmax."})
+
+    # Parameters that control rho1-wmtp
+    reference_model_name_or_path: str | None = field(default=None, metadata={"help": "Reference model."})
+    reference_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of the reference's `from_pretrained`, as JSON."}
+    )
+    reference_cache_dir: str | None = field(
+        default=None, metadata={"help": "Keep the reference's cross-entropies in this folder."}
+    )
+    rho1_score: str = field(
+        default="abs", metadata={"help": "Difference to the reference.", "choices": list(CHOICES["rho1_score"])}
+    )
+    rho1_over: str = field(
+        default="head", metadata={"help": "What is weighed against what.", "choices": list(CHOICES["rho1_over"])}
+    )
+    rho1_select: str = field(
+        default="softmax",
+        metadata={"help": "Softmax weights or selection.", "choices": list(CHOICES["rho1_select"])},
+    )
+    rho1_share: float = field(default=0.6, metadata={"help": "Share that is learned where the top is selected."})
+
+    # Parameters that control critic-wmtp
+    critic_steps: int = field(default=200, metadata={"help": "Batches of the critic's own stage."})
+    critic_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the critic."})
+    critic_decay: float = field(default=0.95, metadata={"help": "Share of a value carried to the next token."})
+    value_head_name_or_path: str | None = field(default=None, metadata={"help": "A critic trained already."})
+
+    # Parameters that control drafting at evaluation
+    draft_eval_prompts: int = field(default=0, metadata={"help": "Prompts answered with the heads' drafts."})
+    draft_eval_new_tokens: int = field(default=64, metadata={"help": "Tokens of each answer."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
+        for name in ("horizon", "head_window", "critic_steps", "draft_eval_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, value, fits in (
+            ("head_weight_temperature", self.head_weight_temperature, self.head_weight_temperature > 0),
+            ("critic_learning_rate", self.critic_learning_rate, self.critic_learning_rate > 0),
+            ("rho1_share", self.rho1_share, 0 < self.rho1_share <= 1),
+            ("critic_decay", self.critic_decay, 0 <= self.critic_decay <= 1),
+            ("draft_eval_prompts", self.draft_eval_prompts, self.draft_eval_prompts >= 0),
+        ):
+            if not fits:
+                raise ValueError(f"{name} is out of range: {value}")
+        if self.freeze_trunk and self.horizon == 1:
+            raise ValueError("freeze_trunk with horizon=1 trains nothing: the only head is the model's own")
