@@ -5,6 +5,8 @@ import json
 import pytest
 
 from lupi_trainer.evaluation import closed_book
+from lupi_trainer.inspection import read_run
+from lupi_trainer.inspection.page import page_data
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.lab.demo import main as run_demo
 from lupi_trainer.recipe_files import find_recipe
@@ -38,6 +40,12 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "The student, closed-book" in out and "It has the capital [" in out
     assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
+    run = read_run(tmp_path / "demo")  # the pages' figures are those of metrics.json
+    shown = {curve["name"]: curve["lines"] for curve in page_data(run)["curves"]}
+    assert shown["acceptance"]["all"][0] == (10, metrics["acceptance_first"])
+    assert shown["acceptance"]["all"][-1] == (200, metrics["acceptance_last"])
+    assert shown["closed_book"]["lenient"][-1] == (200, metrics["student_closed_book_after"])
+    assert page_data(run)["metrics"] == metrics and len(run.rollouts) > 200
     svg = (tmp_path / "demo" / "rollout.svg").read_text()
     assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
 
