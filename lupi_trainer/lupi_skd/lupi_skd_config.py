@@ -5,7 +5,8 @@ from typing import Any
 
 from trl import DistillationConfig
 
-from .rules import RULES, make_rule
+from ..plugins import is_plugin
+from .rules import RULES, make_gamma_policy, make_rule
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
@@ -45,11 +46,12 @@ class LUPISKDConfig(DistillationConfig):
         gamma (`int`, *optional*, defaults to `20`):
             Draft length: tokens that the student drafts before the teacher verifies them.
         gamma_policy (`str`, *optional*, defaults to `"fixed"`):
-            How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"` or `"goodput"`. It changes the speed,
-            never the text.
+            How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"`, `"goodput"`, or a class of your own as
+            `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. It changes the speed, never the text.
         acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
             Which drafted tokens stand: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability relative to
-            the largest) or `"divergence"` (Jensen-Shannon, student to teacher).
+            the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
+            `"MODULE:CLASS"` or `"FILE.py:CLASS"`.
         acceptance_kwargs (`dict`, *optional*):
             Parameters of a rule other than `"top_k"`, as in `lupi_trainer.speculative`: for instance `{"p": 0.9}`.
         accept_top_k (`int`, *optional*, defaults to `5`):
@@ -144,10 +146,11 @@ class LUPISKDConfig(DistillationConfig):
     )
     gamma: int = field(default=20, metadata={"help": "Draft length in tokens."})
     gamma_policy: str = field(
-        default="fixed", metadata={"help": "How the draft length goes on.", "choices": list(GAMMA_POLICIES)}
+        default="fixed",
+        metadata={"help": f"How the draft length goes on: {', '.join(GAMMA_POLICIES)}, FILE.py:CLASS."},
     )
     acceptance_rule: str = field(
-        default="top_k", metadata={"help": "Which drafted tokens stand.", "choices": list(RULES)}
+        default="top_k", metadata={"help": f"Which drafted tokens stand: {', '.join(RULES)}, FILE.py:CLASS."}
     )
     acceptance_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Parameters of an acceptance rule other than top_k, as JSON."}
@@ -187,11 +190,15 @@ class LUPISKDConfig(DistillationConfig):
         super().__post_init__()
         for name, choices in (
             ("rollout_policy", ROLLOUT_POLICIES),
-            ("gamma_policy", GAMMA_POLICIES),
             ("verification", VERIFICATIONS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
+        if self.gamma_policy not in GAMMA_POLICIES and not is_plugin(self.gamma_policy):
+            raise ValueError(
+                f"gamma_policy must be one of {list(GAMMA_POLICIES)}, or MODULE:CLASS or FILE.py:CLASS, got "
+                f"{self.gamma_policy!r}"
+            )
         for name in ("gamma", "accept_top_k", "max_teacher_prompt_length", "max_completion_length"):
             if getattr(self, name) is None or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -214,6 +221,7 @@ class LUPISKDConfig(DistillationConfig):
                     f"{name}={getattr(self, name)!r} has no meaning here: the rollout samples at student_temperature "
                     f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
                 )
+        make_gamma_policy(self.gamma_policy, self.gamma)
         make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")

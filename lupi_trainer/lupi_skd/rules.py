@@ -3,9 +3,11 @@
 from dataclasses import fields
 from typing import Any
 
+from ..plugins import is_plugin, load_plugin
 from ..speculative import (
     AcceptanceRule,
     AdaptiveTopK,
+    DraftLength,
     Goodput,
     JensenShannon,
     RelativeProbability,
@@ -27,16 +29,21 @@ def make_rule(name: str, options: dict[str, Any] | None, accept_top_k: int, teac
     """The acceptance rule of a run.
 
     Args:
-        name: a key of `RULES`.
+        name: a key of `RULES`, or `MODULE:CLASS` or `FILE.py:CLASS` for a rule outside the package.
         options: the rule's own parameters; those of `top_k` have keys of their own.
         accept_top_k, teacher_min_prob: parameters of `top_k`.
 
     Raises:
         ValueError: no such rule, a parameter that it does not have, or one out of range.
     """
-    if name not in RULES:
-        raise ValueError(f"acceptance_rule must be one of {list(RULES)}, got {name!r}")
     options = dict(options or {})
+    if is_plugin(name):
+        needs = ("accept", "initial_state", "next_state", "state_size", "needs_student_logits")
+        return _make(load_plugin("acceptance_rule", name, needs), options)
+    if name not in RULES:
+        raise ValueError(
+            f"acceptance_rule must be one of {list(RULES)}, or MODULE:CLASS or FILE.py:CLASS, got {name!r}"
+        )
     if name == "top_k":
         if options:
             raise ValueError("acceptance_kwargs has no place here: top_k is set by accept_top_k and teacher_min_prob")
@@ -48,6 +55,23 @@ def make_rule(name: str, options: dict[str, Any] | None, accept_top_k: int, teac
     return RULES[name](**options)
 
 
-def make_gamma_policy(name: str, gamma: int) -> str | Goodput:
-    """The draft-length policy of a run; what `goodput` learns is kept from one rollout to the next."""
+def _make(rule: type[AcceptanceRule], options: dict[str, Any]) -> AcceptanceRule:
+    try:
+        return rule(**options)
+    except TypeError as error:
+        raise ValueError(f"acceptance_kwargs: {error}") from error
+
+
+def make_gamma_policy(name: str, gamma: int) -> str | DraftLength:
+    """The draft-length policy of a run; what an object learns is kept from one rollout to the next.
+
+    Args:
+        name: a key of `GAMMA_POLICIES`, or `MODULE:CLASS` or `FILE.py:CLASS` for a class that is made with `gamma`.
+        gamma: the longest draft, in tokens.
+
+    Raises:
+        ValueError: no such class.
+    """
+    if is_plugin(name):
+        return load_plugin("gamma_policy", name, ("choose", "observe"))(gamma)
     return Goodput(gamma) if name == "goodput" else name
