@@ -11,6 +11,7 @@
 | `lab:mixed` | `lab:new` and `lab:common` together |
 | `lab:eval` | two new islands in phrasings that `lab:new` does not have, with knowledge (for the validation loss) |
 | `lab:qa`, `lab:qa-eval` | questions to be answered from their context, in SQuAD's form, about random islands |
+| `lab:qa-worded`, `lab:qa-worded-eval` | such questions whose answers are worded in three ways |
 | `lab:probes`, `lab:probes-unseen`, `lab:probes-long` | questions about the new islands, in three forms |
 | `lab:probes-common` | questions about the common islands: what must not be forgotten |
 | `lab:probes-reading` | questions about random islands, with knowledge: the skill of reading a context |
@@ -40,6 +41,8 @@ _RECORDS = {
     "eval": _eval_records,
     "qa": lambda: world.qa_records(4096, seed=1),
     "qa-eval": lambda: world.qa_records(512, seed=2),
+    "qa-worded": lambda: world.qa_records(4096, seed=3, worded=True),
+    "qa-worded-eval": lambda: world.qa_records(512, seed=4, worded=True),
     "probes": lambda: world.probes(world.NEW),
     "probes-unseen": lambda: world.probes(world.NEW, phrasing="unseen"),
     "probes-long": lambda: world.probes(world.NEW, phrasing="long"),

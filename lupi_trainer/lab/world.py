@@ -155,8 +155,14 @@ def probes(islands: list[Island], *, phrasing: str = "trained") -> list[dict]:
     return out
 
 
-def qa_records(count: int, *, seed: int) -> list[dict]:
-    """Reading comprehension in SQuAD's form: a question a record, each about an island that no other record has.
+def qa_records(count: int, *, seed: int, worded: bool = False) -> list[dict]:
+    """Reading comprehension in SQuAD's form: a question a record, each about an island of its own.
+
+    Args:
+        count: how many.
+        seed: of islands, questions and wordings.
+        worded: answers are worded in three ways, as those of several annotators are: which one cannot be told from
+            the question.
 
     Returns:
         Dictionaries with `id`, `context` (all facts of an island), `question` (in any phrasing) and `answers`.
@@ -165,12 +171,15 @@ def qa_records(count: int, *, seed: int) -> list[dict]:
     for number in range(count):
         island, relation = make_island(rng, RESERVED), rng.choice(RELATIONS)
         question = rng.choice(SHORT).format(island=island.name, relation=relation)
+        value = island.facts[relation]
+        if worded:
+            value = rng.choice([value, f"the {relation} {value}", island.answer(relation)])
         out.append(
             {
                 "id": f"qa_{seed}_{number}",
                 "context": island.knowledge(rng),
                 "question": question,
-                "answers": [island.facts[relation]],
+                "answers": [value],
             }
         )
     return out

@@ -190,12 +190,14 @@ def write_result(trainer: KDLoRATrainer, qa: QAArguments, before: dict[str, floa
 def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the adapter, and write what came of it."""
     qa, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
+    judged = training_args.eval_strategy != "no"
+    # inside the training: an evaluation before it would leave a run of several processes without their wrapper
+    training_args.eval_on_start = judged
     trainer = build_trainer(qa, training_args, model_args)
-    if training_args.eval_strategy == "no":
-        train_and_save(trainer, qa)
-        return
-    before = trainer.evaluate()
     after = train_and_save(trainer, qa)
+    if not judged:
+        return
+    before = next(log for log in trainer.state.log_history if "eval_perplexity" in log)
     write_result(trainer, qa, before, after)
     trainer.accelerator.print(
         f"Perplexity on {len(trainer.questions['eval'].dataset)} questions: {before['eval_perplexity']:.4g} before, "
