@@ -172,3 +172,16 @@ def test_base_records_need_no_column_of_knowledge(tmp_path):
     assert load_base_data(str(path))["privileged_context"][:] == [None] * 3
     path.write_text(json.dumps({"query": "q", "knowledge": "k"}))
     assert load_base_data(str(path))["privileged_context"][:] == ["k"]  # and `mix` refuses it
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_out_one_order(processes):
+    """What the processes read in a step is what one process would have read in it."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    batch, order = 24, mixture(70, 31, C, total=240, batch=24)
+    sampler = BatchSampler(SequentialSampler(order), batch // processes, drop_last=True)
+    shards = [list(BatchSamplerShard(sampler, processes, i)) for i in range(processes)]
+    steps = [[order[n] for part in parts for n in part] for parts in zip(*shards)]
+    assert steps == [order[n : n + batch] for n in range(0, 240, batch)]
