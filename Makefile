@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test test-browser test-fast lint format bench clean
+.PHONY: demo test test-browser test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -30,6 +30,9 @@ test-fast: .venv/.ready  ## Without what takes long or starts several processes
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
+
+figures: demo  ## README's figures and pictures, from a run of the demo
+	$(BIN)/python docs/figures.py runs/demo
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,84 @@
+"""Brings README.md's figures and the pictures beside this file up to date with a run of the demo.
+
+make figures    # runs the demo, then `python docs/figures.py runs/demo`
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lupi_trainer.inspection import Run, read_run, write_page
+
+
+ROOT = Path(__file__).parent.parent
+ROWS = {
+    "new facts, trained phrasings": ("student_closed_book_before", "student_closed_book_after"),
+    "new facts, unseen phrasings": ("student_unseen_phrasing_before", "student_unseen_phrasing_after"),
+    "old facts, not to be forgotten": ("common_facts_before", "common_facts_after"),
+    "the teacher, reading the knowledge": ("teacher_open_book", None),
+}
+STEPS = (10, 50, 100, 150, 200)
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The demo's result: `metrics` as in its metrics.json, fractions of 1."""
+    lines = ["| share of questions answered right, closed-book | before | after |", "|---|---|---|"]
+    for what, names in ROWS.items():
+        before, after = ("" if name is None else f"{metrics[name]:.1%}" for name in names)
+        lines.append(f"| {what} | {before} | {after} |")
+    return "\n".join(lines)
+
+
+def steps(run: Run) -> str:
+    """Some of the lines that the demo prints while it trains."""
+    losses, rates = dict(run.points("loss")), dict(run.points("acc_rate/mean"))
+    lines = [
+        f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(30 * rates[s])}" for s in STEPS
+    ]
+    return "\n".join(["```", *lines, "```"])
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced.
+
+    Raises:
+        ValueError: a name that the text does not have, or has twice.
+    """
+    for name, part in parts.items():
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, p=part: m[1] + p + m[2], text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(f"README.md must have <!-- {name} --> ... <!-- /{name} --> once, found {count}")
+    return text
+
+
+def screenshot(run: Run, picture: Path) -> None:
+    """The run's page as headless Chromium shows it."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise FileNotFoundError("no Chromium for the picture of the page: `make test-browser` installs it")
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_page(run, Path(folder) / "page.html")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1300,1120"]
+        subprocess.run(
+            [chromium, *flags, f"--screenshot={picture}", f"file://{page}"], check=True, capture_output=True
+        )
+
+
+def main(folder: Path) -> None:
+    """Rewrite README.md, docs/rollout.svg and docs/inspect.png from the demo's folder."""
+    run, readme = read_run(folder), ROOT / "README.md"
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    text = fill(readme.read_text(encoding="utf-8"), {"demo-table": table(metrics), "demo-steps": steps(run)})
+    screenshot(run, ROOT / "docs" / "inspect.png")
+    shutil.copyfile(folder / "rollout.svg", ROOT / "docs" / "rollout.svg")
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

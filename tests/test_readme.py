@@ -1,0 +1,120 @@
+"""README.md: every command and every block of Python runs; its figures come from a run by one command."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from trl import DistillationConfig
+
+from docs import figures
+from lupi_trainer import LUPISKDConfig, skd_rollout
+from lupi_trainer.cli import main
+from lupi_trainer.inspection import read_run
+from lupi_trainer.lab import resolve_model
+from tests.inspection_run import make_run
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    found = [re.sub(r"\s+", " ", line.split(" #")[0]).strip() for line in lines]
+    return [line for line in found if line and not line.startswith("make ")]
+
+
+MAKE = {line.split(" #")[0].strip() for line in "".join(blocks("bash")).splitlines() if line.startswith("make ")}
+SHORT = ["--max_steps", "1", "--eval_strategy", "no"]
+LESS = {"lupi skd": SHORT, "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"]}
+LAUNCHED = [c for c in commands() if c.startswith("accelerate launch") or "--accelerate_config" in c]
+
+
+@pytest.fixture
+def after_the_demo(tmp_path, monkeypatch):
+    """A folder in which the demo and the first recipe have run."""
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "demo")
+    for name in ("runs/demo/student", "runs/lab-full"):
+        shutil.copytree(resolve_model("lab:student"), tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in commands() if c not in LAUNCHED])
+def test_command(command, after_the_demo):
+    program, *arguments = shlex.split(command)
+    assert program == "lupi", "a command that this test does not know how to run"
+    assert main([*arguments, *LESS.get(f"lupi {arguments[0]}", [])]) == 0
+    for place, word in enumerate(arguments):
+        if word in ("--output", "--output_dir"):
+            assert (after_the_demo / arguments[place + 1]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("command", LAUNCHED)
+def test_launched_command(command, tmp_path):
+    program, *arguments = shlex.split(command)
+    module = {"lupi": "lupi_trainer.cli", "accelerate": "accelerate.commands.accelerate_cli"}[program]
+    run = [sys.executable, "-m", module, *arguments, *SHORT, "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_make_targets_are_there():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"make demo", "make test"} <= MAKE and {name.split()[1] for name in MAKE} <= targets
+
+
+@pytest.mark.slow
+def test_ten_lines_of_python(after_the_demo):
+    (code,) = [block for block in blocks("python") if "LUPISKDTrainer(" in block]
+    names: dict = {}
+    exec(compile(code.replace("max_steps=200", "max_steps=2, report_to='none'"), "README.md", "exec"), names)
+    assert names["trainer"].state.global_step == 2 and (after_the_demo / "runs" / "mine" / "config.json").is_file()
+
+
+def test_a_rollout_from_python(student, teacher, tokenizer):
+    (code,) = [block for block in blocks("python") if "rollout = skd_rollout(" in block]
+    ids = [tokenizer("What is Fova's capital?").input_ids]
+    names = {"student": student, "teacher": teacher, "student_prompt_ids": ids, "teacher_prompt_ids": ids}
+    exec(compile(code, "README.md", "exec"), names)
+    expected = skd_rollout(student, teacher, ids, ids, max_new_tokens=256, eos_token_id=2)
+    assert names["rollout"].completion_ids == expected.completion_ids
+
+
+def test_figures_are_written_by_one_command(tmp_path):
+    """All but the picture of the page, for which `make test-browser` has the browser."""
+    names = [name for row in figures.ROWS.values() for name in row if name]
+    run = read_run(make_run(tmp_path / "run", steps=200, **dict.fromkeys(names, 0.12345)))
+    parts = {"demo-table": figures.table(run.metrics), "demo-steps": figures.steps(run)}
+    text = figures.fill(README, parts)
+    assert text.count("12.3%") == len(names) and "step  200   loss 0.005   accepted 200.0%" in text
+    assert figures.fill(text, parts) == text
+    assert len(text.splitlines()) == len(README.splitlines())  # what stands there now has the same form
+    with pytest.raises(ValueError, match="once, found 0"):
+        figures.fill("nothing", parts)
+
+
+def test_help_explains_every_key():
+    """Of ours in the docstring; of all, the inherited ones too, in the script's --help."""
+    parent = {field.name for field in fields(DistillationConfig)}
+    own = set(LUPISKDConfig.__annotations__) - parent
+    documented = set(re.findall(r"^        (\w+) \(", LUPISKDConfig.__doc__, re.M))
+    assert own <= documented <= own | parent
+    from lupi_trainer.scripts.lupi_skd import make_parser
+
+    silent = [action.dest for action in make_parser()._actions if not action.help]
+    assert silent == []
