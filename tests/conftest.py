@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread (the models are tiny), and the lab's pair."""
 
 import os
+from pathlib import Path
 
 
 os.environ.update(
@@ -23,14 +24,16 @@ from .hub_stub import TOKENS, HubStub  # noqa: E402
 
 
 torch.set_num_threads(1)
+VLLM = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "slow" not in item.keywords)  # two workers end together when the long ones come first
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "vllm" in item.keywords and not VLLM.exists():
+            item.add_marker(pytest.mark.skip(reason="needs the server that `make test-vllm` sets up"))
 
 
 @pytest.fixture

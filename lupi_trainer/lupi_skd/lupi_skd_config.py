@@ -7,6 +7,7 @@ from trl import DistillationConfig
 
 from ..plugins import is_plugin
 from .rules import RULES, make_gamma_policy, make_rule
+from .served import check_served_settings
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
@@ -104,6 +105,20 @@ class LUPISKDConfig(DistillationConfig):
         teacher_use_bnb_nested_quant (`bool`, *optional*, defaults to `False`):
             Quantise the teacher's quantisation constants too.
 
+        > Parameters that control a teacher on a vLLM server
+
+        teacher_model_server_url (`str`, *optional*):
+            Base URL of a vLLM server with the teacher, for instance `"http://localhost:8000"`. No teacher is loaded
+            then; one that is named must be the served one. Its prompts and the drafts are sent as token ids, and the
+            text and its replacements are those that the same teacher here would write.
+        loss_top_k (`int`, *optional*, defaults to `20`):
+            How many of the teacher's likeliest tokens the server returns for every token. The loss is over these and
+            one bucket for the rest. A vLLM server gives up to 20 unless started with `--max-logprobs`.
+        teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for the teacher server to be up, or back after the connection was lost.
+        teacher_server_request_timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds to wait for one answer before the request is sent again.
+
     > [!NOTE]
     > These parameters have default values different from [`~trl.DistillationConfig`]:
     > - `beta`: Defaults to `0.0` (forward KL) instead of `1.0`.
@@ -186,6 +201,18 @@ class LUPISKDConfig(DistillationConfig):
         default=False, metadata={"help": "Quantise the teacher's quantisation constants too."}
     )
 
+    # Parameters that control a teacher on a vLLM server
+    teacher_model_server_url: str | None = field(
+        default=None, metadata={"help": "Base URL of a vLLM server with the teacher."}
+    )
+    loss_top_k: int = field(default=20, metadata={"help": "Likeliest tokens that the teacher server returns."})
+    teacher_server_timeout: float = field(
+        default=240.0, metadata={"help": "Seconds to wait for the teacher server to be up, or back."}
+    )
+    teacher_server_request_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds to wait for one answer of the teacher server."}
+    )
+
     def __post_init__(self):
         super().__post_init__()
         for name, choices in (
@@ -223,5 +250,7 @@ class LUPISKDConfig(DistillationConfig):
                 )
         make_gamma_policy(self.gamma_policy, self.gamma)
         make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
+        if self.teacher_model_server_url is not None:
+            check_served_settings(self)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")

@@ -28,6 +28,7 @@ from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_exam
 from ..publishing import Published
 from ..speculative import AdapterDisabled, TopK, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
+from ..teacher_server import TeacherServer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
 from .checks import check_batch, check_dataset_lengths, check_length
 from .health import SoundSteps, rollout_health
@@ -36,6 +37,7 @@ from .metrics import RolloutTotals, rollout_metrics
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, make_rule
+from .served import connect_teacher, served_divergence_loss
 from .states import completion_states
 
 
@@ -132,10 +134,17 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         if args is None:
             args = LUPISKDConfig(f"{name.split('/')[-1]}-LUPI-SKD")
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        if teacher_model is None and peft_config is None and (isinstance(model, str) or not is_peft_model(model)):
+        served = args.teacher_model_server_url is not None
+        if (
+            teacher_model is None
+            and not served
+            and peft_config is None
+            and (isinstance(model, str) or not is_peft_model(model))
+        ):
             raise ValueError(
-                "no teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or give the student a LoRA "
-                "adapter (`peft_config`, `use_peft`), so that it can be its own teacher with the adapter switched off"
+                "no teacher: pass `teacher_model`, set `teacher_model_name_or_path` or `teacher_model_server_url`, or "
+                "give the student a LoRA adapter (`peft_config`, `use_peft`), so that it can be its own teacher "
+                "with the adapter switched off"
             )
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
@@ -165,6 +174,10 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         else:
             teacher_config = student_config if teacher_model is None else teacher_model.config
         vocab_size = check_vocabularies(student_config, teacher_config, processing_class, teacher_processing_class)
+        if served:  # what a teacher without a name has beyond the tokenizer is not known
+            shared = vocab_size if teacher_model is not None else len(processing_class)
+            teacher_model = connect_teacher(teacher_model, args, processing_class, shared)
+            vocab_size, teacher_config = teacher_model.vocab_size, teacher_model.config
         self._context_lengths = tuple(
             getattr(c.get_text_config(), "max_position_embeddings", None) for c in (student_config, teacher_config)
         )
@@ -172,7 +185,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
             check_dataset_lengths(dataset, processing_class, self.teacher_prompt, args, self._context_lengths)
 
         check_batch(train_dataset, args)
-        if teacher_model is not None:
+        if teacher_model is not None and not served:
             teacher_model = load_teacher(teacher_model, args, args.device)
         # The parent is not told of the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
@@ -253,6 +266,10 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
             width = output["completion_ids"].size(1)
             states = pad([h.to(device) for h in rollout.teacher_hidden], 0, "right")
             output["teacher_hidden"] = torch.nn.functional.pad(states, (0, 0, 0, width - states.size(1)))
+        if rollout.teacher_top is not None:
+            top = pad([t.to(device) for t in rollout.teacher_top], 0, "right")
+            missing = output["completion_ids"].size(1) - top.size(1)
+            output["teacher_top"] = torch.nn.functional.pad(top, (0, 0, 0, missing))
         return output
 
     def _generate_single_turn(self, prompt_ids, images=None, multimodal_fields=None, has_tool_images=False):
@@ -303,6 +320,9 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
                 self._metrics[mode][key] = [value]  # a running total is logged as it stands
             else:
                 self._metrics[mode][key].append(value)
+        if isinstance(self.teacher_model, TeacherServer):
+            for key, value in vars(self.teacher_model.stats).items():
+                self._metrics[mode][f"teacher_server/{key}"] = [value]
         if mode == "train" and self.args.report_to:
             self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
         if self._recorder is not None:
@@ -355,6 +375,10 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
         student = Head(unwrapped_student, self.shared_vocab_size)
+        if "teacher_top" in inputs:
+            device = student.weight.device
+            rest = (inputs[name].to(device) for name in ("teacher_top", "completion_mask"))
+            return served_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
         if self._is_self_taught:
             teacher = student
         else:

@@ -40,14 +40,22 @@ class RemoteStats:
 class RemoteTeacher(ABC):
     """What the engine needs of a teacher behind a wire. Log-probabilities are natural ones, at temperature 1.
 
-    vocab_size: token ids that count; others that it may return are left out. max_length: the longest text that can be
-    asked about, in tokens. top_k: how many of the likeliest tokens it returns.
+    vocab_size: token ids that count; others that it may return are left out. top_k: how many of the likeliest tokens
+    it returns. max_length: the longest text that it can be asked about, in tokens. name: the model's.
     """
 
-    def __init__(self, vocab_size: int, max_length: int, top_k: int):
-        self.top_k = min(top_k, vocab_size)
-        self.config = PreTrainedConfig(vocab_size=vocab_size, max_position_embeddings=max_length)
+    name = ""
+
+    def __init__(self, vocab_size: int, top_k: int, max_length: int | None = None):
+        self.vocab_size, self.top_k, self.max_length = vocab_size, min(top_k, vocab_size), max_length
         self.stats = RemoteStats()
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Its vocabulary, length and name where a model has them."""
+        return PreTrainedConfig(
+            vocab_size=self.vocab_size, max_position_embeddings=self.max_length, name_or_path=self.name
+        )
 
     @abstractmethod
     def score(self, texts: list[list[int]], counts: list[int]) -> list[list[Top]]:

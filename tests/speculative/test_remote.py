@@ -14,7 +14,7 @@ class Asked(RemoteTeacher):
     """A local model behind the questions of a `RemoteTeacher`: the teacher without its wire."""
 
     def __init__(self, model, top_k):
-        super().__init__(model.config.vocab_size, model.config.max_position_embeddings, top_k)
+        super().__init__(model.config.vocab_size, top_k, model.config.max_position_embeddings)
         self.model = model
 
     @torch.no_grad()
