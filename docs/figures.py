@@ -57,6 +57,14 @@ def fill(text: str, parts: dict[str, str]) -> str:
     return text
 
 
+def example(rollouts: list[dict]) -> str:
+    """The address of a training text of which the teacher wrote much, beside the last recording of the same."""
+    train = [(number, r) for number, r in enumerate(rollouts) if r["split"] == "train" and r["privileged_context"]]
+    number, first = max(train, key=lambda n: (n[1]["step"] < 20) * sum(n[1]["from_teacher"]))
+    last = max(n for n, r in train if r["row_id"] == first["row_id"])
+    return f"#{number},{last}"
+
+
 def screenshot(run: Run, picture: Path) -> None:
     """The run's page as headless Chromium shows it."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,10 +72,9 @@ def screenshot(run: Run, picture: Path) -> None:
         raise FileNotFoundError("no Chromium for the picture of the page: `make test-browser` installs it")
     with tempfile.TemporaryDirectory() as folder:
         page = write_page(run, Path(folder) / "page.html")
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1300,1120"]
-        subprocess.run(
-            [chromium, *flags, f"--screenshot={picture}", f"file://{page}"], check=True, capture_output=True
-        )
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1300,1240"]
+        address = f"file://{page}{example(run.rollouts)}"
+        subprocess.run([chromium, *flags, f"--screenshot={picture}", address], check=True, capture_output=True)
 
 
 def main(folder: Path) -> None:

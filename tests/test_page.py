@@ -17,8 +17,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
 
 
-def browse(folder, page, script: str, *flags: str):
-    """What `script`, the body of a function, returns inside the page."""
+def browse(folder, page, script: str, *flags: str, place: str = ""):
+    """What `script`, the body of a function, returns inside the page, opened at `place`."""
     assert CHROMIUM, "no Chromium: `make test-browser` installs it"
     probe = f"""<script>
         addEventListener("error", (e) => (document.title = "ERROR " + e.message));
@@ -28,7 +28,7 @@ def browse(folder, page, script: str, *flags: str):
     probed = folder / "probed.html"
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
     profile = f"--user-data-dir={folder / 'profile'}"
-    command = [CHROMIUM, *FLAGS, *flags, profile, "--dump-dom", f"file://{probed}"]
+    command = [CHROMIUM, *FLAGS, *flags, profile, "--dump-dom", f"file://{probed}{place}"]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[-2000:]
@@ -127,6 +127,16 @@ def test_search_sort_and_compare(tmp_path, page):
     assert seen["others"] == ["nothing", "step 0, training"]
     assert seen["columns"] == ["step 0, training", "step 20, training"]
     assert seen["heat"].startswith("rgba(194, 65, 12")
+
+
+def test_an_address_opens_a_rollout_beside_another(tmp_path, page):
+    script = (
+        'return [...document.querySelectorAll("#columns h2, #list [aria-current=true]")].map((e) => e.textContent);'
+    )
+    chosen, first, second = browse(tmp_path, page, script, place="#6,7")
+    assert "Question 3" in chosen and first.startswith("step 0, training") and second.startswith("step 20, training")
+    assert len(browse(tmp_path, page, script, place="#6,1")) == 2  # of another prompt: not beside it
+    assert len(browse(tmp_path, page, script, place="#999")) == 2
 
 
 def test_light_and_dark(tmp_path, page):

@@ -169,7 +169,14 @@ $("figures").append(...Object.entries(run.metrics).map(([what, value]) => elemen
 if (rollouts.length) {
   $("search").oninput = $("sort").onchange = list;
   $("colour").onchange = $("compare").onchange = columns;
-  show(list()[0]);
+  // page.html#12 opens rollout 12, page.html#12,40 beside rollout 40
+  const [first, second] = location.hash.slice(1).split(",").map((number) => rollouts[Number(number)]);
+  const found = list();
+  show(location.hash && first ? first : found[0]);
+  if (second && second.key === current.key) {
+    $("compare").value = second.number;
+    columns();
+  }
 } else {
   $("reader").hidden = true;
 }
