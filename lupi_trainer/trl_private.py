@@ -5,11 +5,29 @@ overrides `_generate_and_score_completions`, `_generate_single_turn` and `_compu
 `KDLoRATrainer` writes `_total_train_tokens` of `SFTTrainer`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from trl.models import utils
 from trl.models.utils import _ForwardRedirection as ForwardRedirection
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.distillation_trainer import _chunked_divergence_loss as chunked_divergence_loss
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gather_head
 from trl.trainer.utils import pad
 
 
 __all__ = ["ForwardRedirection", "chunked_divergence_loss", "gather_head", "pad", "unwrap_model_for_generation"]
+
+
+@contextmanager
+def unwrap_model_for_generation(model, accelerator, **options) -> Iterator:
+    """TRL's own, for a model that looks the same at every step; a compiled forward would else be compiled anew.
+
+    TRL switches checkpointing off and on again, and each time that it is on transformers adds a hook which makes the
+    embeddings require gradients: they would pile up. And after its first loss, `forward` is an attribute of the model.
+    """
+    inner = accelerator.unwrap_model(model)
+    inner.forward = inner.forward
+    if inner.is_gradient_checkpointing:
+        inner.disable_input_require_grads()
+    with utils.unwrap_model_for_generation(model, accelerator, **options) as unwrapped:
+        yield unwrapped

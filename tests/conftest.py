@@ -14,11 +14,14 @@ os.environ.update(
     WANDB_MODE="offline",
 )
 
+import warnings  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from lupi_trainer.lab import resolve_model  # noqa: E402
+from lupi_trainer.speculative import compiled  # noqa: E402
 
 from .hub_stub import TOKENS, HubStub  # noqa: E402
 
@@ -34,6 +37,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "vllm" in item.keywords and not VLLM.exists():
             item.add_marker(pytest.mark.skip(reason="needs the server that `make test-vllm` sets up"))
+
+
+@pytest.fixture
+def compiling():
+    """A compiled rollout that gives up fails the test, and what was compiled is forgotten after it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile=True")
+        torch._dynamo.utils.counters.clear()
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def tracing(compiling, monkeypatch):
+    """As `compiling`, but the graphs run as they were captured: what is tested is that there is one, and when."""
+    monkeypatch.setattr(compiled, "_BACKEND", "eager")
+    compiled._compiled.cache_clear()
+    yield
+    compiled._compiled.cache_clear()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_functions():
         "temperature",
     ]
     assert parameters(trl_private.pad)[:3] == ["tensors", "padding_value", "padding_side"]
-    assert parameters(trl_private.unwrap_model_for_generation) == [
+    assert parameters(trl_private.utils.unwrap_model_for_generation) == [
         "model",
         "accelerator",
         "gather_deepspeed3_params",

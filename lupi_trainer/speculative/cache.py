@@ -17,8 +17,8 @@ class _Window:
 
     def __init__(self, rows: int, slots: int):
         self.rows, self.slots = rows, slots
-        self.start: int | None = None  # prefill: the same first slot for all the chosen rows
-        self.chosen: torch.Tensor | None = None  # prefill: [R] row indices
+        self.start: int | None = None  # prefill, or a single row: the same first slot for all the chosen rows
+        self.chosen: torch.Tensor | None = None  # prefill: [R] row indices; a single row: None
         self.offsets: torch.Tensor | None = None  # otherwise: [A] first slot of each of the first A rows
         self.flat: torch.Tensor | None = None  # otherwise: [A * Q] row * slots + slot
         self.visible = 0  # otherwise: how many slots attention looks at
@@ -54,6 +54,9 @@ class RaggedLayer(CacheLayerMixin):
         if w.start is None:
             buffer.view(-1, *buffer.shape[2:]).index_copy_(0, w.flat.to(buffer.device), new.flatten(0, 1))
             return buffer[: new.shape[0], : w.visible].transpose(1, 2)
+        if w.chosen is None:
+            buffer[:1, w.start : w.start + new.shape[1]] = new
+            return buffer[:1, : w.start + new.shape[1]].transpose(1, 2)
         rows = w.chosen.to(buffer.device)
         buffer[:, w.start : w.start + new.shape[1]].index_copy_(0, rows, new)
         return states if w.start == 0 else buffer[rows, : w.start + new.shape[1]].transpose(1, 2)
@@ -93,12 +96,20 @@ class RaggedCache(Cache):
         w.flat = (rows[:, None] * w.slots + positions).flatten()
         return positions
 
+    def seek_alone(self, start: int, width: int, device: torch.device) -> torch.Tensor:
+        """Places the next forward: row 0 alone writes `width` tokens from slot `start`; position ids [1, width].
+
+        The host knows the place, so attention sees just what the row holds, through transformers' own masks, if any.
+        """
+        self.window.start, self.window.chosen = start, None
+        return torch.arange(start, start + width, device=device)[None]
+
     def seek_prefill(self, rows: torch.Tensor, start: int) -> None:
         """Places the next forward: it fills slots `start`, `start + 1`, ... of the given rows [R]."""
         self.window.start, self.window.chosen = start, rows
 
     def get_query_offset(self, layer_idx: int = 0):
-        """The position of the first query: an int in a prefill, else a tensor with one for each row."""
+        """The position of the first query: an int for a prefill or a single row, else a tensor, one for each row."""
         return self.window.offsets if self.window.start is None else self.window.start
 
     def clear(self, row: int, start: int) -> None:

@@ -17,13 +17,21 @@ from .noise import STUDENT, sample
 
 
 _GRAPHS = 64  # shapes that one step may be compiled for
+_BACKEND = "inductor"
 
 _refused: weakref.WeakSet = weakref.WeakSet()  # models that could not be compiled
+_opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for hidden states before
 
 
 def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
-    """tokens [A, Q] at offsets [A] -> (logits [A, Q, V] float32, what lm_head read [A, Q, H] or None)."""
-    positions = cache.seek(offsets, tokens.shape[1], visible)
+    """tokens [A, Q] at offsets [A] -> (logits [A, Q, V] float32, what lm_head read [A, Q, H] or None).
+
+    For a single row `offsets` may be an int.
+    """
+    if isinstance(offsets, int):
+        positions = cache.seek_alone(offsets, tokens.shape[1], tokens.device)
+    else:
+        positions = cache.seek(offsets, tokens.shape[1], visible)
     out = model(
         input_ids=tokens,
         position_ids=positions,
@@ -42,13 +50,23 @@ def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys,
 
 @functools.cache
 def _compiled(function):
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=_BACKEND)
+
+
+def _open(model) -> None:
+    """Lets transformers install what collects hidden states; it does so under a lock, which cannot be traced."""
+    if model not in _opened:
+        device = model.get_input_embeddings().weight.device
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        model(input_ids=token, use_cache=False, output_hidden_states=True)
+        _opened.add(model)
 
 
 def call(function, model, *args, compile: bool):
     """Calls `function(model, *args)`, compiled if wanted; where that fails, says so and runs it as it is."""
     if not compile or model in _refused:
         return function(model, *args)
+    _open(model)
     try:
         with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
             return _compiled(function)(model, *args)

@@ -102,6 +102,8 @@ class DraftModel:
         # a row that is not behind is fed its last token and, after it, one that is overwritten before anyone sees it
         behind = self.behind[: len(row)]
         fed = texts.at(row, n, behind.to(row.device), 2)
+        if len(row) == 1 and not self.reader.compile:
+            longest -= 1  # it is behind, or it would not be here: the place of a single row must be exact
         return self._read(fed, n.to(behind.device) - behind, longest, behind)
 
     def _read(self, tokens, written, longest: int, at=None) -> torch.Tensor:

@@ -61,7 +61,7 @@ class Reader:
         """tokens [A, Q] of the first A slots -> logits [A, Q, V] float32, what lm_head read [A, Q, H] or None.
 
         The first of `tokens` is fed at position base + `written` [A]; `longest` is the largest such position, as the
-        host knows it.
+        host knows it (at least; of a single row, exactly).
         """
         return self._call(read, tokens, written, longest, keep_hidden)
 
@@ -75,7 +75,8 @@ class Reader:
 
     def _call(self, function, tokens, written, longest, *args):
         visible = self._visible(longest + tokens.shape[1])
-        offsets = self.base[: len(tokens)] + written
+        alone = len(tokens) == 1 and not self.compile
+        offsets = longest if alone else self.base[: len(tokens)] + written
         self.forwards += 1
         with active(self.model, unwrap=self.compile) as model:
             return call(function, model, self.cache, tokens, offsets, visible, self.vocab_size, *args,
