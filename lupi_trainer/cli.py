@@ -178,6 +178,11 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help="write completions to this JSONL file (default: to the screen)")
     command.add_argument("--max_new_tokens", type=int, default=256)
     command.add_argument("--num_draft_tokens", type=int, default=5, help="tokens that the draft proposes a round")
+    command.add_argument(
+        "--draft_length", choices=("fixed", "goodput"), default="fixed",
+        help="goodput: as many as promise the most tokens a second, --num_draft_tokens at most",
+    )  # fmt: skip
+    command.add_argument("--compile", action="store_true", help="compile both models' forwards")
     command.add_argument("--temperature", type=float, default=0.0)
     command.add_argument("--top_k", type=int, default=0, help="0 keeps every token")
     command.add_argument("--top_p", type=float, default=1.0)

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from torch._dynamo.utils import counters
 
 from lupi_trainer.cli import main
 from lupi_trainer.evaluation.closed_book import generate_answers
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.prompts import encode
 from lupi_trainer.scripts.generate import Completions, check_same_tokenizer
+from tests.families import tiny_model, train_tokenizer
 
 
 PAIR = ["generate", "--target", "lab:teacher", "--draft", "lab:student", "--device", "cpu"]
@@ -49,6 +51,51 @@ def test_the_text_is_the_teachers_own(prompts, tmp_path, teacher, tokenizer, cap
     closing = capsys.readouterr().err
     assert all(words in closing for words in ("acceptance length", "rounds", "tokens a second", "accepted a round"))
     assert f"12 completions, {sum(row['tokens'] for row in rows)} tokens" in closing
+
+
+@pytest.mark.parametrize("extra", [["--draft_length", "goodput", "--num_draft_tokens", "8"], ["--compile"]])
+def test_settings_of_speed_change_no_text(prompts, tmp_path, tracing, extra):
+    texts = []
+    for options in ([], extra):
+        output = tmp_path / "completions.jsonl"
+        assert (
+            main([*PAIR, "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "12", *options]) == 0
+        )
+        texts.append([row["completion"] for row in read(output)])
+    assert texts[0] == texts[1]
+    assert (counters["stats"]["unique_graphs"] > 0) == (extra == ["--compile"])
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A model whose tokenizer knows no chat."""
+    words = train_tokenizer(questions(12), 300)
+    words.chat_template = None
+    model = tiny_model("llama", words)
+    for part in (model, words):
+        part.save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain", model, words
+
+
+def test_without_a_chat_template_plain_text_is_continued(prompts, tmp_path, plain, capsys):
+    folder, model, words = plain
+    arguments = ["generate", "--target", str(folder), "--draft", str(folder), "--device", "cpu"]
+    output = tmp_path / "completions.jsonl"
+    assert main([*arguments, "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "8"]) == 0
+    assert "has no chat template: prompts are continued as plain text" in capsys.readouterr().err
+    for row, question in zip(read(output), questions(12)):
+        ids = words(question, return_tensors="pt")["input_ids"]
+        alone = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+        assert row["completion"] == words.decode(alone, skip_special_tokens=True)
+
+    talk = [{"id": "t", "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                                   {"role": "user", "content": "c"}]}]  # fmt: skip
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in talk))
+    for extra, message in ([], "3 messages, but the target has no chat template"), (
+        ["--with_knowledge"], "knowledge has no place in a plain text",
+    ):  # fmt: skip
+        assert main([*arguments, "--prompts", str(prompts), *extra]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_one_prompt_is_streamed(prompts, teacher, tokenizer, capsys):

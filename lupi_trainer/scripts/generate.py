@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from ..data import LAB_PREFIX, load_lab_records, normalize_record, read_records
+from ..data import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
 from ..prompts import TeacherPrompt, encode
 from ..speculative import PromptLookup, SpeculativeStats, speculative_generate
 from .evaluate import load_model
@@ -46,6 +46,33 @@ def load_prompts(source: str) -> list[dict]:
         if "knowledge" not in record:
             record.setdefault("privileged_context", None)
     return [normalize_record(record, number) for number, record in enumerate(records)]
+
+
+def encode_prompts(tokenizer, records: list[dict], written: TeacherPrompt | None) -> list[list[int]]:
+    """Token ids of every prompt: by the chat template, or, where the tokenizer has none, of the plain text.
+
+    Args:
+        records: of `load_prompts`.
+        written: puts each record's knowledge into its prompt, if given.
+
+    Raises:
+        ValueError: without a chat template, a prompt of several messages (named), or knowledge to put into one.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        conversations = [
+            written.messages(record["prompt"], record["privileged_context"]) if written else record["prompt"]
+            for record in records
+        ]
+        return encode(tokenizer, conversations)
+    if written:
+        raise ValueError("the target's tokenizer has no chat template: knowledge has no place in a plain text")
+    for number, record in enumerate(records):
+        if len(record["prompt"]) > 1:
+            raise ValueError(
+                f"{describe(record, number)}: {len(record['prompt'])} messages, but the target has no chat "
+                "template to write them with: give plain text, which is continued as it is"
+            )
+    return [tokenizer(record["prompt"][0]["content"])["input_ids"] for record in records]
 
 
 class Completions:
@@ -111,20 +138,19 @@ def main(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     records = load_prompts(args.prompts)
-    target, tokenizer = load_model(args.target, args.dtype, args.device)
+    target, tokenizer = load_model(args.target, args.dtype, args.device, chat=False)
     if args.draft == LOOKUP:
         draft = PromptLookup()
     else:
-        draft, draft_tokenizer = load_model(args.draft, args.dtype, args.device)
+        draft, draft_tokenizer = load_model(args.draft, args.dtype, args.device, chat=False)
         check_same_tokenizer(tokenizer, draft_tokenizer)
     written = TeacherPrompt(args.system_prompt) if args.with_knowledge else None
-    conversations = [
-        written.messages(record["prompt"], record["privileged_context"]) if written else record["prompt"]
-        for record in records
-    ]
+    prompt_ids = encode_prompts(tokenizer, records, written)
     eos = target.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    if not getattr(tokenizer, "chat_template", None):
+        errors.print(f"{args.target} has no chat template: prompts are continued as plain text", markup=False)
     streaming = len(records) == 1 and args.output is None
     with Progress(console=errors, disable=streaming, transient=True) as progress:
         task = progress.add_task("completions", total=len(records))
@@ -135,10 +161,11 @@ def main(args: argparse.Namespace) -> int:
         )  # fmt: skip
         started = time.perf_counter()
         output = speculative_generate(
-            target, draft, encode(tokenizer, conversations), max_new_tokens=args.max_new_tokens,
+            target, draft, prompt_ids, max_new_tokens=args.max_new_tokens,
             num_draft_tokens=args.num_draft_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
             repetition_penalty=args.repetition_penalty, eos_token_id=sorted(eos), seed=args.seed,
-            max_slots=args.batch_size, verification=args.verification, on_tokens=completions,
+            max_slots=args.batch_size, verification=args.verification, draft_length=args.draft_length,
+            compile=args.compile, on_tokens=completions,
         )  # fmt: skip
         seconds = time.perf_counter() - started
     if streaming:

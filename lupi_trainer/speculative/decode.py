@@ -7,12 +7,14 @@ drafted token stands ends with one more token of the target.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from .attention import ragged_attention
+from .draft_length import DraftLength, Fixed, Goodput, Outcome, compiled_length
 from .draft_source import DraftModel, DraftSource, Texts
 from .lossless import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
 from .models import evaluating, require_support, text_config
@@ -37,6 +39,7 @@ class SpeculativeStats:
     accepted_lengths: list[int] = field(default_factory=list)  # [i]: blocks of which i drafted tokens stand
     target_forwards: int = 0  # without the prefill
     draft_forwards: int = 0
+    draft_lengths: list[int] = field(default_factory=list)  # one a round
 
     @property
     def acceptance_length(self) -> float:
@@ -69,10 +72,10 @@ class Decoder:
     """One call of `speculative_generate`. A is the number of slots in use, g the draft length."""
 
     def __init__(self, target: Reader, source: DraftSource, slots: Slots, texts: Texts, *, max_new_tokens: int,
-                 num_draft_tokens: int, sampling: Sampling, verification: str, eos: list[int], keys: torch.Tensor,
-                 on_tokens=None):  # fmt: skip
+                 num_draft_tokens: int, draft_length: DraftLength, sampling: Sampling, verification: str,
+                 eos: list[int], keys: torch.Tensor, on_tokens=None):  # fmt: skip
         self.target, self.source, self.slots, self.texts = target, source, slots, texts
-        self.limit, self.num_draft_tokens = max_new_tokens, num_draft_tokens
+        self.limit, self.num_draft_tokens, self.draft_length = max_new_tokens, num_draft_tokens, draft_length
         self.sampling, self.verification, self.keys = sampling, _VERIFICATIONS[verification], keys
         self.eos = torch.tensor(eos, dtype=torch.long, device=keys.device)
         self.on_tokens = on_tokens
@@ -83,16 +86,21 @@ class Decoder:
         """Completes every row."""
         self.slots.admit(list(range(len(self.slots.n))))
         while running := self.slots.running():
-            room = self.limit - min(self.slots.written[slot] for slot in running)
-            gamma = min(self.num_draft_tokens, room - 1)  # the last token is the target's
-            self._round(running, self.num_draft_tokens if self.target.compile else gamma)
+            # the last token is the target's
+            rooms = {self.slots.owner[slot]: self.limit - self.slots.written[slot] - 1 for slot in running}
+            gamma = min(self.draft_length.choose(rooms, len(self.slots.waiting)), self.num_draft_tokens)
+            if self.target.compile:
+                gamma = compiled_length(gamma, self.num_draft_tokens)
+            else:
+                gamma = min(gamma, max(rooms.values()))
+            self._round(running, gamma)
         tokens, lengths = self.texts.tokens.tolist(), self.texts.lengths.tolist()
         self.stats.target_forwards, self.stats.draft_forwards = self.target.forwards, self.source.forwards
         completions = [row[n : n + m] for row, n, m in zip(tokens, lengths, self.written)]
         return SpeculativeOutput(completions, self.stats)
 
     def _round(self, running: list[int], gamma: int) -> None:
-        a = self.slots.used
+        started, a = time.perf_counter(), self.slots.used
         n, row = self.slots.n[:a], self.slots.row[:a]
         noise = RoundNoise(self.keys[row], n, self.num_draft_tokens + 1)
         proposal = self.source.propose(self.slots, self.texts, gamma, noise)
@@ -102,11 +110,14 @@ class Decoder:
         accepted, following = self.verify(proposal, count, noise)
         new, report = self.commit(proposal.tokens, count, accepted, following)
         report = report.tolist()  # the round's one question to the device
+        seconds = time.perf_counter() - started
         ended = [slot for slot in running if report[slot][3]]
         for slot in running:
             self.stats.count_block(*report[slot][:3])
             self.slots.written[slot] += report[slot][2]
         self.stats.rounds += 1
+        self.stats.draft_lengths.append(gamma)
+        self._learn(running, gamma, report, seconds)
         if self.on_tokens is not None:
             ended = self._tell(new.tolist(), report, running)
         whole = any(report[slot][1] == gamma for slot in running if slot not in ended)
@@ -114,6 +125,14 @@ class Decoder:
         for slot in ended:
             self.written[self.slots.owner[slot]] = self.slots.written[slot]
         self.slots.retire(ended)
+
+    def _learn(self, running: list[int], gamma: int, report: list[list[int]], seconds: float) -> None:
+        outcomes = []
+        for slot in running:
+            drafted, stood, _, over = report[slot]
+            room = 0 if over else self.limit - self.slots.written[slot]
+            outcomes.append(Outcome(self.slots.owner[slot], stood, stood < drafted, room))
+        self.draft_length.observe(gamma, outcomes, seconds)
 
     def verify(self, proposal, count: torch.Tensor, noise: RoundNoise):
         """Returns how many drafted tokens stand [A] and the target's token after them [A]."""
@@ -184,6 +203,7 @@ def speculative_generate(
     *,
     max_new_tokens: int,
     num_draft_tokens: int = 5,
+    draft_length: str | DraftLength = "fixed",
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -198,7 +218,7 @@ def speculative_generate(
     """Completes B prompts as the target alone would, faster where the draft guesses well.
 
     At temperature 0 the text is the target's own greedy text; above, it has the target's law, and is a pure function
-    of the models, prompts, `num_draft_tokens`, `verification` and `seed`, whatever the batch (arXiv 2211.17192,
+    of the models, prompts, draft lengths, `verification` and `seed`, whatever the batch (arXiv 2211.17192,
     2403.10444).
 
     Args:
@@ -207,7 +227,9 @@ def speculative_generate(
             two models may differ in padding: the target's counts.
         prompt_ids: B ragged lists of token ids.
         max_new_tokens: the longest completion, in tokens.
-        num_draft_tokens: tokens that the draft proposes a round.
+        num_draft_tokens: tokens that the draft proposes a round; where a policy chooses, the most.
+        draft_length: "fixed", "goodput" (the length that promises the most tokens a second, from measured times and
+            acceptance), or a policy object. Above temperature 0 a text depends on the lengths, its law does not.
         temperature, top_k, top_p, repetition_penalty: applied to both models alike, in the order and with the meaning
             that transformers gives them; `top_k=0` keeps every token.
         eos_token_id: tokens that end a row; the one that did is kept.
@@ -227,6 +249,10 @@ def speculative_generate(
     _at_least_one(max_new_tokens=max_new_tokens, num_draft_tokens=num_draft_tokens,
                   max_slots=rows if max_slots is None else max_slots)  # fmt: skip
     _one_of("verification", verification, tuple(_VERIFICATIONS))
+    _one_of("draft_length", draft_length, ("fixed", "goodput"))
+    if isinstance(draft_length, str):
+        fixed = draft_length == "fixed"
+        draft_length = Fixed(num_draft_tokens) if fixed else Goodput(num_draft_tokens, bonus=True)
     sampling = Sampling(float(temperature), top_k, float(top_p), float(repetition_penalty))
     models = {"target": target} if _is_source(draft) else {"target": target, "draft": draft}
     for role, model in models.items():
@@ -246,8 +272,9 @@ def speculative_generate(
             slots.track(source.behind, lambda rows: source.behind.new_zeros(len(rows)))
         return Decoder(
             reader, source, slots, _texts(prompts, max_new_tokens, reader.device), max_new_tokens=max_new_tokens,
-            num_draft_tokens=num_draft_tokens, sampling=sampling, verification=verification, eos=eos,
-            keys=row_keys(seed, list(range(rows)), reader.device), on_tokens=on_tokens,
+            num_draft_tokens=num_draft_tokens, draft_length=draft_length, sampling=sampling,
+            verification=verification, eos=eos, keys=row_keys(seed, list(range(rows)), reader.device),
+            on_tokens=on_tokens,
         ).run()  # fmt: skip
 
 

@@ -16,6 +16,11 @@ class Outcome:
     room: int  # tokens that the row may still write; 0 when it has ended
 
 
+def compiled_length(gamma: int, longest: int) -> int:
+    """The next power of two, or `longest`: few lengths, since each is compiled for itself."""
+    return next((1 << i for i in range(10) if gamma <= 1 << i < longest), longest)
+
+
 class DraftLength(Protocol):
     """A gamma policy: asked before every round, told after it."""
 
@@ -23,7 +28,7 @@ class DraftLength(Protocol):
         """Returns the next draft length; `rooms`: running row -> tokens it may still write, `waiting`: rows queued."""
 
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
-        """Learns from a round that drafted `gamma` tokens for every row and took so many seconds."""
+        """Learns from a round that drafted `gamma` tokens for every row (0 near a row's end) and took so long."""
 
 
 @dataclass
@@ -65,13 +70,13 @@ class Goodput:
 
     Acceptance is estimated for each row (exponentially forgotten counts, shrunk towards all rows'): trials end at the
     first rejection, so the estimate does not depend on the length that was drafted. A block of gamma tokens commits
-    `(1 - alpha^gamma) / (1 - alpha)` tokens of a row (arXiv 2211.17192, equation 1, without its bonus token). The time
-    of a round is measured and fitted as `fixed + slope * gamma`. Given to several rollouts, the object keeps what it
-    has learnt.
+    `(1 - alpha^gamma) / (1 - alpha)` tokens of a row, and with the `bonus` token of lossless decoding `(1 -
+    alpha^(gamma + 1)) / (1 - alpha)` (arXiv 2211.17192, equation 1). The time of a round is measured and fitted as
+    `fixed + slope * gamma`. Given to several rollouts, the object keeps what it has learnt.
     """
 
-    def __init__(self, max_gamma: int = 20, start: int = 5):
-        self.max_gamma, self.start = max_gamma, min(start, max_gamma)
+    def __init__(self, max_gamma: int = 20, start: int = 5, bonus: bool = False):
+        self.max_gamma, self.start, self.bonus = max_gamma, min(start, max_gamma), bonus
         self.trials: dict[int, tuple[float, float]] = {}  # row -> accepted, rejected, forgotten exponentially
         self.all_trials = (4.0, 1.0)
         self.moments = [0.0] * 5  # sums of 1, gamma, gamma^2, seconds, gamma * seconds, forgotten exponentially
@@ -86,7 +91,7 @@ class Goodput:
             accepted, rejected = self.trials.get(row, (0.0, 0.0))
             alpha = min(max((accepted + 4 * mean) / (accepted + rejected + 4), 0.01), 0.999)
             weight = 1 if waiting else room  # nobody waits: the round is over when the longest row is
-            expected, stands = 0.0, 1.0
+            expected, stands = (1.0, alpha) if self.bonus else (0.0, 1.0)
             for i in range(min(self.max_gamma, room)):
                 expected += stands
                 stands *= alpha
@@ -114,8 +119,8 @@ class Goodput:
         self.rounds = state["rounds"]
 
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
-        self.rounds += 1
-        if self.rounds > 1:
+        self.rounds += gamma > 0  # a round without a draft says nothing of what drafting costs
+        if gamma > 0 and self.rounds > 1:
             seen = (1, gamma, gamma**2, seconds, gamma * seconds)
             self.moments = [0.95 * old + new for old, new in zip(self.moments, seen)]
         for o in outcomes:

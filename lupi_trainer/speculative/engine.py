@@ -11,7 +11,7 @@ import time
 import torch
 
 from .acceptance import Judged, is_distribution, probability, rank
-from .draft_length import Outcome
+from .draft_length import Outcome, compiled_length
 from .noise import row_keys
 from .reader import Reader
 from .remote import RemoteReader, RemoteTeacher
@@ -76,9 +76,7 @@ class Engine:
 
     def _gamma(self, rooms: dict[int, int]) -> int:
         gamma = self.r.gamma_policy.choose(rooms, len(self.slots.waiting))
-        if not self.r.compile:
-            return min(gamma, max(rooms.values()))
-        return next((1 << i for i in range(10) if gamma <= 1 << i < self.r.gamma), self.r.gamma)  # few, a graph each
+        return compiled_length(gamma, self.r.gamma) if self.r.compile else min(gamma, max(rooms.values()))
 
     def draft(self, gamma: int):
         """Returns drafted tokens [A, gamma], which of them came from a distribution [A, gamma] bool, and their logits.

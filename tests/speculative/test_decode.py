@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from lupi_trainer.speculative import compiled, speculative_generate
+from lupi_trainer.speculative import Fixed, compiled, speculative_generate
 
 from .toy_models import FAMILIES, perturbed, prompts, toy
 
@@ -81,6 +81,44 @@ def test_the_text_is_the_targets_own(family, kind):
             assert 0.3 < stats.acceptance_rate < 1 < stats.acceptance_length
 
 
+@pytest.mark.parametrize("kind", ["equal", "close", "unrelated"])
+def test_the_draft_length_may_be_chosen(kind):
+    output = generate("qwen3", kind, num_draft_tokens=7, draft_length="goodput", max_slots=3)
+    assert output.completion_ids == greedy("qwen3")
+    stats = output.stats
+    assert len(stats.draft_lengths) == stats.rounds and sum(stats.draft_lengths) == stats.draft_forwards
+    assert len(set(stats.draft_lengths)) > 1 and max(stats.draft_lengths) <= 7
+    if kind == "equal":
+        assert stats.accepted == stats.drafted > 0
+
+
+class Told(Fixed):
+    """A fixed length that keeps what it was told."""
+
+    def __init__(self, gamma):
+        super().__init__(gamma)
+        self.rooms, self.outcomes = [], []
+
+    def choose(self, rooms, waiting):
+        self.rooms.append(dict(rooms))
+        return super().choose(rooms, waiting)
+
+    def observe(self, gamma, outcomes, seconds):
+        assert seconds > 0
+        self.outcomes += outcomes
+
+
+def test_a_policy_of_draft_lengths_learns_what_every_round_did():
+    policy = Told(3)
+    output = generate("llama", "close", num_draft_tokens=3, draft_length=policy, max_slots=4)
+    assert output.completion_ids == greedy("llama")
+    told = policy.outcomes
+    assert sum(o.accepted for o in told) == output.stats.accepted
+    assert {o.row for o in told if o.room == 0} == set(range(len(PROMPTS)))
+    assert policy.rooms[0] == dict.fromkeys(range(4), LIMIT - 1)  # the last token is the target's
+    assert any(o.rejected for o in told) and any(not o.rejected for o in told)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_slots_are_refilled_and_change_nothing(family):
     rounds = {}
@@ -141,7 +179,7 @@ def test_fixed_shapes_write_the_same(monkeypatch, kind):
 
 
 @pytest.mark.slow
-def test_compiled_models_write_the_same():
+def test_compiled_models_write_the_same(tracing):
     output = generate("llama", "close", num_draft_tokens=3, max_slots=3, compile=True)
     assert output.completion_ids == greedy("llama")
     assert not compiled._refused

@@ -1,6 +1,7 @@
 import random
 
 from lupi_trainer.speculative import Adaptive, Fixed, Goodput, Outcome
+from lupi_trainer.speculative.draft_length import compiled_length
 
 
 ROOM = 1000
@@ -34,7 +35,7 @@ def test_adaptive_drafts_the_mean_of_its_rows_and_forgets_those_that_end():
     assert policy.wanted.keys() == {1}
 
 
-def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0):
+def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0, bonus=False):
     """Tokens a second over rounds of which a draft of gamma tokens costs fixed + slope * gamma."""
     draw = random.Random(seed)
     tokens = seconds = 0.0
@@ -44,7 +45,7 @@ def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0):
         for row in range(rows):
             stood = next((j for j in range(gamma) if draw.random() > alpha), gamma)
             outcomes.append(outcome(stood, gamma, row))
-            tokens += min(gamma, stood + 1)
+            tokens += stood + 1 if bonus else min(gamma, stood + 1)
         cost = (fixed + slope * gamma) * draw.uniform(0.9, 1.1)
         policy.observe(gamma, outcomes, cost)
         seconds += cost
@@ -57,6 +58,19 @@ def test_goodput_comes_near_the_best_fixed_length_wherever_that_is():
         assert simulate(Goodput(20), alpha, fixed, slope) > 0.95 * best, (alpha, fixed, slope)
 
 
+def test_goodput_counts_the_bonus_token_of_lossless_decoding():
+    for alpha, fixed, slope in ((0.3, 10, 1), (0.6, 10, 1), (0.9, 10, 1), (0.6, 2, 1)):
+        best = max(simulate(Fixed(gamma), alpha, fixed, slope, bonus=True) for gamma in range(1, 21))
+        assert simulate(Goodput(20, bonus=True), alpha, fixed, slope, bonus=True) > 0.95 * best, (alpha, fixed, slope)
+
+
+def test_compiled_lengths_are_few_and_never_shorter():
+    for longest in (1, 5, 8, 20):
+        lengths = [compiled_length(gamma, longest) for gamma in range(1, longest + 1)]
+        assert all(gamma <= length <= longest for gamma, length in enumerate(lengths, 1))
+        assert len(set(lengths)) <= 6 and lengths[-1] == longest
+
+
 def test_goodput_drafts_no_further_than_there_is_room():
     policy = Goodput(20)
     for _ in range(8):
@@ -64,3 +78,10 @@ def test_goodput_drafts_no_further_than_there_is_room():
         policy.observe(gamma, [outcome(gamma, gamma)], 1.0 + 0.01 * gamma)
     assert policy.choose({0: ROOM}, 0) == 20
     assert policy.choose({0: 3}, 0) == 3
+
+
+def test_goodput_learns_nothing_of_rounds_without_a_draft():
+    policy = Goodput(20, bonus=True)
+    for _ in range(6):
+        policy.observe(0, [outcome(0, 0, room=0)], 1.0)
+    assert policy.choose({0: ROOM}, 0) == 5 and not policy.trials
