@@ -73,3 +73,10 @@ def ratio(seconds: dict[str, list[float]], above: str, below: str) -> float:
 
 def median(seconds: list[float]) -> float:
     return statistics.median(seconds)
+
+
+def row(figure: str, seconds: dict, above: str, below: str, sense: str = "", wanted: float = 0.0) -> dict:
+    """A row of the table: the ratio of two contenders' seconds, what is wanted of it, and everybody's median."""
+    medians = {name: round(median(taken), 3) for name, taken in seconds.items()}
+    return {"figure": figure, "ratio": ratio(seconds, above, below), "sense": sense, "wanted": wanted,
+            "seconds": medians}  # fmt: skip

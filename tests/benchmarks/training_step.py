@@ -14,7 +14,7 @@ from lupi_trainer import LUPISKDConfig, LUPISKDTrainer
 from lupi_trainer.prompts import TeacherPrompt, encode
 from lupi_trainer.trl_private import pad
 
-from .measure import median, ratio, take_turns
+from .measure import row, take_turns
 from .setting import Scripted, Setting
 
 
@@ -96,6 +96,4 @@ def training_step(setting: Setting, repeats: int) -> Iterator[dict]:
         )  # fmt: skip
         peer.remove_callback(PrinterCallback)
         seconds = take_turns({"TRL": peer.train, "ours": ours()}, repeats)
-    medians = {name: round(median(taken), 3) for name, taken in seconds.items()}
-    figure = "training step, time over TRL with this prompt"
-    yield {"figure": figure, "ratio": ratio(seconds, "ours", "TRL"), "sense": "<=", "wanted": 1.0, "seconds": medians}
+    yield row("training step, time over TRL with this prompt", seconds, "ours", "TRL", "<=", 1.0)
