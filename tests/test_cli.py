@@ -65,6 +65,26 @@ def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path):
     assert (tmp_path / "run" / "chat_template.jinja").is_file()
 
 
+def test_every_command_answers_help_within_two_seconds():
+    """Each in a process of its own; processor time, so that a busy machine does not count."""
+    import resource
+    import subprocess
+    import sys
+
+    from lupi_trainer.cli import make_parser
+
+    (commands,) = [
+        action.choices for action in make_parser()._actions if hasattr(action, "choices") and action.choices
+    ]
+    assert {"skd", "kd", "sft", "inspect", "plot", "demo"} <= commands.keys()
+    for command in ([], *([name] for name in commands)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = [sys.executable, "-m", "lupi_trainer.cli", *command, "--help"]
+        assert "usage: lupi" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, command
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["skd", "--help"], ["recipes", "ls"]])
 def test_help_imports_nothing_heavy(arguments):
     import subprocess

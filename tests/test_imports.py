@@ -93,6 +93,7 @@ ALLOWED = {
         "recipe_parser",
         "recipe_files",
         "speculative",
+        "progress",
     },
     "student_files": set(),
     "loading": set(),

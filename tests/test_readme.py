@@ -67,10 +67,14 @@ def test_command(command, after_the_demo):
 def test_launched_command(command, tmp_path):
     program, *arguments = shlex.split(command)
     module = {"lupi": "lupi_trainer.cli", "accelerate": "accelerate.commands.accelerate_cli"}[program]
-    run = [sys.executable, "-m", module, *arguments, *SHORT, "--output_dir", str(tmp_path / "run")]
+    run = [sys.executable, "-m", module, *arguments, *SHORT, "--record_rollouts", "30"]
+    run += ["--output_dir", str(tmp_path / "run")]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    # 24 rollouts in one step, all recorded, by one process or by two
+    recorded = read_run(tmp_path / "run").rollouts
+    assert len(recorded) == len({r["row_id"] for r in recorded}) == 24
 
 
 def test_make_targets_are_there():

@@ -162,7 +162,8 @@ def main(output_dir: Path) -> int:
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     (output_dir / "rollout.svg").write_text(picture(text_before, text_after), encoding="utf-8")
     console.print(
-        f"{metrics['seconds']:.0f} seconds. Student: {output_dir / 'student'}; figures: {output_dir / 'metrics.json'}",
+        f"{metrics['seconds']:.0f} seconds. Student: {output_dir / 'student'}; figures: {output_dir / 'metrics.json'};"
+        f" to look into it: lupi inspect {output_dir}",
         highlight=False,
     )
     return 0

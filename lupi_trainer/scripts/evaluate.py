@@ -11,6 +11,7 @@ from ..data import load_probes, load_sft_data, load_training_data
 from ..evaluation import acceptance, closed_book, kept, privilege_gap
 from ..lab import resolve_model
 from ..loading import NO_CODE, SAFE_WEIGHTS
+from ..progress import WorkBar
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
 from ..speculative import TopK, skd_rollout
 from ..teacher import check_vocabularies
@@ -98,14 +99,16 @@ def report_marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[
     for model_name, role, asked in askers:
         model, tokenizer = load_model(model_name, args.dtype, args.device)
         for name, prompt in asked:
-            results[role, name, prompt is None] = closed_book(
-                model,
-                tokenizer,
-                probe_sets[name],
-                teacher_prompt=prompt,
-                max_new_tokens=args.max_new_tokens,
-                batch_size=args.batch_size,
-            )
+            with WorkBar(f"{role}{name}", len(probe_sets[name])) as bar:
+                results[role, name, prompt is None] = closed_book(
+                    model,
+                    tokenizer,
+                    probe_sets[name],
+                    teacher_prompt=prompt,
+                    max_new_tokens=args.max_new_tokens,
+                    batch_size=args.batch_size,
+                    on_batch=bar.update,
+                )
     for (role, name, is_closed), result in results.items():
         book = "closed-book" if is_closed else "open-book"
         model_name = {"": args.model, "before: ": args.before, "teacher: ": args.teacher}[role]
