@@ -145,6 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--perplexity", default=[], nargs="+", help="questions with contexts, in SQuAD's form: files, lab:NAME, squad"
     )
     command.add_argument("--max_samples", type=int, help="so many of them for the perplexity")
+    command.add_argument("--qa_template", help="their prompt, with {context} and {question}, as in training")
     command.add_argument("--split", default="validation", help="of a dataset from the Hub, for the perplexity")
     command.add_argument("--seq_len", type=int, default=1024, help="longer ones are dropped and counted")
     command.add_argument("--teacher", help="also ask this model open-book: with each probe's knowledge")

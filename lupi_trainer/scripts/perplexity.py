@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..evaluation import perplexity
-from ..qa_data import load_qa_records, tokenize_qa
+from ..qa_data import QA_TEMPLATE, load_qa_records, tokenize_qa
 
 
 def report_perplexity(args: argparse.Namespace, model, tokenizer) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def report_perplexity(args: argparse.Namespace, model, tokenizer) -> dict[str, A
     report = {}
     for name in args.perplexity:
         records = load_qa_records(name, split=args.split, max_samples=args.max_samples)
-        questions = tokenize_qa(records, tokenizer, seq_len=args.seq_len)
+        questions = tokenize_qa(records, tokenizer, seq_len=args.seq_len, template=args.qa_template or QA_TEMPLATE)
         result = perplexity(model, questions.dataset, batch_size=args.batch_size)
         counts = {"records": len(questions.dataset), "dropped": len(questions.dropped)}
         report[name] = {"perplexity": {"model": args.model, **result.metrics(), **counts}}
