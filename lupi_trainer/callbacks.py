@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 from transformers import TrainerCallback
+from transformers.integrations import TrackioCallback
 
 
 # Metrics of rollouts: transformers puts `train/` before every name; these are reported under their own names too.
@@ -82,3 +83,14 @@ class RolloutReport(TrainerCallback):
                     data=[[state.global_step, *pair, share] for pair, share in texts.items()],
                 )
             backend.log(entry)
+
+
+def open_trackio(trainer) -> None:
+    """Open the trackio run of a trainer that evaluates before or after training.
+
+    transformers ends it with the training, and TRL logs what an evaluation takes to a run that must be there.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TrackioCallback) and trainer.is_world_process_zero():
+            if sys.modules["trackio"].context_vars.current_run.get() is None:
+                callback.setup(trainer.args, trainer.state, trainer.model)

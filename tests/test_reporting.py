@@ -93,10 +93,21 @@ TRACKIO = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from lupi_trainer.lab import load_lab_records
 from tests.training import make_trainer
-trainer, _ = make_trainer(Path({tmp!r}), config_report_to="trackio", config_project="islands", config_max_steps=2,
-                          config_run_name="two-steps", config_log_completions=True, config_num_completions_to_print=0)
+trainer, _ = make_trainer(
+    Path({tmp!r}),
+    config_report_to="trackio",
+    config_project="islands",
+    config_run_name="two-steps",
+    config_max_steps=2,
+    config_log_completions=True,
+    config_num_completions_to_print=0,
+    eval_dataset=load_lab_records("lab:eval")[:3],
+    probes=load_lab_records("lab:probes-common")[:3],
+)
 trainer.train()
+trainer.evaluate()
 """
 
 
@@ -114,6 +125,6 @@ def test_trackio_holds_the_same(tmp_path, monkeypatch):
     logged: dict = {}
     for entry in json.loads(out.strip().splitlines()[-1]):
         logged |= entry
-    assert SEED_NAMES | DESIGN_NAMES | TRL_NAMES <= logged.keys()
+    assert SEED_NAMES | DESIGN_NAMES | TRL_NAMES | EVAL_NAMES | PROBE_NAMES <= logged.keys()
     assert logged["gamma/history"]["_type"] == "trackio.histogram"
     assert "teacher_share" in json.dumps(logged["rollouts"])

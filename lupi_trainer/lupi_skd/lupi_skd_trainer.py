@@ -16,7 +16,7 @@ from transformers import (
 )
 from trl import DistillationTrainer
 
-from ..callbacks import RolloutReport
+from ..callbacks import RolloutReport, open_trackio
 from ..checkpoints import SealedCheckpoints
 from ..data import check_probes, last_user_text, prepare_columns
 from ..evaluation import closed_book
@@ -410,6 +410,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
     # Evaluation: closed-book questions beside the validation loss
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
+        open_trackio(self)
         metrics = super().evaluate(
             prepare_columns(eval_dataset) if isinstance(eval_dataset, list) else eval_dataset,
             ignore_keys,
