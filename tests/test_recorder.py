@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from lupi_trainer.inspection import read_run, write_page
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.lupi_skd.recorder import RolloutRecorder
+from lupi_trainer.student_files import student_files
 from tests.training import make_trainer
 
 
@@ -50,6 +52,10 @@ def test_a_run_records_every_token_and_who_wrote_it(tmp_path):
             stands = entry["teacher_rank"][place] < 5 and entry["teacher_probability"][place] >= 0.05
             assert by_teacher or stands
         assert entry["privileged_context"] and entry["prompt"][-1]["role"] == "user"
+    trainer.save_model()
+    write_page(read_run(tmp_path / "run"), tmp_path / "run" / "inspect.html")
+    sent = student_files(tmp_path / "run")  # the knowledge stays here when the student is pushed
+    assert "model.safetensors" in sent and not {"rollouts.jsonl", "inspect.html"} & sent.keys()
 
 
 @pytest.mark.parametrize("settings", [{}, {"config_rollout_policy": "teacher"}, {"config_rollout_policy": "student"}])
