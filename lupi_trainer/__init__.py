@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .lupi_skd import LUPISKDConfig, LUPISKDTrainer
     from .modeling import MTPHeads
     from .speculative import Rollout, TopK, skd_rollout
+    from .teacher_server import TeacherServer
     from .wmtp import CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 
 

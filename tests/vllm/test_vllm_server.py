@@ -109,6 +109,27 @@ def test_the_same_tokens_are_accepted_for_200_prompts(served, student, teacher, 
         assert (ours.stats.accepted, ours.stats.drafted) == (theirs.stats.accepted, theirs.stats.drafted)
 
 
+def test_both_ways_of_asking_agree_and_cost(served, tokenizer):
+    """8 rows, 20 drafted tokens, the third round of a growing text: what the choice between them rests on."""
+    remote = TeacherServer(served.url, tokenizer)
+    for length in (60, 120, 450):
+        texts = [
+            torch.randint(5, 500, (length,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(8)
+        ]
+        seconds, answers = {}, {}
+        for _ in range(3):
+            texts = [text + [9, 8, 7] for text in texts]
+            for way in (remote._by_prompt, remote._by_prefixes):
+                started = time.perf_counter()
+                answers[way.__name__] = remote._all(way, texts, [20] * 8)
+                seconds[way.__name__] = round(time.perf_counter() - started, 3)
+        print(f"\ntexts of {length} tokens, seconds: {seconds}")
+        for a, b in zip(*(sum(answer, []) for answer in answers.values())):
+            first, second = dict(zip(*a)), dict(zip(*b))
+            assert all(abs(first[token] - second[token]) < 1e-3 for token in first.keys() & second.keys())
+            assert len(first.keys() & second.keys()) >= 19  # the last may be a tie
+
+
 def test_replacements_beyond_what_is_returned(served, student, teacher, tokenizer, prompts):
     """A warm teacher and three returned tokens: what wins besides is asked for, and is what it would be here."""
     few = [column[:24] for column in prompts]
