@@ -61,7 +61,7 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path):
     run = launch("single_cpu", tmp_path / "run", *arguments, recipe=RECIPE)
     history = losses(run, tmp_path / "run")
     assert len(history) == 20  # two epochs of 200 records, 20 a step
-    assert sum(history[-5:]) < 0.7 * sum(history[:5])
+    assert sum(history[-5:]) < 0.85 * sum(history[:5])
 
     queries = Counter()
     for path in sorted((tmp_path / "run" / "completions").glob("*.parquet")):
