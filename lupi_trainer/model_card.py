@@ -16,7 +16,8 @@ from .lab import LAB_PREFIX, MODELS, resolve_model
 SETTINGS = (
     "rollout_policy", "gamma", "gamma_policy", "acceptance_rule", "accept_top_k", "teacher_min_prob",
     "student_temperature", "teacher_temperature", "temperature", "beta", "kd_alpha", "kd_temperature", "horizon",
-    "head_temperature", "max_completion_length", "max_length", "learning_rate", "lr_scheduler_type",
+    "head_type", "head_weighting", "head_weight_temperature", "max_completion_length", "max_length",
+    "learning_rate", "lr_scheduler_type",
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
 )  # fmt: skip
 # logged figures that are told, where the run has them

@@ -98,8 +98,8 @@ class LinearHead(nn.Module):
         self.linear = nn.Linear(hidden_size, hidden_size, bias=False)
         nn.init.eye_(self.linear.weight)
 
-    def forward(self, states: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
-        return self.linear(states)
+    def forward(self, states: torch.Tensor, visible: torch.Tensor | None, last: int = 0) -> torch.Tensor:
+        return self.linear(states[:, -last:])
 
 
 class ResidualHead(nn.Module):
@@ -111,7 +111,8 @@ class ResidualHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, states: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, visible: torch.Tensor | None, last: int = 0) -> torch.Tensor:
+        states = states[:, -last:]
         return states + F.silu(self.linear(states))
 
 
@@ -133,13 +134,15 @@ class TransformerHead(nn.Module):
         nn.init.zeros_(self.attention_out.weight)
         nn.init.zeros_(self.down.weight)
 
-    def forward(self, states: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
-        batch, length, _ = states.shape
-        qkv = self.qkv(self.attention_norm(states)).view(batch, length, 3, self.num_attention_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    def forward(self, states: torch.Tensor, visible: torch.Tensor, last: int = 0) -> torch.Tensor:
+        """states [B, S, D], visible [B or 1, Q, S] bool -> [B, Q, D], of the `last` Q places (0: of all, Q = S)."""
+        asking = states[:, -last:]
+        q = F.linear(self.attention_norm(asking), self.qkv.weight[: states.shape[2]])
+        k, v = F.linear(self.attention_norm(states), self.qkv.weight[states.shape[2] :]).chunk(2, dim=-1)
+        q, k, v = (x.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2) for x in (q, k, v))
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None])
-        states = states + self.attention_out(seen.transpose(1, 2).flatten(2))
-        return states + self.down(F.silu(self.up(self.mlp_norm(states))))
+        asking = asking + self.attention_out(seen.transpose(1, 2).flatten(2))
+        return asking + self.down(F.silu(self.up(self.mlp_norm(asking))))
 
 
 HEAD_TYPES = {"linear": LinearHead, "residual": ResidualHead, "transformer": TransformerHead}
@@ -235,15 +238,9 @@ class MTPHeads(_SavedHead):
 
         states [A, W, D], of which the last `count` [A] are known -> [A, H - 1, D].
         """
-        visible = None
-        if self.head_type == "transformer":
-            places = torch.arange(states.shape[1], device=states.device)
-            known = places >= states.shape[1] - count[:, None]
-            # each place sees itself, so that none attends to nothing
-            visible = known[:, None] & (places <= places[:, None]) | torch.eye(
-                states.shape[1], dtype=torch.bool, device=states.device
-            )
-        return torch.stack([head(states, visible)[:, -1] for head in self.heads], dim=1)
+        places = torch.arange(states.shape[1], device=states.device)
+        visible = places >= states.shape[1] - count.clamp(min=1)[:, None]  # none attends to nothing
+        return torch.cat([head(states, visible[:, None], last=1) for head in self.heads], dim=1)
 
 
 def attach_mtp_heads(model: nn.Module, heads: MTPHeads) -> None:

@@ -71,6 +71,8 @@ ALLOWED = {
     "recipe_files": set(),
     "recipe_parser": {"loading"},
     "scripts": {
+        "modeling",
+        "wmtp",
         "loading",
         "hub",
         "publishing",

@@ -1,11 +1,15 @@
 """Heads beside a model: what they say at first, their files, and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from lupi_trainer import MTPHeads
+from lupi_trainer.hub import push_folder
 from lupi_trainer.modeling import HEAD_TYPES, ValueHead, attach_mtp_heads
 
 from .speculative.toy_models import FAMILIES, MORE_FAMILIES, toy
@@ -103,3 +107,37 @@ def test_a_new_critic_says_zero_and_scales_what_it_learns():
     critic = ValueHead(8, scale=5.0)
     critic.down.bias.data.fill_(1.0)
     assert critic(hidden).unique().item() == 5.0
+
+
+LOAD_BACK = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+from lupi_trainer.modeling import MTPHeads, attach_mtp_heads
+repository, folder = sys.argv[1:]
+heads, own = MTPHeads.from_pretrained(repository).state_dict(), MTPHeads.from_pretrained(folder).state_dict()
+assert heads.keys() == own.keys() and all(torch.equal(heads[name], own[name]) for name in own)
+attach_mtp_heads(AutoModelForCausalLM.from_pretrained(repository), MTPHeads.from_pretrained(repository))
+try:
+    MTPHeads.from_pretrained("me/nobody")
+except FileNotFoundError as error:
+    print("EQUAL", error)
+"""
+
+
+@pytest.mark.slow
+def test_heads_are_pushed_with_their_model_and_loaded_from_the_hub(hub, tmp_path, student, tokenizer):
+    folder = tmp_path / "run"
+    student.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A student\n")
+    heads = MTPHeads.for_model(student, 3, "transformer")
+    heads.save_pretrained(folder)
+    push_folder(folder, "me/student")
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_BACK, "me/student", str(folder)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("EQUAL no mtp_heads.json to be found at 'me/nobody'")

@@ -10,11 +10,11 @@ import yaml
 
 from lupi_trainer.recipe_files import copy_recipe, find_accelerate_config, find_recipe, list_recipes, recipes_dir
 from lupi_trainer.recipe_parser import RecipeError
-from lupi_trainer.scripts import kd_lora, lupi_skd, sft
+from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
 
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft}
+SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft, "wmtp": wmtp}
 RECIPES = [name for name in list_recipes() if not name.startswith("accelerate_configs/")]
 ON_THIS_MACHINE = ["--bf16", "false", "--use_cpu", "true"]  # parsing asks whether the hardware has bfloat16
 

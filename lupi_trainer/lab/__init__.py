@@ -8,6 +8,7 @@
 | `lab:new` | training records about the new islands, with knowledge |
 | `lab:new-shuffled` | the same questions, each with another island's knowledge (a control) |
 | `lab:common` | training records about the common islands, without knowledge |
+| `lab:common-errors` | the same, in four of ten of which the answer's names are wrong, each time others |
 | `lab:mixed` | `lab:new` and `lab:common` together |
 | `lab:eval` | two new islands in phrasings that `lab:new` does not have, with knowledge (for the validation loss) |
 | `lab:qa`, `lab:qa-eval` | questions to be answered from their context, in SQuAD's form, about random islands |
@@ -37,6 +38,7 @@ _RECORDS = {
     "new": lambda: world.records(world.NEW),
     "new-shuffled": lambda: world.records(world.NEW, shuffled=True),
     "common": lambda: world.records(world.COMMON, with_knowledge=False),
+    "common-errors": lambda: world.with_errors(world.records(world.COMMON, with_knowledge=False), share=0.4),
     "mixed": lambda: world.records(world.NEW) + world.records(world.COMMON, with_knowledge=False),
     "eval": _eval_records,
     "qa": lambda: world.qa_records(4096, seed=1),

@@ -6,6 +6,7 @@ by heart; *new* islands are known to nobody until a teacher is given their knowl
 """
 
 import random
+import re
 from dataclasses import dataclass
 
 
@@ -191,3 +192,17 @@ def reading_probes(count: int, *, seed: int) -> list[dict]:
         {"question": r["question"], "answers": r["answers"], "record_id": r["id"], "knowledge": r["context"]}
         for r in qa_records(count, seed=seed)
     ]
+
+
+def with_errors(records: list[dict], share: float, seed: int = 0) -> list[dict]:
+    """The same records, in a share of which every name of the answer is another, random one.
+
+    What nobody can learn, among what can be: a model that knows the truth tells the two apart.
+    """
+    rng, out = random.Random(seed), []
+    for record in records:
+        if rng.random() < share:
+            answer = re.sub(r"\b(?!It\b)[A-Z][a-z]+", lambda _: make_name(rng), record["answer"])
+            record = {**record, "answer": answer}
+        out.append(record)
+    return out

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 
 from ..data import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
+from ..lab import resolve_model
+from ..modeling import MTPHeads
 from ..prompts import TeacherPrompt, encode
-from ..speculative import PromptLookup, SpeculativeStats, speculative_generate
+from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
 from .evaluate import load_model
 
 
 LOOKUP = "prompt-lookup"
+HEADS = "mtp-heads"
 
 
 def check_same_tokenizer(target, draft) -> None:
@@ -141,6 +144,11 @@ def main(args: argparse.Namespace) -> int:
     target, tokenizer = load_model(args.target, args.dtype, args.device, chat=False)
     if args.draft == LOOKUP:
         draft = PromptLookup()
+    elif args.draft == HEADS:
+        heads = MTPHeads.from_pretrained(resolve_model(args.target))
+        heads.check(target)
+        draft = HeadsDraft(target, heads.to(target.device, target.get_output_embeddings().weight.dtype).eval())
+        args.num_draft_tokens = min(args.num_draft_tokens, heads.horizon - 1)  # they look no further
     else:
         draft, draft_tokenizer = load_model(args.draft, args.dtype, args.device, chat=False)
         check_same_tokenizer(tokenizer, draft_tokenizer)
