@@ -44,8 +44,10 @@ def wandb_here(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # W&B reads the environment once a process: another test's would be kept
     yield wandb
     wandb.finish()
+    wandb.teardown()
 
 
 @pytest.mark.slow
