@@ -112,6 +112,11 @@ def test_figures_are_written_by_one_command(tmp_path):
         figures.fill("nothing", parts)
 
 
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
 def test_help_explains_every_key():
     """Of ours in the docstring; of all, the inherited ones too, in the script's --help."""
     parent = {field.name for field in fields(DistillationConfig)}
