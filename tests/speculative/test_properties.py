@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lupi_trainer.speculative import AdaptiveTopK, JensenShannon, RelativeProbability, TopK, TopP
@@ -16,7 +16,7 @@ RULES = {
     "adaptive_top_k": AdaptiveTopK(k=8, k_max=20),
     "top_p": TopP(0.8),
     "relative": RelativeProbability(0.1),
-    "divergence": JensenShannon(0.25),
+    "divergence": JensenShannon(0.35),
 }
 
 
@@ -38,7 +38,9 @@ rows = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS, unique=True
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(  # a failure is shown as it was found: making it smaller takes minutes
+    max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)  # fmt: skip
 @given(
     family=st.sampled_from(["llama", "gemma3", "gpt2"]),
     rule=st.sampled_from(sorted(RULES)),
