@@ -1,10 +1,13 @@
 """The teacher of a run: loaded, placed, frozen, and checked against the student's vocabulary."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from .lab import resolve_model
 from .loading import SAFE_WEIGHTS
@@ -24,6 +27,61 @@ def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
     return None
 
 
+def paired_device(local_rank: int, local_processes: int, gpus: int) -> str:
+    """The teacher's GPU where every process of a machine has two: process i has GPU i, its teacher GPU n + i.
+
+    With the visible GPUs in the order 0, 2, 4, ..., 1, 3, 5, ... (`gpu_ids` of `paired_gpu.yaml`) these are the
+    neighbours 2i and 2i + 1.
+
+    Raises:
+        ValueError: fewer than two GPUs a process.
+    """
+    if gpus < 2 * local_processes:
+        raise ValueError(
+            f"teacher_device: paired wants two GPUs for each of {local_processes} processes, but {gpus} are visible: "
+            f"start {gpus // 2} processes (`num_processes`), or put the teacher elsewhere"
+        )
+    return f"cuda:{local_processes + local_rank}"
+
+
+def teacher_place(name: str | None, device: torch.device) -> torch.device:
+    """Where the teacher goes.
+
+    Args:
+        name: `None` (beside the student), a device, or `"paired"`.
+        device: the student's.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    gpus = torch.cuda.device_count()
+    if not name:
+        return device
+    if name == "paired":
+        name = paired_device(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), gpus)
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"teacher_device={name!r} is no device: {error}") from error
+    if place.type == "cuda" and (place.index or 0) >= gpus:
+        raise ValueError(f"teacher_device={name!r}, but {gpus} GPUs are visible")
+    return place
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Inside, ZeRO-3 does not share out the weights of models that are loaded: a teacher is whole on every process."""
+    if not deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    config = deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
+
+
 def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device) -> PreTrainedModel:
     """The frozen teacher on its device.
 
@@ -33,9 +91,9 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
     Raises:
-        ValueError: an unknown dtype, or loading options for a teacher that is loaded already.
+        ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already.
     """
-    device = torch.device(args.teacher_device) if args.teacher_device else device
+    device = teacher_place(args.teacher_device, device)
     if isinstance(teacher, str):
         dtype = args.teacher_dtype
         if dtype != "auto":
@@ -50,7 +108,8 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         if quantized is not None:
             kwargs |= {"quantization_config": quantized, "device_map": {"": device}}
         kwargs |= args.teacher_model_init_kwargs or {}
-        teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **kwargs)
+        with whole_weights():
+            teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **kwargs)
     else:
         keys = ("teacher_model_init_kwargs", "teacher_load_in_4bit", "teacher_load_in_8bit")
         given = [key for key in keys if getattr(args, key)]

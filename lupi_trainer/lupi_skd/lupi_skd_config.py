@@ -93,7 +93,10 @@ class LUPISKDConfig(DistillationConfig):
         teacher_dtype (`str`, *optional*, defaults to `"auto"`):
             Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
         teacher_device (`str`, *optional*):
-            Device of the teacher, for instance `"cuda:1"`. `None` puts it beside the student.
+            Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
+            `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.
+        teacher_offload (`bool`, *optional*, defaults to `False`):
+            Keep the teacher in the CPU's memory between rollouts, so that training has the GPU for itself.
         teacher_attn_implementation (`str`, *optional*):
             Attention implementation of a teacher given by name.
         teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
@@ -191,6 +194,9 @@ class LUPISKDConfig(DistillationConfig):
     # Parameters that control the teacher
     teacher_dtype: str = field(default="auto", metadata={"help": "Type that a teacher given by name is loaded in."})
     teacher_device: str | None = field(default=None, metadata={"help": "Device of the teacher."})
+    teacher_offload: bool = field(
+        default=False, metadata={"help": "Keep the teacher in the CPU's memory between rollouts."}
+    )
     teacher_attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the teacher."})
     teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits."})
     teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits."})
@@ -242,6 +248,10 @@ class LUPISKDConfig(DistillationConfig):
             raise ValueError(f"temperature (of the loss) must be above 0, got {self.temperature}")
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
+        if self.teacher_offload and (self.teacher_load_in_4bit or self.teacher_load_in_8bit):
+            raise ValueError(
+                "teacher_offload is for a teacher that is not quantised: a quantised one stays where it is"
+            )
         for name, neutral in _UNSUPPORTED.items():
             if getattr(self, name) != neutral:
                 raise ValueError(

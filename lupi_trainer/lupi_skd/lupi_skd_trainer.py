@@ -2,6 +2,7 @@
 
 import logging
 import textwrap
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from ..pieces import mark_teacher, token_pieces
 from ..progress import WorkBar
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
 from ..publishing import Published
-from ..speculative import AdapterDisabled, TopK, skd_rollout
+from ..speculative import AdapterDisabled, Lockstep, TopK, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..teacher_server import TeacherServer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
@@ -34,6 +35,7 @@ from .checks import check_batch, check_dataset_lengths, check_length
 from .health import SoundSteps, rollout_health
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
+from .placement import backend_name, lent
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, make_rule
@@ -187,6 +189,11 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         check_batch(train_dataset, args)
         if teacher_model is not None and not served:
             teacher_model = load_teacher(teacher_model, args, args.device)
+            self._teacher_device = next(teacher_model.parameters()).device
+            if args.teacher_offload:
+                teacher_model.to("cpu")
+        elif args.teacher_offload:
+            raise ValueError("teacher_offload: a student that teaches itself has no other model to put away")
         # The parent is not told of the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
             model=model,
@@ -208,6 +215,10 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
                 )
             teacher_model = AdapterDisabled(self.accelerator.unwrap_model(self.model))
         self.teacher_model = teacher_model
+        self.backend = backend_name(self._dist, self.accelerator)
+        gathered = self._dist.is_zero3 and args.ds3_gather_for_generation  # all weights, before the rollout
+        sharded = (self._dist.is_fsdp or self._dist.is_zero3) and not gathered
+        self._lockstep = Lockstep(self.accelerator.device) if sharded else None
         self._teacher_head: Head | None = None
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
@@ -287,6 +298,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as student,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self._teacher_at_hand(),
         ):
             with RolloutTotals.clock() as seconds, self._bar("rollout", len(prompt_ids)) as bar:
                 rollout = skd_rollout(
@@ -312,6 +324,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
                     trace_rows=recorded,
                     vocab_size=self.shared_vocab_size,
                     return_teacher_hidden=self.args.reuse_verification,
+                    lockstep=self._lockstep,
                 )
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
@@ -351,6 +364,11 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
 
     # Loss: the teacher's half reads the teacher's own prompt
 
+    def _teacher_at_hand(self):
+        if self._is_self_taught:
+            return nullcontext()
+        return lent(self.teacher_model, self._teacher_device, self.args.teacher_offload)
+
     def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""
         if self._is_self_taught:
@@ -358,13 +376,13 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
             context = model.disable_adapter()
         else:
             model, context = self.teacher_model, torch.no_grad()
-        device = next(model.parameters()).device
+        device = next(model.parameters()).device if self._is_self_taught else self._teacher_device
         names = ("teacher_prompt_ids", "teacher_prompt_mask", "completion_ids", "completion_mask")
         was_training = model.training
         model.eval()
         try:
             # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
-            with torch.no_grad(), context, torch.autocast(device.type, enabled=False):
+            with torch.no_grad(), context, self._teacher_at_hand(), torch.autocast(device.type, enabled=False):
                 states = completion_states(model, *(inputs[name].to(device) for name in names))
                 # a row that is left out may have no numbers, and 0 times NaN is NaN in the backward
                 return states.masked_fill(inputs["completion_mask"].to(device)[..., None] == 0, 0)
@@ -429,22 +447,23 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         Returns:
             `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
         """
-        mine = self.probes[self.accelerator.process_index :: self.accelerator.num_processes]
-        answers = []
-        if mine:
-            with (
-                unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,
-                self._bar("closed-book", len(mine)) as bar,
-            ):
-                answers = closed_book(
-                    student,
-                    self.processing_class,
-                    mine,
-                    max_new_tokens=min(self.max_completion_length, 256),
-                    chat_template_kwargs=self.chat_template_kwargs,
-                    on_batch=bar.update,
-                ).answers
-        answers = gather_object(answers)
+        processes = self.accelerator.num_processes
+        mine = self.probes[self.accelerator.process_index :: processes]
+        # every process asks as many: where weights are sharded, one that asked less would be waited for
+        asked = mine + self.probes[:1] * (-(-len(self.probes) // processes) - len(mine))
+        with (
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,
+            self._bar("closed-book", len(asked)) as bar,
+        ):
+            answers = closed_book(
+                student,
+                self.processing_class,
+                asked,
+                max_new_tokens=min(self.max_completion_length, 256),
+                chat_template_kwargs=self.chat_template_kwargs,
+                on_batch=bar.update,
+            ).answers
+        answers = gather_object(answers[: len(mine)])
         return {
             f"eval_closed_book_{mark}": sum(a[mark] for a in answers) / len(answers) for mark in ("strict", "lenient")
         }

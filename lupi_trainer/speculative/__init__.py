@@ -11,6 +11,7 @@ from .decode import SpeculativeOutput, SpeculativeStats, speculative_generate
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput, Outcome
 from .draft_source import DraftSource
 from .heads_draft import HeadsDraft
+from .lockstep import Lockstep
 from .models import AdapterDisabled
 from .prompt_lookup import PromptLookup
 from .remote import RemoteTeacher
@@ -32,6 +33,7 @@ __all__ = [
     "HeadsDraft",
     "JensenShannon",
     "Judged",
+    "Lockstep",
     "Outcome",
     "PromptLookup",
     "RelativeProbability",

@@ -27,7 +27,8 @@ class Engine:
     def __init__(self, student, teacher, request: Request, on_block=None, on_round=None):
         self.r, self.on_block, self.on_round = request, on_block, on_round
         slots, limit, rows = request.slots, request.max_new_tokens, len(request.row_ids)
-        shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size, "compile": request.compile}
+        shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size}
+        shape |= {"compile": request.compile, "lockstep": request.lockstep}
         self.student = Reader(student, request.student_prompts, **shape)
         if isinstance(teacher, RemoteTeacher):
             self.teacher = RemoteReader(teacher, request, self.student.device)
@@ -54,11 +55,18 @@ class Engine:
 
     def run(self) -> Rollout:
         """Rolls out every row of the request."""
+        waiting = len(self.r.row_ids) - self.r.slots
+        self.slots.in_step = self.r.lockstep.together and self.r.lockstep.most(waiting) > 0
         self.slots.admit(list(range(self.r.slots)))
-        while running := self.slots.running():
-            started = time.perf_counter()
+        while True:
+            running, started = self.slots.running(), time.perf_counter()
             rooms = [self.r.max_new_tokens - self.slots.written[slot] for slot in running]
             gamma = self._gamma(dict(zip([self.slots.owner[slot] for slot in running], rooms)))
+            if gamma == 0:
+                break
+            if not running:
+                self._idle(gamma)
+                continue
             drafts, sound, student_logits = self.draft(gamma)
             logits, hidden, stands = self.verify(drafts, student_logits)
             report = self.commit(drafts, sound, student_logits, logits, hidden, stands)
@@ -75,8 +83,20 @@ class Engine:
         return self._result()
 
     def _gamma(self, rooms: dict[int, int]) -> int:
-        gamma = self.r.gamma_policy.choose(rooms, len(self.slots.waiting))
-        return compiled_length(gamma, self.r.gamma) if self.r.compile else min(gamma, max(rooms.values()))
+        """The next draft length, the same for all processes in lockstep; 0 when no row runs on any of them."""
+        gamma = self.r.gamma_policy.choose(rooms, len(self.slots.waiting)) if rooms else 0
+        if rooms:
+            gamma = compiled_length(gamma, self.r.gamma) if self.r.compile else min(gamma, max(rooms.values()))
+        return self.r.lockstep.most(gamma)
+
+    def _idle(self, gamma: int) -> None:
+        """A round without a row, while other processes have some."""
+        for _ in range(gamma):
+            self.student.idle()
+        for _ in range(gamma if self.r.verification == "sequential" else 1):
+            self.teacher.idle()
+        if self.slots.in_step:
+            self.slots.admit([])
 
     def draft(self, gamma: int):
         """Returns drafted tokens [A, gamma], which of them came from a distribution [A, gamma] bool, and their logits.
@@ -119,7 +139,7 @@ class Engine:
             stands = self._judge(logits, drafts[:, i : i + 1], of_student, memories[:, i : i + 1])
             parts.append((logits, hidden, stands))
             standing = standing & stands[:, 0]
-            if not (standing & ~self.slots.idle[:a]).any():
+            if not self.r.lockstep.together and not (standing & ~self.slots.idle[:a]).any():
                 break
         logits, hidden, stands = zip(*parts)
         return torch.cat(logits, 1), torch.cat(hidden, 1) if keep else None, torch.cat(stands, 1)

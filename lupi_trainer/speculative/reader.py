@@ -13,10 +13,12 @@ import torch
 
 from .cache import RaggedCache
 from .compiled import call, read, write
+from .lockstep import Alone, Lockstep
 from .models import active, text_config
 from .noise import TEACHER, sample
 
 
+ALONE = Alone()
 _BUCKET = 64  # attention looks at a multiple of so many slots; compiled, so many has the cache
 _WHOLE = 1024  # compiled, attention looks at all slots of a smaller cache; of a larger one, at parts: a graph each
 _SHORTEST_SHARED_PREFIX = 16  # below, one more forward costs more than it saves
@@ -37,8 +39,11 @@ def _prefill_tokens(model) -> int:
 class Reader:
     """A model with a `RaggedCache` of `slots` rows for prompts of any length and completions of `max_new_tokens`."""
 
-    def __init__(self, model, prompts, slots: int, max_new_tokens: int, vocab_size: int, compile: bool = False):
-        self.model, self.vocab_size, self.compile = model, vocab_size, compile
+    def __init__(
+        self, model, prompts, slots: int, max_new_tokens: int, vocab_size: int, compile: bool = False,
+        lockstep: Lockstep | Alone = ALONE,
+    ):  # fmt: skip
+        self.model, self.vocab_size, self.compile, self.lockstep = model, vocab_size, compile, lockstep
         self.device = model.get_input_embeddings().weight.device
         self.prompts = prompts
         self.size = max(map(len, prompts)) + max_new_tokens
@@ -91,13 +96,8 @@ class Reader:
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Makes the slots ready to continue the prompts `rows`; equal prompts and the common prefix are read once."""
         prompts = [self.prompts[row] for row in rows]
-        self.base[torch.tensor(slots, device=self.device)] = torch.tensor(
-            [len(prompt) - 1 for prompt in prompts], device=self.device
-        )
-        if not self.has_prefix:
-            self._prefill([slots[0]], [prompts[0][: self.prefix]], 0)
-            self._copy([slots[0]], list(range(len(self.held))), self.prefix)
-            self.has_prefix = True
+        index = torch.tensor(slots, dtype=torch.long, device=self.device)
+        self.base[index] = torch.tensor([len(prompt) - 1 for prompt in prompts], dtype=torch.long, device=self.device)
         readers: dict[tuple[int, ...], int] = {  # prompt -> a slot that keeps it
             tuple(held): slot for slot, held in enumerate(self.held) if held is not None and slot not in slots
         }
@@ -108,11 +108,26 @@ class Reader:
             donor = readers.setdefault(tuple(prompt), slot)
             (fresh if donor == slot else copies).append((donor, slot))
             self.held[slot] = prompt
-        for group in self._groups([slot for _, slot in fresh]):
+        groups = self._groups([slot for _, slot in fresh])
+        forwards = len(groups) + (not self.has_prefix)
+        empty = self.lockstep.most(forwards) - forwards
+        if not self.has_prefix:
+            self._prefill([slots[0]], [prompts[0][: self.prefix]], 0)
+            self._copy([slots[0]], list(range(len(self.held))), self.prefix)
+            self.has_prefix = True
+        for group in groups:
             self._prefill(group, [self.held[slot][self.prefix : -1] for slot in group], self.prefix)
         if copies:
             longest = max(len(self.held[slot]) - 1 for _, slot in copies)
             self._copy([donor for donor, _ in copies], [slot for _, slot in copies], longest)
+
+        for _ in range(empty):
+            self.idle()
+
+    def idle(self) -> None:
+        """A forward of one token that leaves no trace."""
+        with active(self.model) as model:
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
 
     def _groups(self, slots: list[int]) -> list[list[int]]:
         """Slots of similar prompt length together, none if there is nothing to read, each within `prefill_tokens`."""

@@ -82,6 +82,9 @@ class RemoteReader:
         for slot, row in zip(slots, rows):
             self.texts[slot], self.starts[slot] = list(self.prompts[row]), len(self.prompts[row]) - 1
 
+    def idle(self) -> None:
+        """Nothing: no other process waits for what is asked here."""
+
     def move(self, source: int, target: int) -> None:
         """Moves a row to another slot."""
         self.texts[target], self.starts[target] = self.texts[source], self.starts[source]

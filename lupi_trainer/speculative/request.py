@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .acceptance import AcceptanceRule, TopK
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput
+from .lockstep import Alone, Lockstep
 from .models import require_support, text_config
 from .remote import RemoteTeacher
 
@@ -35,6 +36,7 @@ class Request:
     vocab_size: int
     return_teacher_hidden: bool
     trace_rows: list[int]
+    lockstep: Lockstep | Alone
     compile: bool
 
 
@@ -77,7 +79,7 @@ def _check_remote(teacher, acceptance: AcceptanceRule, vocab_size: int, compile:
 def make_request(
     student, teacher, student_prompt_ids, teacher_prompt_ids, *, max_new_tokens, gamma, gamma_policy, acceptance,
     student_temperature, teacher_temperature, eos_token_id, seed, row_ids, max_slots, verification, vocab_size,
-    return_teacher_hidden, trace_rows, compile,
+    return_teacher_hidden, trace_rows, compile, lockstep,
 ) -> Request:  # fmt: skip
     """Returns the checked request; raises ValueError with the offending argument, row or model by name."""
     rows = len(student_prompt_ids)
@@ -126,5 +128,6 @@ def make_request(
         vocab_size=shared if vocab_size is None else vocab_size,
         return_teacher_hidden=return_teacher_hidden,
         trace_rows=sorted(set(trace_rows)),
+        lockstep=Alone() if lockstep is None else lockstep,
         compile=compile,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .acceptance import AcceptanceRule, TopK
 from .attention import ragged_attention
 from .engine import Engine
+from .lockstep import Lockstep
 from .models import evaluating
 from .remote import RemoteTeacher
 from .request import make_request
@@ -39,6 +40,7 @@ def skd_rollout(
     trace_rows: Sequence[int] = (),
     vocab_size: int | None = None,
     return_teacher_hidden: bool = False,
+    lockstep: Lockstep | None = None,
 ) -> Rollout:
     """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
 
@@ -69,6 +71,9 @@ def skd_rollout(
         return_teacher_hidden: keep what the teacher's lm_head read at every completion token; of a remote teacher, the
             likeliest tokens that it returned.
 
+        lockstep: where weights are sharded over processes, and each has rows of its own: keeps their numbers of
+            forwards equal.
+
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
     """
@@ -77,7 +82,7 @@ def skd_rollout(
         gamma_policy=gamma_policy, acceptance=acceptance,
         student_temperature=student_temperature, teacher_temperature=teacher_temperature, eos_token_id=eos_token_id,
         seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
-        return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile,
+        return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile, lockstep=lockstep,
     )  # fmt: skip
     models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
     with evaluating(*models), ragged_attention(*models):

@@ -18,6 +18,7 @@ class Slots:
 
     def __init__(self, readers: list[Reader], rows: int, slots: int, device: torch.device, fixed: bool = False):
         self.readers, self.fixed = readers, fixed
+        self.in_step = False  # prompts are read at the same time as on other processes, or nothing is
         self.waiting = list(range(rows))
         self.owner: list[int | None] = []  # slot -> row, None where it idles
         self.written: list[int] = []  # slot -> completion tokens
@@ -54,6 +55,8 @@ class Slots:
             self.owner[slot], self.written[slot] = row, 0
         for reader in self.readers:
             reader.admit(slots, rows)
+        if not slots:
+            return
         index = torch.tensor(slots, device=self.n.device)
         self.row[index] = torch.tensor(rows, device=self.n.device)
         self.n[index] = 0
@@ -63,7 +66,7 @@ class Slots:
     def retire(self, slots: list[int]) -> None:
         """Gives up the slots of ended rows."""
         refilled = slots[: len(self.waiting)]
-        if refilled:
+        if refilled or self.in_step:
             self.admit(refilled)
         for slot in sorted(slots[len(refilled) :], reverse=True):
             if self.fixed:

@@ -15,12 +15,17 @@ RECIPE = "recipes/lab/lupi_skd/config_full.yaml"
 
 
 def launch(config: str, output_dir: Path, *overrides: str, module: str = "lupi_skd", recipe: str = RECIPE):
+    arguments = ["--config", recipe, "--output_dir", str(output_dir), *overrides]
+    return launch_module(config, f"lupi_trainer.scripts.{module}", *arguments)
+
+
+def launch_module(config: str, module: str, *arguments: str):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", f"recipes/accelerate_configs/{config}.yaml", "--main_process_port", "0"]
-    command += ["-m", f"lupi_trainer.scripts.{module}", "--config", recipe, "--output_dir", str(output_dir)]
+    command += ["-m", module, *arguments]
     environment = os.environ | {"PYTHONFAULTHANDLER": "1"}  # one that hangs is aborted, and shows where it stood
     process = subprocess.Popen(
-        [*command, *overrides],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,3 +106,11 @@ def test_kd_lora_trains_and_judges_alike_on_one_and_two_processes(tmp_path):
         logs[config] = [*state_losses, result["perplexity_before"], result["perplexity"], result["loss/kd"]]
     assert len(set(logs["single_cpu"])) == 6
     assert logs["multi_cpu"] == pytest.approx(logs["single_cpu"], rel=1e-3)
+
+
+@pytest.mark.distributed
+def test_a_process_that_fails_ends_all_with_its_message(tmp_path):
+    """The other one waits for it in a collective, and is not left there."""
+    run = launch_module("multi_cpu", "tests.distributed.failing", str(tmp_path))
+    assert run.returncode != 0
+    assert "error: the student's logits are NaN or infinite at record" in run.stderr

@@ -1,0 +1,42 @@
+"""Where weights are: which backend shares out the student's, and where the teacher waits."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+
+def backend_name(dist, accelerator) -> str:
+    """What shares out the student's weights, as it is and not as it was asked for.
+
+    Accelerate turns FSDP into DDP where it has no accelerator, without a word: that is said here.
+    """
+    if dist.zero_stage:
+        name = f"DeepSpeed ZeRO-{dist.zero_stage}"
+    elif dist.is_fsdp:
+        name = f"FSDP{dist.fsdp_version}"
+    else:
+        name = "DDP" if accelerator.num_processes > 1 else "one process"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not dist.is_fsdp:
+        logger.warning(f"FSDP was asked for, but this is {name}: accelerate has FSDP for GPUs only")
+    if accelerator.is_main_process:
+        logger.info(f"{accelerator.num_processes} processes: {name}")
+    return name
+
+
+@contextmanager
+def lent(model: torch.nn.Module, device: torch.device, offload: bool) -> Iterator[None]:
+    """Inside, `model` is on `device`; with `offload` it comes from the CPU's memory for that, and goes back there."""
+    if not offload:
+        yield
+        return
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to("cpu")

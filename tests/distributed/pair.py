@@ -1,0 +1,52 @@
+"""Two processes over gloo on one machine, forked from a server that has imported everything once."""
+
+import datetime
+import multiprocessing
+import os
+import traceback
+from pathlib import Path
+
+import torch
+
+
+def server():
+    context = multiprocessing.get_context("forkserver")
+    preload = ["tests.distributed.sharded", "tests.distributed.pair", "tests.speculative.toy_models"]
+    context.set_forkserver_preload([*preload, "trl.trainer.distillation_trainer", "transformers.trainer"])
+    return context
+
+
+def _member(function, folder: str, rank: int, processes: int, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=processes,
+        timeout=datetime.timedelta(seconds=90),  # one that waits for another that never comes
+    )
+    try:
+        torch.save(function(rank, *arguments), f"{folder}/result-{rank}.pt")
+    except BaseException:
+        Path(folder, f"error-{rank}.txt").write_text(traceback.format_exc())
+    # gloo's worker threads may still hold tensors: nothing is torn down
+    os._exit(0)
+
+
+def run_pair(context, folder: Path, function, *arguments, processes: int = 2) -> list:
+    """`[function(rank, *arguments) for each rank]`, run at the same time, each with `torch.distributed`."""
+    ranks = range(processes)
+    members = [
+        context.Process(target=_member, args=(function, str(folder), rank, processes, arguments)) for rank in ranks
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(240)
+        if member.exitcode is None:
+            for other in members:
+                other.kill()
+    errors = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
+    assert not errors, "\n".join(errors)
+    assert not any(member.exitcode for member in members), "a process did not end"
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in ranks]

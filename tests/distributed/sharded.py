@@ -1,0 +1,77 @@
+"""A short lab run on two CPU processes, under each way of sharing out the student's weights."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from unittest import mock
+
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+
+from lupi_trainer.lab import load_lab_records
+from tests.training import make_trainer
+
+
+FSDP2 = {
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def settings(backend: str) -> dict:
+    if backend == "fsdp2":
+        os.environ.update(FSDP2)
+        return {"use_cpu": False}
+    if backend.startswith("zero"):
+        os.environ.update(DS_ACCELERATOR="cpu")
+        zero = {"stage": int(backend[4]), "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
+        config = {
+            "zero_optimization": zero,
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_allow_untested_optimizer": True,
+        }
+        return {"use_cpu": False, "deepspeed": config, "ds3_gather_for_generation": not backend.endswith("lockstep")}
+    return {}
+
+
+def train(rank: int, backend: str, folder: str, processes: int = 2, **changes) -> dict:
+    """Losses and marks of a run of four steps."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    context = contextlib.nullcontext()
+    if backend == "fsdp2":
+        # several CPU processes count as accelerators: the one place where accelerate turns FSDP down
+        cpu = "gloo", DistributedType.MULTI_GPU
+        context = mock.patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: cpu)
+    with context, contextlib.redirect_stdout(io.StringIO()):
+        config = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 4 // processes,
+            "gradient_accumulation_steps": 2,
+            "max_completion_length": 48,
+            **settings(backend),
+            **changes,
+        }
+        trainer, losses = make_trainer(
+            Path(folder),
+            train_dataset=load_lab_records("lab:mixed")[::9],
+            probes=load_lab_records("lab:probes-common")[:5],
+            **{f"config_{key}": value for key, value in config.items()},
+        )
+        trainer.train()
+        marks = trainer.ask_probes()
+    return {
+        "losses": losses.losses,
+        "lengths": [log["completions/max_length"] - log["completions/min_length"] for log in losses.logs],
+        "marks": marks,
+        "backend": trainer.backend,
+        "lockstep": trainer._lockstep is not None,
+    }
