@@ -193,7 +193,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
             if args.teacher_offload:
                 teacher_model.to("cpu")
         elif args.teacher_offload:
-            raise ValueError("teacher_offload: a student that teaches itself has no other model to put away")
+            raise ValueError("teacher_offload: a self-taught student has no other model to put away")
         # The parent is not told of the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
             model=model,
@@ -216,7 +216,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
             teacher_model = AdapterDisabled(self.accelerator.unwrap_model(self.model))
         self.teacher_model = teacher_model
         self.backend = backend_name(self._dist, self.accelerator)
-        gathered = self._dist.is_zero3 and args.ds3_gather_for_generation  # all weights, before the rollout
+        gathered = self._dist.is_zero3 and args.ds3_gather_for_generation
         sharded = (self._dist.is_fsdp or self._dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
         self._teacher_head: Head | None = None
@@ -384,7 +384,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
             # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
             with torch.no_grad(), context, self._teacher_at_hand(), torch.autocast(device.type, enabled=False):
                 states = completion_states(model, *(inputs[name].to(device) for name in names))
-                # a row that is left out may have no numbers, and 0 times NaN is NaN in the backward
+                # a row that is left out may be NaN, and so would 0 times it
                 return states.masked_fill(inputs["completion_mask"].to(device)[..., None] == 0, 0)
         finally:
             model.train(was_training)
@@ -449,7 +449,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
         """
         processes = self.accelerator.num_processes
         mine = self.probes[self.accelerator.process_index :: processes]
-        # every process asks as many: where weights are sharded, one that asked less would be waited for
+        # as many on every process: sharded weights are gathered by all
         asked = mine + self.probes[:1] * (-(-len(self.probes) // processes) - len(mine))
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,

@@ -80,7 +80,8 @@ class Reader:
 
     def _call(self, function, tokens, written, longest, *args):
         visible = self._visible(longest + tokens.shape[1])
-        alone = len(tokens) == 1 and not self.compile
+        # in lockstep a row may be fed beyond its limit, which only `seek` knows how to place
+        alone = len(tokens) == 1 and not self.compile and longest + tokens.shape[1] <= self.size
         offsets = longest if alone else self.base[: len(tokens)] + written
         self.forwards += 1
         with active(self.model, unwrap=self.compile) as model:

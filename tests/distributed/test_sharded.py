@@ -22,8 +22,15 @@ BACKENDS = {
 }
 
 
+ZERO3 = pytest.mark.xfail(
+    strict=True, reason="TRL's chunked loss asks lm_head's weight for its ZeRO-3 state, which our cut of it has not"
+)
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", ["ddp", "fsdp2", "zero2", *(pytest.param(name, marks=ZERO3) for name in ("zero3", "zero3-lockstep"))]
+)
 def test_two_processes_have_the_losses_of_one(tmp_path, one, backend):
     if backend.startswith("zero"):
         pytest.importorskip("deepspeed")
