@@ -16,7 +16,7 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 	$(BIN)/lupi demo --output_dir runs/demo
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not vllm"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm"
 
 test-browser: .venv/.ready  ## The page of `lupi inspect` in headless Chromium, installed from Debian if there is none
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || for try in 1 2 3; do \
@@ -26,7 +26,7 @@ test-browser: .venv/.ready  ## The page of `lupi inspect` in headless Chromium, 
 	$(BIN)/python -m pytest -m browser tests/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu and not browser and not vllm and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run

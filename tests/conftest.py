@@ -31,7 +31,8 @@ VLLM = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: "slow" not in item.keywords)  # two workers end together when the long ones come first
+    # two workers end together when the long ones come first, and those that ask for more time before all others
+    items.sort(key=lambda item: ("slow" not in item.keywords, item.get_closest_marker("timeout") is None))
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

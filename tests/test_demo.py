@@ -62,6 +62,7 @@ def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer):
     from peft import PeftModel
 
