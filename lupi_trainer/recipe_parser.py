@@ -38,7 +38,7 @@ class RecipeParser(TrlParser):
     @staticmethod
     def refuse_secret(key: str, where: str) -> None:
         """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
-        if key.endswith("_token"):
+        if key.replace("-", "_") in ("hub_token", "push_to_hub_token", "token"):
             raise RecipeError(
                 f"{where}{key!r} does not belong here, where others may read it: set HF_TOKEN in the environment, or "
                 "run `hf auth login`"

@@ -15,7 +15,7 @@ from lupi_trainer.data import load_training_data
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.prompts import TeacherPrompt, TemplateError, encode
 from lupi_trainer.recipe_files import find_accelerate_config, find_recipe
-from lupi_trainer.recipe_parser import RecipeError
+from lupi_trainer.recipe_parser import RecipeError, RecipeParser
 from lupi_trainer.scripts.evaluate import load_model
 from lupi_trainer.scripts.lupi_skd import make_parser
 from tests.training import make_trainer
@@ -166,6 +166,11 @@ def test_tokens_have_no_place_in_recipes_or_on_the_command_line(tmp_path, key):
         with pytest.raises(RecipeError, match=f"{key}.*set HF_TOKEN in the environment") as error:
             make_parser().parse_args_and_config(arguments)
         assert SECRET not in str(error.value)
+
+
+def test_tokens_of_text_are_no_secrets():
+    RecipeParser.refuse_secret("eos_token", "")
+    RecipeParser.refuse_secret("pad_token", "")
 
 
 @pytest.mark.parametrize("key", ["model_init_kwargs", "teacher_model_init_kwargs"])
