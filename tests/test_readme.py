@@ -26,16 +26,25 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def commands() -> list[str]:
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    found = [re.sub(r"\s+", " ", line.split(" #")[0]).strip() for line in lines]
-    return [line for line in found if line and not line.startswith("make ")]
+def chains() -> list[list[str]]:
+    """The commands of each block, which may need what those before them left."""
+    found = []
+    for block in blocks("bash"):
+        lines = [line.split(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+        found.append([line for line in lines if line and not line.startswith("make ")])
+    return [chain for chain in found if chain]
 
 
 MAKE = {line.split(" #")[0].strip() for line in "".join(blocks("bash")).splitlines() if line.startswith("make ")}
 SHORT = ["--max_steps", "1", "--eval_strategy", "no"]
-LESS = {"lupi skd": SHORT, "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"]}
-LAUNCHED = [c for c in commands() if c.startswith("accelerate launch") or "--accelerate_config" in c]
+LESS = {
+    "lupi skd": SHORT,
+    "lupi kd": [*SHORT, "--save_strategy", "no"],
+    "lupi wmtp": [*SHORT, "--save_strategy", "no"],
+    "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],
+}
+LAUNCHED = [c for chain in chains() for c in chain if c.startswith("accelerate launch") or "--accelerate_config" in c]
+ELSEWHERE = ("lupi sweep",)  # seven processes; run by tests/test_sweep.py
 
 
 @pytest.fixture
@@ -51,14 +60,17 @@ def after_the_demo(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if c not in LAUNCHED])
-def test_command(command, after_the_demo):
-    program, *arguments = shlex.split(command)
-    assert program == "lupi", "a command that this test does not know how to run"
-    assert main([*arguments, *LESS.get(f"lupi {arguments[0]}", [])]) == 0
-    for place, word in enumerate(arguments):
-        if word in ("--output", "--output_dir"):
-            assert (after_the_demo / arguments[place + 1]).exists()
+@pytest.mark.parametrize("chain", chains(), ids=lambda chain: " ".join(chain[0].split()[:2]))
+def test_commands_of_a_block(chain, after_the_demo):
+    for command in chain:
+        if command in LAUNCHED or command.startswith(ELSEWHERE):
+            continue
+        program, *arguments = shlex.split(re.sub(r"\$'(.*?)'", lambda m: "'" + m[1].replace("\\n", "\n") + "'", command))
+        assert program == "lupi", "a command that this test does not know how to run"
+        assert main([*arguments, *LESS.get(f"lupi {arguments[0]}", [])]) == 0, command
+        for place, word in enumerate(arguments):
+            if word in ("--output", "--output_dir"):
+                assert (after_the_demo / arguments[place + 1]).exists()
 
 
 @pytest.mark.slow
