@@ -144,7 +144,8 @@ def peak_bytes(run) -> int:
 @pytest.mark.slow
 def test_four_heads_hardly_cost_more_memory_than_one():
     """Vocabulary 32,000, 1,024 tokens: weights, activations and gradients of a step."""
-    assert peak_bytes(lambda: torch.ones(2**20) + 1) == 2 * 4 * 2**20, "the count itself"
+    counted = peak_bytes(lambda: torch.ones(2**20) + 1)
+    assert counted == pytest.approx(2 * 4 * 2**20, rel=1e-4), "the count itself, but for a few scalars"
     vocab, length = 32_000, 1024
     inputs = {"input_ids": torch.randint(0, vocab, (1, length)), "attention_mask": torch.ones(1, length).long()}
     inputs["labels"] = inputs["input_ids"].clone()
