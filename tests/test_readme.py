@@ -65,7 +65,8 @@ def test_commands_of_a_block(chain, after_the_demo):
     for command in chain:
         if command in LAUNCHED or command.startswith(ELSEWHERE):
             continue
-        program, *arguments = shlex.split(re.sub(r"\$'(.*?)'", lambda m: "'" + m[1].replace("\\n", "\n") + "'", command))
+        quoted = re.sub(r"\$'(.*?)'", lambda m: "'" + m[1].replace("\\n", "\n") + "'", command)
+        program, *arguments = shlex.split(quoted)
         assert program == "lupi", "a command that this test does not know how to run"
         assert main([*arguments, *LESS.get(f"lupi {arguments[0]}", [])]) == 0, command
         for place, word in enumerate(arguments):
