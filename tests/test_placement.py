@@ -69,7 +69,7 @@ def test_an_offloaded_teacher_is_lent_for_its_work_alone(tmp_path, teacher, reus
 def test_lent_gives_back_after_an_error():
     model, places = torch.nn.Linear(2, 2), []
     model.to = lambda device: places.append(str(device))
-    with pytest.raises(KeyError), lent(model, torch.device("cuda:1"), True):
+    with pytest.raises(KeyError), lent(model, torch.device("cuda:1")):
         raise KeyError
     assert places == ["cuda:1", "cpu"]
 

@@ -365,9 +365,9 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
     # Loss: the teacher's half reads the teacher's own prompt
 
     def _teacher_at_hand(self):
-        if self._is_self_taught:
+        if not self.args.teacher_offload:
             return nullcontext()
-        return lent(self.teacher_model, self._teacher_device, self.args.teacher_offload)
+        return lent(self.teacher_model, self._teacher_device)
 
     def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""

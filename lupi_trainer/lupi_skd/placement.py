@@ -30,11 +30,8 @@ def backend_name(dist, accelerator) -> str:
 
 
 @contextmanager
-def lent(model: torch.nn.Module, device: torch.device, offload: bool) -> Iterator[None]:
-    """Inside, `model` is on `device`; with `offload` it comes from the CPU's memory for that, and goes back there."""
-    if not offload:
-        yield
-        return
+def lent(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, `model` is on `device`; it comes from the CPU's memory for that, and goes back there."""
     model.to(device)
     try:
         yield
