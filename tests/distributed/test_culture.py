@@ -22,7 +22,7 @@ RECIPE = "recipes/qwen3-4b/lupi_skd/config_korean_culture.yaml"
 
 
 def save_pair(folder: Path):
-    """A student, and a teacher whose next tokens are not all alike, that share a tokenizer trained on the file."""
+    """A student, and a teacher with likes of its own (some tokens everywhere), that share a tokenizer."""
     records = read_records(DATA.parent / FILE)
     texts = [record[key] for record in records for key in ("query", "knowledge")]
     tokenizer = train_tokenizer(texts, vocab_size=2000)
@@ -30,6 +30,7 @@ def save_pair(folder: Path):
         model = tiny_model("qwen3", tokenizer, seed=seed)
         if name == "teacher":
             model.lm_head.weight.data.mul_(20.0)
+            model.model.embed_tokens.weight.data.add_(0.1)  # what all positions have in common, and can be learned
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return tokenizer
@@ -61,7 +62,7 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path):
     run = launch("single_cpu", tmp_path / "run", *arguments, recipe=RECIPE)
     history = losses(run, tmp_path / "run")
     assert len(history) == 20  # two epochs of 200 records, 20 a step
-    assert sum(history[-5:]) < 0.85 * sum(history[:5])
+    assert sum(history[-5:]) < 0.7 * sum(history[:5])
 
     queries = Counter()
     for path in sorted((tmp_path / "run" / "completions").glob("*.parquet")):
