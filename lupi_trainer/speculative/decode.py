@@ -19,6 +19,7 @@ from .draft_source import DraftModel, DraftSource, Texts
 from .lossless import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
 from .models import evaluating, require_support, text_config
 from .noise import row_keys
+from .packed import packed_weights
 from .reader import Reader
 from .request import _at_least_one, _check_prompts, _one_of
 from .slots import Slots
@@ -235,7 +236,7 @@ def speculative_generate(
         eos_token_id: tokens that end a row; the one that did is kept.
         seed: address of the noise.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
-        compile: compile the forwards of both models.
+        compile: compile the forwards of both models; on CPUs, with packed copies of their weights.
         verification: "block" or "token"; matters above temperature 0 alone.
         on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.
 
@@ -259,7 +260,8 @@ def speculative_generate(
         require_support(model, role)
         _check_prompts(role, model, prompts, max_new_tokens, text_config(model).vocab_size)
     eos = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-    with evaluating(*models.values()), ragged_attention(*models.values()):
+    used = models.values()
+    with evaluating(*used), ragged_attention(*used), packed_weights(*used if compile else ()):
         size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
         shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile}
         reader, source = Reader(target, prompts, vocab_size=size, **shape), draft

@@ -17,8 +17,11 @@ class Outcome:
 
 
 def compiled_length(gamma: int, longest: int) -> int:
-    """The next power of two, or `longest`: few lengths, since each is compiled for itself."""
-    return next((1 << i for i in range(10) if gamma <= 1 << i < longest), longest)
+    """The power of two that is nearest as a ratio, or `longest`: few lengths, since each is compiled for itself."""
+    powers = [1 << i for i in range(longest.bit_length()) if 1 << i < longest]
+    return (
+        min([*powers, longest], key=lambda length: max(length / gamma, gamma / length)) if gamma else min(1, longest)
+    )
 
 
 class DraftLength(Protocol):

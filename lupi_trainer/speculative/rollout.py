@@ -9,6 +9,7 @@ from .attention import ragged_attention
 from .engine import Engine
 from .lockstep import Lockstep
 from .models import evaluating
+from .packed import packed_weights
 from .remote import RemoteTeacher
 from .request import make_request
 from .results import Rollout
@@ -63,7 +64,8 @@ def skd_rollout(
         seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
-        compile: compile the student's step and the teacher's verification.
+        compile: compile the student's step and the teacher's verification; on CPUs, linear layers then work on packed
+            copies of their weights, which are held meanwhile.
         on_block: called with every row's `Block` after every round; reads more from the device.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
         trace_rows: rows (0 to B-1) to be recorded token by token in `Rollout.traces`.
@@ -85,5 +87,5 @@ def skd_rollout(
         return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile, lockstep=lockstep,
     )  # fmt: skip
     models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
-    with evaluating(*models), ragged_attention(*models):
+    with evaluating(*models), ragged_attention(*models), packed_weights(*models if compile else ()):
         return Engine(student, teacher, request, on_block, on_round).run()

@@ -78,19 +78,26 @@ def rollout_against_on_policy(setting: Setting, repeats: int) -> Iterator[dict]:
 def rollout_against_first_version(setting: Setting, repeats: int) -> Iterator[dict]:
     pair = _Pair(setting)
     rule, texts = Scripted(setting.acceptance), {}
+    chosen, compiled = ({"gamma": 8, "gamma_policy": Goodput(8, start=4)} for _ in range(2))
 
-    def first():
-        texts["first"] = first_version(*pair.models, setting, *pair.prompts, rule)
+    def keep(name, write):
+        def run():
+            texts[name] = write()
 
-    def now():
-        texts["now"] = pair.roll(**chosen).completion_ids
+        return run
 
-    chosen = {"gamma": 8, "gamma_policy": Goodput(8, start=4)}
-    seconds = take_turns({"first version": first, "rollout": now}, repeats)
-    if setting.device == "cpu" and texts["first"] != texts["now"]:  # in bfloat16 they may part at a tie
-        raise AssertionError("the first version and the engine must write the same text")
+    contenders = {
+        "first version": keep("first version", lambda: first_version(*pair.models, setting, *pair.prompts, rule)),
+        "rollout": keep("rollout", lambda: pair.roll(**chosen).completion_ids),
+        "compiled": keep("compiled", lambda: pair.roll(compile=True, **compiled).completion_ids),
+    }
+    seconds = take_turns(contenders, repeats)
+    for name, text in texts.items():
+        if setting.device == "cpu" and text != texts["first version"]:  # in bfloat16 they may part at a tie
+            raise AssertionError(f"the first version and the {name} rollout must write the same text")
     wanted = 6.0 if setting.device == "cuda" else 4.0
-    yield row("rollout over the first version, prefill included", seconds, "first version", "rollout", ">=", wanted)
+    yield row("rollout over the first version, prefill included", seconds, "first version", "rollout")
+    yield row("the same, compiled", seconds, "first version", "compiled", ">=", wanted)
 
 
 def refill_against_none(setting: Setting, repeats: int) -> Iterator[dict]:

@@ -64,10 +64,10 @@ def test_goodput_counts_the_bonus_token_of_lossless_decoding():
         assert simulate(Goodput(20, bonus=True), alpha, fixed, slope, bonus=True) > 0.95 * best, (alpha, fixed, slope)
 
 
-def test_compiled_lengths_are_few_and_never_shorter():
+def test_compiled_lengths_are_few_and_near_what_was_chosen():
     for longest in (1, 5, 8, 20):
         lengths = [compiled_length(gamma, longest) for gamma in range(1, longest + 1)]
-        assert all(gamma <= length <= longest for gamma, length in enumerate(lengths, 1))
+        assert all(gamma / 1.5 <= length <= min(1.5 * gamma, longest) for gamma, length in enumerate(lengths, 1))
         assert len(set(lengths)) <= 6 and lengths[-1] == longest
 
 
