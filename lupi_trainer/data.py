@@ -28,26 +28,52 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such data file: {path}")
-    text = path.read_text(encoding="utf-8")
+    where = str(path)
     try:
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            lines = text.splitlines()
             records = []
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(text.split("\n"), 1):  # a text may hold other ends of lines
                 if line.strip():
                     where = f"{path}, line {number}"
                     records.append(json.loads(line))
         else:
-            where = str(path)
             records = json.loads(text)
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 ({error})") from error
+    except ValueError as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: nested too deeply to be records") from error
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a list of records, found {type(records).__name__}")
     for number, record in enumerate(records):
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: expected an object, found {type(record).__name__}")
+        if _has_half_characters(record):
+            raise ValueError(f"{path}, record {number}: a text with half a character (a lone UTF-16 surrogate)")
     return records
+
+
+def _has_half_characters(value: Any) -> bool:
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(map(_has_half_characters, value)) or any(map(_has_half_characters, value.values()))
+    return isinstance(value, list) and any(map(_has_half_characters, value))
+
+
+def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
+    """`Dataset.from_list`.
+
+    Raises:
+        ValueError: a column would hold values of several types.
+    """
+    try:
+        return Dataset.from_list(rows)
+    except Exception as error:  # pyarrow's many
+        what = " ".join(str(error).split())
+        raise ValueError(f"the records do not agree on the type of a column: {what}") from error
 
 
 def describe(record: dict[str, Any], number: int) -> str:
@@ -64,7 +90,8 @@ def last_user_text(prompt: str | list[dict[str, str]]) -> str:
 def _check_prompt(prompt: Any, where: str) -> None:
     if isinstance(prompt, list):
         for message in prompt:
-            if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
+            if not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"{where}: every message of `prompt` needs a `role` and a text `content`")
         if not prompt or prompt[-1]["role"] != "user":
             raise ValueError(f"{where}: a conversational `prompt` must end with a user message")
@@ -99,7 +126,9 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     if context is not None and not isinstance(context, str):
         raise ValueError(f"{where}: `privileged_context` must be text or null, got {type(context).__name__}")
     record["privileged_context"] = context if context and context.strip() else None
-    record.setdefault("row_id", number)  # the address of its rollout noise, wherever it is shuffled to
+    row_id = record.setdefault("row_id", number)  # the address of its rollout noise, wherever it is shuffled to
+    if not isinstance(row_id, int) or isinstance(row_id, bool) or not 0 <= row_id < 2**63:
+        raise ValueError(f"{where}: `row_id` must be a whole number from 0, got {row_id!r}")
     return record
 
 
@@ -113,7 +142,7 @@ def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
     if not rows:
         raise ValueError("the dataset is empty")
     columns = ["prompt", "privileged_context", "row_id"] + (["id"] if all("id" in row for row in rows) else [])
-    return Dataset.from_list([{c: row[c] for c in columns} for row in rows])
+    return make_dataset([{c: row[c] for c in columns} for row in rows])
 
 
 def load_hub_dataset(source: str, config: str | None, split: str) -> Dataset:
@@ -183,7 +212,7 @@ def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:
         rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
     if not rows:
         raise ValueError("the dataset is empty")
-    return Dataset.from_list(rows)
+    return make_dataset(rows)
 
 
 def prepare_columns(dataset: Dataset | IterableDataset | DatasetDict | dict | list | None):

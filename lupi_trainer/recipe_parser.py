@@ -1,8 +1,14 @@
 """Recipes: YAML files of training keys, with command-line overrides, and clear words where one cannot be read."""
 
 import difflib
+import math
+import os
+import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -25,8 +31,20 @@ RENAMED = {
 }
 
 
+_type_hints = lru_cache(get_type_hints)
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be read; the message names the file and the key."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line that can be printed, with its type where it says nothing."""
+    return " ".join(str(error).encode("utf-8", "replace").decode().split()) or type(error).__name__
 
 
 class RecipeParser(TrlParser):
@@ -53,6 +71,24 @@ class RecipeParser(TrlParser):
         near = [RENAMED[key]] if RENAMED.get(key) in known else difflib.get_close_matches(key, known, 1)
         return f"; did you mean {near[0]!r}?" if near else ""
 
+    def check_kind(self, path: str, key: str, value: Any) -> None:
+        """Whether a value is of a kind that its key can take: one value, a list, a mapping, or null.
+
+        Raises:
+            RecipeError: it is not; the message names file and key.
+        """
+        hints = map(_type_hints, self.dataclass_types)
+        hint = next((hints[key] for hints in hints if key in hints), Any)
+        kinds = {get_origin(kind) or kind for kind in (get_args(hint) if _is_union(hint) else (hint,))}
+        kind = next((kind for kind in (list, dict, type(None)) if isinstance(value, kind)), None)
+        if kind is None and not isinstance(value, (str, bool, int, float)):
+            raise RecipeError(f"{path}: {key!r} is read as a {type(value).__name__}; put it into quotes, as text")
+        if isinstance(value, float) and math.isnan(value):
+            raise RecipeError(f"{path}: {key!r} is not a number")
+        if kind is not None and not {kind, Any, object} & kinds:
+            takes = "a list" if list in kinds else "a mapping" if dict in kinds else "one value"
+            raise RecipeError(f"{path}: {key!r} takes {takes}, got {'null' if value is None else repr(value)}")
+
     def read_recipe(self, path: str | Path) -> dict:
         """The mapping in a recipe file, every key of it known.
 
@@ -64,8 +100,8 @@ class RecipeParser(TrlParser):
             raise RecipeError(f"no such recipe: {path} (`lupi recipes ls` lists the shipped ones)")
         try:
             recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is not valid YAML: {error}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RecipeError(f"{path} is not valid YAML: {one_line(error)}") from error
         if not isinstance(recipe, dict):
             raise RecipeError(f"{path} must be a mapping of keys to values, found {type(recipe).__name__}")
         known = self.known_keys() | {"env"}
@@ -83,28 +119,24 @@ class RecipeParser(TrlParser):
         Raises:
             RecipeError: as [`read_recipe`].
         """
-        args = list(args)
+        args, variables, where = list(args), {}, ""
         if "--config" in args:
             at = args.index("--config")
             if at + 1 == len(args):
                 raise RecipeError("--config needs the path of a recipe")
-            recipe = self.read_recipe(args[at + 1])
+            recipe, where = self.read_recipe(args[at + 1]), f"{args[at + 1]}: "
             for action in self._actions:
                 value = recipe.get(action.dest)
+                if action.dest in recipe:
+                    self.check_kind(args[at + 1], action.dest, value)
                 if isinstance(value, (bool, int, float)):
                     # given as text, argparse checks it against the key's type and choices
                     recipe[action.dest] = str(value)
-                elif isinstance(value, list) and action.nargs in (None, "?") and action.type in (int, float):
-                    raise RecipeError(f"{args[at + 1]}: {action.dest!r} takes one value, got {value!r}")
                 if action.choices and value is not None and value not in action.choices:
                     raise RecipeError(
                         f"{args[at + 1]}: {action.dest!r} must be one of {list(action.choices)}, got {value!r}"
                     )
-            if recipe.get("env"):
-                import os
-
-                os.environ.update({key: str(value) for key, value in recipe.pop("env").items()})
-            recipe.pop("env", None)
+            variables = self._variables(recipe.pop("env", None) or {}, args[at + 1])
             self.set_defaults_with_config(**recipe)
             del args[at : at + 2]
         options = {option for action in self._actions for option in action.option_strings}
@@ -113,10 +145,30 @@ class RecipeParser(TrlParser):
             if name not in options:
                 key = name.removeprefix("--").replace("-", "_")
                 raise RecipeError(f"unknown option {name}{self.hint(key, self.known_keys())}")
-        parsed = super().parse_args_and_config(args, **kwargs)
-        for arguments in parsed:
-            refuse_secrets(arguments)
+        before = dict(os.environ)
+        os.environ.update(variables)
+        try:
+            parsed = super().parse_args_and_config(args, **kwargs)
+            for arguments in parsed:
+                refuse_secrets(arguments)
+        except BaseException as error:
+            os.environ.clear()  # what is refused leaves nothing behind
+            os.environ.update(before)
+            if isinstance(error, RecipeError) or not isinstance(error, Exception):
+                raise
+            # the checks of the configurations: those of this package, and those of the libraries they extend
+            raise RecipeError(where + one_line(error)) from error
         return parsed
+
+    @staticmethod
+    def _variables(env: dict, where: str) -> dict[str, str]:
+        """The environment variables that a recipe sets, as text."""
+        for name, value in env.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise RecipeError(f"{where}: `env` names no variable by {name!r}")
+            if isinstance(value, (dict, list)) or "\0" in str(value):
+                raise RecipeError(f"{where}: the variable {name} in `env` must be one value, got {value!r}")
+        return {name: str(value) for name, value in env.items()}
 
     def error(self, message: str):
         raise RecipeError(f"{message}")

@@ -10,13 +10,16 @@ import torch
 import yaml
 from peft import LoraConfig
 
-from lupi_trainer.hub import HubError
+from lupi_trainer.hub import HubError, push_folder
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.model_card import ModelFacts, public_name, render_card
+from lupi_trainer.modeling import MTPHeads, ValueHead
 from lupi_trainer.student_files import student_files
 from tests.hub_stub import TOKENS
+from tests.kd_training import make_kd_trainer
 from tests.test_hub import FULL, arrived
 from tests.training import make_trainer
+from tests.wmtp_training import make_wmtp_trainer
 
 
 SECRET = "hf_" + "s" * 34
@@ -191,3 +194,38 @@ def test_the_saved_card_has_no_absolute_path(tmp_path):
         if path.suffix != ".safetensors":
             assert str(tmp_path) not in path.read_text() and str(Path.cwd()) not in path.read_text(), name
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("algorithm", ["mtp-baseline", "critic-wmtp"])
+def test_heads_and_value_head_are_pushed_with_the_student_and_come_back(hub, tmp_path, algorithm):
+    trainer, _ = make_wmtp_trainer(tmp_path, algorithm, config_max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    push_folder(tmp_path / "run", "me/student")
+    kinds = [MTPHeads, ValueHead] if algorithm == "critic-wmtp" else [MTPHeads]
+    extra = {f"{kind.file_name}{ending}" for kind in kinds for ending in (".json", ".safetensors")}
+    sent_files = arrived(hub, "me/student")
+    assert sent_files.keys() == FULL | extra
+    (tmp_path / "sent").mkdir()
+    for name in extra:
+        (tmp_path / "sent" / name).write_bytes(sent_files[name])
+    for kind in kinds:
+        sent = kind.from_pretrained(tmp_path / "sent").state_dict()
+        kept = kind.from_pretrained(tmp_path / "run").state_dict()
+        assert sent.keys() == kept.keys() and all(torch.equal(sent[name], kept[name]) for name in sent)
+    assert "`lab:student` (shipped with lupi_trainer)" in arrived(hub, "me/student")["README.md"].decode()
+
+
+def test_a_kd_lora_adapter_is_pushed_with_all_that_belongs_to_it(hub, tmp_path):
+    trainer, _ = make_kd_trainer(tmp_path, config_max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    push_folder(tmp_path / "run", "me/adapter", base_model="me/base")
+    sent = arrived(hub, "me/adapter")
+    assert sent.keys() == FULL - {"model.safetensors", "config.json"} | {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
+    assert sent["adapter_model.safetensors"] == (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    card = sent["README.md"].decode()
+    assert "KD-LoRA" in card and "| teacher | `lab:teacher` (shipped with lupi_trainer) |" in card

@@ -44,7 +44,7 @@ LESS = {
     "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],
 }
 LAUNCHED = [c for chain in chains() for c in chain if c.startswith("accelerate launch") or "--accelerate_config" in c]
-ELSEWHERE = ("lupi sweep",)  # seven processes; run by tests/test_sweep.py
+ELSEWHERE = ("lupi sweep", "lupi push")  # seven processes, run by tests/test_sweep.py; a Hub, run below
 
 
 @pytest.fixture
@@ -57,6 +57,13 @@ def after_the_demo(tmp_path, monkeypatch):
     for name in ("runs/demo/student", "runs/lab-full"):
         shutil.copytree(resolve_model("lab:student"), tmp_path / name)
     return tmp_path
+
+
+def test_push(after_the_demo, hub):
+    command = next(c for chain in chains() for c in chain if c.startswith("lupi push"))
+    (after_the_demo / "runs" / "lab-full" / "README.md").write_text("# its card\n")
+    assert main(shlex.split(command)[1:]) == 0
+    assert "model.safetensors" in hub.repos["me/islands"]
 
 
 @pytest.mark.slow

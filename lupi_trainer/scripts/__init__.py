@@ -4,8 +4,26 @@ import atexit
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
+
+
+@contextmanager
+def setting_up() -> Iterator[None]:
+    """While a run is set up, whatever a library says of its recipe is one line, and not a traceback.
+
+    Raises:
+        RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
+    """
+    from ..recipe_parser import RecipeError, one_line
+
+    try:
+        yield
+    except Exception as error:
+        if _is_ours(error):
+            raise
+        raise RecipeError(f"the run cannot be set up: {one_line(error)}") from error
 
 
 def run(main: Callable[[], int | None]) -> int:

@@ -18,6 +18,7 @@ from ..lab import LAB_PREFIX
 from ..qa_data import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
 from ..recipe_parser import RecipeParser
 from ..stages import Stage, load_stage, restrict_adapter
+from . import setting_up
 from .common import student_arguments, train_and_save
 
 
@@ -120,6 +121,7 @@ def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> t
     return train, tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
 
 
+@setting_up()
 def build_trainer(qa: QAArguments, training_args: KDLoRAConfig, model_args) -> KDLoRATrainer:
     """The trainer that a recipe describes, with what was dropped of its questions in `trainer.questions`.
 

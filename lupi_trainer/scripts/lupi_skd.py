@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..data import load_base_data, load_probes, load_training_data
 from ..lupi_skd import LUPISKDConfig, LUPISKDTrainer
 from ..recipe_parser import RecipeParser
+from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 
 
@@ -22,6 +23,7 @@ def make_parser(prog: str | None = None) -> RecipeParser:
     return RecipeParser((MixedDataArguments, LUPISKDConfig, ModelConfig), prog=prog)
 
 
+@setting_up()
 def build_trainer(
     data_args: MixedDataArguments,
     training_args: LUPISKDConfig,

@@ -11,6 +11,7 @@ from ..checkpoints import SealedCheckpoints
 from ..data import load_sft_data
 from ..publishing import Published
 from ..recipe_parser import RecipeParser
+from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 
 
@@ -32,6 +33,7 @@ def make_parser(prog: str | None = None) -> RecipeParser:
     return RecipeParser((SFTDataArguments, SFTConfig, ModelConfig), prog=prog)
 
 
+@setting_up()
 def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """TRL's `SFTTrainer` on the project's records, saved as all students here: the loss is on the answers only.
 
