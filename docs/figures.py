@@ -4,6 +4,7 @@ make figures    # runs the demo, then `python docs/figures.py runs/demo`
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,6 +41,22 @@ def steps(run: Run) -> str:
         f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(30 * rates[s])}" for s in STEPS
     ]
     return "\n".join(["```", *lines, "```"])
+
+
+def drafts(folder: Path) -> str:
+    """What the student is worth as a draft for its teacher, before and after, by `lupi generate`.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
+    lines = ["| who drafts | tokens a round | drafted tokens that stand |", "|---|---|---|"]
+    for who, draft in (("the student before", "lab:student"), ("the student after", folder / "student")):
+        command = [sys.executable, "-m", "lupi_trainer.cli", "generate", "--target", "lab:teacher", "--draft", draft]
+        command += ["--prompts", "lab:new", "--with_knowledge", "--max_new_tokens", "56", "--output", os.devnull]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        length, share = re.search(r"acceptance length ([\d.]+), (\d+%)", said).groups()
+        lines.append(f"| {who} | {length} | {share} |")
+    return "\n".join(lines)
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
@@ -81,7 +98,10 @@ def main(folder: Path) -> None:
     """Rewrite README.md, docs/rollout.svg and docs/inspect.png from the demo's folder."""
     run, readme = read_run(folder), ROOT / "README.md"
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    text = fill(readme.read_text(encoding="utf-8"), {"demo-table": table(metrics), "demo-steps": steps(run)})
+    text = fill(
+        readme.read_text(encoding="utf-8"),
+        {"demo-table": table(metrics), "demo-steps": steps(run), "drafts": drafts(folder)},
+    )
     screenshot(run, ROOT / "docs" / "inspect.png")
     shutil.copyfile(folder / "rollout.svg", ROOT / "docs" / "rollout.svg")
     readme.write_text(text, encoding="utf-8")

@@ -1,9 +1,11 @@
 """The main job, end to end, and the control that must not work."""
 
 import json
+import re
 
 import pytest
 
+from lupi_trainer.cli import main as lupi
 from lupi_trainer.evaluation import closed_book
 from lupi_trainer.inspection import read_run
 from lupi_trainer.inspection.page import page_data
@@ -26,6 +28,15 @@ def marks(model, tokenizer) -> dict[str, float]:
     return {n: closed_book(model, tokenizer, load_lab_records(f"lab:{n}")).lenient for n in names}
 
 
+def worth(draft, folder, capsys) -> float:
+    """The acceptance length that `lupi generate` reports for a draft, about new islands, all told to the target."""
+    prompts = folder / "prompts.json"
+    prompts.write_text(json.dumps(load_lab_records("lab:new")[::8]))
+    run = ["generate", "--target", "lab:teacher", "--draft", str(draft), "--prompts", str(prompts)]
+    assert lupi([*run, "--with_knowledge", "--max_new_tokens", "56", "--output", str(folder / "texts.jsonl")]) == 0
+    return float(re.search(r"acceptance length ([\d.]+)", capsys.readouterr().err)[1])
+
+
 @pytest.mark.slow
 def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
     assert run_demo(tmp_path / "demo") == 0
@@ -46,6 +57,8 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
     assert shown["acceptance"]["all"][-1] == (200, metrics["acceptance_last"])
     assert shown["closed_book"]["lenient"][-1] == (200, metrics["student_closed_book_after"])
     assert page_data(run)["metrics"] == metrics and len(run.rollouts) > 200
+    before, after = (worth(draft, tmp_path, capsys) for draft in ("lab:student", tmp_path / "demo" / "student"))
+    assert after > before + 0.5, "the student is no better draft for its teacher than it was"
     svg = (tmp_path / "demo" / "rollout.svg").read_text()
     assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
 
