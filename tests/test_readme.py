@@ -123,7 +123,7 @@ def test_figures_are_written_by_one_command(tmp_path):
     """All but the picture of the page, for which `make test-browser` has the browser."""
     names = [name for row in figures.ROWS.values() for name in row if name]
     run = read_run(make_run(tmp_path / "run", steps=200, **dict.fromkeys(names, 0.12345)))
-    parts = {"demo-table": figures.table(run.metrics), "demo-steps": figures.steps(run), "drafts": "| who |"}
+    parts = {"demo-table": figures.table(run.metrics), "demo-steps": figures.steps(run), "drafts": "a\n" * 3 + "b"}
     text = figures.fill(README, parts)
     assert text.count("12.3%") == len(names) and "step  200   loss 0.005   accepted 200.0%" in text
     assert figures.fill(text, parts) == text
