@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from .lab import LAB_PREFIX, MODELS, resolve_model
+from .papers import Paper
 
 
 # what is told of a run's configuration, where it has it: numbers and choices, never prompts, paths or names
@@ -45,7 +46,7 @@ class ModelFacts:
         dataset: name of the training records, or `None` where they came as objects.
         num_records: how many there are, where that is known.
         method: name of the method.
-        paper: its `title`, arXiv `id` and BibTeX `citation`.
+        papers: those that the method comes from.
         settings: what of the configuration is told.
         steps: optimizer steps that were made.
         log_history: everything that the run logged, in order.
@@ -60,7 +61,7 @@ class ModelFacts:
     dataset: str | None
     num_records: int | None
     method: str
-    paper: dict[str, str]
+    papers: tuple[Paper, ...]
     settings: dict[str, Any]
     steps: int
     log_history: list[dict[str, float]]
@@ -134,18 +135,18 @@ def render_card(facts: ModelFacts) -> str:
         datasets=facts.dataset if facts.dataset and is_hub_name(facts.dataset) else None,
         library_name="peft" if facts.is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=sorted({*facts.tags, *([f"arxiv:{facts.paper['id']}"] if facts.paper.get("id") else [])}),
+        tags=sorted({*facts.tags, *(f"arxiv:{paper.id}" for paper in facts.papers)}),
     )
     records = "" if facts.num_records is None else f", {facts.num_records} records"
     what = "A LoRA adapter on" if facts.is_adapter else "A fine-tune of"
-    paper = facts.paper
-    title = f"[{paper['title']}](https://huggingface.co/papers/{paper['id']})" if paper.get("id") else None
+    titles = [f"[{paper.title}](https://huggingface.co/papers/{paper.id})" for paper in facts.papers]
     rows = [
         ("base model", _shown(facts.base_model)),
         *([("teacher", facts.teacher if facts.teacher == SELF_TAUGHT else _shown(facts.teacher))]
           if facts.teacher else []),
         ("data", _shown(facts.dataset) + records),
-        ("method", facts.method + (f": {title}" if title else "")),
+        ("method", facts.method),
+        *([("papers", "; ".join(titles))] if titles else []),
         ("optimizer steps", facts.steps),
     ]  # fmt: skip
     figures = measured(facts.log_history)
@@ -162,6 +163,6 @@ def render_card(facts: ModelFacts) -> str:
         *_table(("key", "value"), ((f"`{key}`", value) for key, value in facts.settings.items())), "",
         "Versions: " + ", ".join(f"{p} {version(p)}" for p in ("transformers", "trl", "peft", "torch")) + ".", "",
     ]  # fmt: skip
-    if paper.get("citation"):
-        lines += ["## Citation", "", f"arXiv:{paper['id']}", "", "```bibtex", paper["citation"].strip(), "```", ""]
+    if facts.papers:
+        lines += ["## Citation", "", "```bibtex", *(paper.bibtex for paper in facts.papers), "```", ""]
     return "\n".join(lines)

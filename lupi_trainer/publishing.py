@@ -14,6 +14,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from .hub import HubError, create_repository, push_folder
 from .loading import refuse_secrets
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
+from .papers import Paper
 from .student_files import student_files
 
 
@@ -26,10 +27,11 @@ class Published:
     A student given by name is loaded from safetensors (`model_init_kwargs: {use_safetensors: false}` reads pickles).
 
     Put it first among the bases. A subclass that saves more (heads, a value head) does so in its own `_save`, and it
-    is pushed with the rest. `dataset_name` is what the card says of the data.
+    is pushed with the rest. `dataset_name` is what the card says of the data, `_papers` are those that it cites.
     """
 
     dataset_name: str | None = None
+    _papers: tuple[Paper, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any):
         if (config := kwargs.get("args")) is not None:
@@ -76,7 +78,7 @@ class Published:
             dataset=self.dataset_name,
             num_records=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
             method=self._name,
-            paper=self._paper,
+            papers=self._papers,
             settings={key: getattr(value, "value", value) for key, value in settings.items()},
             steps=self.state.global_step,
             log_history=self.state.log_history,

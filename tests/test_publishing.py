@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,32 @@ def test_the_card_tells_base_teacher_data_method_and_what_was_measured(tmp_path)
     log = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
     for key in ("acc_rate/mean", "eval_loss", "eval_closed_book_strict"):
         assert f"{float(log[key]):.4g} (step 3) |" in text
-    assert "arXiv:2410.11325" in text and "xu2025speculative" in text
+    assert text.count("@inproceedings{") == 2 and "xu2025speculative" in text and "agarwal2024onpolicy" in text
     assert str(Path.cwd()) not in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    "make, cited",
+    [
+        (make_trainer, ["2410.11325", "2306.13649"]),
+        (make_kd_trainer, ["2410.20777", "1503.02531"]),
+        (make_wmtp_trainer, ["2404.19737", "2401.10774"]),
+        (partial(make_wmtp_trainer, config_head_type="linear"), ["2404.19737"]),
+        (partial(make_wmtp_trainer, algorithm="critic-wmtp"), ["2404.19737", "2401.10774"]),
+        (partial(make_wmtp_trainer, algorithm="rho1-wmtp"), ["2404.07965", "2404.19737", "2401.10774"]),
+    ],
+    ids=["skd", "kd-lora", "mtp-baseline", "linear heads", "critic-wmtp", "rho1-wmtp"],
+)
+def test_a_card_cites_the_papers_of_its_own_method(tmp_path, make, cited):
+    make(tmp_path)[0].create_model_card()
+    metadata, text = read_card(tmp_path / "run")
+    assert [tag for tag in metadata["tags"] if tag.startswith("arxiv:")] == sorted(f"arxiv:{id}" for id in cited)
+    assert re.findall(r"eprint += \{(.*)\}", text) == re.findall(r"huggingface.co/papers/([\d.]+)\)", text) == cited
 
 
 def facts(**changes) -> ModelFacts:
     known = {"name": "x", "repo_id": None, "base_model": None, "teacher": None, "dataset": None, "num_records": None,
-             "method": "M", "paper": {}, "settings": {}, "steps": 0, "log_history": []}  # fmt: skip
+             "method": "M", "papers": (), "settings": {}, "steps": 0, "log_history": []}  # fmt: skip
     return ModelFacts(**(known | changes))
 
 

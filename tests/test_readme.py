@@ -11,7 +11,7 @@ import pytest
 from trl import DistillationConfig
 
 from docs import figures
-from lupi_trainer import LUPISKDConfig, skd_rollout
+from lupi_trainer import LUPISKDConfig, papers, skd_rollout
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import read_run
 from lupi_trainer.lab import resolve_model
@@ -130,6 +130,13 @@ def test_figures_are_written_by_one_command(tmp_path):
     assert len(text.splitlines()) == len(README.splitlines())  # what stands there now has the same form
     with pytest.raises(ValueError, match="once, found 0"):
         figures.fill("nothing", parts)
+
+
+def test_every_paper_is_cited():
+    entries = [paper.bibtex for paper in vars(papers).values() if isinstance(paper, papers.Paper)]
+    assert blocks("bibtex") == ["\n".join(entries) + "\n"]
+    keys = re.findall(r"@\w+\{(\w+),", "".join(entries))
+    assert len(keys) == len(set(keys)) and all(f"`{key}`" in README for key in keys)
 
 
 def test_links_lead_somewhere():

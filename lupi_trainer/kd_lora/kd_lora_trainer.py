@@ -2,7 +2,6 @@
 
 import copy
 import math
-import textwrap
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from trl import SFTTrainer
 from ..checkpoints import SealedCheckpoints
 from ..heads import Head
 from ..lab import resolve_model
+from ..papers import DISTILLATION, KD_LORA
 from ..publishing import Published
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..trl_private import ForwardRedirection, gather_head
@@ -72,18 +72,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, SFTTrainer):
 
     _tag_names = ["trl", "kd-lora"]
     _name = "KD-LoRA"
-    _paper = {
-        "title": "KD-LoRA: A Hybrid Approach to Efficient Fine-Tuning with LoRA and Knowledge Distillation",
-        "id": "2410.20777",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{azimi2024kdlora,
-                title        = {{KD-LoRA: A Hybrid Approach to Efficient Fine-Tuning with LoRA and Knowledge Distillation}},
-                author       = {Rambod Azimi and Rishav Rishav and Marek Teichmann and Samira Ebrahimi Kahou},
-                year         = 2024,
-                eprint       = {arXiv:2410.20777},
-            }"""),  # noqa: E501
-    }
+    _papers = (KD_LORA, DISTILLATION)
 
     def __init__(
         self,

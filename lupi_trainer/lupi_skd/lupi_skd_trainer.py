@@ -1,7 +1,6 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
-import textwrap
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..data import check_probes, last_user_text, prepare_columns
 from ..evaluation import closed_book
 from ..heads import Head
 from ..lab import resolve_model
+from ..papers import GKD, SPECULATIVE_KD
 from ..pieces import mark_teacher, token_pieces
 from ..progress import WorkBar
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
@@ -102,18 +102,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, Dist
 
     _tag_names = ["trl", "lupi-skd"]
     _name = "LUPI-SKD"
-    _paper = {
-        "title": "Speculative Knowledge Distillation: Bridging the Teacher-Student Gap Through Interleaved Sampling",
-        "id": "2410.11325",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{xu2025speculative,
-                title        = {{Speculative Knowledge Distillation: Bridging the Teacher-Student Gap Through Interleaved Sampling}},
-                author       = {Wenda Xu and Rujun Han and Zifeng Wang and Long T. Le and Dhruv Madeka and Lei Li and William Yang Wang and Rishabh Agarwal and Chen-Yu Lee and Tomas Pfister},
-                year         = 2025,
-                booktitle    = {The Thirteenth International Conference on Learning Representations, {ICLR} 2025},
-            }"""),  # noqa: E501
-    }
+    _papers = (SPECULATIVE_KD, GKD)
 
     def __init__(
         self,

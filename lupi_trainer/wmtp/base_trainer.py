@@ -13,6 +13,7 @@ from ..checkpoints import SealedCheckpoints
 from ..lab import resolve_model
 from ..losses import shift_targets
 from ..modeling import MTPHeads, attach_mtp_heads
+from ..papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing import Published
 from ..token_weights import shuffle_in_texts, uniform_weights
 from ..trl_private import ForwardRedirection, gather_head
@@ -50,6 +51,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SFTTrainer):
 
     _tag_names = ["trl", "wmtp"]
     _name = "WMTP"
+    _weights_paper: Paper | None = None
     reduction = "position"
 
     def __init__(self, model, args: WMTPConfig | None = None, *, heads: MTPHeads | None = None, **kwargs):
@@ -82,6 +84,11 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SFTTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the positions of all accumulated batches
         self._forward_redirection = ForwardRedirection()
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
+
+    @property
+    def _papers(self) -> tuple[Paper, ...]:
+        heads = (MULTI_TOKEN, MEDUSA) if self.args.head_type == "residual" else (MULTI_TOKEN,)
+        return heads if self._weights_paper is None else (self._weights_paper, *heads)
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
         """The algorithm: [B, S, H] weights of the heads' predictions, none negative, without a gradient."""

@@ -1,7 +1,5 @@
 """Multi-token prediction without preference: every head counts the same."""
 
-import textwrap
-
 import torch
 
 from ..token_weights import uniform_weights
@@ -30,18 +28,6 @@ class MTPBaselineTrainer(BaseWMTPTrainer):
 
     _tag_names = ["trl", "wmtp", "mtp-baseline"]
     _name = "MTP"
-    _paper = {
-        "title": "Better & Faster Large Language Models via Multi-token Prediction",
-        "id": "2404.19737",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @inproceedings{gloeckle2024better,
-                title        = {{Better \\& Faster Large Language Models via Multi-token Prediction}},
-                author       = {Fabian Gloeckle and Badr Youbi Idrissi and Baptiste Rozi{\\`e}re and David Lopez-Paz and Gabriel Synnaeve},
-                year         = 2024,
-                booktitle    = {Forty-first International Conference on Machine Learning, {ICML} 2024},
-            }"""),  # noqa: E501
-    }
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
         return uniform_weights(batch.has_target, batch.hidden.dtype)

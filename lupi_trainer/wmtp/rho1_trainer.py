@@ -1,11 +1,10 @@
 """Weights from a reference model: heads and tokens count by how far the model is from it."""
 
-import textwrap
-
 import torch
 from torch import nn
 
 from ..modeling import MTPHeads
+from ..papers import RHO_1
 from ..token_weights import rho1_weights
 from .base_trainer import BaseWMTPTrainer
 from .reference import load_reference
@@ -44,18 +43,7 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
 
     _tag_names = ["trl", "wmtp", "rho1-wmtp"]
     _name = "Rho-1 WMTP"
-    _paper = {
-        "title": "Rho-1: Not All Tokens Are What You Need",
-        "id": "2404.07965",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{lin2024rho1,
-                title        = {{Rho-1: Not All Tokens Are What You Need}},
-                author       = {Zhenghao Lin and Zhibin Gou and Yeyun Gong and Xiao Liu and Yelong Shen and Ruochen Xu and Chen Lin and Yujiu Yang and Jian Jiao and Nan Duan and Weizhu Chen},
-                year         = 2024,
-                eprint       = {arXiv:2404.07965},
-            }"""),  # noqa: E501
-    }
+    _weights_paper = RHO_1
 
     def __init__(
         self,
