@@ -28,6 +28,7 @@ FIGURES = {
     "tokens/teacher_share": "tokens that the teacher wrote",
     "eval_loss": "validation loss",
     "eval_perplexity": "validation perplexity",
+    "eval_accept_length": "tokens a round, drafted by its own heads",
     "eval_closed_book_strict": "closed-book accuracy, strict",
     "eval_closed_book_lenient": "closed-book accuracy, lenient",
 }

@@ -16,7 +16,7 @@ from lupi_trainer.lab import resolve_model
 from lupi_trainer.losses import compute_weighted_mtp_loss
 from lupi_trainer.modeling import ValueHead
 from lupi_trainer.token_weights import align_to_heads
-from lupi_trainer.wmtp.weighted_loss import weighted_loss
+from lupi_trainer.wmtp.weighted_loss import means, row_sums, weighted_loss
 
 from .wmtp_training import ALGORITHMS, answers, make_wmtp_config, make_wmtp_trainer
 
@@ -43,8 +43,10 @@ def test_all_figures_are_logged_and_the_heads_learn(tmp_path, algorithm):
     trainer.train()
     after = trainer.evaluate()
     first = losses.logs[0]
-    names = ["loss/head_{}", "top1/head_{}", "head_weight/{}"]
-    assert all(math.isfinite(first[name.format(k)]) for name in names for k in (1, 2, 3))
+    names = {f"{name}{k}" for name in ("loss/head_", "top1/head_", "top5/head_", "head_weight/") for k in (1, 2, 3)}
+    assert all(math.isfinite(first[name]) for name in names)
+    drafting = {"eval_accept_length", "eval_accept_rate/head_2", "eval_accept_rate/head_3"}
+    assert {f"eval_{name}" for name in names} | drafting <= after.keys()
     assert {"head_weight/entropy", "num_tokens", "loss", "grad_norm"} <= first.keys()
     if algorithm == "mtp-baseline":
         assert [first[f"head_weight/{k}"] for k in (1, 2, 3)] == [1, 1, 1]
@@ -68,6 +70,10 @@ def test_the_loss_is_the_dense_one_with_the_algorithms_weights(tmp_path, algorit
     logits = torch.stack([model.lm_head(state) for state in model.mtp_heads(hidden)], dim=2)
     expected, _, ce = compute_weighted_mtp_loss(logits, inputs["labels"], out.weights, 4)
     assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    guessed, figures = logits.topk(5).indices == batch.targets[..., None], means(row_sums(out, batch).sum(dim=0))
+    for guesses in (1, 5):
+        hits = (guessed[..., :guesses].any(dim=-1).sum(dim=(0, 1)) / batch.has_target.sum(dim=(0, 1))).tolist()
+        assert [figures[f"top{guesses}/head_{k}"] for k in (1, 2, 3, 4)] == pytest.approx(hits)
     if algorithm == "rho1-wmtp":
         reference = AutoModelForCausalLM.from_pretrained(resolve_model("lab:teacher"))
         with torch.no_grad():

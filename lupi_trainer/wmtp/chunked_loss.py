@@ -19,7 +19,7 @@ class _ChunkedCE(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else states.dtype
         result = torch.promote_types(dtype, torch.float32)
         ce = torch.zeros(num, dtype=result, device=device)
-        correct = torch.zeros(num, dtype=torch.bool, device=device)
+        rank = torch.zeros(num, dtype=torch.int32, device=device)
         wants = [with_grad and needed for needed in ctx.needs_input_grad[:3]]
         grads = [torch.zeros_like(x, dtype=result) if w else None for x, w in zip((states, weight, bias), wants)]
         ctx.dtypes = states.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -33,7 +33,7 @@ class _ChunkedCE(torch.autograd.Function):
                 log_z = logits.logsumexp(dim=-1, keepdim=True)
                 gold = logits.gather(1, target)
                 ce[rows] = (log_z - gold).squeeze(1)
-                correct[rows] = gold.squeeze(1) >= logits.amax(dim=-1)
+                rank[rows] = (logits > gold).sum(dim=-1, dtype=torch.int32)
                 if not any(wants):
                     continue
                 bend = None if head.softcap is None else 1 - (logits / head.softcap).square_()
@@ -53,8 +53,8 @@ class _ChunkedCE(torch.autograd.Function):
                     grads[1] += grad.t() @ part
         if any(wants):
             ctx.save_for_backward(*grads)
-        ctx.mark_non_differentiable(ce, correct)
-        return (factors.to(result) * ce).sum(), ce, correct
+        ctx.mark_non_differentiable(ce, rank)
+        return (factors.to(result) * ce).sum(), ce, rank
 
     @staticmethod
     def backward(ctx, grad_total, *_):
@@ -74,8 +74,8 @@ def chunked_ce(
         factors: [N], without a gradient; `None`: the cross-entropies alone are wanted, and no gradient is computed.
 
     Returns:
-        `(total, ce, correct)`: scalar with a gradient, `sum(factors * ce)`; [N] in nats, without a gradient; [N]
-        bool, whether the target is the likeliest token.
+        `(total, ce, rank)`: scalar with a gradient, `sum(factors * ce)`; [N] in nats, without a gradient; [N]
+        how many tokens are likelier than the target.
     """
     with_grad = factors is not None and torch.is_grad_enabled()
     factors = states.new_zeros(len(targets)) if factors is None else factors

@@ -71,7 +71,7 @@ class WeightedLoss:
     loss: torch.Tensor  # scalar, the mean over the batch's positions
     weights: torch.Tensor  # [B, S, H]
     ce: torch.Tensor  # [B, S, H]
-    correct: torch.Tensor  # [B, S, H] bool: the target was the likeliest token
+    rank: torch.Tensor  # [B, S, H]: how many tokens were likelier than the target
     factors: torch.Tensor  # [B, S, H]: loss = (factors * ce).sum()
 
 
@@ -106,14 +106,16 @@ def weighted_loss(
     with torch.no_grad():
         weights = weigh(batch)
         factors, _ = head_coefficients(weights, batch.has_target, reduction)
-    loss, ce, correct = chunked_ce(states, head, wanted, factors.movedim(-1, 0)[chosen])
-    return WeightedLoss(loss, weights, spread(ce), spread(correct), factors), batch
+    loss, ce, rank = chunked_ce(states, head, wanted, factors.movedim(-1, 0)[chosen])
+    return WeightedLoss(loss, weights, spread(ce), spread(rank), factors), batch
 
 
 def row_sums(out: WeightedLoss, batch: Batch) -> torch.Tensor:
-    """[B, 4 H + 4]: each head's cross-entropies, hits, weights and targets; then loss, entropy, positions, tokens."""
+    """[B, 5 H + 4]: each head's cross-entropies, hits with one guess and with five, weights and targets; then loss,
+    entropy, positions, tokens."""
     has_target, learned = batch.has_target, batch.has_target.any(dim=-1)
-    parts = [out.ce, out.correct, out.weights * has_target, has_target]
+    hits = [(out.rank < guesses) & has_target for guesses in (1, 5)]
+    parts = [out.ce, *hits, out.weights * has_target, has_target]
     sums = [part.to(out.ce.dtype).sum(dim=1) for part in parts]
     positions = learned.sum()
     loss = (out.factors * out.ce).sum(dim=(1, 2)) * positions
@@ -125,11 +127,12 @@ def row_sums(out: WeightedLoss, batch: Batch) -> torch.Tensor:
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:
-    """[4 H + 4] sums over rows -> the logged figures: `loss/head_k`, `top1/head_k`, `head_weight/k`, k from 1."""
+    """[5 H + 4] sums over rows -> the logged figures, k from 1: `loss/head_k`, `top1/head_k` and `top5/head_k` (shares
+    of targets that are the head's likeliest token, or among its five likeliest), `head_weight/k`."""
     *heads, loss, entropy, positions, _ = sums.tolist()
-    horizon = len(heads) // 4
-    ce, hits, weights, targets = (heads[i * horizon : (i + 1) * horizon] for i in range(4))
+    horizon = len(heads) // 5
+    *parts, targets = (heads[i * horizon : (i + 1) * horizon] for i in range(5))
     figures = {}
-    for name, part in (("loss/head_", ce), ("top1/head_", hits), ("head_weight/", weights)):
+    for name, part in zip(("loss/head_", "top1/head_", "top5/head_", "head_weight/"), parts):
         figures |= {f"{name}{k + 1}": part[k] / max(targets[k], 1.0) for k in range(horizon)}
     return figures | {"head_weight/entropy": entropy / max(positions, 1.0), "loss": loss / max(positions, 1.0)}
