@@ -14,6 +14,7 @@ from ..heads import Head
 from ..lab import resolve_model
 from ..papers import DISTILLATION, KD_LORA
 from ..publishing import Published
+from ..sound_steps import SoundSteps
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..trl_private import ForwardRedirection, gather_head
 from .chunked_loss import chunked_kd_ce
@@ -25,7 +26,7 @@ from .states import labelled_states, teacher_states
 SUMS = ("ce", "kd", "entropy", "correct", "labelled", "read")  # what is summed over tokens, in this order
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
@@ -201,6 +202,13 @@ class KDLoRATrainer(Published, SealedCheckpoints, SFTTrainer):
         read = inputs["attention_mask"].sum(dim=1) if "attention_mask" in inputs else labels.size(1) + 1
         sums[:, -1] = read
         return loss, sums.detach()
+
+    def _unsound_where(self) -> str:
+        if self.teacher_model is None or not self._sums["train"][SUMS.index("ce")].isfinite():
+            return ""
+        if self._sums["train"][SUMS.index("kd")].isfinite():
+            return ""
+        return " by the teacher's part alone (another `teacher_dtype`, or no quantisation, may help)"
 
     # What is logged
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..sound_steps import SoundSteps
 from ..speculative import Rollout
 from .metrics import RolloutTotals
 
@@ -84,35 +85,11 @@ def rollout_health(
     return metrics, int(broken)
 
 
-class SoundSteps:
-    """For [`LUPISKDTrainer`]: stops before the optimizer would take a step on numbers that are not finite.
+class NamedSteps(SoundSteps):
+    """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
 
-    One question to the device an optimizer step. With float16, whose loss scaler skips steps with overflown
-    gradients by itself, only the loss is looked at.
-    """
-
-    _sound: torch.Tensor | None = None
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        sound = loss.isfinite().all()
-        self._sound = sound if self._sound is None else self._sound & sound
-        return loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        loss_is_sound, self._sound = self._sound, None
-        sound = loss_is_sound
-        if norm is not None and self.accelerator.scaler is None:
-            sound = sound & torch.as_tensor(norm, device=sound.device).isfinite()
-        if not sound:
-            what = "gradient" if loss_is_sound else "loss"
-            raise FloatingPointError(
-                f"step {self.state.global_step + 1}: the {what} is NaN or infinite, in a batch with record "
-                f"{names(self._unsound_rows() or self._batch_rows)}. The weights are still those of step "
-                f"{self.state.global_step}; a lower learning rate, bfloat16 or float32 may help"
-            )
-        return norm
+    def _unsound_where(self) -> str:
+        return f", in a batch with record {names(self._unsound_rows() or self._batch_rows)}"
 
     @torch.no_grad()
     def _unsound_rows(self) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..teacher_server import TeacherServer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
 from .checks import check_batch, check_dataset_lengths, check_length
-from .health import SoundSteps, rollout_health
+from .health import NamedSteps, rollout_health
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
 from .placement import backend_name, lent
@@ -46,7 +46,7 @@ from .states import completion_states
 logger = logging.getLogger(__name__)
 
 
-class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, SoundSteps, DistillationTrainer):
+class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, DistillationTrainer):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
 

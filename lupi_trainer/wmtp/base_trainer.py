@@ -15,6 +15,7 @@ from ..losses import shift_targets
 from ..modeling import MTPHeads, attach_mtp_heads
 from ..papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing import Published
+from ..sound_steps import SoundSteps
 from ..token_weights import shuffle_in_texts, uniform_weights
 from ..trl_private import ForwardRedirection, gather_head
 from .drafting import draft_metrics
@@ -25,7 +26,7 @@ from .wmtp_config import WMTPConfig
 logger = logging.getLogger(__name__)
 
 
-class BaseWMTPTrainer(Published, SealedCheckpoints, SFTTrainer):
+class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
     """
     Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
 
