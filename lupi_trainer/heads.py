@@ -1,6 +1,7 @@
 """What turns hidden states into logits, and how each model family scales them."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -18,8 +19,24 @@ def logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
+def gathered(*parameters: nn.Parameter | None) -> AbstractContextManager:
+    """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole; others are left alone.
+
+    Every process must enter it. What is cut from a parameter inside stays whole afterwards, and its gradient is the
+    parameter's.
+    """
+    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
+    if not sharded:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(sharded)
+
+
 class Head:
     """The `lm_head` of a model, cut to a shared vocabulary and brought to a device.
+
+    Under ZeRO-3 it is gathered once, and kept for as long as the head or its gradient needs it.
 
     Raises:
         ValueError: the head has no dense weight (it is quantised or wrapped by an adapter).
@@ -27,16 +44,16 @@ class Head:
 
     def __init__(self, model: nn.Module, vocab_size: int, device: torch.device | None = None):
         head = model.get_output_embeddings()
-        weight = getattr(head, "weight", None)
-        if weight is None or weight.dim() != 2 or not weight.is_floating_point():
-            raise ValueError(
-                f"the lm_head of {type(model).__name__} has no dense weight ({type(head).__name__}): keep it out of "
-                "quantisation and adapters"
-            )
-        device = device or weight.device
-        bias = getattr(head, "bias", None)
-        self.weight = weight[:vocab_size].to(device)
-        self.bias = None if bias is None else bias[:vocab_size].to(device)
+        weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+        with gathered(weight, bias):
+            if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+                raise ValueError(
+                    f"the lm_head of {type(model).__name__} has no dense weight ({type(head).__name__}): keep it out "
+                    "of quantisation and adapters"
+                )
+            device = device or weight.device
+            self.weight = weight[:vocab_size].to(device)
+            self.bias = None if bias is None else bias[:vocab_size].to(device)
         self.scale = logit_scale(model.config)
         self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 

@@ -7,15 +7,32 @@ overrides `_generate_and_score_completions`, `_generate_single_turn` and `_compu
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 
+import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import utils
 from trl.models.utils import _ForwardRedirection as ForwardRedirection
-from trl.trainer.distillation_trainer import _chunked_divergence_loss as chunked_divergence_loss
-from trl.trainer.utils import maybe_gather_lm_head_ctx as gather_head
+from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
 
 
-__all__ = ["ForwardRedirection", "chunked_divergence_loss", "gather_head", "pad", "unwrap_model_for_generation"]
+__all__ = ["ForwardRedirection", "chunked_divergence_loss", "pad", "unwrap_model_for_generation"]
+
+
+@wraps(distillation_trainer._chunked_divergence_loss)
+def chunked_divergence_loss(*states_and_weights: torch.Tensor, **options):
+    """TRL's own, for weights and biases that are whole.
+
+    Under ZeRO-3 it gathers each of them, and asks it first whether that is needed; a plain tensor has no answer.
+    """
+    if is_deepspeed_zero3_enabled():
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        for tensor in (*states_and_weights, *options.values()):
+            if isinstance(tensor, torch.Tensor):
+                tensor.ds_status = ZeroParamStatus.AVAILABLE
+    return distillation_trainer._chunked_divergence_loss(*states_and_weights, **options)
 
 
 @contextmanager

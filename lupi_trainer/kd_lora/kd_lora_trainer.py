@@ -16,7 +16,7 @@ from ..papers import DISTILLATION, KD_LORA
 from ..publishing import Published
 from ..sound_steps import SoundSteps
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
-from ..trl_private import ForwardRedirection, gather_head
+from ..trl_private import ForwardRedirection
 from .chunked_loss import chunked_kd_ce
 from .kd_lora_config import KDLoRAConfig
 from .quantization import quantization_kl
@@ -179,20 +179,16 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         labelled = labels != -100
         backbone_inputs = {k: v for k, v in inputs.items() if k != "labels"}
         hidden = labelled_states(student, backbone_inputs, labelled, "student")
-        lm_head = student.get_output_embeddings()
-        with gather_head(lm_head.weight, getattr(lm_head, "bias", None)):
-            head = Head(student, student.config.get_text_config().vocab_size)
-            hidden = hidden.to(head.weight.device)
-            teacher_hidden = None
-            if self.teacher_model is not None:
-                if self._teacher_head is None:  # frozen: brought to the student's device once
-                    self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
-                teacher_hidden = teacher_states(self.teacher_model, backbone_inputs, labelled).to(hidden.device)
-            targets = labels[labelled].to(hidden.device)
-            alpha = self.args.kd_alpha if teacher_hidden is not None else 0.0
-            out = chunked_kd_ce(
-                hidden, head, teacher_hidden, self._teacher_head, targets, alpha, self.args.kd_temperature
-            )
+        head = Head(student, student.config.get_text_config().vocab_size)
+        hidden = hidden.to(head.weight.device)
+        teacher_hidden = None
+        if self.teacher_model is not None:
+            if self._teacher_head is None:  # frozen: brought to the student's device once
+                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
+            teacher_hidden = teacher_states(self.teacher_model, backbone_inputs, labelled).to(hidden.device)
+        targets = labels[labelled].to(hidden.device)
+        alpha = self.args.kd_alpha if teacher_hidden is not None else 0.0
+        out = chunked_kd_ce(hidden, head, teacher_hidden, self._teacher_head, targets, alpha, self.args.kd_temperature)
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
         loss = out.total / torch.as_tensor(count, device=out.total.device).clamp(min=1)
         per_token = [out.ce, out.kd * self.args.kd_temperature**2, out.entropy, out.correct, torch.ones_like(out.ce)]

@@ -17,7 +17,7 @@ from ..papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing import Published
 from ..sound_steps import SoundSteps
 from ..token_weights import shuffle_in_texts, uniform_weights
-from ..trl_private import ForwardRedirection, gather_head
+from ..trl_private import ForwardRedirection
 from .drafting import draft_metrics
 from .weighted_loss import Batch, means, row_sums, text_segments, weighted_loss
 from .wmtp_config import WMTPConfig
@@ -124,9 +124,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         return loss
 
     def _loss_and_sums(self, model, inputs, num_items_in_batch):
-        lm_head = model.get_output_embeddings()
-        with gather_head(lm_head.weight, getattr(lm_head, "bias", None)):
-            out, batch = weighted_loss(model, inputs, self._weigh, self.reduction)
+        out, batch = weighted_loss(model, inputs, self._weigh, self.reduction)
         loss = out.loss
         if num_items_in_batch is not None:
             # the batch's mean, as its share of the positions of all accumulated batches and processes

@@ -81,7 +81,7 @@ def weighted_loss(
     """[`~lupi_trainer.losses.compute_weighted_mtp_loss`] of a model with `mtp_heads`, in chunks.
 
     Args:
-        model: not wrapped for several processes, its `lm_head` gathered.
+        model: not wrapped for several processes.
         inputs: `input_ids`, `labels` [B, S], and whatever goes with them.
         weigh: the batch's weights [B, S, H], none negative.
         reduction: as in [`~lupi_trainer.losses.head_coefficients`].

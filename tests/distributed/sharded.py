@@ -8,8 +8,10 @@ from unittest import mock
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from lupi_trainer.lab import load_lab_records
+from lupi_trainer.lab import load_lab_records, resolve_model
 from tests.training import make_trainer
 
 
@@ -42,7 +44,19 @@ def settings(backend: str) -> dict:
     return {}
 
 
-def train(rank: int, backend: str, folder: str, processes: int = 2, **changes) -> dict:
+def untied_student():
+    """The lab's, with an `lm_head` of its own and eight columns that the teacher has not."""
+    model = AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"))
+    weight = nn.functional.pad(model.lm_head.weight.detach(), (0, 0, 0, 8))
+    model.config.tie_word_embeddings = False
+    model.config.vocab_size = len(weight)
+    model.lm_head = nn.Linear(*weight.shape[::-1], bias=False)
+    model.lm_head.weight.data = weight
+    model.model.embed_tokens = nn.Embedding.from_pretrained(weight.clone(), freeze=False)
+    return model
+
+
+def train(rank: int, backend: str, folder: str, processes: int = 2, untied: bool = False, **changes) -> dict:
     """Losses and marks of a run of four steps."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
@@ -62,6 +76,7 @@ def train(rank: int, backend: str, folder: str, processes: int = 2, **changes) -
         }
         trainer, losses = make_trainer(
             Path(folder),
+            untied_student() if untied else "lab:student",
             train_dataset=load_lab_records("lab:mixed")[::9],
             probes=load_lab_records("lab:probes-common")[:5],
             **{f"config_{key}": value for key, value in config.items()},
