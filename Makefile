@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test test-browser test-vllm test-fast lint format bench figures clean
+.PHONY: demo test browser test-browser test-vllm test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -18,11 +18,15 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
 	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm"
 
-test-browser: .venv/.ready  ## The page of `lupi inspect` in headless Chromium, installed from Debian if there is none
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || for try in 1 2 3; do \
-		$(ROOT) apt-get update -qq && \
+HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
+browser:  ## Chromium from Debian, if there is none
+	@{ $(HAS_BROWSER); } >/dev/null || for try in 1 2 3; do \
+		$(ROOT) apt-get -o Acquire::http::Timeout=20 update -qq; \
 		$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium && break; \
 		sleep 10; done
+	@$(HAS_BROWSER)
+
+test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Chromium
 	$(BIN)/python -m pytest -m browser tests/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes

@@ -1,5 +1,6 @@
 """README.md: every command and every block of Python runs; its figures come from a run by one command."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -100,6 +101,18 @@ def test_launched_command(command, tmp_path):
 def test_make_targets_are_there():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert {"make demo", "make test"} <= MAKE and {name.split()[1] for name in MAKE} <= targets
+
+
+@pytest.mark.parametrize("failing, fails", [("", False), ("browser", False), ("test-browser", True), ("test", True)])
+def test_ci_says_when_there_is_no_browser(tmp_path, failing, fails):
+    make = tmp_path / "make"
+    make.write_text(f'#!/bin/sh\necho "made $1"\ntest "$1" != "{failing}"\n')
+    make.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run([ROOT / ".ci" / "run"], env={"PATH": path}, capture_output=True, text=True)
+    assert (done.returncode != 0) == fails
+    assert ("NOT RUN: make test-browser" in done.stdout) == (failing == "browser")
+    assert ("made test-browser" in done.stdout) == (failing in ("", "test-browser"))
 
 
 @pytest.mark.slow
