@@ -76,7 +76,8 @@ def training_step(setting: Setting, repeats: int) -> Iterator[dict]:
     common = {
         "per_device_train_batch_size": setting.rows, "max_steps": 1, "max_completion_length": setting.new_tokens,
         "use_cpu": setting.device == "cpu", "learning_rate": 1e-4, "beta": 0.0, "bf16": False,
-        "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no", "report_to": "none",
+        "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
+        "report_to": "none",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
 
