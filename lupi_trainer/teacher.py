@@ -93,7 +93,11 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
     Raises:
         ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already.
     """
-    device = teacher_place(args.teacher_device, device)
+    place = teacher_place(args.teacher_device, device)
+    if place != device:
+        # started without a launcher, the Trainer would copy the student to every visible GPU, the teacher's too
+        args._n_gpu = min(args.n_gpu, 1)
+    device = place
     if isinstance(teacher, str):
         dtype = args.teacher_dtype
         if dtype != "auto":

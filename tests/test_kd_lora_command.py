@@ -35,7 +35,7 @@ def test_the_short_flags_are_the_recipe_s_keys(tmp_path):
     flags = "--base_dir A --bundles_dir D --stage 1 --out_adapters OUT --qa_dataset squad --max_samples 20000"
     flags += " --max_eval_samples 8000 --seq_len 1024 --lr 3e-4 --epochs 2 --bs 1 --grad_acc 32 --lora_r 8"
     flags += " --lora_alpha 16 --use_kd --teacher_model meta-llama/Llama-2-7b-chat-hf --teacher_4bit"
-    flags += " --teacher_device cuda:1 --kd_alpha 0.2 --kd_T 2.0 --bf16 false --use_cpu true"
+    flags += " --teacher_device paired --kd_alpha 0.2 --kd_T 2.0 --bf16 false --use_cpu true"
     by_flags = make_parser().parse_args_and_config(flags.split())
     recipe = str(find_recipe("kd_lora/exp5_optimal.yaml"))
     by_recipe = make_parser().parse_args_and_config(["--config", recipe, "--bf16", "false", "--use_cpu", "true"])

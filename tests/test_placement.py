@@ -9,7 +9,7 @@ import yaml
 
 from lupi_trainer.lupi_skd.placement import backend_name, lent
 from lupi_trainer.recipe_files import find_accelerate_config, list_recipes
-from lupi_trainer.teacher import paired_device, teacher_place
+from lupi_trainer.teacher import load_teacher, paired_device, teacher_place
 from tests.training import make_config, make_trainer
 
 
@@ -44,6 +44,15 @@ def test_the_teacher_goes_where_it_is_sent():
     assert (
         teacher_place(None, torch.device("cpu")) == teacher_place("cpu", torch.device("cuda:0")) == torch.device("cpu")
     )
+
+
+@pytest.mark.parametrize("name, gpus", [("meta", 1), (None, 2)])
+def test_a_student_leaves_the_gpu_of_its_teacher_alone(tmp_path, name, gpus):
+    """One process that sees two GPUs: the Trainer copies the student to as many as `n_gpu` says."""
+    args = make_config(tmp_path, teacher_device=name)
+    args._n_gpu = 2
+    load_teacher("lab:teacher", args, torch.device("cpu"))
+    assert args.n_gpu == gpus
 
 
 @pytest.mark.parametrize("reuse", [True, False])

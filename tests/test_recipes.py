@@ -47,6 +47,9 @@ def test_recipe_parses_and_says_how_it_is_started(name):
             assert value in given or str(value) in map(str, given), key
     head = text.split("\n\n")[0]
     assert f"recipes/{name}" in head and "accelerate launch --config_file recipes/accelerate_configs/" in head
+    # a teacher on a GPU of its own is started with the configuration that gives it one
+    device = yaml.safe_load(text).get("teacher_device")
+    assert device in (None, "cpu", "paired") and ("paired_gpu.yaml" in head) == (device == "paired")
     # every group of keys is explained: a comment on the line, or a heading above
     assert len(re.findall(r"^# \w", text, re.M)) >= 4
 

@@ -38,7 +38,8 @@ class KDLoRAConfig(SFTConfig):
         teacher_dtype (`str`, *optional*, defaults to `"auto"`):
             Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
         teacher_device (`str`, *optional*):
-            Device of the teacher, for instance `"cuda:1"`. `None` puts it beside the student.
+            Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
+            `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.
         teacher_attn_implementation (`str`, *optional*):
             Attention implementation of a teacher given by name.
         teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
