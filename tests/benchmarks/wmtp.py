@@ -30,8 +30,9 @@ ARMS = {
     "rho1-wmtp": ("rho1-wmtp", {}),
     "rho1-wmtp, shuffled": ("rho1-wmtp", {"config_head_weighting": "shuffled"}),
     "rho1-wmtp, signed": ("rho1-wmtp", {"config_rho1_score": "signed"}),
+    "rho1-wmtp, signed, shuffled": ("rho1-wmtp", {"config_rho1_score": "signed", "config_head_weighting": "shuffled"}),
     "rho1-wmtp, signed, top 60% of tokens": ("rho1-wmtp", RHO1),
-    "the same, shuffled": ("rho1-wmtp", {**RHO1, "config_head_weighting": "shuffled"}),
+    "rho1-wmtp, signed, top 60%, shuffled": ("rho1-wmtp", {**RHO1, "config_head_weighting": "shuffled"}),
 }
 
 
