@@ -123,6 +123,14 @@ def test_ten_lines_of_python(after_the_demo):
     assert names["trainer"].state.global_step == 2 and (after_the_demo / "runs" / "mine" / "config.json").is_file()
 
 
+@pytest.mark.slow
+def test_multi_token_prediction_from_python(after_the_demo):
+    (code,) = [block for block in blocks("python") if "Rho1WMTPTrainer(" in block]
+    exec(compile(code.replace("max_steps=200", "max_steps=2, report_to='none'"), "README.md", "exec"), names := {})
+    assert names["trainer"].state.global_step == 2
+    assert (after_the_demo / "runs" / "heads" / "mtp_heads.safetensors").is_file()
+
+
 def test_a_rollout_from_python(student, teacher, tokenizer):
     (code,) = [block for block in blocks("python") if "rollout = skd_rollout(" in block]
     ids = [tokenizer("What is Fova's capital?").input_ids]
@@ -150,6 +158,21 @@ def test_every_paper_is_cited():
     assert blocks("bibtex") == ["\n".join(entries) + "\n"]
     keys = re.findall(r"@\w+\{(\w+),", "".join(entries))
     assert len(keys) == len(set(keys)) and all(f"`{key}`" in README for key in keys)
+
+
+def test_the_tree_names_every_file_and_nothing_else():
+    (tree,) = re.findall(r"```\n(lupi_trainer/\n.*?)```", README, re.DOTALL)
+    package, found = ROOT / "lupi_trainer", []
+    for line in tree.splitlines():
+        if not line.startswith("  "):
+            assert (ROOT / line.split()[0]).is_dir(), line
+            continue
+        for name in line.strip().split("  ")[0].split():
+            paths = list(package.glob(name.rstrip("/")))
+            assert paths and all(path.is_dir() == name.endswith("/") for path in paths), name
+            found += paths
+    there = [path for path in package.iterdir() if path.suffix in ("", ".py") and not path.name.startswith("__")]
+    assert sorted(found) == sorted(there)
 
 
 def test_links_lead_somewhere():
