@@ -19,18 +19,21 @@ def logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
-def gathered(*parameters: nn.Parameter | None) -> AbstractContextManager:
+def gathered(model: nn.Module, *parameters: nn.Parameter | None) -> AbstractContextManager:
     """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole; others are left alone.
 
-    Every process must enter it. What is cut from a parameter inside stays whole afterwards, and its gradient is the
-    parameter's.
+    Every process must enter it, in the forward of `model`. What is cut from a parameter inside stays whole
+    afterwards; `model` gathers the parameter again in its backward, where its gradient must find it whole.
     """
-    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
-    if not sharded:
+    parameters = [p for p in parameters if hasattr(p, "ds_id")]
+    if not parameters:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed import zero
 
-    return GatheredParameters(sharded)
+    for parameter in parameters:
+        zero.register_external_parameter(model, parameter)
+    sharded = [p for p in parameters if p.ds_status.name != "AVAILABLE"]  # a module that reads it may have it whole
+    return zero.GatheredParameters(sharded, enabled=bool(sharded))
 
 
 class Head:
@@ -45,7 +48,7 @@ class Head:
     def __init__(self, model: nn.Module, vocab_size: int, device: torch.device | None = None):
         head = model.get_output_embeddings()
         weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-        with gathered(weight, bias):
+        with gathered(model, weight, bias):
             if weight is None or weight.dim() != 2 or not weight.is_floating_point():
                 raise ValueError(
                     f"the lm_head of {type(model).__name__} has no dense weight ({type(head).__name__}): keep it out "
