@@ -14,6 +14,7 @@ from ..speculative.scripted import scripted_lengths
 from .lossless import lossless
 from .measure import median, row, take_turns
 from .peers import first_version, on_policy, read_once
+from .recording import recording
 from .setting import SMALL, Scripted, Setting
 from .training_step import training_step
 
@@ -152,4 +153,5 @@ FIGURES = {
     "e": goodput_against_hindsight,
     "f": training_step,
     "g": lossless,
+    "h": recording,
 }

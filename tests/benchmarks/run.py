@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks.run`: one table, every figure a ratio to a peer of the same run.
 
---only a,b      which figures (a to g; default all)
+--only a,b      which figures (a to h; default all)
 --repeats 3     turns of every contender, after one to warm up; medians are shown
 --device cuda   0.6B and 8B in bfloat16, 32 rows; default: 2M and 40M in float32 on the CPU, 8 rows
 --json FILE     where the figures are written
