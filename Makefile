@@ -21,8 +21,8 @@ test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two c
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
 	@{ $(HAS_BROWSER); } >/dev/null || for try in 1 2 3; do \
-		$(ROOT) apt-get -o Acquire::http::Timeout=20 update -qq; \
-		$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium && break; \
+		$(ROOT) timeout 60 apt-get -o Acquire::http::Timeout=20 update -qq; \
+		$(ROOT) env DEBIAN_FRONTEND=noninteractive timeout 240 apt-get install -y -qq --no-install-recommends chromium && break; \
 		sleep 10; done
 	@$(HAS_BROWSER)
 

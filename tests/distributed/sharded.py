@@ -56,8 +56,10 @@ def untied_student():
     return model
 
 
-def train(rank: int, backend: str, folder: str, processes: int = 2, untied: bool = False, **changes) -> dict:
-    """Losses and marks of a run of four steps."""
+def train(
+    rank: int, backend: str, folder: str, processes: int = 2, untied: bool = False, judged: bool = False, **changes
+) -> dict:
+    """Losses and marks of a run of four steps, which an evaluation precedes if `judged`."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     context = contextlib.nullcontext()
@@ -78,9 +80,12 @@ def train(rank: int, backend: str, folder: str, processes: int = 2, untied: bool
             Path(folder),
             untied_student() if untied else "lab:student",
             train_dataset=load_lab_records("lab:mixed")[::9],
+            eval_dataset=load_lab_records("lab:eval")[:2] if judged else None,
             probes=load_lab_records("lab:probes-common")[:5],
             **{f"config_{key}": value for key, value in config.items()},
         )
+        if judged:
+            trainer.evaluate()
         trainer.train()
         marks = trainer.ask_probes()
     return {

@@ -1,9 +1,12 @@
 """The same losses, however the student's weights are shared out over processes."""
 
+from functools import partial
+
 import pytest
 
 from tests.distributed.pair import run_pair, server
 from tests.distributed.sharded import train
+from tests.vllm_stand_in import VLLMStandIn
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,14 @@ def test_two_processes_have_the_losses_of_one(tmp_path, one, backend):
 
 
 @pytest.mark.distributed
+def test_processes_that_evaluate_first_train_together(tmp_path, one):
+    run = partial(train, judged=True)
+    first, second = run_pair(server(), tmp_path, run, "ddp", str(tmp_path / "run"))
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert first["marks"] == second["marks"] == one["marks"]
+
+
+@pytest.mark.distributed
 def test_zero3_with_a_head_that_is_cut_and_not_the_embeddings(tmp_path):
     """Nothing but the loss reads such a head, so that nothing else gathers it."""
     pytest.importorskip("deepspeed")
@@ -50,3 +61,19 @@ def test_zero3_with_a_head_that_is_cut_and_not_the_embeddings(tmp_path):
     assert len(set(one["losses"])) == 4
     for first, second in results.values():
         assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
+
+
+@pytest.mark.distributed
+def test_two_processes_share_one_served_teacher(tmp_path, teacher, tokenizer):
+    results = {}
+    with VLLMStandIn(teacher, tokenizer) as served:
+        run = partial(train, teacher_model_server_url=served.url, max_steps=2, max_completion_length=16)
+        for processes in (1, 2):
+            folder = tmp_path / str(processes)
+            folder.mkdir()
+            results[processes] = run_pair(
+                server(), folder, run, "ddp", str(folder / "run"), processes, processes=processes
+            )
+    (one,), (first, second) = results[1], results[2]
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert len(set(one["losses"])) == 2
