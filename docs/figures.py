@@ -78,8 +78,8 @@ def example(rollouts: list[dict]) -> str:
     """The address of a training text of which the teacher wrote much, beside the last recording of the same."""
     train = [(number, r) for number, r in enumerate(rollouts) if r["split"] == "train" and r["privileged_context"]]
     number, first = max(train, key=lambda n: (n[1]["step"] < 20) * sum(n[1]["from_teacher"]))
-    last = max(n for n, r in train if r["row_id"] == first["row_id"])
-    return f"#{number},{last}"
+    same = [n for n, r in train if all(r[key] == first[key] for key in ("prompt", "privileged_context"))]
+    return f"#{number},{same[-1]}"
 
 
 def screenshot(run: Run, picture: Path) -> None:

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from lupi_trainer.data import load_training_data
 from lupi_trainer.inspection import read_run, write_page
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.lupi_skd.recorder import RolloutRecorder
+from lupi_trainer.mixing import mix
 from lupi_trainer.student_files import student_files
 from tests.training import make_trainer
 
@@ -82,6 +84,21 @@ def test_the_choice_is_even_over_records_and_epochs(tmp_path):
         recorder.on_train_begin(Args, State, None)
         picks = [recorder.choose(rows, "train", epoch + 0.5) for epoch in range(10)]
         assert max(map(len, picks)) == chosen and sum(map(bool, picks)) == epochs
+
+
+def test_a_record_that_comes_again_in_a_mixture_is_recorded_again(tmp_path):
+    class Args:
+        per_device_train_batch_size, world_size, gradient_accumulation_steps = 24, 1, 1
+
+    class State:
+        max_steps, global_step, is_world_process_zero = 200, 0, True
+
+    mixed = mix(load_training_data("lab:new"), load_training_data("lab:common"), 0.5, total=4800, batch=24)
+    recorder = RolloutRecorder(tmp_path, None, 300, 4800)
+    recorder.on_train_begin(Args, State, None)
+    rows = [{"row_id": place, "record": record} for place, record in enumerate(mixed["record"])]
+    picks = [rows[i]["record"] for i in recorder.choose(rows, "train", 0.0)]
+    assert 250 <= len(picks) <= 350 and 3 * len(set(picks)) <= len(picks)
 
 
 def entry(step: int, split: str = "train") -> dict:

@@ -68,7 +68,7 @@ const rollouts = run.rollouts.map((r, number) => ({
   number,
   question: r.prompt[r.prompt.length - 1].content,
   text: r.completion.join(""),
-  key: `${r.split} ${r.row_id ?? ""} ${JSON.stringify(r.prompt)}`,
+  key: JSON.stringify([r.split, r.prompt, r.privileged_context]),
   share: mean(r.from_teacher),
   mean: mean(r.divergence),
 }));
