@@ -133,7 +133,7 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
-    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id`, where the records have one).
+    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id` and `source_row`, where all have them).
 
     Raises:
         ValueError: no record at all, or a bad one (named).
@@ -141,7 +141,8 @@ def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
     rows = [normalize_record(record, number) for number, record in enumerate(records)]
     if not rows:
         raise ValueError("the dataset is empty")
-    columns = ["prompt", "privileged_context", "row_id"] + (["id"] if all("id" in row for row in rows) else [])
+    columns = ["prompt", "privileged_context", "row_id"]
+    columns += [column for column in ("id", "source_row") if all(column in row for row in rows)]
     return make_dataset([{c: row[c] for c in columns} for row in rows])
 
 

@@ -123,7 +123,7 @@ def mix(records: Dataset, base: Dataset, mixing: Any, *, total: int, batch: int 
 
     Returns:
         A dataset of `total` rows; `row_id`, where there is one, is the place of a row in the run: a record that comes
-        again is written with another noise, and known by its number in the column `record`.
+        again is written with another noise, and known by its number in the column `source_row`.
 
     Raises:
         ValueError: a bad `mixing`, or a base record that has knowledge (named).
@@ -138,5 +138,5 @@ def mix(records: Dataset, base: Dataset, mixing: Any, *, total: int, batch: int 
     mixed = concatenate_datasets([records, base]).select(order)
     if "row_id" in mixed.column_names:
         mixed = mixed.remove_columns("row_id").add_column("row_id", list(range(total)))
-        mixed = mixed.add_column("record", order)
+        mixed = mixed.add_column("source_row", order)
     return mixed

@@ -96,7 +96,7 @@ def test_rows_come_with_their_columns_and_an_address_of_their_own():
     mixed = mix(new, common, 0.5, total=1500, batch=24, seed=3)
     assert mixed["row_id"][:] == list(range(1500))
     order = mixture(len(new), len(common), A, total=1500, batch=24, seed=3)
-    assert mixed["record"][:] == order
+    assert mixed["source_row"][:] == order
     for n in (0, 1, 700, 1499):
         source = new[order[n]] if order[n] < len(new) else common[order[n] - len(new)]
         assert {k: mixed[n][k] for k in ("id", "prompt", "privileged_context")} == {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lupi_trainer.data import load_training_data
+from lupi_trainer.data import load_training_data, prepare_columns
 from lupi_trainer.inspection import read_run, write_page
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.lupi_skd.recorder import RolloutRecorder
@@ -96,8 +96,8 @@ def test_a_record_that_comes_again_in_a_mixture_is_recorded_again(tmp_path):
     mixed = mix(load_training_data("lab:new"), load_training_data("lab:common"), 0.5, total=4800, batch=24)
     recorder = RolloutRecorder(tmp_path, None, 300, 4800)
     recorder.on_train_begin(Args, State, None)
-    rows = [{"row_id": place, "record": record} for place, record in enumerate(mixed["record"])]
-    picks = [rows[i]["record"] for i in recorder.choose(rows, "train", 0.0)]
+    rows = [{"row_id": place, "source_row": row} for place, row in enumerate(prepare_columns(mixed)["source_row"])]
+    picks = [rows[i]["source_row"] for i in recorder.choose(rows, "train", 0.0)]
     assert 250 <= len(picks) <= 350 and 3 * len(set(picks)) <= len(picks)
 
 

@@ -224,7 +224,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
-            self._signature_columns = ["prompt", "privileged_context", "id", "row_id", "record"]
+            self._signature_columns = ["prompt", "privileged_context", "id", "row_id", "source_row"]
 
     def train(self, *args, **kwargs):
         to_be_wrapped(self)

@@ -63,7 +63,7 @@ class RolloutRecorder(TrainerCallback):
             return [i for i, row in enumerate(rows) if row.get("row_id", i) < EVAL_ROWS]
         if int(epoch or 0) % self.every_epoch:
             return []
-        return [i for i, row in enumerate(rows) if row.get("record", row.get("row_id", 0)) % self.every_row == 0]
+        return [i for i, row in enumerate(rows) if row.get("source_row", row.get("row_id", 0)) % self.every_row == 0]
 
     def entries(self, rollout: Rollout, rows: list[dict[str, Any]], split: str, step: int) -> list[dict[str, Any]]:
         """The lines that a rollout's traces make; `rows` are the records of its batch."""
