@@ -133,7 +133,7 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
-    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id` and `source_row`, where all have them).
+    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id` and `source_row`, if all have them).
 
     Raises:
         ValueError: no record at all, or a bad one (named).
