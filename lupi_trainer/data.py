@@ -142,7 +142,8 @@ def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
     if not rows:
         raise ValueError("the dataset is empty")
     columns = ["prompt", "privileged_context", "row_id"]
-    columns += [column for column in ("id", "source_row") if all(column in row for row in rows)]
+    columns += ["id"] if all("id" in row for row in rows) else []
+    columns += ["source_row"] if all(isinstance(row.get("source_row"), int) for row in rows) else []
     return make_dataset([{c: row[c] for c in columns} for row in rows])
 
 

@@ -157,7 +157,8 @@ class RecipeParser(TrlParser):
             if isinstance(error, RecipeError) or not isinstance(error, Exception):
                 raise
             # the checks of the configurations: those of this package, and those of the libraries they extend
-            raise RecipeError(where + one_line(error)) from error
+            # which of the two a bad value is from cannot be told, so the recipe is named where there is nothing else
+            raise RecipeError(("" if args else where) + one_line(error)) from error
         return parsed
 
     @staticmethod

@@ -27,6 +27,13 @@ def test_products_are_equal_and_the_layers_are_as_before():
         assert torch.equal(model(x), expected)
 
 
+def test_it_is_the_packed_weight_that_multiplies():
+    layer, x = nn.Linear(32, 16), torch.randn(4, 32)
+    with torch.no_grad(), packed_weights(layer):
+        packed._packs[layer.weight.data_ptr()] = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 32))
+        torch.testing.assert_close(layer(x), layer.bias.expand(4, 16))
+
+
 def test_weights_that_change_between_rollouts_are_packed_anew():
     layer, x = nn.Linear(32, 32), torch.randn(4, 32)
     with torch.no_grad():
