@@ -57,9 +57,10 @@ def test_the_text_is_the_local_teachers(served, student, teacher, tokenizer, pro
 
 
 def test_rows_are_asked_about_at_the_same_time(served, student, tokenizer, prompts):
-    remote = connect(served, tokenizer)
-    roll(student, remote, prompts)
-    assert served.most_in_flight == ROWS
+    remote = connect(served, tokenizer, timeout=60.0, request_timeout=60.0)
+    served.together = threading.Barrier(ROWS, timeout=20)
+    roll(student, remote, prompts, max_new_tokens=5)  # one block, so that every row is in every round
+    assert not served.together.broken, "a request was sent only after another was answered"
 
 
 @pytest.mark.parametrize("top_k, acceptance", [(1, TopK(1, 0.0)), (2, TopK(1, 0.9)), (20, TopK(1, 1.0))])

@@ -24,15 +24,16 @@ class VLLMStandIn:
     """Serves a model at `url`; `faults` are done to the next completion requests, one each.
 
     A fault is a status (503), "drop" (the connection closes without an answer), "hang" (no answer for `hang_s`),
-    "garbage" (no JSON) or "empty" (JSON without the fields). `names` are what it calls the model.
+    "garbage" (no JSON) or "empty" (JSON without the fields). `names` are what it calls the model. With `together`,
+    a `threading.Barrier`, no completion is answered before as many requests as it has parties are there.
     """
 
     def __init__(self, model, tokenizer, names=("teacher",), max_logprobs=20, max_model_len=512, port=0, hang_s=1.0):
         self.model, self.tokenizer, self.names = model.eval(), tokenizer, list(names)
         self.max_logprobs = max_logprobs if max_logprobs >= 0 else model.config.vocab_size
         self.max_model_len, self.hang_s = max_model_len, hang_s
-        self.faults, self.key, self.change = [], None, None
-        self.requests, self.in_flight, self.most_in_flight = [], 0, 0
+        self.faults, self.key, self.change, self.together = [], None, None, None
+        self.requests = []
         self._lock, self._connections = threading.Lock(), []
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
@@ -131,15 +132,9 @@ class VLLMStandIn:
                 with stand_in._lock:
                     stand_in.requests.append(body)
                     fault = stand_in.faults.pop(0) if stand_in.faults else None
-                    stand_in.in_flight += 1
-                    stand_in.most_in_flight = max(stand_in.most_in_flight, stand_in.in_flight)
-                try:
-                    self._completion(body, fault)
-                finally:
-                    with stand_in._lock:
-                        stand_in.in_flight -= 1
-
-            def _completion(self, body, fault):
+                if stand_in.together is not None:
+                    with contextlib.suppress(threading.BrokenBarrierError):
+                        stand_in.together.wait()
                 if fault == "drop":
                     self.close_connection = True
                     self.connection.close()
