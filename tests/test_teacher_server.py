@@ -33,7 +33,7 @@ def prompts(tokenizer):
 
 
 def connect(served, tokenizer, **options):
-    return TeacherServer(served.url, tokenizer, **{"timeout": 5.0, "request_timeout": 5.0, **options})
+    return TeacherServer(served.url, tokenizer, **{"timeout": 30.0, "request_timeout": 30.0, **options})
 
 
 def roll(student, teacher, prompts, **options):

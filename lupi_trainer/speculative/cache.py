@@ -77,24 +77,25 @@ class RaggedLayer(CacheLayerMixin):
 class RaggedCache(Cache):
     """Keys and values of `rows` sequences of at most `slots` tokens, for an unmodified transformers model."""
 
-    def __init__(self, layers: int, rows: int, slots: int):
-        self.window = _Window(rows, slots)
+    def __init__(self, layers: int, rows: int, slots: int, positions: int | None = None):
+        """`positions`: how many positions there are, where that is less than `slots`."""
+        self.window, self.positions = _Window(rows, slots), slots if positions is None else positions
         super().__init__(layers=[RaggedLayer(self.window) for _ in range(layers)])
 
     def seek(self, offsets: torch.Tensor, width: int, visible: int) -> torch.Tensor:
         """Places the next forward: row r writes its `width` tokens from slot offsets[r].
 
         offsets [A] int64 for the first A rows -> position ids [A, width]. `visible` bounds the slots that attention
-        looks at. Positions beyond the last slot fall onto it: no token that will be kept ever sees it.
+        looks at. What lies beyond the last slot falls onto it: no token that will be kept ever sees it.
         """
         w = self.window
         w.start = w.chosen = None
         w.offsets, w.visible = offsets, min(visible, w.slots)
         steps = torch.arange(width, device=offsets.device)
-        positions = (offsets[:, None] + steps).clamp_(max=w.slots - 1)
+        places = (offsets[:, None] + steps).clamp_(max=w.slots - 1)
         rows = torch.arange(offsets.shape[0], device=offsets.device)
-        w.flat = (rows[:, None] * w.slots + positions).flatten()
-        return positions
+        w.flat = (rows[:, None] * w.slots + places).flatten()
+        return places if self.positions == w.slots else places.clamp(max=self.positions - 1)
 
     def seek_alone(self, start: int, width: int, device: torch.device) -> torch.Tensor:
         """Places the next forward: row 0 alone writes `width` tokens from slot `start`; position ids [1, width].

@@ -263,7 +263,8 @@ def speculative_generate(
     used = models.values()
     with evaluating(*used), ragged_attention(*used), packed_weights(*used if compile else ()):
         size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
-        shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile}
+        shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile,
+                 "widest": num_draft_tokens + 2}  # fmt: skip
         reader, source = Reader(target, prompts, vocab_size=size, **shape), draft
         if not _is_source(draft):
             smaller = Reader(draft, prompts, vocab_size=min(size, text_config(draft).vocab_size), **shape)

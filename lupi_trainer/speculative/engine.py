@@ -28,7 +28,7 @@ class Engine:
         self.r, self.on_block, self.on_round = request, on_block, on_round
         slots, limit, rows = request.slots, request.max_new_tokens, len(request.row_ids)
         shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size}
-        shape |= {"compile": request.compile, "lockstep": request.lockstep}
+        shape |= {"compile": request.compile, "lockstep": request.lockstep, "widest": request.gamma}
         self.student = Reader(student, request.student_prompts, **shape)
         if isinstance(teacher, RemoteTeacher):
             self.teacher = RemoteReader(teacher, request, self.student.device)

@@ -11,6 +11,7 @@ import sys
 
 import torch
 
+from .attention import attends_by_length
 from .cache import RaggedCache
 from .compiled import call, read, write
 from .lockstep import Alone, Lockstep
@@ -41,8 +42,9 @@ class Reader:
 
     def __init__(
         self, model, prompts, slots: int, max_new_tokens: int, vocab_size: int, compile: bool = False,
-        lockstep: Lockstep | Alone = ALONE,
+        lockstep: Lockstep | Alone = ALONE, widest: int = 1,
     ):  # fmt: skip
+        """`widest`: the most tokens of a row in one call."""
         self.model, self.vocab_size, self.compile, self.lockstep = model, vocab_size, compile, lockstep
         self.device = model.get_input_embeddings().weight.device
         self.prompts = prompts
@@ -50,7 +52,10 @@ class Reader:
         if compile:  # so that batches of similar length share their graphs
             room = getattr(text_config(model), "max_position_embeddings", None) or sys.maxsize
             self.size = min(_up(self.size, _BUCKET), room)
-        self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.size)
+        # a kernel counts the slots that a row's last query sees, be it one that is not kept: they all must exist
+        self.by_length, self.widest = attends_by_length(model), widest
+        self.room = self.size + (widest - 1 if self.by_length else 0)
+        self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.room, self.size)
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
         self.held: list[list[int] | None] = [None] * slots  # the prompt whose keys and values a slot holds
         self.prefix = self._shared_prefix(slots)
@@ -79,6 +84,8 @@ class Reader:
         return sample(logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER)
 
     def _call(self, function, tokens, written, longest, *args):
+        if tokens.shape[1] > self.widest and self.by_length:
+            raise ValueError(f"{tokens.shape[1]} tokens a row, and the reader was made for {self.widest}")
         visible = self._visible(longest + tokens.shape[1])
         # in lockstep a row may be fed beyond its limit, which only `seek` knows how to place
         alone = len(tokens) == 1 and not self.compile and longest + tokens.shape[1] <= self.size
@@ -89,6 +96,8 @@ class Reader:
                         compile=self.compile)  # fmt: skip
 
     def _visible(self, needed: int) -> int:
+        if self.by_length:  # a kernel looks no farther than it must
+            return self.room
         if not self.compile:
             return _up(needed, _BUCKET)
         parts = (_up(self.size // share, _BUCKET) for share in (4, 2) if self.size > _WHOLE)

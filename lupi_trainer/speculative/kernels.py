@@ -1,0 +1,154 @@
+"""Attention kernels that take a length for every row: no mask is built, and what lies beyond a length is not read.
+
+Query j of row r sees the slots 0 to `used[r] - Q + j`, where Q is the number of queries; with a window, the last so
+many of them. torch's variable-length attention and flash-attn (arXiv 2307.08691) do this on GPUs, in half precision.
+Before one is used, its answer is compared with plain attention's on a small case: a kernel that lines queries up
+otherwise, as early versions did, would make texts that look right and are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+
+# (query [A, Q, G * H, D], key and value [A, K, H, D], used [A] int32, scale, window or 0) -> [A, Q, G * H, D]
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, int], torch.Tensor]
+
+_HALF = (torch.float16, torch.bfloat16)
+_LARGEST_HEAD = 256
+_TOLERANCE = 0.05  # of numbers around 1 in bfloat16; a slot too many or too few makes a difference of about 1
+
+
+@functools.lru_cache(maxsize=256)
+def _bounds(rows: int, length: int, device: torch.device) -> torch.Tensor:
+    """0, length, 2 * length, ...: made once for a shape, since every layer asks."""
+    return torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=device)
+
+
+def _rows_as_one(states: torch.Tensor) -> torch.Tensor:
+    """[A, K, H, D], the first K slots of A rows of a buffer -> [A * slots, H, D], all their slots, not copied."""
+    rows, _, heads, dim = states.shape
+    slots = states.stride(0) // states.stride(1)
+    return states.as_strided((rows * slots, heads, dim), states.stride()[1:], states.storage_offset())
+
+
+def torch_varlen(query, key, value, used, scale: float, window: int) -> torch.Tensor:
+    """`torch.nn.attention.varlen.varlen_attn`, where it takes the number of keys in use."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    (rows, width, heads, dim), keys = query.shape, _rows_as_one(key)
+    slots = keys.shape[0] // rows
+    out = varlen_attn(
+        query.reshape(rows * width, heads, dim),
+        keys,
+        _rows_as_one(value),
+        _bounds(rows, width, query.device),
+        _bounds(rows, slots, query.device),
+        width,
+        slots,
+        scale=scale,
+        window_size=(window - 1 if window else -1, 0),
+        enable_gqa=heads != key.shape[2],
+        seqused_k=used,
+    )
+    return out.view(rows, width, heads, dim)
+
+
+def flash_attn(query, key, value, used, scale: float, window: int) -> torch.Tensor:
+    """flash-attn's attention over a static cache."""
+    from flash_attn import flash_attn_with_kvcache
+
+    return flash_attn_with_kvcache(
+        query, key, value, cache_seqlens=used, softmax_scale=scale, causal=True,
+        window_size=(window - 1 if window else -1, 0 if window else -1),
+    )  # fmt: skip
+
+
+def seen_slots(used: torch.Tensor, queries: int, slots: int, window: int) -> torch.Tensor:
+    """used [A] -> [A, 1, Q, slots] bool: what every query sees."""
+    places = torch.arange(slots, device=used.device)
+    last = (used[:, None] - queries + torch.arange(queries, device=used.device))[:, None, :, None]
+    seen = places <= last
+    return seen & (places > last - window) if window else seen
+
+
+def masked(query, key, value, used, scale: float, window: int) -> torch.Tensor:
+    """The same by a mask, on any device and in any precision."""
+    mask = seen_slots(used, query.shape[1], key.shape[1], window)
+    states = (x.transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(*states, attn_mask=mask, scale=scale, enable_gqa=True).transpose(1, 2)
+
+
+def _has_torch_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "seqused_k" in inspect.signature(varlen_attn).parameters
+
+
+def _candidates(device: str) -> list[Kernel]:
+    if device != "cuda":
+        return []
+    flash = importlib.util.find_spec("flash_attn") is not None
+    return [torch_varlen] * _has_torch_varlen() + [flash_attn] * flash
+
+
+def flaw(kernel: Kernel, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Compares a kernel with `masked` on a small case; returns what is wrong with it, or None."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, n, heads, head_dim, generator=generator).to(device, dtype)
+        for n, heads in ((5, 4), (96, 2), (96, 2))
+    )
+    used = torch.tensor([5, 77, 23], dtype=torch.int32, device=device)
+    for queries, slots, window in ((5, 80, 0), (5, 80, 6), (1, 96, 0)):
+        given = query[:, :queries], key[:, :slots], value[:, :slots], used, head_dim**-0.5, window
+        try:
+            with torch.no_grad():
+                error = (kernel(*given).float() - masked(*given).float()).abs().max().item()
+        except Exception as reason:  # of an extension: whatever it is, the kernel is of no use here
+            return f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason).strip() else ''}"
+        if not error < _TOLERANCE:
+            return f"its result is {error:.2g} away from plain attention's (window {window})"
+    return None
+
+
+@functools.cache
+def find_kernel(device: str, dtype: torch.dtype, head_dim: int) -> Kernel | None:
+    """The first kernel that works for tensors of this kind ("cuda", "cpu"); None: attention goes by masks.
+
+    One that is installed and gives a wrong answer, or none, is named in a warning.
+    """
+    if dtype not in _HALF or head_dim % 8 or head_dim > _LARGEST_HEAD:
+        return None
+    for kernel in _candidates(device):
+        reason = flaw(kernel, device, dtype, head_dim)
+        if reason is None:
+            return kernel
+        warnings.warn(f"rollouts do not use {kernel.__name__} on this machine: {reason}", RuntimeWarning)
+    return None
+
+
+torch.library.define(
+    "lupi_trainer::ragged_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor used, float scale, int window) -> Tensor",
+)
+
+
+@torch.library.impl("lupi_trainer::ragged_attention", "CompositeExplicitAutograd")
+def _ragged_attention(query, key, value, used, scale: float, window: int) -> torch.Tensor:
+    kernel = find_kernel(query.device.type, query.dtype, query.shape[-1]) or masked
+    return kernel(query, key, value, used, scale, window).contiguous()
+
+
+@torch.library.register_fake("lupi_trainer::ragged_attention")
+def _shape(query, key, value, used, scale: float, window: int) -> torch.Tensor:
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
