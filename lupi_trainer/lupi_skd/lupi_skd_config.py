@@ -66,7 +66,7 @@ class LUPISKDConfig(DistillationConfig):
         verification (`str`, *optional*, defaults to `"parallel"`):
             `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
         compile_rollout (`bool`, *optional*, defaults to `False`):
-            Compile the rollout's forwards. The text is the same.
+            Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.

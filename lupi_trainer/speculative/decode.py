@@ -236,7 +236,8 @@ def speculative_generate(
         eos_token_id: tokens that end a row; the one that did is kept.
         seed: address of the noise.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
-        compile: compile the forwards of both models; on CPUs, with packed copies of their weights.
+        compile: compile the forwards of both models; on CPUs, with packed copies of their weights, on a GPU recorded as
+            CUDA graphs.
         verification: "block" or "token"; matters above temperature 0 alone.
         on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.
 

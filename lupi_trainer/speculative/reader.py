@@ -14,6 +14,7 @@ import torch
 from .attention import attends_by_length
 from .cache import RaggedCache
 from .compiled import call, read, write
+from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .models import active, text_config
 from .noise import TEACHER, sample
@@ -61,6 +62,7 @@ class Reader:
         self.prefix = self._shared_prefix(slots)
         self.has_prefix = self.prefix == 0
         self.forwards = 0
+        self.graphs = Graphs(recorder_for(model) if compile and not lockstep.together else None)
         self.prefill_tokens = _prefill_tokens(model)
 
     def _shared_prefix(self, slots: int) -> int:
@@ -73,17 +75,17 @@ class Reader:
         The first of `tokens` is fed at position base + `written` [A]; `longest` is the largest such position, as the
         host knows it (at least; of a single row, exactly).
         """
-        return self._call(read, tokens, written, longest, keep_hidden)
+        return self._call(read, (keep_hidden,), longest, tokens, written)
 
     def write(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, temperature: float, keys: torch.Tensor):
         """tokens [A, 1] -> each row's next token [A, 1], drawn with the noise of `keys` [A]; its logits [A, V]."""
-        return self._call(write, tokens, written, longest, temperature, keys, written)
+        return self._call(write, (temperature,), longest, tokens, written, keys, written)
 
     def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
         """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
         return sample(logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER)
 
-    def _call(self, function, tokens, written, longest, *args):
+    def _call(self, function, settings: tuple, longest: int, tokens, written, *tensors):
         if tokens.shape[1] > self.widest and self.by_length:
             raise ValueError(f"{tokens.shape[1]} tokens a row, and the reader was made for {self.widest}")
         visible = self._visible(longest + tokens.shape[1])
@@ -92,8 +94,12 @@ class Reader:
         offsets = longest if alone else self.base[: len(tokens)] + written
         self.forwards += 1
         with active(self.model, unwrap=self.compile) as model:
-            return call(function, model, self.cache, tokens, offsets, visible, self.vocab_size, *args,
-                        compile=self.compile)  # fmt: skip
+
+            def run(tokens, offsets, *tensors):
+                return call(function, model, self.cache, tokens, offsets, visible, self.vocab_size, *settings,
+                            *tensors, compile=self.compile)  # fmt: skip
+
+            return self.graphs(run, (function, visible, *settings), tokens, offsets, *tensors)
 
     def _visible(self, needed: int) -> int:
         if self.by_length:  # a kernel looks no farther than it must

@@ -65,14 +65,13 @@ def skd_rollout(
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's step and the teacher's verification; on CPUs, linear layers then work on packed
-            copies of their weights, which are held meanwhile.
+            copies of their weights, which are held meanwhile; on a GPU, both are recorded as CUDA graphs.
         on_block: called with every row's `Block` after every round; reads more from the device.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
         trace_rows: rows (0 to B-1) to be recorded token by token in `Rollout.traces`.
         vocab_size: use only the first so many columns of the logits.
         return_teacher_hidden: keep what the teacher's lm_head read at every completion token; of a remote teacher, the
             likeliest tokens that it returned.
-
         lockstep: where weights are sharded over processes, and each has rows of its own: keeps their numbers of
             forwards equal.
 
