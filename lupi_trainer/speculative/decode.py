@@ -236,8 +236,7 @@ def speculative_generate(
         eos_token_id: tokens that end a row; the one that did is kept.
         seed: address of the noise.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
-        compile: compile the forwards of both models; on CPUs, with packed copies of their weights, on a GPU recorded as
-            CUDA graphs.
+        compile: compile the forwards of both models, and on a GPU record them as CUDA graphs.
         verification: "block" or "token"; matters above temperature 0 alone.
         on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.
 
@@ -262,7 +261,7 @@ def speculative_generate(
         _check_prompts(role, model, prompts, max_new_tokens, text_config(model).vocab_size)
     eos = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     used = models.values()
-    with evaluating(*used), ragged_attention(*used), packed_weights(*used if compile else ()):
+    with evaluating(*used), ragged_attention(*used), packed_weights(*used):
         size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
         shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile,
                  "widest": num_draft_tokens + 2}  # fmt: skip

@@ -1,9 +1,10 @@
-"""Linear layers whose weights lie as the processor wants them, while a compiled rollout runs on CPUs.
+"""Linear layers whose weights lie as the processor wants them, while a rollout runs on CPUs.
 
 A round multiplies few rows with all the weights. On CPUs the library that torch calls for it lays the weights out anew
 in every call, which for so few rows costs as much as the product. oneDNN can keep that layout: products of 8 to 40
-rows take half the time or less, prompts four fifths. The price is a second copy of the weights while it lasts, made
-anew for each rollout, since a student's weights change between two.
+rows take half the time or less, prompts four fifths. A weight changes places with its packed copy, layer by layer, so
+that few layers at a time are there twice (of a file that is mapped into memory, the system takes back what it needs),
+and comes back bit for bit. Who reads it meanwhile reads NaN.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from torch.nn.functional import linear
 from .models import base_model
 
 
-_packs: dict[int, torch.Tensor] = {}  # where a weight lies -> the weight as oneDNN wants it
+_SMALLEST = 1 << 17  # numbers in a weight; below, the call costs more than the layout
+
+_packs: dict[int, torch.Tensor] = {}  # where a weight's stand-in lies -> the weight as oneDNN wants it
 
 torch.library.define("lupi_trainer::packed_linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
 
-@torch.library.impl("lupi_trainer::packed_linear", "CPU")
 def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    pack = _packs.get(weight.data_ptr())
-    if pack is None or x.dtype != weight.dtype:
-        return linear(x, weight, bias)
+    pack = _packs[weight.data_ptr()]
+    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return linear(x, pack.to_dense(), bias)
     return torch.ops.mkldnn._linear_pointwise(x, pack, bias, "none", [], "")
+
+
+torch.library.impl("lupi_trainer::packed_linear", "CPU")(_packed_linear)
 
 
 @torch.library.register_fake("lupi_trainer::packed_linear")
@@ -38,39 +43,95 @@ def _shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 def _forward(self, input: torch.Tensor) -> torch.Tensor:
-    return torch.ops.lupi_trainer.packed_linear(input, self.weight, self.bias)
+    if torch.compiler.is_compiling():
+        return torch.ops.lupi_trainer.packed_linear(input, self.weight, self.bias)
+    return _packed_linear(input, self.weight, self.bias)
+
+
+class _Packed:
+    """A weight and the layers that multiply with it."""
+
+    def __init__(self, weight: nn.Parameter, layers: list[nn.Linear]):
+        self.weight, self.layers = weight, layers
+        self.pack = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.stand_in = torch.full((1,), torch.nan).expand(weight.shape)
+        # what else lies in this storage (an optimizer's view, a head that was cut) finds it again afterwards
+        self.whole, self.storage = weight.data, weight.untyped_storage()
+        self.bytes = self.storage.nbytes()
+
+    def swap(self) -> None:
+        _packs[self.stand_in.data_ptr()] = self.pack
+        for layer in self.layers:
+            layer.forward = MethodType(_forward, layer)
+        self.weight.data = self.stand_in
+        if self.storage.resizable():
+            self.storage.resize_(0)
+
+    def swap_back(self) -> None:
+        """Undoes `swap`, however far it has come; may be called again."""
+        if self.storage.nbytes() != self.bytes:
+            numbers = self.pack.to_dense()
+            self.storage.resize_(self.bytes)
+            self.whole.copy_(numbers)
+        self.weight.data = self.whole
+        for layer in self.layers:
+            vars(layer).pop("forward", None)
+        _packs.pop(self.stand_in.data_ptr(), None)
 
 
 def _can_pack(module: nn.Module) -> bool:
     """Whether it is a plain layer of float32 on a CPU, whose forward nobody else has replaced."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
     weight = module.weight
-    plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.is_contiguous() and weight.numel() > 0
-    return plain and weight.device.type == "cpu" and weight.dtype == torch.float32
+    plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
+    alone = plain and weight.is_contiguous() and weight.untyped_storage().nbytes() == 4 * weight.numel()
+    return alone and weight.numel() >= _SMALLEST
+
+
+def _chosen(models) -> dict[nn.Parameter, list[nn.Linear]]:
+    """The weights to pack: those that nothing but such layers holds (a tied embedding reads its weight otherwise)."""
+    modules = {id(m): m for model in models for m in base_model(model).modules()}.values()
+    layers: dict[nn.Parameter, list[nn.Linear]] = {}
+    for module in modules:
+        if _can_pack(module):
+            layers.setdefault(module.weight, []).append(module)
+    for module in modules:
+        for weight in module.parameters(recurse=False):
+            if weight in layers and module not in layers[weight]:
+                layers.pop(weight)
+    return layers
+
+
+def _put_back(packed: list[_Packed]) -> None:
+    """Puts all weights back, and only then lets an interruption through."""
+    interruption = None
+    while packed:
+        try:
+            packed[-1].swap_back()
+            packed.pop()
+        except KeyboardInterrupt as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 @contextmanager
 def packed_weights(*models) -> Iterator[None]:
-    """Inside, without gradients, linear layers of float32 on CPUs multiply with packed copies of their weights.
+    """Inside, without gradients, larger linear layers of float32 on CPUs multiply with packed weights.
 
     Results differ from the layers' own by rounding. Layers of any other kind are left alone, and so is all under
     autocast or where torch comes without oneDNN.
     """
-    able = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu")
-    modules = {id(m): m for model in models for m in base_model(model).modules()} if able else {}
-    chosen = [module for module in modules.values() if _can_pack(module)]
-    new = {module.weight.data_ptr(): module.weight for module in chosen}
-    new = {place: weight for place, weight in new.items() if place not in _packs}
+    mixed = torch.is_autocast_enabled("cpu") or any(hasattr(base_model(m), "_original_forward") for m in models)
+    able = torch.backends.mkldnn.is_available() and not mixed
+    packed: list[_Packed] = []
     try:
         with torch.no_grad():
-            for place, weight in new.items():
-                _packs[place] = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        for module in chosen:
-            module.forward = MethodType(_forward, module)
+            for weight, layers in (_chosen(models) if able else {}).items():
+                packed.append(_Packed(weight, layers))
+                packed[-1].swap()
         yield
     finally:
-        for module in chosen:
-            vars(module).pop("forward", None)
-        for place in new:
-            _packs.pop(place, None)
+        with torch.no_grad():
+            _put_back(packed)

@@ -64,8 +64,7 @@ def skd_rollout(
         seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
-        compile: compile the student's step and the teacher's verification; on CPUs, linear layers then work on packed
-            copies of their weights, which are held meanwhile; on a GPU, both are recorded as CUDA graphs.
+        compile: compile the student's step and the teacher's verification, and on a GPU record them as CUDA graphs.
         on_block: called with every row's `Block` after every round; reads more from the device.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
         trace_rows: rows (0 to B-1) to be recorded token by token in `Rollout.traces`.
@@ -86,5 +85,5 @@ def skd_rollout(
         return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile, lockstep=lockstep,
     )  # fmt: skip
     models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
-    with evaluating(*models), ragged_attention(*models), packed_weights(*models if compile else ()):
+    with evaluating(*models), ragged_attention(*models), packed_weights(*models):
         return Engine(student, teacher, request, on_block, on_round).run()

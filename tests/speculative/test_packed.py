@@ -1,7 +1,13 @@
-"""Packed weights: the same products up to rounding, and nothing left of them afterwards."""
+"""Packed weights: the same products up to rounding, and the same weights afterwards, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lupi_trainer.speculative import packed, skd_rollout
@@ -12,17 +18,33 @@ from .test_models import INFORMED, QUERIES, with_lora
 from .toy_models import FAMILIES, toy
 
 
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(packed, "_SMALLEST", 0)
+
+
+def packed_names(model):
+    return {name for name, p in model.named_parameters() if p.data_ptr() in packed._packs}
+
+
 def test_products_are_equal_and_the_layers_are_as_before():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 96), nn.Linear(96, 17, bias=False))
     x = torch.randn(3, 5, 48)
+    before = [p.detach().clone() for p in model.parameters()]
+    lies = [p.untyped_storage()._cdata for p in model.parameters()]
     with torch.no_grad():
         expected = model(x)
         with packed_weights(model):
-            assert len(packed._packs) == 2
+            assert packed_names(model) == {"0.weight", "1.weight"}
             torch.testing.assert_close(model(x[:1, :1]), expected[:1, :1], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+            with packed_weights(model):
+                torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+            assert model[0].weight.isnan().all() and model[0].weight.shape == (96, 48)
     assert not packed._packs and not any("forward" in vars(layer) for layer in model)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
+    assert [p.untyped_storage()._cdata for p in model.parameters()] == lies, "they lie where they lay"
     with torch.no_grad():
         assert torch.equal(model(x), expected)
 
@@ -36,11 +58,58 @@ def test_it_is_the_packed_weight_that_multiplies():
 
 def test_weights_that_change_between_rollouts_are_packed_anew():
     layer, x = nn.Linear(32, 32), torch.randn(4, 32)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        expected = layer(x).detach()
+        with torch.no_grad(), packed_weights(layer):
+            torch.testing.assert_close(layer(x), expected)
+        layer(x).square().sum().backward()
+        optimizer.step()
+        assert (layer(x) - expected).abs().max() > 0.05
+
+
+def test_weights_of_a_file_and_weights_with_numbers_that_are_not_finite(tmp_path):
+    weight = torch.randn(24, 40)
+    weight[3, 4], weight[5, 6], weight[7, 8] = torch.nan, torch.inf, -0.0
+    save_file({"weight": weight}, tmp_path / "weights.safetensors")
+    layer = nn.Linear(40, 24, bias=False)
+    layer.weight = nn.Parameter(load_file(tmp_path / "weights.safetensors")["weight"])
+    with packed_weights(layer):
+        assert packed._packs
+    assert layer.weight.detach().numpy().tobytes() == weight.numpy().tobytes()
+
+
+def test_under_a_precision_of_its_own_a_layer_multiplies_with_the_numbers_themselves():
+    layer, x = nn.Linear(32, 16), torch.randn(4, 32)
     with torch.no_grad():
-        for _ in range(2):
-            with packed_weights(layer):
-                torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-            layer.weight.add_(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = layer(x)
+        with packed_weights(layer), torch.autocast("cpu", torch.bfloat16):
+            ours = layer(x)
+    assert ours.dtype == torch.bfloat16 and torch.equal(ours, expected)
+
+
+def test_a_weight_that_something_else_reads_stays():
+    head, embedding, twin = nn.Linear(16, 50, bias=False), nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+    head.weight = embedding.weight
+    flat = torch.randn(2 * 16 * 50)
+    twin.weight = nn.Parameter(flat[:800].view(50, 16))  # a part of a larger buffer
+    with packed_weights(nn.ModuleList([head, embedding, twin])):
+        assert not packed._packs and not embedding.weight.isnan().any()
+    one, other = nn.Linear(16, 50), nn.Linear(16, 50)
+    other.weight = one.weight
+    x = torch.randn(3, 16)
+    with torch.no_grad():
+        expected = one(x), other(x)
+        with packed_weights(nn.ModuleList([one, other])):
+            assert len(packed._packs) == 1
+            torch.testing.assert_close((one(x), other(x)), expected)
+
+
+def test_small_weights_are_left_alone(monkeypatch):
+    monkeypatch.undo()
+    with packed_weights(nn.Linear(256, 256), nn.Linear(512, 256)):
+        assert len(packed._packs) == 1
 
 
 def test_what_is_no_plain_layer_in_float32_is_left_alone():
@@ -59,9 +128,83 @@ def test_what_is_no_plain_layer_in_float32_is_left_alone():
 
 def test_an_error_inside_puts_everything_back():
     layer = nn.Linear(8, 8)
+    before = layer.weight.detach().clone()
     with pytest.raises(RuntimeError, match="mine"), packed_weights(layer):
         raise RuntimeError("mine")
-    assert not packed._packs and "forward" not in vars(layer)
+    assert not packed._packs and "forward" not in vars(layer) and torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_an_interruption_while_packing_loses_nothing(at, monkeypatch):
+    """Ctrl-C between any two of the lines that change something."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    before = [p.detach().clone() for p in model.parameters()]
+    swap, steps = packed._Packed.swap, []
+
+    def interrupted(one):
+        def trace(frame, event, argument):
+            if frame.f_code is swap.__code__ and event == "line":
+                steps.append(frame.f_lineno)
+                if len(steps) == 8 + at:  # in the second layer
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            swap(one)
+        finally:
+            sys.settrace(None)
+
+    monkeypatch.setattr(packed._Packed, "swap", interrupted)
+    with pytest.raises(KeyboardInterrupt), packed_weights(model):
+        raise AssertionError("was not interrupted")
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
+
+
+def test_an_interruption_while_weights_are_put_back_waits_for_the_last(monkeypatch):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    before = [p.detach().clone() for p in model.parameters()]
+    pressed, swap_back = [], packed._Packed.swap_back
+
+    def interrupted(one):
+        if len(pressed) < 2:
+            pressed.append(None)
+            raise KeyboardInterrupt
+        swap_back(one)
+
+    monkeypatch.setattr(packed._Packed, "swap_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), packed_weights(model):
+        pass
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
+
+
+MEMORY = """
+import torch
+from tests.speculative.toy_models import toy, prompts
+from lupi_trainer.speculative import skd_rollout
+
+def now(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+torch.set_num_threads(1)
+small = toy("qwen3", layers=2, hidden=64, vocab=64)
+large = toy("qwen3", layers=4, hidden=2048, vocab=64)
+queries = prompts(2, 4, 4, vocab=64)
+skd_rollout(small, small, queries, queries, max_new_tokens=4)  # libraries load their parts
+open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+before = now("VmRSS")
+skd_rollout(small, large, queries, queries, max_new_tokens=8)
+print(now("VmHWM") - before, sum(p.numel() for p in large.parameters()) * 4)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux counts the peak")
+def test_weights_are_there_once():
+    """The process's own memory, since oneDNN's is none of torch's; blocks above 32 MiB, which malloc gives back."""
+    run = [sys.executable, "-c", MEMORY]
+    out = subprocess.run(run, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
+    peak, weights = map(int, out.split())
+    assert weights > 350e6 and peak < 0.3 * weights
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +212,7 @@ def test_rollouts_with_packed_weights_write_the_same(family):
     student, teacher = toy(family), toy(family, seed=1)
     expected = reference_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=12)
     with packed_weights(student, teacher):
-        assert packed._packs or family == "gpt2"  # whose layers are of another kind, but for the tied head
+        assert packed._packs
         rollout = skd_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=12, gamma=4)
     assert (rollout.completion_ids, rollout.from_teacher) == tuple(expected[:2])
 
@@ -77,5 +220,5 @@ def test_rollouts_with_packed_weights_write_the_same(family):
 def test_an_adapter_is_packed_with_its_base():
     student = with_lora(toy("llama"))
     with packed_weights(student):
-        names = {name.split(".")[-2] for name, p in student.named_parameters() if p.data_ptr() in packed._packs}
+        names = {name.split(".")[-2] for name in packed_names(student)}
     assert {"base_layer", "default", "lm_head"} <= names
