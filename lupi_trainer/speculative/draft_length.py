@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +69,17 @@ class Adaptive:
                 del self.wanted[o.row]
 
 
+def _line(points: list[tuple[int, float, float]]) -> tuple[float, float]:
+    """Weighted least squares of seconds on gamma; points (gamma, seconds, weight) -> (intercept, slope)."""
+    weight = sum(w for _, _, w in points)
+    gamma = sum(w * g for g, _, w in points) / weight
+    seconds = sum(w * s for _, s, w in points) / weight
+    spread = sum(w * (g - gamma) ** 2 for g, _, w in points)
+    slope = sum(w * (g - gamma) * (s - seconds) for g, s, w in points) / spread if spread > 1e-6 * weight else 0.0
+    slope = min(max(slope, 0.01 * seconds / gamma), 0.99 * seconds / gamma)
+    return seconds - slope * gamma, slope
+
+
 class Goodput:
     """The length that promises the most committed tokens a second.
 
@@ -75,14 +87,15 @@ class Goodput:
     first rejection, so the estimate does not depend on the length that was drafted. A block of gamma tokens commits
     `(1 - alpha^gamma) / (1 - alpha)` tokens of a row, and with the `bonus` token of lossless decoding `(1 -
     alpha^(gamma + 1)) / (1 - alpha)` (arXiv 2211.17192, equation 1). The time of a round is measured and fitted as
-    `fixed + slope * gamma`. Given to several rollouts, the object keeps what it has learnt.
+    `fixed + slope * gamma`, by the line that a third of the last rounds stayed below: other work on the machine makes
+    single rounds slower, never quicker. Given to several rollouts, the object keeps what it has learnt.
     """
 
     def __init__(self, max_gamma: int = 20, start: int = 5, bonus: bool = False):
         self.max_gamma, self.start, self.bonus = max_gamma, min(start, max_gamma), bonus
         self.trials: dict[int, tuple[float, float]] = {}  # row -> accepted, rejected, forgotten exponentially
         self.all_trials = (4.0, 1.0)
-        self.moments = [0.0] * 5  # sums of 1, gamma, gamma^2, seconds, gamma * seconds, forgotten exponentially
+        self.timed: deque[tuple[int, float]] = deque(maxlen=64)  # gamma and seconds of a round
         self.rounds = 0
 
     def choose(self, rooms: dict[int, int], waiting: int) -> int:
@@ -105,27 +118,27 @@ class Goodput:
         return 1 + max(range(self.max_gamma), key=lambda i: tokens[i] / (fixed + slope * (i + 1)))
 
     def _seconds(self) -> tuple[float, float]:
-        """Least squares of a round's seconds on gamma; both parts are kept positive."""
-        n, g, gg, t, gt = self.moments
-        spread = gg - g * g / n
-        slope = (gt - g * t / n) / spread if spread > 1e-6 * gg else 0.0
-        slope = min(max(slope, 0.01 * t / g), 0.99 * t / g)
-        return (t - slope * g) / n, slope
+        """A round's fixed seconds and those for each drafted token; both are positive."""
+        fixed, slope = _line([(gamma, seconds, 1.0) for gamma, seconds in self.timed])
+        for _ in range(5):  # quantile regression by reweighted least squares
+            errors = [(gamma, seconds, seconds - fixed - slope * gamma) for gamma, seconds in self.timed]
+            fixed, slope = _line([(g, s, (1 if e > 0 else 2) / max(abs(e), 0.02 * s)) for g, s, e in errors])
+        return fixed, slope
 
     def state(self) -> dict:
         """What was learnt over all rows, as JSON can hold it; rows that are still running are not part of it."""
-        return {"all_trials": list(self.all_trials), "moments": list(self.moments), "rounds": self.rounds}
+        timed = [list(pair) for pair in self.timed]
+        return {"all_trials": list(self.all_trials), "timed": timed, "rounds": self.rounds}
 
     def restore(self, state: dict) -> None:
         """Goes on from `state()` of another object."""
-        self.all_trials, self.moments = tuple(state["all_trials"]), list(state["moments"])
-        self.rounds = state["rounds"]
+        self.all_trials, self.rounds = tuple(state["all_trials"]), state["rounds"]
+        self.timed = deque(map(tuple, state["timed"]), maxlen=self.timed.maxlen)
 
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
         self.rounds += gamma > 0  # a round without a draft says nothing of what drafting costs
         if gamma > 0 and self.rounds > 1:
-            seen = (1, gamma, gamma**2, seconds, gamma * seconds)
-            self.moments = [0.95 * old + new for old, new in zip(self.moments, seen)]
+            self.timed.append((gamma, seconds))
         for o in outcomes:
             accepted, rejected = self.trials.pop(o.row, (0.0, 0.0))
             if o.room:

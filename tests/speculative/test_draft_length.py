@@ -35,11 +35,14 @@ def test_adaptive_drafts_the_mean_of_its_rows_and_forgets_those_that_end():
     assert policy.wanted.keys() == {1}
 
 
-def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0, bonus=False):
-    """Tokens a second over rounds of which a draft of gamma tokens costs fixed + slope * gamma."""
+def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0, bonus=False, disturbed=lambda draw, i: 1.0):
+    """Tokens a second over rounds of which a draft of gamma tokens costs fixed + slope * gamma.
+
+    `disturbed` is how many times longer a round seems to take.
+    """
     draw = random.Random(seed)
     tokens = seconds = 0.0
-    for _ in range(rounds):
+    for i in range(rounds):
         gamma = policy.choose(dict.fromkeys(range(rows), ROOM), waiting=1)
         outcomes = []
         for row in range(rows):
@@ -47,7 +50,7 @@ def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0, bonus=Fals
             outcomes.append(outcome(stood, gamma, row))
             tokens += stood + 1 if bonus else min(gamma, stood + 1)
         cost = (fixed + slope * gamma) * draw.uniform(0.9, 1.1)
-        policy.observe(gamma, outcomes, cost)
+        policy.observe(gamma, outcomes, cost * disturbed(draw, i))
         seconds += cost
     return tokens / seconds
 
@@ -56,6 +59,21 @@ def test_goodput_comes_near_the_best_fixed_length_wherever_that_is():
     for alpha, fixed, slope in ((0.6, 10, 1), (0.9, 10, 1), (0.9, 1, 1), (0.97, 10, 1), (0.9, 30, 0.3)):
         best = max(simulate(Fixed(gamma), alpha, fixed, slope) for gamma in range(1, 21))
         assert simulate(Goodput(20), alpha, fixed, slope) > 0.95 * best, (alpha, fixed, slope)
+
+
+def test_goodput_is_not_misled_by_rounds_that_other_work_slows():
+    """A seventh of the rounds three times slower, or the first eight, at random, four times."""
+    for disturbed in (
+        lambda draw, i: 3.0 if draw.random() < 0.15 else 1.0,
+        lambda draw, i: draw.choice([1.0, 4.0]) if i < 8 else 1.0,
+    ):
+        for alpha, fixed, slope in ((0.6, 10, 1), (0.9, 10, 1), (0.7, 6, 2)):
+            best = max(simulate(Fixed(gamma), alpha, fixed, slope, rounds=120) for gamma in range(1, 21))
+            shares = [
+                simulate(Goodput(20), alpha, fixed, slope, rounds=120, seed=seed, disturbed=disturbed) / best
+                for seed in range(12)
+            ]
+            assert sum(shares) / 12 > 0.93, (alpha, fixed, slope)
 
 
 def test_goodput_counts_the_bonus_token_of_lossless_decoding():
