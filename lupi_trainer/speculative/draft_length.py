@@ -88,14 +88,16 @@ class Goodput:
     `(1 - alpha^gamma) / (1 - alpha)` tokens of a row, and with the `bonus` token of lossless decoding `(1 -
     alpha^(gamma + 1)) / (1 - alpha)` (arXiv 2211.17192, equation 1). The time of a round is measured and fitted as
     `fixed + slope * gamma`, by the line that a third of the last rounds stayed below: other work on the machine makes
-    single rounds slower, never quicker. Given to several rollouts, the object keeps what it has learnt.
+    single rounds slower, never quicker. Rounds of a batch of another size do not count. One round in 16 tries twice or
+    half the length, since rounds of one length say nothing of the slope. Given to several rollouts, the object keeps
+    what it has learnt.
     """
 
     def __init__(self, max_gamma: int = 20, start: int = 5, bonus: bool = False):
         self.max_gamma, self.start, self.bonus = max_gamma, min(start, max_gamma), bonus
         self.trials: dict[int, tuple[float, float]] = {}  # row -> accepted, rejected, forgotten exponentially
         self.all_trials = (4.0, 1.0)
-        self.timed: deque[tuple[int, float]] = deque(maxlen=64)  # gamma and seconds of a round
+        self.timed: deque[tuple[int, float, int]] = deque(maxlen=64)  # a round's gamma, seconds and rows
         self.rounds = 0
 
     def choose(self, rooms: dict[int, int], waiting: int) -> int:
@@ -114,20 +116,24 @@ class Goodput:
                 tokens[i] += weight * expected
             for i in range(room, self.max_gamma):
                 tokens[i] += weight * expected
-        fixed, slope = self._seconds()
-        return 1 + max(range(self.max_gamma), key=lambda i: tokens[i] / (fixed + slope * (i + 1)))
+        fixed, slope = self._seconds(len(rooms))
+        best = 1 + max(range(self.max_gamma), key=lambda i: tokens[i] / (fixed + slope * (i + 1)))
+        turn, tries = divmod(self.rounds, 16)
+        return best if tries else best * 2 if turn % 2 and best * 2 <= self.max_gamma else max(best // 2, 1)
 
-    def _seconds(self) -> tuple[float, float]:
+    def _seconds(self, rows: int) -> tuple[float, float]:
         """A round's fixed seconds and those for each drafted token; both are positive."""
-        fixed, slope = _line([(gamma, seconds, 1.0) for gamma, seconds in self.timed])
+        alike = [(gamma, seconds) for gamma, seconds, n in self.timed if 0.8 <= n / rows <= 1.25]
+        timed = alike if len(alike) >= 4 else [(gamma, seconds) for gamma, seconds, _ in self.timed]
+        fixed, slope = _line([(gamma, seconds, 1.0) for gamma, seconds in timed])
         for _ in range(5):  # quantile regression by reweighted least squares
-            errors = [(gamma, seconds, seconds - fixed - slope * gamma) for gamma, seconds in self.timed]
+            errors = [(gamma, seconds, seconds - fixed - slope * gamma) for gamma, seconds in timed]
             fixed, slope = _line([(g, s, (1 if e > 0 else 2) / max(abs(e), 0.02 * s)) for g, s, e in errors])
         return fixed, slope
 
     def state(self) -> dict:
         """What was learnt over all rows, as JSON can hold it; rows that are still running are not part of it."""
-        timed = [list(pair) for pair in self.timed]
+        timed = [list(round) for round in self.timed]
         return {"all_trials": list(self.all_trials), "timed": timed, "rounds": self.rounds}
 
     def restore(self, state: dict) -> None:
@@ -138,7 +144,7 @@ class Goodput:
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
         self.rounds += gamma > 0  # a round without a draft says nothing of what drafting costs
         if gamma > 0 and self.rounds > 1:
-            self.timed.append((gamma, seconds))
+            self.timed.append((gamma, seconds, len(outcomes)))
         for o in outcomes:
             accepted, rejected = self.trials.pop(o.row, (0.0, 0.0))
             if o.room:
