@@ -1,6 +1,7 @@
 """What turns hidden states into logits, and how each model family scales them."""
 
 import copy
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -32,8 +33,18 @@ def gathered(model: nn.Module, *parameters: nn.Parameter | None) -> AbstractCont
 
     for parameter in parameters:
         zero.register_external_parameter(model, parameter)
-    sharded = [p for p in parameters if p.ds_status.name != "AVAILABLE"]  # a module that reads it may have it whole
-    return zero.GatheredParameters(sharded, enabled=bool(sharded))
+    return whole(parameters)
+
+
+def whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+    """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole, to be read; every process must enter it."""
+    # a module that reads one may have it whole already
+    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
+    if not sharded:
+        return nullcontext()
+    from deepspeed import zero
+
+    return zero.GatheredParameters(sharded)
 
 
 class Head:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
@@ -82,6 +83,15 @@ def whole_weights() -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(config)
 
 
+def require_whole(model: nn.Module, role: str) -> None:
+    """Raises ValueError if ZeRO-3 has shared out the model's weights, which no engine gathers for it."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            f"ZeRO-3 shares out the weights of the {role}, since it was loaded after the training arguments were "
+            "made: pass its name or path instead, or load it before"
+        )
+
+
 def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device) -> PreTrainedModel:
     """The frozen teacher on its device.
 
@@ -91,7 +101,8 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
     Raises:
-        ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already.
+        ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already, or one whose
+            weights ZeRO-3 shares out.
     """
     place = teacher_place(args.teacher_device, device)
     if place != device:
@@ -119,6 +130,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         given = [key for key in keys if getattr(args, key)]
         if given:
             raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
+        require_whole(teacher, "teacher")
     teacher.requires_grad_(False)
     if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
         teacher = teacher.to(device)

@@ -11,6 +11,7 @@ from lupi_trainer.lupi_skd.placement import backend_name, lent
 from lupi_trainer.recipe_files import find_accelerate_config, list_recipes
 from lupi_trainer.teacher import load_teacher, paired_device, teacher_place
 from tests.training import make_config, make_trainer
+from tests.wmtp_training import make_wmtp_trainer
 
 
 def test_paired_gives_every_process_two_neighbouring_gpus():
@@ -53,6 +54,17 @@ def test_a_student_leaves_the_gpu_of_its_teacher_alone(tmp_path, name, gpus):
     args._n_gpu = 2
     load_teacher("lab:teacher", args, torch.device("cpu"))
     assert args.n_gpu == gpus
+
+
+@pytest.mark.parametrize("role", ["teacher", "reference"])
+def test_a_model_whose_weights_are_shared_out_is_refused(tmp_path, teacher, role):
+    sharded = copy.deepcopy(teacher)
+    sharded.model.norm.weight.ds_id = 7  # as DeepSpeed marks them
+    with pytest.raises(ValueError, match=f"ZeRO-3 shares out the weights of the {role}.*pass its name or path"):
+        if role == "teacher":
+            make_trainer(tmp_path, teacher_model=sharded)
+        else:
+            make_wmtp_trainer(tmp_path, "rho1-wmtp", reference_model=sharded)
 
 
 @pytest.mark.parametrize("reuse", [True, False])

@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..checkpoints import find_checkpoint
-from ..heads import Head
+from ..heads import Head, whole
 from ..modeling import MTPHeads, ValueHead
 from ..token_weights import critic_weights, gathered
 from .base_trainer import BaseWMTPTrainer
@@ -93,14 +93,15 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
             rewards = torch.tensor(list(self.train_dataset["reward"]), dtype=torch.float64)
             moments = rewards.mean().item(), rewards.std(correction=0).item()
         self.model.eval()
-        self.value_head, explained = fit_critic(
-            self._judged_batches(),
-            self.model.config.get_text_config().hidden_size,
-            learning_rate=self.args.critic_learning_rate,
-            device=self.accelerator.device,
-            moments=moments,
-            average=average,
-        )
+        with whole(self.model.parameters()):
+            self.value_head, explained = fit_critic(
+                self._judged_batches(),
+                self.model.config.get_text_config().hidden_size,
+                learning_rate=self.args.critic_learning_rate,
+                device=self.accelerator.device,
+                moments=moments,
+                average=average,
+            )
         self.model.train()
         self.log({"critic/explained_variance": explained})
         set_seed(self.args.seed)  # the second stage is the same whether or not the first was run before it

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ..heads import Head
 from ..lab import resolve_model
 from ..loading import NO_CODE, SAFE_WEIGHTS
-from ..teacher import check_vocabularies
+from ..teacher import check_vocabularies, require_whole, whole_weights
 from .chunked_loss import chunked_ce
 from .weighted_loss import trunk_states
 
@@ -143,8 +143,11 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
     if isinstance(model, str):
         path = resolve_model(model)
         check_vocabularies(student.config, AutoConfig.from_pretrained(path, **NO_CODE), tokenizer, None)
-        model = AutoModelForCausalLM.from_pretrained(path, **SAFE_WEIGHTS | (args.reference_model_init_kwargs or {}))
+        options = SAFE_WEIGHTS | (args.reference_model_init_kwargs or {})
+        with whole_weights():
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
+        require_whole(model, "reference")
         check_vocabularies(student.config, model.config, tokenizer, None)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)

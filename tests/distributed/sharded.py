@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lupi_trainer.lab import load_lab_records, resolve_model
+from tests.kd_training import make_kd_trainer
 from tests.training import make_trainer
+from tests.wmtp_training import ALGORITHMS, make_wmtp_trainer
 
 
 FSDP2 = {
@@ -44,6 +47,20 @@ def settings(backend: str) -> dict:
     return {}
 
 
+@contextlib.contextmanager
+def as_one_of(rank: int, processes: int, backend: str):
+    """Inside, this process is one of several, which `backend` may share weights out to; nothing is printed."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    context = contextlib.nullcontext()
+    if backend == "fsdp2" or backend.startswith("zero"):
+        # several CPU processes count as accelerators: the one place where accelerate turns FSDP down
+        cpu = "gloo", DistributedType.MULTI_GPU
+        context = mock.patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: cpu)
+    with context, contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
 def untied_student():
     """The lab's, with an `lm_head` of its own and eight columns that the teacher has not."""
     model = AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"))
@@ -60,14 +77,7 @@ def train(
     rank: int, backend: str, folder: str, processes: int = 2, untied: bool = False, judged: bool = False, **changes
 ) -> dict:
     """Losses and marks of a run of four steps, which an evaluation precedes if `judged`."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    context = contextlib.nullcontext()
-    if backend == "fsdp2" or backend.startswith("zero"):
-        # several CPU processes count as accelerators: the one place where accelerate turns FSDP down
-        cpu = "gloo", DistributedType.MULTI_GPU
-        context = mock.patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: cpu)
-    with context, contextlib.redirect_stdout(io.StringIO()):
+    with as_one_of(rank, processes, backend):
         config = {
             "max_steps": 4,
             "per_device_train_batch_size": 4 // processes,
@@ -95,3 +105,20 @@ def train(
         "backend": trainer.backend,
         "lockstep": trainer._lockstep is not None,
     }
+
+
+TRAINERS = ("kd-lora", *ALGORITHMS)
+
+
+def train_others(rank: int, backend: str, folder: str, processes: int = 2) -> dict:
+    """Losses of short runs of the other trainers, one after another."""
+    results = {}
+    for name in TRAINERS:
+        with as_one_of(rank, processes, backend):
+            config = {"per_device_train_batch_size": 4 // processes, "max_steps": 3, **settings(backend)}
+            config.pop("ds3_gather_for_generation", None)
+            make = make_kd_trainer if name == "kd-lora" else partial(make_wmtp_trainer, algorithm=name)
+            trainer, losses = make(Path(folder, name), **{f"config_{key}": value for key, value in config.items()})
+            trainer.train()
+        results[name] = losses.losses
+    return results

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from tests.distributed.pair import run_pair, server
-from tests.distributed.sharded import train
+from tests.distributed.sharded import TRAINERS, train, train_others
 from tests.vllm_stand_in import VLLMStandIn
 
 
@@ -36,6 +36,23 @@ def test_two_processes_have_the_losses_of_one(tmp_path, one, backend):
     assert len(set(first["losses"])) == 4 and max(one["lengths"]) > 10
     assert first["marks"] == second["marks"] == one["marks"]
     assert one["marks"]["eval_closed_book_strict"] > 0
+
+
+@pytest.fixture(scope="module")
+def others_of_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("others")
+    return run_pair(server(), folder, train_others, "none", str(folder), 1, processes=1)[0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("backend", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_one, backend):
+    if backend.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    first, second = run_pair(server(), tmp_path, train_others, backend, str(tmp_path))
+    for name in TRAINERS:
+        assert first[name] == second[name] == pytest.approx(others_of_one[name], abs=1e-5), name
+        assert len(set(first[name])) == 3
 
 
 @pytest.mark.distributed
