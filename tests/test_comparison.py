@@ -42,6 +42,9 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
             rows = trainer.train_dataset["input_ids"]
             texts[arm] = [trainer.processing_class.decode(ids, skip_special_tokens=True) for ids in rows]
             continue
+        if arm == "sdft":
+            texts[arm] = [messages[-1]["content"] for messages in trainer.train_dataset["prompt"]]
+            continue
         contexts = trainer.train_dataset["privileged_context"]
         assert sum(c is not None for c in contexts) == (0 if arm == "skd-no-knowledge" else 12)
         assert trainer.args.rollout_policy == {"on-policy": "student", "teacher-samples": "teacher"}.get(
@@ -51,6 +54,22 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     assert len(texts["skd"]) == 24 and all(texts[arm] == texts["skd"] for arm in texts if arm != "sft")
     assert all(query in text for query, text in zip(texts["skd"], texts["sft"]))
     assert [m["content"] for [m] in build(tmp_path, "skd", 2).train_dataset["prompt"]] != texts["skd"]
+
+
+def test_the_student_of_sdft_is_told_what_a_teacher_is_told(tmp_path):
+    trainer, told = build(tmp_path, "sdft"), []
+    inner = trainer.teacher_context_builder._compose_teacher_prompt
+    trainer.teacher_context_builder._compose_teacher_prompt = lambda *a: (told.append(inner(*a)), told[-1])[1]
+    before = trainer.model.get_input_embeddings().weight.detach().clone()
+    trainer.train()
+    skd = build(tmp_path, "skd")
+    rows = [skd.train_dataset[n] for n in range(24)]
+    wanted = [skd.teacher_prompt.messages(row["prompt"], row["privileged_context"])[-1:] for row in rows]
+    assert told == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in told) == 12
+    assert not trainer.model.get_input_embeddings().weight.equal(before)
+    with pytest.raises(ValueError, match="no quantised student"):
+        arguments = compare.parse(find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"])
+        compare.build("sdft", arguments, "answer")
 
 
 def test_track_counts_what_the_loss_is_taken_on_and_not_its_own_time(tmp_path):

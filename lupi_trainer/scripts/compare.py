@@ -16,15 +16,15 @@ from ..comparison import Track, plot_curves, shuffled_knowledge, summarize, to_m
 from ..data import load_probes
 from ..evaluation import closed_book
 from ..recipe_files import find_recipe
-from . import lupi_skd, sft
+from . import lupi_skd, sdft, sft
 
 
 # arm -> what it changes in the recipe
 ROLLOUTS = {"teacher-samples": "teacher", "on-policy": "student"}
 CONTROLS = {"skd-no-knowledge": without_knowledge, "skd-shuffled": shuffled_knowledge}
-ARMS = ("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS)
+ARMS = ("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS, "sdft")
 QUIET = ("--eval_strategy no --save_strategy no --logging_strategy no --report_to none --disable_tqdm true").split()
-# what supervised fine-tuning takes over from a LUPI-SKD recipe
+# what trainers of other methods take over from a LUPI-SKD recipe
 SHARED = (
     "output_dir learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon optim "
     "max_grad_norm max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps bf16 use_cpu "
@@ -44,12 +44,15 @@ def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
     """The trainer of an arm."""
     data_args, training_args, model_args = arguments
     data_args.eval_dataset_name = None
-    if arm != "sft":
+    if arm not in ("sft", "sdft"):
         return lupi_skd.build_trainer(*arguments, change=CONTROLS.get(arm))
+    shared = {key: getattr(training_args, key) for key in SHARED}
+    if arm == "sdft":
+        return sdft.build_trainer(*arguments, shared)
     from trl import SFTConfig
 
     named = {f.name: getattr(data_args, f.name) for f in fields(data_args)}
-    config = SFTConfig(**{key: getattr(training_args, key) for key in SHARED}, max_length=None)
+    config = SFTConfig(**shared, max_length=None)
     return sft.build_trainer(sft.SFTDataArguments(**named, completion_column=completion_column), config, model_args)
 
 

@@ -1,0 +1,56 @@
+"""TRL's `SDFTTrainer` (self-distillation fine-tuning, arXiv 2601.19897) on a LUPI-SKD recipe, to be compared with.
+
+The student is its own teacher: as it was before training, it reads the knowledge, and is then imitated on the student's
+own text. There is no other model.
+"""
+
+import os
+from typing import Any
+
+from ..data import load_base_data, load_training_data
+from ..lupi_skd import LUPISKDConfig
+from ..prompts import TeacherPrompt
+from . import setting_up
+from .common import MixedDataArguments, mix_in_base, student_arguments
+
+
+def _told(row: dict[str, Any], knowledge_template: str) -> dict[str, str]:
+    """The last user turn as the teacher reads it; where there is no knowledge it is the student's."""
+    prompt = TeacherPrompt(knowledge_template=knowledge_template)
+    return {"privileged_context": prompt.messages(row["prompt"], row["privileged_context"])[-1]["content"]}
+
+
+@setting_up()
+def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, model_args, shared: dict[str, Any]):
+    """TRL's trainer with its own settings of the method, on the recipe's records in the recipe's order.
+
+    A record is written once (`num_generations=1`), so that a step reads as many records as with other trainers. The
+    persona and the worked examples are left out: both sides of this trainer read one and the same system turn.
+
+    Args:
+        data_args, training_args, model_args: the recipe.
+        shared: keys of the recipe that every trainer has, and their values.
+
+    Raises:
+        ValueError: no student is named, or a quantised one.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    config = SDFTConfig(
+        **shared,
+        max_prompt_length=None,
+        max_completion_length=training_args.max_completion_length,
+        temperature=training_args.student_temperature,
+        num_generations=1,
+        chat_template_kwargs=training_args.chat_template_kwargs,
+    )
+    arguments = student_arguments(config, model_args)
+    if arguments.pop("quantization_config") is not None:
+        raise ValueError("SDFTTrainer takes no quantised student: leave out load_in_4bit and load_in_8bit")
+    records = load_training_data(
+        data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
+    )
+    records = mix_in_base(records, load_base_data, data_args, config)
+    template = {"knowledge_template": training_args.knowledge_template}
+    return SDFTTrainer(**arguments, train_dataset=records.map(_told, fn_kwargs=template))
