@@ -68,7 +68,9 @@ def test_the_student_of_sdft_is_told_what_a_teacher_is_told(tmp_path):
     assert told == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in told) == 12
     assert not trainer.model.get_input_embeddings().weight.equal(before)
     with pytest.raises(ValueError, match="no quantised student"):
-        arguments = compare.parse(find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"])
+        arguments = compare.parse(
+            find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"]
+        )
         compare.build("sdft", arguments, "answer")
 
 

@@ -1,7 +1,7 @@
 """TRL's `SDFTTrainer` (self-distillation fine-tuning, arXiv 2601.19897) on a LUPI-SKD recipe, to be compared with.
 
-The student is its own teacher: as it was before training, it reads the knowledge, and is then imitated on the student's
-own text. There is no other model.
+The student is its own teacher: as it was before training, it reads the knowledge, and is then imitated on the
+student's own text. There is no other model.
 """
 
 import os
@@ -15,9 +15,9 @@ from .common import MixedDataArguments, mix_in_base, student_arguments
 
 
 def _told(row: dict[str, Any], knowledge_template: str) -> dict[str, str]:
-    """The last user turn as the teacher reads it; where there is no knowledge it is the student's."""
-    prompt = TeacherPrompt(knowledge_template=knowledge_template)
-    return {"privileged_context": prompt.messages(row["prompt"], row["privileged_context"])[-1]["content"]}
+    """What stands before the question where the teacher reads it: the knowledge, or nothing where there is none."""
+    messages = TeacherPrompt(knowledge_template=knowledge_template).messages(row["prompt"], row["privileged_context"])
+    return {"privileged_context": messages[-1]["content"].removesuffix(row["prompt"][-1]["content"])}
 
 
 @setting_up()
@@ -32,8 +32,10 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
         shared: keys of the recipe that every trainer has, and their values.
 
     Raises:
-        ValueError: no student is named, or a quantised one.
+        ValueError: no student is named, or a quantised one; or a `knowledge_template` with words after the question.
     """
+    if not training_args.knowledge_template.endswith("{query}"):
+        raise ValueError("with SDFTTrainer, knowledge_template must end with {query}")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
@@ -43,6 +45,7 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
         max_completion_length=training_args.max_completion_length,
         temperature=training_args.student_temperature,
         num_generations=1,
+        teacher_prompt_template="{privileged_context}{prompt}",
         chat_template_kwargs=training_args.chat_template_kwargs,
     )
     arguments = student_arguments(config, model_args)
