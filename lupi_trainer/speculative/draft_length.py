@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Protocol
 
 
@@ -88,9 +89,9 @@ class Goodput:
     `(1 - alpha^gamma) / (1 - alpha)` tokens of a row, and with the `bonus` token of lossless decoding `(1 -
     alpha^(gamma + 1)) / (1 - alpha)` (arXiv 2211.17192, equation 1). The time of a round is measured and fitted as
     `fixed + slope * gamma`, by the line that a third of the last rounds stayed below: other work on the machine makes
-    single rounds slower, never quicker. Rounds of a batch of another size do not count. One round in 16 tries twice or
-    half the length, since rounds of one length say nothing of the slope. Given to several rollouts, the object keeps
-    what it has learnt.
+    single rounds slower, never quicker. Rounds of a batch of another size do not count. Where these were nearly all of
+    one length, which says nothing of the slope, one round in 16 tries twice or half of it. Given to several rollouts,
+    the object keeps what it has learnt.
     """
 
     def __init__(self, max_gamma: int = 20, start: int = 5, bonus: bool = False):
@@ -103,11 +104,11 @@ class Goodput:
     def choose(self, rooms: dict[int, int], waiting: int) -> int:
         if self.rounds < 4:  # two lengths, twice each; the very first round also pays for warming up
             return min(self.max_gamma, self.start * (1 + self.rounds % 2))
-        mean = self.all_trials[0] / sum(self.all_trials)
+        usual = self.all_trials[0] / sum(self.all_trials)
         tokens = [0.0] * self.max_gamma
         for row, room in rooms.items():
             accepted, rejected = self.trials.get(row, (0.0, 0.0))
-            alpha = min(max((accepted + 4 * mean) / (accepted + rejected + 4), 0.01), 0.999)
+            alpha = min(max((accepted + 4 * usual) / (accepted + rejected + 4), 0.01), 0.999)
             weight = 1 if waiting else room  # nobody waits: the round is over when the longest row is
             expected, stands = (1.0, alpha) if self.bonus else (0.0, 1.0)
             for i in range(min(self.max_gamma, room)):
@@ -119,11 +120,21 @@ class Goodput:
         fixed, slope = self._seconds(len(rooms))
         best = 1 + max(range(self.max_gamma), key=lambda i: tokens[i] / (fixed + slope * (i + 1)))
         turn, tries = divmod(self.rounds, 16)
-        return best if tries else best * 2 if turn % 2 and best * 2 <= self.max_gamma else max(best // 2, 1)
+        if tries or self._varied(len(rooms)):
+            return best
+        return best * 2 if turn % 2 and best * 2 <= self.max_gamma else max(best // 2, 1)
+
+    def _alike(self, rows: int) -> list[tuple[int, float]]:
+        return [(gamma, seconds) for gamma, seconds, n in self.timed if 0.8 <= n / rows <= 1.25]
+
+    def _varied(self, rows: int) -> bool:
+        """Whether the last lengths of rounds with about as many rows differ by a fifth of their mean."""
+        lengths = [gamma for gamma, _ in self._alike(rows)[-16:]]
+        return len(lengths) > 1 and stdev(lengths) > 0.2 * mean(lengths)
 
     def _seconds(self, rows: int) -> tuple[float, float]:
         """A round's fixed seconds and those for each drafted token; both are positive."""
-        alike = [(gamma, seconds) for gamma, seconds, n in self.timed if 0.8 <= n / rows <= 1.25]
+        alike = self._alike(rows)
         timed = alike if len(alike) >= 4 else [(gamma, seconds) for gamma, seconds, _ in self.timed]
         fixed, slope = _line([(gamma, seconds, 1.0) for gamma, seconds in timed])
         for _ in range(5):  # quantile regression by reweighted least squares
