@@ -244,8 +244,10 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("data", help="check a file of records")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser("check", help="name every fault of a file of records; exit status 1 if there is any")
-    check.add_argument("file", type=Path, help="records: a JSON or JSONL file")
-    check.add_argument("--probes", type=Path, help="closed-book questions about them: a JSON or JSONL file")
+    check.add_argument("file", type=Path, nargs="?", help="records: a JSON or JSONL file")
+    check.add_argument(
+        "--probes", type=Path, help="closed-book questions about them, or without them general ones: a file"
+    )
     check.add_argument("--min_words", type=int, default=80, help="shortest knowledge, in words")
     check.add_argument("--max_words", type=int, default=160, help="longest knowledge, in words")
     check.add_argument("--json", action="store_true", help="print the faults as JSON")

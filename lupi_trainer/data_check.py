@@ -16,6 +16,7 @@ from .evaluation.closed_book import contains, normalize
 
 TEXTS, LISTS = ("id", "category", "query", "knowledge"), ("sources", "weakness_addressed")
 SAME_QUERY, SAME_KNOWLEDGE = 0.8, 0.5  # share of common words, and of common runs of three words
+SAME_QUESTION = 0.25  # share of common runs of three letters, of two questions with a common answer
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ def word_runs(text: str, length: int) -> set[str]:
     """Every run of `length` words of a text, normalised; the whole text where it has fewer."""
     words = normalize(text).split()
     return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
+
+
+def letter_runs(text: str) -> set[str]:
+    """Every run of three letters of a normalised text, spaces left out."""
+    letters = text.replace(" ", "")
+    return {letters[i : i + 3] for i in range(len(letters) - 2)}
 
 
 def near_pairs(sets: list[set[str]], share: float) -> Iterator[tuple[int, int, float]]:
@@ -109,37 +116,51 @@ def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_wor
     return [problem for problems in found for problem in problems]
 
 
-def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[Problem]:
-    """Every fault of the closed-book questions about some records.
+def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | None = None) -> list[Problem]:
+    """Every fault of closed-book questions.
+
+    Args:
+        probes: as read from a file.
+        records: those that the questions are about; `None` for general questions, which need none.
 
     Returns:
         Problems of the kinds `field`, `record` (there is no such record), `answer` (the first accepted answer does not
         stand in the knowledge), `leak` (an accepted answer stands in the question) and `duplicate` (a question asked
-        twice).
+        twice, or two that have an answer in common and are nearly the same), in the order of the probes.
     """
-    knowledge = {r["id"]: r["knowledge"] for r in records if is_text(r.get("id")) and is_text(r.get("knowledge"))}
-    problems, asked = [], {}
+    rows = records or []
+    knowledge = {r["id"]: r["knowledge"] for r in rows if is_text(r.get("id")) and is_text(r.get("knowledge"))}
+    names = ["probe of " + describe(probe, number) for number, probe in enumerate(probes)]
+    found: list[list[Problem]] = [[] for _ in probes]
+    questions = [normalize(probe["question"]) if is_text(probe.get("question")) else "" for probe in probes]
+    accepted = [probe["answers"] if is_text_list(probe.get("answers")) else [] for probe in probes]
+    asked: dict[str, int] = {}
     for number, probe in enumerate(probes):
-        name = "probe of " + describe(probe, number)
 
-        def report(kind: str, message: str, name: str = name) -> None:
-            problems.append(Problem(kind, name, message))
+        def report(kind: str, message: str, number: int = number) -> None:
+            found[number].append(Problem(kind, names[number], message))
 
         for field in PROBE_COLUMNS:
             good = is_text_list if field == "answers" else is_text
             if not good(probe.get(field)):
                 what = "a list of texts, none empty" if field == "answers" else "a text that is not empty"
                 report("field", f"`{field}` must be {what}, got {probe.get(field)!r}")
-        question = normalize(probe["question"]) if is_text(probe.get("question")) else ""
+        question, answers = questions[number], accepted[number]
         if question and asked.setdefault(question, number) != number:
             report("duplicate", f"its question is that of probe number {asked[question]}: {probe['question']!r}")
-        answers = probe["answers"] if is_text_list(probe.get("answers")) else []
         for answer in answers:
-            if contains(question, answer):
+            if contains(probe["question"] if question else "", answer):
                 report("leak", f"the answer {answer!r} stands in the question {probe['question']!r}")
                 break
-        if is_text(probe.get("record_id")) and probe["record_id"] not in knowledge:
+        if records is None or not is_text(probe.get("record_id")):
+            continue
+        if probe["record_id"] not in knowledge:
             report("record", "there is no such record with knowledge")
-        elif is_text(probe.get("record_id")) and answers and not contains(knowledge[probe["record_id"]], answers[0]):
+        elif answers and not contains(knowledge[probe["record_id"]], answers[0]):
             report("answer", f"the answer {answers[0]!r} does not stand in the knowledge of its record")
-    return problems
+    for i, j, _ in near_pairs([letter_runs(question) for question in questions], SAME_QUESTION):
+        common = {normalize(a) for a in accepted[i]} & {normalize(a) for a in accepted[j]}
+        if common and questions[i] != questions[j]:
+            message = f"its question is nearly that of probe number {i}, with the answer {min(common)!r}: "
+            found[j].append(Problem("duplicate", names[j], f"{message}{probes[i]['question']!r}"))
+    return [problem for problems in found for problem in problems]

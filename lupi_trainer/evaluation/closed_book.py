@@ -20,7 +20,7 @@ from .leakage import mentions_context
 _HANGUL, _UNSPACED = r"\u1100-\u11ff\uac00-\ud7af", r"\u3040-\u30ff\u3400-\u9fff"
 _JOINED = _HANGUL + _UNSPACED
 _SENTENCE_END = re.compile(r"(?<=[.!?\u3002])\s|\n")
-_KEPT = r"(?<=[^\W_])-(?=[^\W_])|(?<=\d),(?=\d{3}(?!\d))"  # a hyphen inside a word, the comma of thousands
+_KEPT = r"(?<=[^\W_])[-'](?=[^\W_])|(?<=\d),(?=\d{3}(?!\d))"  # a hyphen inside a word, the comma of thousands
 
 
 def normalize(text: str) -> str:
@@ -30,16 +30,16 @@ def normalize(text: str) -> str:
 
 
 def _spell(text: str) -> str:
-    """[`normalize`], but hyphens inside words and the commas of thousands stay."""
-    text = unicodedata.normalize("NFKC", text).casefold().replace("\u2010", "-")
+    """[`normalize`], but hyphens and apostrophes inside words and the commas of thousands stay."""
+    text = unicodedata.normalize("NFKC", text).casefold().translate({0x2010: "-", 0x2019: "'"})
     return " ".join(re.sub(rf"({_KEPT})|[\W_]", lambda found: found[1] or " ", text).split())
 
 
 def _pattern(answer: str) -> str:
     """Every way to write an answer, as a regular expression over what [`_spell`] makes of a text."""
     if re.search(f"[{_JOINED}]", answer):  # spaces between its words are a matter of taste
-        letters = re.sub("[ ,-]", "", answer)
-        gaps = ("[ ,]?" if (a + b).isdigit() else "[ -]?" for a, b in zip(letters, letters[1:]))
+        letters = re.sub("[ ,'-]", "", answer)
+        gaps = ("[ ,]?" if (a + b).isdigit() else "[ '-]?" for a, b in zip(letters, letters[1:]))
         body = letters[0] + "".join(gap + letter for gap, letter in zip(gaps, letters[1:]))
         before = (
             r"(?<![\d,])" if letters[0].isdigit() else "" if re.match(f"[{_UNSPACED}]", letters) else r"(?<![^\W_])"
@@ -50,7 +50,7 @@ def _pattern(answer: str) -> str:
         if char in " -":
             body += "[ -]" if char == " " or (before + after).isdigit() else "[ -]?"
         else:
-            body += "[ ,]?" if char == "," else char + "-?" * (char + after).isalpha()
+            body += {",": "[ ,]?", "'": "['-]?"}.get(char, char + "['-]?" * (char + after).isalpha())
     return rf"(?<![^\W_{_JOINED}])(?<!,){body}(?![^\W_{_JOINED}])(?!,)"
 
 
@@ -58,7 +58,7 @@ def contains(text: str, answer: str) -> bool:
     """Whether the words of `answer` occur in `text`, in order and side by side, and not as a part of other words.
 
     Letters of Hangul, kana and Chinese may follow at once (they are particles). In an answer that has such letters
-    itself, spaces do not count. A hyphen inside a word may as well be missing, in the text and in the answer.
+    itself, spaces do not count. A hyphen or an apostrophe inside a word may as well be missing, in text and answer.
     """
     answer = _spell(answer)
     return bool(answer) and re.search(_pattern(answer), _spell(text)) is not None

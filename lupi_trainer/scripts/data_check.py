@@ -3,9 +3,17 @@
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from ..data import read_records
 from ..data_check import check_probes, check_records
+
+
+def read(path: Path) -> list[dict]:
+    rows = read_records(path)
+    if not rows:
+        raise ValueError(f"{path}: there is no record in it")
+    return rows
 
 
 def main(args: argparse.Namespace) -> int:
@@ -13,21 +21,27 @@ def main(args: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as a list of records, or holds none.
+        ValueError: no file is named, or one cannot be read as a list of records, holds none, or is one of probes.
     """
-    records = read_records(args.file)
-    if not records:
-        raise ValueError(f"{args.file}: there is no record in it")
-    problems = [(args.file, p) for p in check_records(records, min_words=args.min_words, max_words=args.max_words)]
-    probes = read_records(args.probes) if args.probes else []
-    problems += [(args.probes, p) for p in check_probes(probes, records)]
+    if args.file is None and args.probes is None:
+        raise ValueError("nothing to check: name a file of records, or one of probes with --probes")
+    records, problems = None, []
+    if args.file is not None:
+        records = read(args.file)
+        if all("question" in record and "answers" in record and "query" not in record for record in records):
+            raise ValueError(f"{args.file}: this looks like probes; give it with --probes")
+        found = check_records(records, min_words=args.min_words, max_words=args.max_words)
+        problems += [(args.file, problem) for problem in found]
+    probes = read(args.probes) if args.probes else []
+    problems += [(args.probes, problem) for problem in check_probes(probes, records)]
     if args.json:
-        counts = {"records": len(records), "probes": len(probes)}
+        counts = {"records": len(records or []), "probes": len(probes)}
         found = [{"file": str(file), **asdict(problem)} for file, problem in problems]
         print(json.dumps({**counts, "problems": found}, ensure_ascii=False, indent=1))
     else:
         for file, problem in problems:
             print(f"{file}: {problem.record}: {problem.kind}: {problem.message}")
-        asked = f" and {len(probes)} probes" if args.probes else ""
-        print(f"{len(records)} records{asked}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
+        counts = [f"{len(records)} records"] if args.file else []
+        counts += [f"{len(probes)} probes"] if args.probes else []
+        print(f"{' and '.join(counts)}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 1 if problems else 0
