@@ -42,6 +42,7 @@ from lupi_trainer.prompts import TeacherPrompt, encode
         ("The era was In\u2019an.", "Inan", True),
         ("In an era of peace", "In'an", False),
         ("It was Korea's.", "Korea", True),
+        ("It was Gyeongbok-gung's gate.", "Gyeongbokgung", True),
         ("It was 20-20.", "2020", False),
         ("It was Do-jeonghwan.", "Do-jeong", False),
         ("Ｓｅｏｕｌ", "Seoul", True),

@@ -16,6 +16,9 @@ from lupi_trainer.prompts import load_few_shot_examples
 DATA = Path(__file__).parent.parent / "data"
 PREDECESSOR = Path(__file__).parents[2] / "shared" / "reference"
 FILES = {"ko": "korean_culture_train_200.json", "en": "korean_culture_train_200_en.json"}
+FILES_OF = {
+    language: {path.name for path in DATA.glob(f"*_{language}.*")} | {name} for language, name in FILES.items()
+}
 CATEGORIES = {"tradition", "history", "food", "geography", "modern"}
 
 
@@ -26,6 +29,15 @@ def runs(text: str, language: str) -> set[str]:
         return {" ".join(words[i : i + 8]) for i in range(len(words) - 7)}
     syllables = re.sub(r"[^\uac00-\ud7af]", "", unicodedata.normalize("NFKC", text))
     return {syllables[i : i + 15] for i in range(len(syllables) - 14)}
+
+
+def texts_of(value) -> list[str]:
+    """Every text in it, but the names of sources, which are what they are."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = [child for key, child in value.items() if key != "sources"]
+    return [text for child in value for text in texts_of(child)] if isinstance(value, list) else []
 
 
 @pytest.mark.parametrize("language", FILES)
@@ -57,9 +69,30 @@ def test_probes_are_answered_by_the_knowledge_alone(language):
         assert not any(contains(probe["question"], answer) for answer in probe["answers"]), probe
 
 
+NUMBERS = (
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety once twice thrice left right"
+).split()
+KOREAN_NUMBERS = re.compile(
+    "(열|스물|서른|마흔|쉰|예순|일흔|여든|아흔)?(하나|둘|셋|넷|다섯|여섯|일곱|여덟|아홉)?|[이삼사오육칠팔구]?십[일이삼사오육칠팔구]?"
+)
+
+
+@pytest.mark.parametrize("language", FILES)
+def test_no_answer_is_so_short_that_a_wrong_one_holds_it(language):
+    for probe in load_probes(str(DATA / f"probes_{language}.json")):
+        for answer in probe["answers"]:
+            words = normalize(answer).split()
+            assert not re.fullmatch(r"\d{1,2}", answer) and not set(words) <= {*NUMBERS, "the"}, probe
+            assert not re.fullmatch("[가-힣]", answer) and not KOREAN_NUMBERS.fullmatch(answer), probe
+
+
 @pytest.mark.parametrize("language", FILES)
 def test_general_questions_and_worked_examples(language):
-    assert len({p["record_id"] for p in load_probes(str(DATA / f"general_{language}.json"))}) == 100
+    general = load_probes(str(DATA / f"general_{language}.json"))
+    assert len({p["record_id"] for p in general}) == len({normalize(p["question"]) for p in general}) == 100
+    korean = "korea|joseon|goryeo|silla|seoul|hangul|한국|우리나라|조선|고려|신라|백제|서울|한글|세종"
+    assert not [probe for probe in general if re.search(korean, str(probe), re.I)]
     examples = load_few_shot_examples(str(DATA / f"few_shots_{language}.json"))
     assert [e["topic"] for e in json.loads((DATA / f"few_shots_{language}.json").read_text())] == [
         "food",
@@ -73,8 +106,8 @@ def test_general_questions_and_worked_examples(language):
 @pytest.mark.parametrize("language", FILES)
 def test_nothing_is_copied_from_the_predecessor(language):
     theirs = set()
-    for record in read_records(PREDECESSOR / FILES[language]):
-        theirs |= runs(record["query"], language) | runs(record["knowledge"], language)
-    for record in read_records(DATA / FILES[language]):
-        for key in ("query", "knowledge"):
-            assert not runs(record[key], language) & theirs, (record["id"], key)
+    for text in texts_of(read_records(PREDECESSOR / FILES[language])):
+        theirs |= runs(text, language)
+    for path in (DATA / name for name in sorted(FILES_OF[language])):
+        texts = [path.read_text(encoding="utf-8")] if path.suffix == ".txt" else texts_of(read_records(path))
+        assert not [text for text in texts if runs(text, language) & theirs], path.name

@@ -38,6 +38,26 @@ def test_the_shipped_files_have_no_fault(language, capsys):
     assert capsys.readouterr().out == "200 records and 600 probes: no problems\n"
 
 
+@pytest.mark.parametrize("language", FILES)
+def test_general_questions_are_checked_without_records(language, tmp_path, capsys):
+    assert main(["data", "check", "--probes", str(DATA / f"general_{language}.json")]) == 0
+    assert capsys.readouterr().out == "100 probes: no problems\n"
+    path = tmp_path / "general.json"
+    path.write_text(json.dumps([{"record_id": "g_1", "question": "Is it Paris?", "answers": ["Paris"]}]))
+    assert main(["data", "check", "--probes", str(path)]) == 1
+    assert "leak: the answer 'Paris'" in capsys.readouterr().out
+
+
+def test_files_in_the_wrong_place_are_named(capsys):
+    probes = str(DATA / "probes_ko.json")
+    for arguments, said in (
+        ([probes], f"{probes}: this looks like probes; give it with --probes"),
+        ([], "nothing to check: name a file of records, or one of probes with --probes"),
+    ):
+        assert main(["data", "check", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
 def reworded(record: dict) -> dict:
     words = record["knowledge"].split()
     words[40] = "가나다"
@@ -66,6 +86,9 @@ PROBE_FAULTS = {
     "leak: the answer": lambda ps: ps[1].update(question=f"답은 {ps[1]['answers'][-1]}입니까?"),
     "duplicate: its question is that of probe number 0": lambda ps: ps[1].update(
         question=ps[0]["question"], answers=ps[0]["answers"]
+    ),
+    "duplicate: its question is nearly that of probe number 2, with the answer '덕담'": lambda ps: ps.insert(
+        3, ps[2] | {"question": "세배를 받은 어른이 복을 빌어 아랫사람에게 하는 말은 무엇인가요?"}
     ),
 }
 
