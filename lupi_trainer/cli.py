@@ -123,6 +123,18 @@ def demo(args: argparse.Namespace) -> int:
     return main(args.output_dir)
 
 
+def json_object(text: str) -> dict:
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON ({error}): {text!r}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the training commands, whose keys are those of their recipes."""
     parser = argparse.ArgumentParser(prog="lupi", description="Teach a student what only its teacher can read.")
@@ -164,6 +176,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--samples", type=int, default=64, help="records for --privilege")
     command.add_argument("--teacher_system_prompt", help="persona of the teacher")
     command.add_argument("--few_shot_examples", help="worked examples of the teacher: a JSON file")
+    command.add_argument(
+        "--chat_template_kwargs", type=json_object, default={}, metavar="JSON",
+        help="for the chat template, as in the recipe: '{\"enable_thinking\": false}'",
+    )  # fmt: skip
     command.add_argument("--max_new_tokens", type=int, default=64)
     command.add_argument("--batch_size", type=int, default=64)
     command.add_argument("--dtype", default="auto", help="type that the models are loaded in")
@@ -257,12 +273,7 @@ def make_parser() -> argparse.ArgumentParser:
         "compare", help="ways of teaching the same facts, side by side: table, plot and JSON; --KEY VALUE as in `skd`"
     )
     command.add_argument("--config", nargs="+", help="LUPI-SKD recipes (default: the lab's, with its questions)")
-    command.add_argument(
-        "--arms",
-        nargs="+",
-        default=["untrained", "sft", "teacher-samples", "on-policy", "skd", "skd-no-knowledge", "skd-shuffled"],
-        help="which of them (default: %(default)s)",
-    )
+    command.add_argument("--arms", nargs="+", help="which of them (default: all; a wrong name lists them)")
     command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     command.add_argument("--output_dir", type=Path, default=Path("runs/compare"), help="a JSON file a finished run")
     command.add_argument("--probes", help="questions about the new facts (default: those of the recipe)")

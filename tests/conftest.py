@@ -75,6 +75,17 @@ def teacher():
 
 
 @pytest.fixture
+def thinker(student, tokenizer, tmp_path) -> str:
+    """The lab's student with a chat template that fails unless the flag `think` is false."""
+    tokenizer.chat_template = "{% if think is not false %}{{ raise_exception('it thinks') }}{% endif %}" + (
+        tokenizer.chat_template
+    )
+    student.save_pretrained(tmp_path / "thinker")
+    tokenizer.save_pretrained(tmp_path / "thinker")
+    return str(tmp_path / "thinker")
+
+
+@pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A stand-in for the Hub, and the Hub's client turned to it, with the token of one who may write."""
     from huggingface_hub import constants

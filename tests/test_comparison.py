@@ -1,7 +1,9 @@
 """`lupi compare`: the same records for every arm, honest counts, and no run twice."""
 
 import json
+import re
 import time
+from argparse import Namespace
 
 import pytest
 
@@ -95,7 +97,14 @@ def test_track_counts_what_the_loss_is_taken_on_and_not_its_own_time(tmp_path):
 
 def curve(*new: float) -> list[dict]:
     return [
-        {"step": 20 * n, "tokens": 100 * n, "seconds": 2.0 * n, "new": value, "general": 1 - value / 10}
+        {
+            "step": 20 * n,
+            "tokens": 100 * n,
+            "seconds": 2.0 * n,
+            "new": value,
+            "general": 1 - value / 10,
+            "unseen": value / 2,
+        }
         for n, value in enumerate(new)
     ]
 
@@ -109,11 +118,14 @@ def test_a_summary_is_mean_and_spread_over_seeds():
     ]
     a, b, c = summarize(runs)
     assert a["new"] == pytest.approx((0.95, 0.0424264), abs=1e-6) and a["steps"] == 40 and a["seeds"] == 2
-    assert a["passed"] == pytest.approx({"seeds": 2, "step": 30, "tokens": 150, "seconds": 3.0, "general": 0.9065})
+    passed = {"seeds": 2, "step": 30, "tokens": 150, "seconds": 3.0, "general": 0.9065, "unseen": 0.4675}
+    assert a["passed"] == pytest.approx(passed)
     assert b["new"] == (0.9, 0.0) and b["passed"]["step"] == 20
     assert c["passed"] == {"seeds": 0}
     table = to_markdown([a, b, c])
     assert "| a | 2 | 40 | 95.0% ± 4.2% |" in table and "| never |" in table
+    assert "| general then |" in table and "| 46.8% | 90.7% |" in table
+    assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_the_picture_has_a_line_an_arm(tmp_path):
@@ -149,12 +161,44 @@ def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
     assert ran == ["sft"]
     assert table.split("| sft")[0] == (folder / "table.md").read_text().split("| sft")[0]
     assert main([*arguments, "--learning_rate", "0.5"]) == 2
-    assert "was made with another flags" in capsys.readouterr().err
+    assert re.search(
+        r"made with other settings \(flags: \[.*'8'\], now \[.*'0.5'\]\); choose", capsys.readouterr().err
+    )
+
+
+def test_all_arms_run_unless_some_are_named(monkeypatch, tmp_path, capsys):
+    def check(arms, *args):
+        raise ValueError(" ".join(arms))
+
+    monkeypatch.setattr(compare, "check", check)
+    assert main(["compare", "--output_dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {' '.join(compare.ARMS)}\n"
+
+
+def test_a_changed_recipe_is_told_by_its_line():
+    assert compare.difference("recipe", "a: 1\nb: 2\n", "a: 1\nb: 3\n") == "recipe: 'b: 2\\n', now 'b: 3\\n'"
+    assert compare.difference("every", 20, 10) == "every: 20, now 10"
+
+
+def test_every_arm_and_question_has_the_chat_template_of_the_recipe(thinker, tmp_path):
+    flags = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--model_name_or_path", thinker]
+    flags += ["--teacher_model_name_or_path", thinker, "--chat_template_kwargs", '{"think": false}']
+    args = Namespace(
+        probes="lab:probes-common", unseen=None, general=None, completion_column="answer", max_new_tokens=12, every=1
+    )
+    recipe = find_recipe("lab/lupi_skd/config_full.yaml")
+    for arm in ("untrained", "sft"):
+        done = compare.run(arm, compare.parse(recipe, arm, 1, tmp_path, flags), args)
+        assert done["curve"][0]["new"] >= 0.95
+    with pytest.raises(ValueError, match="it thinks"):
+        compare.run("untrained", compare.parse(recipe, "untrained", 1, tmp_path, flags[:-2]), args)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--completion_column", "gold"], "arm sft needs gold answers: record '.*no text in the column 'gold'"),
+        (["--load_in_4bit", "true"], "arm sdft takes no quantised student"),
         (["--arms", "skt"], "no arm skt; there are untrained, sft"),
         (["--config", "nothing.yaml"], "no recipe 'nothing.yaml'"),
         (["--gama", "3"], "unknown option --gama"),
@@ -162,5 +206,5 @@ def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
 )
 def test_bad_arguments_are_named_and_leave_nothing(tmp_path, arguments, message, capsys):
     assert main(["compare", "--output_dir", str(tmp_path / "out"), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,15 @@ import torch
 
 from lupi_trainer.cli import main
 from lupi_trainer.data import load_training_data
-from lupi_trainer.evaluation import ClosedBookResult, acceptance, closed_book, kept, mentions_context, privilege_gap
+from lupi_trainer.evaluation import (
+    ClosedBookResult,
+    acceptance,
+    closed_book,
+    kept,
+    mentions_context,
+    privilege_gap,
+    unknowing,
+)
 from lupi_trainer.lab import load_lab_records, world
 from lupi_trainer.prompts import TeacherPrompt, encode
 from lupi_trainer.speculative import TopK
@@ -82,6 +90,40 @@ def test_privilege_gap_is_that_of_one_row_at_a_time(teacher, tokenizer):
     assert found.num_tokens == sum(map(len, texts[:3]))
     assert (found.with_knowledge, found.without_knowledge) == pytest.approx(tuple(sums), abs=1e-4)
     assert found.gap == pytest.approx(sums[1] - sums[0], abs=1e-4)
+
+
+def test_empty_knowledge_is_worth_nothing_to_a_teacher_with_persona_and_examples(teacher, tokenizer):
+    prompt = TeacherPrompt(world.PERSONA, (("Which river has Tamo?", "Vava."),), "{privileged_context}{query}")
+    rows = list(load_training_data("lab:new"))[:2]
+    asked = encode(tokenizer, [unknowing(prompt, row["prompt"]) for row in rows])
+    assert asked == encode(tokenizer, [prompt.messages(row["prompt"], "") for row in rows])
+    headed = TeacherPrompt(world.PERSONA, prompt.few_shot_examples)  # its own header goes with the knowledge
+    assert [unknowing(headed, row["prompt"]) for row in rows] == [unknowing(prompt, row["prompt"]) for row in rows]
+    text = [tokenizer("It has the river Va.", add_special_tokens=False)["input_ids"]] * 2
+    assert privilege_gap(teacher, asked, asked, text).gap == 0.0
+
+
+def test_the_chat_template_is_told_what_the_recipe_tells_it_and_leaks_are_counted(
+    thinker, tmp_path, capsys, monkeypatch
+):
+    texts = []
+    monkeypatch.setattr(
+        "lupi_trainer.scripts.evaluate.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
+    )
+    arguments = ["evaluate", "--model", thinker, "--teacher", thinker, "--records", "lab:new", "--device", "cpu"]
+    arguments += ["--probes", "lab:probes-common", "--privilege", "--samples", "4", "--max_new_tokens", "12"]
+    arguments += ["--output", str(tmp_path / "report.json")]
+    assert main([*arguments, "--chat_template_kwargs", '{"think": false}']) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["lab:probes-common"]["closed-book"]["lenient"] >= 0.95
+    assert report["privilege"]["leakage"] == 0.25 and len(texts) == 4 and all("<|" not in text for text in texts)
+    assert "leakage of the student's text 25.0%" in capsys.readouterr().out.replace("\n", " ")
+    assert main(arguments) == 2
+    assert "it thinks" in capsys.readouterr().err
+    for text, said in (("{", "not valid JSON"), ("[1]", "expected a JSON object")):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--chat_template_kwargs", text])
+        assert said in capsys.readouterr().err
 
 
 def test_acceptance_is_whole_between_equals_and_under_a_rule_that_takes_all(student, teacher, tokenizer):

@@ -4,7 +4,7 @@ from statistics import mean, stdev
 from typing import Any
 
 
-SCORES = ("new", "new_strict", "unseen", "general", "reading")
+SCORES = ("new", "new_strict", "unseen", "general")
 PASS = 0.9
 
 
@@ -27,7 +27,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Rows with `arm`, `seeds`, `steps`, every score at the end and `tokens` and `seconds` as (mean, standard
         deviation), and `passed`: of how many seeds at least 90% of the new facts were known at some point, and the
-        means of `steps`, `tokens`, `seconds` and `general` there, over those seeds.
+        means of `step`, `tokens`, `seconds`, `unseen` and `general` there, over those seeds.
     """
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -39,7 +39,7 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 row[key] = spread([end[key] for end in ends])
         passes = [point for point in map(first_pass, curves) if point is not None]
         row["passed"] = {"seeds": len(passes)}
-        for key in ("step", "tokens", "seconds", "general"):
+        for key in ("step", "tokens", "seconds", "unseen", "general"):
             if passes and key in passes[0]:
                 row["passed"][key] = mean(point[key] for point in passes)
         rows.append(row)
@@ -53,11 +53,10 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
         "new_strict": "strict",
         "unseen": "unseen phrasings",
         "general": "general",
-        "reading": "reads a context",
     }
     scores = [key for key in SCORES if any(key in row for row in rows)]
     heads = ["arm", "seeds", "steps", *(titles[key] for key in scores), "tokens", "seconds"]
-    heads += ["90% at step", "tokens", "seconds", "general then"]
+    heads += ["90% at step", "tokens", "seconds", "unseen then", "general then"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [row["arm"], str(row["seeds"]), str(row["steps"])]
@@ -67,8 +66,8 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
         if passed["seeds"]:
             of = f" ({passed['seeds']} of {row['seeds']})" if passed["seeds"] < row["seeds"] else ""
             cells += [f"{passed['step']:.0f}{of}", f"{passed['tokens']:,.0f}", f"{passed['seconds']:.0f}"]
-            cells.append(f"{passed['general']:.1%}" if "general" in passed else "")
+            cells += [f"{passed[key]:.1%}" if key in passed else "" for key in ("unseen", "general")]
         else:
-            cells += ["never", "", "", ""]
+            cells += ["never", "", "", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

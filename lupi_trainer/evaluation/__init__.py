@@ -3,7 +3,7 @@
 from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, kept, score_answer
 from .leakage import mentions_context
 from .perplexity import PerplexityResult, perplexity
-from .privilege import PrivilegeGap, acceptance, privilege_gap
+from .privilege import PrivilegeGap, acceptance, privilege_gap, unknowing
 
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "perplexity",
     "privilege_gap",
     "score_answer",
+    "unknowing",
 ]

@@ -1,9 +1,10 @@
 """What the knowledge is worth to the teacher, and how much of the student's text the teacher lets stand."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..prompts import Messages, TeacherPrompt
 from ..speculative import skd_rollout
 from .perplexity import perplexity
 
@@ -12,7 +13,8 @@ from .perplexity import perplexity
 class PrivilegeGap:
     """Negative log-likelihood that the teacher gives a text, with the knowledge and without, in nats a token.
 
-    `gap` is what the knowledge is worth: the second less the first.
+    Both prompts have the same persona and examples ([`unknowing`]). `gap` is what the knowledge is worth: the second
+    less the first.
     """
 
     with_knowledge: float
@@ -22,6 +24,11 @@ class PrivilegeGap:
 
     def metrics(self) -> dict[str, float]:
         return asdict(self)
+
+
+def unknowing(prompt: TeacherPrompt, messages: Messages) -> Messages:
+    """What a teacher without knowledge reads: the persona and the examples all the same, and the bare question."""
+    return replace(prompt, knowledge_template="{privileged_context}{query}").messages(messages, "")
 
 
 def privilege_gap(
@@ -36,7 +43,7 @@ def privilege_gap(
 
     Args:
         teacher: a causal language model.
-        knowing_prompt_ids, prompt_ids: B lists of token ids, with the knowledge and without.
+        knowing_prompt_ids, prompt_ids: B lists of token ids, with the knowledge and without ([`unknowing`]).
         completion_ids: B lists, the texts; every token of all of them counts the same.
         batch_size: rows a forward.
 

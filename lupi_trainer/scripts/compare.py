@@ -8,12 +8,13 @@ import argparse
 import gc
 import json
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import write_atomically
 from ..comparison import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
-from ..data import load_probes
+from ..data import load_probes, load_sft_data
 from ..evaluation import closed_book
 from ..recipe_files import find_recipe
 from . import lupi_skd, sdft, sft
@@ -53,7 +54,32 @@ def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
 
     named = {f.name: getattr(data_args, f.name) for f in fields(data_args)}
     config = SFTConfig(**shared, max_length=None)
-    return sft.build_trainer(sft.SFTDataArguments(**named, completion_column=completion_column), config, model_args)
+    sft_args = sft.SFTDataArguments(**named, completion_column=completion_column)
+    return sft.build_trainer(sft_args, config, model_args, training_args.chat_template_kwargs)
+
+
+def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: str) -> None:
+    """Refuse, before the first run, an arm that could not be built later.
+
+    Raises:
+        ValueError: no gold answer to a record (named), or a quantised student for SDFT.
+    """
+    data_args, _, model_args = arguments
+    if "sft" in arms:
+        for name in filter(None, (data_args.dataset_name, data_args.base_dataset_name)):
+            try:
+                load_sft_data(name, completion_column)
+            except ValueError as error:
+                raise ValueError(f"the arm sft needs gold answers: {error}; --completion_column, or --arms") from error
+    if "sdft" in arms and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ValueError("the arm sdft takes no quantised student: leave it out of --arms, or the quantisation")
+
+
+def difference(key: str, old: Any, new: Any) -> str:
+    """What of a setting is another one now; of a recipe, its first line that is."""
+    if key == "recipe" and isinstance(old, str):
+        old, new = next((a, b) for a, b in zip_longest(old.splitlines(True), new.splitlines(True)) if a != b)
+    return f"{key}: {old!r}, now {new!r}"
 
 
 def probe_sets(args: argparse.Namespace, data_args) -> dict[str, list[dict[str, Any]]]:
@@ -71,13 +97,11 @@ def probe_sets(args: argparse.Namespace, data_args) -> dict[str, list[dict[str, 
 def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One arm with one seed: its curve, and for the untrained student the teacher's open-book score."""
     probes, result = probe_sets(args, arguments[0]), {}
+    ways = {"max_new_tokens": args.max_new_tokens, "chat_template_kwargs": arguments[1].chat_template_kwargs}
     trainer = build(arm, arguments, args.completion_column)
 
     def measure(model) -> dict[str, float]:
-        marks = {
-            score: closed_book(model, trainer.processing_class, asked, max_new_tokens=args.max_new_tokens)
-            for score, asked in probes.items()
-        }
+        marks = {score: closed_book(model, trainer.processing_class, asked, **ways) for score, asked in probes.items()}
         return {score: mark.lenient for score, mark in marks.items()} | {"new_strict": marks["new"].strict}
 
     if arm == "untrained":
@@ -86,7 +110,7 @@ def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> 
             open_book = closed_book(
                 trainer.teacher_model if trainer.args.teacher_model_name_or_path else trainer.model,
                 trainer.processing_class, probes["new"], teacher_prompt=trainer.teacher_prompt,
-                max_new_tokens=args.max_new_tokens,
+                **ways,
             )  # fmt: skip
             result["teacher_open_book"] = open_book.lenient
     else:
@@ -100,15 +124,20 @@ def main(args: argparse.Namespace) -> int:
     """Run what has no result yet, then write `table.md`, `results.json` and `curves.svg` over all that have one.
 
     Raises:
-        ValueError: an arm that does not exist, no questions, or a result in the folder with other settings.
+        ValueError: an arm that does not exist, no questions, what an arm needs is missing, or a result in the folder
+            with other settings.
     """
     if args.config is None:
         for key, value in LAB.items():
             setattr(args, key, getattr(args, key) or value)
+    args.arms = args.arms or list(ARMS)
     if unknown := set(args.arms) - set(ARMS):
         raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
-    runs = []
-    for recipe in map(find_recipe, args.config):
+    recipes, runs = [find_recipe(name) for name in args.config], []
+    for recipe in recipes:
+        first = parse(recipe, args.arms[0], args.seeds[0], args.output_dir / "students", args.flags)
+        check(args.arms, first, args.completion_column)
+    for recipe in recipes:
         for arm in args.arms:
             label = arm if len(args.config) == 1 else f"{arm} ({recipe.stem})"
             for seed in args.seeds if arm != "untrained" else args.seeds[:1]:
@@ -128,7 +157,8 @@ def main(args: argparse.Namespace) -> int:
                     write_atomically(path, json.dumps(done, indent=1))
                     gc.collect()
                 elif changed := [key for key, value in settings.items() if done["settings"].get(key) != value]:
-                    raise ValueError(f"{path} was made with another {changed[0]}; choose another --output_dir")
+                    changes = difference(changed[0], done["settings"].get(changed[0]), settings[changed[0]])
+                    raise ValueError(f"{path} was made with other settings ({changes}); choose another --output_dir")
                 runs.append(done | {"arm": label})
     rows = summarize(runs)
     table = to_markdown(rows)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..data import load_probes, load_sft_data, load_training_data
-from ..evaluation import acceptance, closed_book, kept, privilege_gap
+from ..evaluation import acceptance, closed_book, kept, mentions_context, privilege_gap, unknowing
 from ..lab import resolve_model
 from ..loading import NO_CODE, SAFE_WEIGHTS
 from ..progress import WorkBar
@@ -107,6 +107,7 @@ def report_marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[
                     teacher_prompt=prompt,
                     max_new_tokens=args.max_new_tokens,
                     batch_size=args.batch_size,
+                    chat_template_kwargs=args.chat_template_kwargs,
                     on_batch=bar.update,
                 )
     for (role, name, is_closed), result in results.items():
@@ -128,7 +129,8 @@ def report_marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[
 
 def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     """What the knowledge is worth to the teacher on the student's own text (and on gold text, if a column of it is
-    named), and how much of the student's drafts stands before the teacher."""
+    named), how much of the student's drafts stands before the teacher, and how many of the student's texts speak of
+    given knowledge."""
     from rich.console import Console
     from rich.table import Table
 
@@ -142,8 +144,10 @@ def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     configs = student.config, teacher.config
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
     prompt = teacher_prompt(args)
-    asked = encode(tokenizer, [row["prompt"] for row in rows])
-    knowing = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows])
+    kwargs = args.chat_template_kwargs
+    asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
+    knowing = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
+    without = encode(tokenizer, [unknowing(prompt, row["prompt"]) for row in rows], **kwargs)
     own_end = student.generation_config.eos_token_id
     ends = sorted({tokenizer.eos_token_id, *(own_end if isinstance(own_end, list) else [own_end])} - {None})
     settings = {
@@ -161,12 +165,14 @@ def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
             tokenizer(gold[row["row_id"]][0]["content"], add_special_tokens=False)["input_ids"] for row in rows
         ]
     table = Table("nats a token of the teacher", "with knowledge", "without", "gap", "tokens")
-    report = {"records": len(rows), "acceptance": found}
+    leaks = [mentions_context(tokenizer.decode(ids, skip_special_tokens=True)) for ids in own.completion_ids]
+    report = {"records": len(rows), "acceptance": found, "leakage": sum(leaks) / len(leaks)}
     for what, ids in texts.items():
-        gap = privilege_gap(teacher, knowing, asked, ids)
+        gap = privilege_gap(teacher, knowing, without, ids)
         report[what] = gap.metrics()
         shown = [f"{value:.3f}" for value in (gap.with_knowledge, gap.without_knowledge, gap.gap)]
         table.add_row(what, *shown, str(gap.num_tokens))
     Console().print(table)
-    Console().print("  ".join(f"{name} {value:.1%}" for name, value in found.items()), highlight=False)
+    figures = found | {"leakage of the student's text": report["leakage"]}
+    Console().print("  ".join(f"{name} {value:.1%}" for name, value in figures.items()), highlight=False)
     return {"privilege": report}

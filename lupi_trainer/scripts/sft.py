@@ -6,6 +6,7 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..checkpoints import SealedCheckpoints
 from ..data import load_sft_data
@@ -34,8 +35,14 @@ def make_parser(prog: str | None = None) -> RecipeParser:
 
 
 @setting_up()
-def build_trainer(data_args: SFTDataArguments, training_args, model_args):
+def build_trainer(
+    data_args: SFTDataArguments, training_args, model_args, chat_template_kwargs: dict[str, Any] | None = None
+):
     """TRL's `SFTTrainer` on the project's records, saved as all students here: the loss is on the answers only.
+
+    Args:
+        data_args, training_args, model_args: the recipe.
+        chat_template_kwargs: for the chat template of every record.
 
     Raises:
         ValueError: no student is named, or a record without an answer (named).
@@ -46,7 +53,10 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
         pass
 
     def load(name: str, **kwargs):
-        return load_sft_data(name, data_args.completion_column)
+        rows = load_sft_data(name, data_args.completion_column)
+        if not chat_template_kwargs:
+            return rows
+        return rows.add_column("chat_template_kwargs", [chat_template_kwargs] * len(rows))
 
     return SealedSFTTrainer(
         **student_arguments(training_args, model_args),
