@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lupi_trainer.data import load_probes, load_training_data, read_records
 from lupi_trainer.evaluation.closed_book import contains, normalize
@@ -100,6 +101,24 @@ def test_general_questions_and_worked_examples(language):
         "tradition",
     ]
     assert not any(re.search("according to|background|배경지식|에 따르면", answer, re.I) for _, answer in examples)
+
+
+RECIPES = sorted((DATA.parent / "recipes" / "qwen3-4b" / "lupi_skd").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_have_the_persona_and_the_files_of_one_language(recipe):
+    keys = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    [language] = [language for language, name in FILES.items() if keys["dataset_name"] == f"data/{name}"]
+    persona = (DATA / f"persona_{language}.txt").read_text(encoding="utf-8")
+    assert keys["teacher_system_prompt"] == persona.strip()
+    assert keys["probes"] == f"data/probes_{language}.json"
+    assert keys["few_shot_examples"] == f"data/few_shots_{language}.json"
+    forbidden = {
+        "ko": "배경지식.*언급하거나 내비치지 않으며.*'~에 따르면'",
+        "en": 'Never mention.*background knowledge.*"according to"',
+    }
+    assert re.search(forbidden[language], persona)
 
 
 @pytest.mark.skipif(not PREDECESSOR.is_dir(), reason="the predecessor's files are not beside this checkout")
