@@ -1,6 +1,7 @@
 """Sampling with a draft has the target's law: chi-square on the joint of three tokens, and bugs that it must see."""
 
 import functools
+from collections import Counter
 
 import pytest
 import torch
@@ -50,12 +51,23 @@ def law(sampling):
 
 
 def chi_square(sampling, gamma, verification, rows=ROWS, seed=3, draft=None):
-    """(p-value of the joint of three tokens, stats); cells of fewer than 5 expected draws are pooled."""
+    """(p-value of the joint of three tokens, stats); cells of fewer than 5 expected draws are pooled.
+
+    Every row runs three rounds, and has room for a whole draft in each.
+    """
+    rounds = Counter()
+
+    def after_three_rounds(row, tokens):
+        rounds[row] += 1
+        return rounds[row] == WINDOW
+
     output = speculative_generate(
-        pair()[0], draft or pair()[1], [PROMPT] * rows, max_new_tokens=WINDOW, num_draft_tokens=gamma,
-        verification=verification, seed=seed, **sampling,
+        pair()[0], draft or pair()[1], [PROMPT] * rows, max_new_tokens=WINDOW * (gamma + 1), num_draft_tokens=gamma,
+        verification=verification, seed=seed, on_tokens=after_three_rounds, **sampling,
     )  # fmt: skip
-    tokens = torch.tensor(output.completion_ids)
+    assert output.stats.draft_lengths == [gamma] * WINDOW
+    assert draft or output.stats.drafted == gamma * output.stats.blocks, "every row must draft so many in every round"
+    tokens = torch.tensor([ids[:WINDOW] for ids in output.completion_ids])
     place = torch.tensor([VOCAB ** (WINDOW - 1 - i) for i in range(WINDOW)])
     counts, expected = (tokens * place).sum(1).bincount(minlength=VOCAB**WINDOW).double(), law(sampling) * rows
     assert counts[expected == 0].sum() == 0, "a token that the filters exclude was written"
@@ -70,7 +82,7 @@ def chi_square(sampling, gamma, verification, rows=ROWS, seed=3, draft=None):
 @pytest.mark.parametrize(
     ("gamma", "verification"),
     [
-        pytest.param(gamma, verification, marks=[pytest.mark.slow] if (gamma, verification) != (2, "block") else [])
+        pytest.param(gamma, verification, marks=[pytest.mark.slow] if (gamma, verification) != (3, "block") else [])
         for gamma in (1, 2, 3)
         for verification in ("token", "block")
     ],
@@ -136,7 +148,11 @@ def noise_of_a_place(monkeypatch):
 @pytest.mark.parametrize("verification", ["token", "block"])
 @pytest.mark.parametrize(
     ("bug", "gamma"),
-    [(bonus_from_the_draft, 1), (sum_for_cumulative_product, 2), (residual_is_p, 2), (noise_of_a_place, 1)],
+    [
+        *((bonus_from_the_draft, gamma) for gamma in (1, 2)),  # after a draft of three the bonus is the fourth token
+        *((sum_for_cumulative_product, gamma) for gamma in (2, 3)),
+        *((bug, gamma) for bug in (residual_is_p, noise_of_a_place) for gamma in (1, 3)),
+    ],
 )
 def test_the_chi_square_sees_bugs(monkeypatch, bug, gamma, verification):
     bug(monkeypatch)
@@ -162,7 +178,7 @@ def test_a_stale_draft_cache_is_seen(monkeypatch, temperature, verification):
 @pytest.mark.slow
 def test_blocks_keep_at_least_as_much_as_tokens():
     """arXiv 2403.10444, theorem 2; in the mean over 20,000 rows of a draft of three."""
-    rates = {v: chi_square({"temperature": 1.0}, 2, v)[1].acceptance_length for v in ("token", "block")}
+    rates = {v: chi_square({"temperature": 1.0}, 3, v)[1].acceptance_length for v in ("token", "block")}
     assert rates["block"] > 1.01 * rates["token"]
 
 
