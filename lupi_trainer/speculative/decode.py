@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .acceptance import is_distribution
 from .attention import ragged_attention
 from .draft_length import DraftLength, Fixed, Goodput, Outcome, compiled_length
 from .draft_source import DraftModel, DraftSource, Texts
@@ -108,9 +109,10 @@ class Decoder:
         count = (self.limit - 1 - n).clamp(max=gamma)  # drafted tokens that the row has room for
         if proposal.count is not None:
             count = torch.minimum(count, proposal.count)
-        accepted, following = self.verify(proposal, count, noise)
-        new, report = self.commit(proposal.tokens, count, accepted, following)
+        accepted, following, broken = self.verify(proposal, count, noise)
+        new, report = self.commit(proposal.tokens, count, accepted, following, broken)
         report = report.tolist()  # the round's one question to the device
+        self._refuse_broken(running, report)
         seconds = time.perf_counter() - started
         ended = [slot for slot in running if report[slot][3]]
         for slot in running:
@@ -130,24 +132,26 @@ class Decoder:
     def _learn(self, running: list[int], gamma: int, report: list[list[int]], seconds: float) -> None:
         outcomes = []
         for slot in running:
-            drafted, stood, _, over = report[slot]
+            drafted, stood, _, over, _ = report[slot]
             room = 0 if over else self.limit - self.slots.written[slot]
             outcomes.append(Outcome(self.slots.owner[slot], stood, stood < drafted, room))
         self.draft_length.observe(gamma, outcomes, seconds)
 
     def verify(self, proposal, count: torch.Tensor, noise: RoundNoise):
-        """Returns how many drafted tokens stand [A] and the target's token after them [A]."""
+        """Returns how many drafted tokens stand [A], the target's token after them [A], and where it has none [A]."""
         a, drafts = self.slots.used, proposal.tokens
         n, row = self.slots.n[:a], self.slots.row[:a]
         fed = torch.cat([self.texts.at(row, n, 0, 1), drafts], 1)
         see = getattr(self.source, "see", None)  # a source may draft from what the target's lm_head reads
         logits, hidden = self.target.read(fed, n, self.slots.longest(self.target), see is not None)  # [A, g + 1, V]
-        accepted, following = self._judge(logits, proposal, count, noise)
+        sound = is_distribution(logits)
+        first = sound.long().cumprod(1).sum(1)  # the first place where nothing can be drawn or compared
+        accepted, following = self._judge(logits, sound, proposal, torch.minimum(count, first), noise)
         if see is not None:
             see(self.slots, hidden, accepted)
-        return accepted, following
+        return accepted, following, accepted == first
 
-    def _judge(self, logits: torch.Tensor, proposal, count: torch.Tensor, noise: RoundNoise):
+    def _judge(self, logits: torch.Tensor, sound: torch.Tensor, proposal, count: torch.Tensor, noise: RoundNoise):
         drafts, a = proposal.tokens, self.slots.used
         if self.sampling.repetition_penalty != 1:
             logits = self.sampling.penalise(logits, self._seen(self.slots.row[:a], self.slots.n[:a], drafts))
@@ -156,7 +160,8 @@ class Decoder:
         q = proposal.chances
         if q is None:
             q = torch.zeros_like(logits[:, :-1]).scatter_(-1, drafts[..., None], 1.0)
-        return self.verification(self.sampling.chances(logits), q, drafts, count, noise)
+        p = self.sampling.chances(logits).masked_fill_(~sound[..., None], 1 / logits.shape[-1])
+        return self.verification(p, q, drafts, count, noise)
 
     def _seen(self, row, n, drafts) -> torch.Tensor:
         """Returns [A, g + 1, V] bool: the tokens before each place, if all drafted ones before it stand."""
@@ -165,9 +170,9 @@ class Decoder:
             seen.append(seen[-1].scatter(1, drafts[:, i : i + 1], True))
         return torch.stack(seen, 1)
 
-    def commit(self, drafts, count, accepted, following):
-        """Writes what stands and the target's token; returns the tokens [A, g+1] and [A, 4]: drafted, accepted,
-        committed, ended."""
+    def commit(self, drafts, count, accepted, following, broken):
+        """Writes what stands and the target's token; returns the tokens [A, g+1] and [A, 5]: drafted, accepted,
+        committed, ended, broken."""
         a, width = drafts.shape[0], drafts.shape[1] + 1
         n, row = self.slots.n[:a], self.slots.row[:a]
         places = torch.arange(width, device=row.device)
@@ -176,6 +181,7 @@ class Decoder:
         committed = (accepted + 1).masked_fill(self.slots.idle[:a], 0)
         ends = torch.isin(new, self.eos) & (places < committed[:, None])
         committed = torch.where(ends.any(1), ends.long().argmax(1) + 1, committed)
+        broken = broken & (committed == accepted + 1)  # the row has not ended before
         bin_column = self.texts.tokens.shape[1] - 1
         column = (self.texts.lengths[row] + n)[:, None] + places
         self.texts.tokens[row[:, None], column.where(places < committed[:, None], bin_column)] = new
@@ -184,13 +190,21 @@ class Decoder:
         stood = torch.minimum(accepted, committed)
         # tokens that were drafted after the row's end had no place in it
         drafted = torch.where(accepted > committed - 1, stood, count)
-        return new, torch.stack([drafted, stood, committed, ended.long()], 1)
+        return new, torch.stack([drafted, stood, committed, ended.long(), broken.long()], 1)
+
+    def _refuse_broken(self, running: list[int], report: list[list[int]]) -> None:
+        for slot in running:
+            if report[slot][4]:
+                raise FloatingPointError(
+                    f"row {self.slots.owner[slot]}: the target's logits after "
+                    f"{self.slots.written[slot] + report[slot][1]} new tokens are no distribution (NaN or infinite)"
+                )
 
     def _tell(self, new: list[list[int]], report: list[list[int]], running: list[int]) -> list[int]:
         """Hands over what each row wrote; returns the slots whose row is to end."""
         ended = []
         for slot in running:
-            _, _, committed, over = report[slot]
+            _, _, committed, over, _ = report[slot]
             stop = self.on_tokens(self.slots.owner[slot], new[slot][:committed])
             if over or stop:
                 ended.append(slot)
@@ -242,6 +256,7 @@ def speculative_generate(
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
+        FloatingPointError: the target's logits are no distribution where a row's next token is to be drawn (named).
     """
     prompts = [list(prompt) for prompt in prompt_ids]
     rows = len(prompts)

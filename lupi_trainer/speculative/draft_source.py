@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from .acceptance import is_distribution
 from .lossless import RoundNoise, Sampling
 from .reader import Reader
 from .slots import Slots
@@ -81,10 +82,11 @@ class DraftModel:
         a, home = slots.used, slots.n.device
         n, row, longest = slots.n[:a], slots.row[:a], slots.longest(self.reader)
         seen = texts.seen(row, n, self.vocab_size) if self.sampling.repetition_penalty != 1 else None
-        tokens, kept = [], []
+        tokens, kept, sound = [], [], []
         for i in range(gamma):
             logits = self._first(texts, row, n, longest) if i == 0 else self._read(tokens[-1], n + i, longest + i)
             logits = self.sampling.penalise(self._widened(logits.to(home)), seen)
+            sound.append(is_distribution(logits))
             if self.sampling.temperature == 0:
                 token = logits.argmax(-1)
             else:
@@ -94,7 +96,9 @@ class DraftModel:
             if seen is not None:
                 seen = seen.scatter(1, token[:, None], True)
         drafted = torch.cat(tokens, 1) if tokens else row.new_zeros(a, 0)
-        return Proposal(drafted, torch.stack(kept, 1) if kept else None)
+        # nothing is proposed from where the draft's numbers broke
+        count = torch.stack(sound, 1).long().cumprod(1).sum(1) if sound else None
+        return Proposal(drafted, torch.stack(kept, 1) if kept else None, count)
 
     def _first(self, texts: Texts, row: torch.Tensor, n: torch.Tensor, longest: int) -> torch.Tensor:
         if not (self.any_behind or self.reader.compile):
