@@ -2,15 +2,18 @@
 
 import argparse
 import json
-import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable
+from pathlib import Path
 
 from ..data import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
 from ..lab import resolve_model
+from ..loading import NO_CODE
 from ..modeling import MTPHeads
 from ..prompts import TeacherPrompt, encode
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
+from ..speculative.decode import check_room, check_settings
 from .evaluate import load_model
 
 
@@ -34,6 +37,54 @@ def check_same_tokenizer(target, draft) -> None:
         f"{ours.get(token, 'unknown')} to the target and {theirs.get(token, 'unknown')} to the draft (first at id "
         f"{number}); a draft must have the target's own tokens"
     )
+
+
+def stop_ids(tokenizer, stop: list[str]) -> set[int]:
+    """Ids of the stop strings that are special tokens: the text is written without these, and ends as at an eos.
+
+    Raises:
+        ValueError: a special token is a part of a longer stop string, which no text can hold.
+    """
+    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for text in stop:
+        for token in special:
+            if token in text and text not in special:
+                raise ValueError(
+                    f"--stop {text!r} holds the special token {token!r}, which is left out of the text: give the "
+                    "token alone, or the rest alone"
+                )
+    return {special[text] for text in stop if text in special}
+
+
+def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
+    """Checks, before the weights of any model are read, what settings, tokenizers and configurations tell.
+
+    Raises:
+        ValueError: what cannot work, by name.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    check_settings(
+        max_new_tokens=args.max_new_tokens, num_draft_tokens=args.num_draft_tokens, batch_size=args.batch_size,
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
+    )  # fmt: skip
+    if "" in args.stop:
+        raise ValueError("--stop holds an empty string, which would end every completion before it begins")
+    models = {"target": args.target} | ({} if args.draft in (LOOKUP, HEADS) else {"draft": args.draft})
+    paths = {role: resolve_model(name) for role, name in models.items()}
+    tokenizers = {role: AutoTokenizer.from_pretrained(path, **NO_CODE) for role, path in paths.items()}
+    if "draft" in tokenizers:
+        check_same_tokenizer(tokenizers["target"], tokenizers["draft"])
+    stop_ids(tokenizers["target"], args.stop)
+    prompt_ids = encode_prompts(tokenizers["target"], records, _written(args))
+    for role, path in paths.items():
+        if find_adapter_config_file(path) is None:  # an adapter's base is known once it is loaded
+            check_room(role, AutoConfig.from_pretrained(path, **NO_CODE), prompt_ids, args.max_new_tokens)
+
+
+def _written(args: argparse.Namespace) -> TeacherPrompt | None:
+    return TeacherPrompt(args.system_prompt) if args.with_knowledge else None
 
 
 def load_prompts(source: str) -> list[dict]:
@@ -88,11 +139,12 @@ class Completions:
         eos: ids that end one.
         stop: strings that end one, and are not part of it.
         show: where the text of row 0 goes as it is written.
-        done: called once for every row that has ended.
+        done: called with a row's index when it has ended.
     """
 
     def __init__(self, tokenizer, rows: int, max_new_tokens: int, eos: set[int], stop: list[str],
-                 show: Callable[[str], None] | None = None, done: Callable[[], None] = lambda: None):  # fmt: skip
+                 show: Callable[[str], None] | None = None,
+                 done: Callable[[int], None] = lambda row: None):  # fmt: skip
         self.tokenizer, self.limit, self.eos, self.stop = tokenizer, max_new_tokens, eos, stop
         self.show, self.done = show, done
         self.ids: list[list[int]] = [[] for _ in range(rows)]
@@ -104,15 +156,25 @@ class Completions:
         ids = self.ids[row]
         ids += tokens
         ended = ids[-1] in self.eos
-        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+        text = self._decode(ids[:-1] if ended else ids)
         places = [place for place in (text.find(stop) for stop in self.stop) if place >= 0]
         self.texts[row] = text[: min(places)] if places else text
         if places or ended or len(ids) >= self.limit:
             self.reasons[row] = "stop" if places else "eos" if ended else "length"
-            self.done()
+            self.done(row)
         if self.show is not None and row == 0:
             self._show(self.reasons[row] is not None)
         return bool(places)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def count(self, row: int) -> int:
+        """Tokens of a row, its eos included; up to a stop string, as many as its text needs."""
+        ids, text = self.ids[row], self.texts[row]
+        if self.reasons[row] != "stop":
+            return len(ids)
+        return bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(text))
 
     def _show(self, ended: bool) -> None:
         """Shows what cannot change any more: no half character, and nothing that may begin a stop string."""
@@ -135,12 +197,46 @@ def closing_lines(stats: SpeculativeStats, rows: int, seconds: float) -> str:
     )
 
 
+class Lines:
+    """Rows of JSONL, written in the order of the prompts and whole, each as soon as it and those before it have ended.
+
+    Args:
+        output: the file; None: the screen.
+    """
+
+    def __init__(self, output: Path | None):
+        self.ended: dict[int, dict] = {}
+        self.next = 0
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        # without a buffer: a line is one write, and is there when the process is killed
+        self.file = None if output is None else open(output, "wb", buffering=0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def add(self, number: int, row: dict) -> None:
+        self.ended[number] = row
+        while self.next in self.ended:
+            line = json.dumps(self.ended.pop(self.next), ensure_ascii=False) + "\n"
+            if self.file is None:
+                print(line, end="", flush=True)
+            else:
+                self.file.write(line.encode())
+            self.next += 1
+
+
 def main(args: argparse.Namespace) -> int:
     """Complete every prompt and print what the drafts were worth."""
     from rich.console import Console
     from rich.progress import Progress
 
     records = load_prompts(args.prompts)
+    look_ahead(args, records)
     target, tokenizer = load_model(args.target, args.dtype, args.device, chat=False)
     if args.draft == LOOKUP:
         draft = PromptLookup()
@@ -150,22 +246,29 @@ def main(args: argparse.Namespace) -> int:
         draft = HeadsDraft(target, heads.to(target.device, target.get_output_embeddings().weight.dtype).eval())
         args.num_draft_tokens = min(args.num_draft_tokens, heads.horizon - 1)  # they look no further
     else:
-        draft, draft_tokenizer = load_model(args.draft, args.dtype, args.device, chat=False)
-        check_same_tokenizer(tokenizer, draft_tokenizer)
-    written = TeacherPrompt(args.system_prompt) if args.with_knowledge else None
-    prompt_ids = encode_prompts(tokenizer, records, written)
+        draft, _ = load_model(args.draft, args.dtype, args.device, chat=False)
+    prompt_ids = encode_prompts(tokenizer, records, _written(args))
     eos = target.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None} | stop_ids(
+        tokenizer, args.stop
+    )
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not getattr(tokenizer, "chat_template", None):
         errors.print(f"{args.target} has no chat template: prompts are continued as plain text", markup=False)
     streaming = len(records) == 1 and args.output is None
-    with Progress(console=errors, disable=streaming, transient=True) as progress:
+    with Progress(console=errors, disable=streaming, transient=True) as progress, Lines(args.output) as lines:
         task = progress.add_task("completions", total=len(records))
+
+        def done(row: int) -> None:
+            progress.advance(task)
+            if not streaming:
+                named = {key: records[row][key] for key in ("id", "prompt") if key in records[row]}
+                text, reason = completions.texts[row], completions.reasons[row]
+                lines.add(row, {**named, "completion": text, "tokens": completions.count(row), "ended_by": reason})
+
         completions = Completions(
             tokenizer, len(records), args.max_new_tokens, eos, args.stop,
-            show=(lambda text: print(text, end="", flush=True)) if streaming else None,
-            done=lambda: progress.advance(task),
+            show=(lambda text: print(text, end="", flush=True)) if streaming else None, done=done,
         )  # fmt: skip
         started = time.perf_counter()
         output = speculative_generate(
@@ -178,16 +281,5 @@ def main(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - started
     if streaming:
         print()
-    else:
-        lines = []
-        for record, text, ids, reason in zip(records, completions.texts, output.completion_ids, completions.reasons):
-            named = {"id": record["id"]} if "id" in record else {}
-            row = {**named, "prompt": record["prompt"], "completion": text, "tokens": len(ids), "ended_by": reason}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        if args.output is None:
-            sys.stdout.writelines(lines)
-        else:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text("".join(lines), encoding="utf-8")
     errors.print(closing_lines(output.stats, len(records), seconds), markup=False)
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 
@@ -262,14 +263,16 @@ def speculative_generate(
     rows = len(prompts)
     if rows == 0:
         raise ValueError("prompt_ids is empty: there is nothing to complete")
-    _at_least_one(max_new_tokens=max_new_tokens, num_draft_tokens=num_draft_tokens,
-                  max_slots=rows if max_slots is None else max_slots)  # fmt: skip
+    sampling = check_settings(
+        max_new_tokens=max_new_tokens, num_draft_tokens=num_draft_tokens,
+        max_slots=rows if max_slots is None else max_slots, temperature=temperature, top_k=top_k, top_p=top_p,
+        repetition_penalty=repetition_penalty,
+    )  # fmt: skip
     _one_of("verification", verification, tuple(_VERIFICATIONS))
     _one_of("draft_length", draft_length, ("fixed", "goodput"))
     if isinstance(draft_length, str):
         fixed = draft_length == "fixed"
         draft_length = Fixed(num_draft_tokens) if fixed else Goodput(num_draft_tokens, bonus=True)
-    sampling = Sampling(float(temperature), top_k, float(top_p), float(repetition_penalty))
     models = {"target": target} if _is_source(draft) else {"target": target, "draft": draft}
     for role, model in models.items():
         require_support(model, role)
@@ -294,6 +297,18 @@ def speculative_generate(
             verification=verification, eos=eos, keys=row_keys(seed, list(range(rows)), reader.device),
             on_tokens=on_tokens,
         ).run()  # fmt: skip
+
+
+def check_settings(*, temperature, top_k, top_p, repetition_penalty, **counts: int) -> Sampling:
+    """Returns how tokens are drawn; raises ValueError, by name, for a setting out of range and a count below 1."""
+    _at_least_one(**counts)
+    return Sampling(float(temperature), top_k, float(top_p), float(repetition_penalty))
+
+
+def check_room(role: str, config, prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Raises ValueError for a prompt that a model of this configuration cannot read, or has no room to continue."""
+    model = SimpleNamespace(config=config)
+    _check_prompts(role, model, prompts, max_new_tokens, text_config(model).vocab_size)
 
 
 def _is_source(draft) -> bool:
