@@ -15,7 +15,7 @@ from transformers import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .decode import speculative_generate
+from .decode import speculative_generate, token_ids
 
 
 # processor -> (keyword of `speculative_generate`, the processor's attribute)
@@ -74,13 +74,20 @@ def draft_and_verify(
     draft_model=None,
     num_draft_tokens: int = 5,
     verification: str = "block",
+    draft_length="fixed",
+    compile: bool = False,
     **model_kwargs,
 ):
     """Speculative decoding as a `custom_generate` of transformers, for any batch size.
 
     input_ids [B, L], padded on the left -> [B, L + longest completion], padded on the right (or a
-    `GenerateDecoderOnlyOutput` with them). `draft_model` is a model or a source of drafts such as `PromptLookup()`.
-    Sampling takes its seed from torch's own generator.
+    `GenerateDecoderOnlyOutput` with them). `draft_model` is a model or a source of drafts such as `PromptLookup()`;
+    the other arguments are those of [`speculative_generate`], which runs all rows at a time here. Sampling takes its
+    seed from torch's own generator.
+
+    It follows temperature, top_k, top_p and repetition_penalty, and ends at eos_token_id or a length. It does not
+    search with beams, stream, stop at strings, continue from `past_key_values`, read `inputs_embeds` or pictures, or
+    return scores and hidden states; statistics are what `speculative_generate` alone returns.
 
     Raises:
         ValueError: there is no draft, or something was asked for that drafting cannot honour (named).
@@ -91,14 +98,14 @@ def draft_and_verify(
     mask = model_kwargs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask
     prompts = [row[kept].tolist() for row, kept in zip(input_ids, mask.bool())]
-    eos = generation_config.eos_token_id
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    eos = token_ids("eos_token_id", generation_config.eos_token_id)
     pad = generation_config.pad_token_id
     pad = pad if pad is not None else eos[0] if eos else 0
     output = speculative_generate(
         model, draft_model, prompts, max_new_tokens=generation_config.max_length - input_ids.shape[1],
         num_draft_tokens=num_draft_tokens, eos_token_id=eos, verification=verification,
-        seed=int(torch.randint(2**62, ())), **_sampling(logits_processor, generation_config.do_sample),
+        draft_length=draft_length, compile=compile, seed=int(torch.randint(2**62, ())),
+        **_sampling(logits_processor, generation_config.do_sample),
     )  # fmt: skip
     longest = max(map(len, output.completion_ids))
     completions = [row + [pad] * (longest - len(row)) for row in output.completion_ids]

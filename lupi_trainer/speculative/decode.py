@@ -7,8 +7,9 @@ drafted token stands ends with one more token of the target.
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from .attention import ragged_attention
 from .draft_length import DraftLength, Fixed, Goodput, Outcome, compiled_length
 from .draft_source import DraftModel, DraftSource, Texts
 from .lossless import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
-from .models import evaluating, require_support, text_config
+from .models import base_model, evaluating, require_support, text_config
 from .noise import row_keys
 from .packed import packed_weights
 from .reader import Reader
@@ -91,7 +92,8 @@ class Decoder:
         while running := self.slots.running():
             # the last token is the target's
             rooms = {self.slots.owner[slot]: self.limit - self.slots.written[slot] - 1 for slot in running}
-            gamma = min(self.draft_length.choose(rooms, len(self.slots.waiting)), self.num_draft_tokens)
+            chosen = self.draft_length.choose(rooms, len(self.slots.waiting))
+            gamma = min(_whole("a draft length", chosen, least=0), self.num_draft_tokens)
             if self.target.compile:
                 gamma = compiled_length(gamma, self.num_draft_tokens)
             else:
@@ -248,7 +250,7 @@ def speculative_generate(
             acceptance), or a policy object. Above temperature 0 a text depends on the lengths, its law does not.
         temperature, top_k, top_p, repetition_penalty: applied to both models alike, in the order and with the meaning
             that transformers gives them; `top_k=0` keeps every token.
-        eos_token_id: tokens that end a row; the one that did is kept.
+        eos_token_id: tokens that end a row (one or several, of torch or numpy too); the one that did is kept.
         seed: address of the noise.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         compile: compile the forwards of both models, and on a GPU record them as CUDA graphs.
@@ -265,7 +267,8 @@ def speculative_generate(
         raise ValueError("prompt_ids is empty: there is nothing to complete")
     sampling = check_settings(
         max_new_tokens=max_new_tokens, num_draft_tokens=num_draft_tokens,
-        max_slots=rows if max_slots is None else max_slots, temperature=temperature, top_k=top_k, top_p=top_p,
+        max_slots=rows if max_slots is None else max_slots,
+        temperature=temperature, top_k=top_k, top_p=top_p,
         repetition_penalty=repetition_penalty,
     )  # fmt: skip
     _one_of("verification", verification, tuple(_VERIFICATIONS))
@@ -275,9 +278,14 @@ def speculative_generate(
         draft_length = Fixed(num_draft_tokens) if fixed else Goodput(num_draft_tokens, bonus=True)
     models = {"target": target} if _is_source(draft) else {"target": target, "draft": draft}
     for role, model in models.items():
+        if not hasattr(base_model(model), "config"):
+            raise ValueError(
+                f"the {role} is a {type(model).__name__}, which has no `config`: pass the transformers model itself "
+                "(of a wrapper such as DistributedDataParallel, its `module`)"
+            )
         require_support(model, role)
         _check_prompts(role, model, prompts, max_new_tokens, text_config(model).vocab_size)
-    eos = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    eos = token_ids("eos_token_id", eos_token_id)
     used = models.values()
     with evaluating(*used), ragged_attention(*used), packed_weights(*used):
         size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
@@ -301,8 +309,25 @@ def speculative_generate(
 
 def check_settings(*, temperature, top_k, top_p, repetition_penalty, **counts: int) -> Sampling:
     """Returns how tokens are drawn; raises ValueError, by name, for a setting out of range and a count below 1."""
-    _at_least_one(**counts)
-    return Sampling(float(temperature), top_k, float(top_p), float(repetition_penalty))
+    _at_least_one(**{name: _whole(name, count) for name, count in counts.items()})
+    return Sampling(float(temperature), _whole("top_k", top_k), float(top_p), float(repetition_penalty))
+
+
+def _whole(name: str, value, least: int | None = None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    return number
+
+
+def token_ids(name: str, value) -> list[int]:
+    """Returns a list of ids from None, one id or several, be they numbers, or of torch or numpy."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    several = [] if value is None else list(value) if isinstance(value, Iterable) else [value]
+    return [_whole(name, number) for number in several]
 
 
 def check_room(role: str, config, prompts: list[list[int]], max_new_tokens: int) -> None:

@@ -72,7 +72,7 @@ class DraftModel:
     def __init__(self, reader: Reader, vocab_size: int, sampling: Sampling):
         self.reader, self.vocab_size, self.sampling = reader, vocab_size, sampling
         self.behind = torch.zeros_like(reader.base)  # [slots]: tokens that the cache lacks; moves with the rows
-        self.any_behind = False
+        self.any_behind = self.caught_up = False
 
     @property
     def forwards(self) -> int:
@@ -83,6 +83,9 @@ class DraftModel:
         n, row, longest = slots.n[:a], slots.row[:a], slots.longest(self.reader)
         seen = texts.seen(row, n, self.vocab_size) if self.sampling.repetition_penalty != 1 else None
         tokens, kept, sound = [], [], []
+        self.caught_up = gamma == 0 and self.any_behind
+        if self.caught_up:  # a cache must not fall two tokens behind
+            self._first(texts, row, n, longest)
         for i in range(gamma):
             logits = self._first(texts, row, n, longest) if i == 0 else self._read(tokens[-1], n + i, longest + i)
             logits = self.sampling.penalise(self._widened(logits.to(home)), seen)
@@ -123,5 +126,6 @@ class DraftModel:
         return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf) if lacking else logits
 
     def told(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
-        self.behind[: slots.used] = (accepted == gamma).long().to(self.behind.device)
-        self.any_behind = whole
+        lacks = (accepted == gamma) & (not self.caught_up)
+        self.behind[: slots.used] = lacks.long().to(self.behind.device)
+        self.any_behind = whole and not self.caught_up

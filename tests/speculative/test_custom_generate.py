@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import StoppingCriteria
 
-from lupi_trainer.speculative import PromptLookup, draft_and_verify
+from lupi_trainer.speculative import Fixed, PromptLookup, SpeculativeStats, custom_generate, draft_and_verify
+from lupi_trainer.speculative.decode import SpeculativeOutput
 
 from .toy_models import perturbed, prompts, toy
 
@@ -27,11 +28,20 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("options", [{}, {"num_draft_tokens": 2}, {"draft_model": PromptLookup()}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_draft_tokens": 2},
+        {"draft_model": PromptLookup()},
+        {"draft_length": "goodput"},
+        {"draft_length": Fixed(3), "eos_token_id": torch.tensor([7, 15])},
+    ],
+)
 def test_greedy_text_is_that_of_generate(target, draft, options):
     plain = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": [7, 15], "pad_token_id": 0}
     expected = target.generate(**batch(), **plain)
-    ours = target.generate(**batch(), **plain, custom_generate=draft_and_verify, **{"draft_model": draft, **options})
+    ours = target.generate(**batch(), **{**plain, "draft_model": draft, **options}, custom_generate=draft_and_verify)
     assert torch.equal(ours, expected)
     assert (expected[:, -1] == 0).any(), "some rows must end early"
 
@@ -56,6 +66,19 @@ def test_sampling_takes_its_settings_and_its_seed(target, draft):
     assert not torch.equal(texts[0].sequences[0], texts[0].sequences[1])
     greedy = target.generate(**batch(), **{**options, "do_sample": False, "temperature": None})
     assert torch.equal(target.generate(**batch(), **options, top_k=1), greedy)
+
+
+def test_what_is_given_is_passed_on(target, draft, monkeypatch):
+    seen = {}
+
+    def generate(*args, **options):
+        seen.update(options)
+        return SpeculativeOutput([[5]] * 4, SpeculativeStats())
+
+    monkeypatch.setattr(custom_generate, "speculative_generate", generate)
+    options = {"compile": True, "draft_length": "goodput", "num_draft_tokens": 3, "verification": "token"}
+    target.generate(**batch(), max_new_tokens=4, custom_generate=draft_and_verify, draft_model=draft, **options)
+    assert options.items() <= seen.items()
 
 
 class Never(StoppingCriteria):

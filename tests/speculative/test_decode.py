@@ -119,6 +119,31 @@ def test_a_policy_of_draft_lengths_learns_what_every_round_did():
     assert any(o.rejected for o in told) and any(not o.rejected for o in told)
 
 
+class Cycle(Fixed):
+    """Draft lengths in turn."""
+
+    def __init__(self, *lengths):
+        self.lengths, self.next = lengths, -1
+
+    def choose(self, rooms, waiting):
+        self.next += 1
+        return self.lengths[self.next % len(self.lengths)]
+
+
+@pytest.mark.parametrize("slots", [None, 1])
+def test_rounds_without_a_draft_do_not_leave_the_drafts_cache_behind(slots):
+    policy = Cycle(2, 0, 0, 0, 3, 0)
+    output = generate("llama", "equal", num_draft_tokens=3, draft_length=policy, max_slots=slots)
+    assert output.completion_ids == greedy("llama")
+    assert output.stats.accepted == output.stats.drafted > 0 and 0 in output.stats.draft_lengths
+
+
+@pytest.mark.parametrize("length", [2.5, -1, None])
+def test_a_draft_length_that_is_none_is_refused(length):
+    with pytest.raises(ValueError, match=f"a draft length must be .*, got {length}"):
+        generate("llama", "equal", draft_length=Cycle(length))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_slots_are_refilled_and_change_nothing(family):
     rounds = {}

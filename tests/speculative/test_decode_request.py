@@ -1,6 +1,8 @@
 """What cannot work is refused by name before anything runs."""
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
 from lupi_trainer.speculative import speculative_generate
@@ -23,6 +25,10 @@ def model():
         ({"prompt_ids": [[3] * 23]}, "target prompt 0 has 23 tokens.*beyond the target's 32 positions"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"num_draft_tokens": 0}, "num_draft_tokens must be at least 1, got 0"),
+        ({"num_draft_tokens": 2.5}, "num_draft_tokens must be a whole number, got 2.5"),
+        ({"max_new_tokens": "8"}, "max_new_tokens must be a whole number, got '8'"),
+        ({"top_k": 0.5}, "top_k must be a whole number, got 0.5"),
+        ({"eos_token_id": [7, 1.5]}, "eos_token_id must be a whole number, got 1.5"),
         ({"max_slots": 0}, "max_slots must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must not be negative, got -0.1"),
         ({"temperature": float("nan")}, "temperature must not be negative, got nan"),
@@ -39,6 +45,20 @@ def test_bad_arguments(model, change, words):
     assert len(speculative_generate(model, model, **good).completion_ids[0]) == 10
     with pytest.raises(ValueError, match=words):
         speculative_generate(model, model, **{**good, **change})
+
+
+@pytest.mark.parametrize("kind", [int, torch.tensor, np.int64, lambda n: [n], lambda n: torch.tensor([n, 2])])
+def test_an_end_may_come_from_torch_or_numpy(model, kind):
+    whole = speculative_generate(model, model, [[3, 4]], max_new_tokens=10).completion_ids[0]
+    output = speculative_generate(model, model, [[3, 4]], max_new_tokens=np.int64(10), eos_token_id=kind(whole[4]))
+    assert output.completion_ids == [whole[: whole.index(whole[4]) + 1]]
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_wrapped_model_is_refused(model, role):
+    models = {"target": model, "draft": model, role: torch.nn.DataParallel(model)}
+    with pytest.raises(ValueError, match=f"the {role} is a DataParallel, which has no `config`: pass the transf"):
+        speculative_generate(**models, prompt_ids=[[3, 4]], max_new_tokens=4)
 
 
 def test_the_last_position_can_be_used(model):
