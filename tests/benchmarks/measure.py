@@ -8,7 +8,16 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
+import torch
+
 from lupi_trainer.speculative.slots import Slots
+
+
+def clock() -> float:
+    """Seconds on a clock, once the GPU has done what it was given, if one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @contextmanager
@@ -17,9 +26,9 @@ def prefill_clock():
     spent, admit = [0.0], Slots.admit
 
     def timed(self, slots):
-        started = time.perf_counter()
+        started = clock()
         admit(self, slots)
-        spent[0] += time.perf_counter() - started
+        spent[0] += clock() - started
 
     Slots.admit = timed
     try:
@@ -52,15 +61,16 @@ class Others:
         return sum(ticks), sum(ticks) - ticks[3] - ticks[4], own.user + own.system
 
 
-def take_turns(contenders: dict[str, Callable], repeats: int, without_prefill: bool = False) -> dict[str, list[float]]:
+def take_turns(contenders: dict[str, Callable], repeats: int, without_prefill: bool = False,
+               warm_up: bool = True) -> dict[str, list[float]]:  # fmt: skip
     """Returns the seconds of every run of every contender, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with prefill_clock() as prefill:
-        for turn in range(repeats + 1):
+        for turn in range(0 if warm_up else 1, repeats + 1):
             for name, run in contenders.items():
-                prefill[0], started = 0.0, time.perf_counter()
+                prefill[0], started = 0.0, clock()
                 run()
-                taken = time.perf_counter() - started
+                taken = clock() - started
                 if turn:
                     seconds[name].append(taken - prefill[0] if without_prefill else taken)
     return seconds

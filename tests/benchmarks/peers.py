@@ -21,15 +21,15 @@ def on_policy(student, teacher, setting: Setting, queries, informed) -> list[lis
         temperature=0.7, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=None,
     )[:, ids.shape[1] :]  # fmt: skip
     whole = torch.cat([torch.tensor(informed, device=setting.device), text], 1)
-    # as TRL does, the teacher's logits of the completion are made in one go
-    teacher(whole, logits_to_keep=new + 1, use_cache=False)
+    # as TRL does, the teacher's states are kept, and the loss makes logits of them
+    teacher.base_model(whole, use_cache=False).last_hidden_state[:, -new - 1 : -1].contiguous()
     return text.tolist()
 
 
 @torch.no_grad()
 def read_once(teacher, setting: Setting, informed) -> None:
     """The part of the on-policy cost that any rollout has: the teacher reads its prompts."""
-    teacher(torch.tensor(informed, device=setting.device), logits_to_keep=1)[0].sum().item()
+    teacher.base_model(torch.tensor(informed, device=setting.device), use_cache=False)
 
 
 @torch.no_grad()
@@ -43,11 +43,11 @@ def first_version(student, teacher, setting: Setting, queries, informed, rule) -
         key, text = row_keys(0, [row], setting.device), []
         state = torch.tensor([rule.initial_state()], dtype=torch.float64, device=setting.device)
         cache = DynamicCache(config=teacher.config)
-        last = _read(teacher, known, cache)[-1:]  # what the teacher says after all that it has read
+        last = _read(teacher, known, cache, 1)  # what the teacher says after all that it has read
         while len(text) < setting.new_tokens:
             gamma = min(setting.gamma, setting.new_tokens - len(text))
             drafts = _draft(student, query + text, gamma, key, len(text))
-            logits = torch.cat([last, _read(teacher, drafts, cache)])
+            logits = torch.cat([last, _read(teacher, drafts, cache, gamma)])
             stood = 0
             while stood < gamma and _stands(rule, logits[stood], drafts[stood], state):
                 state = rule.next_state(state, True)
@@ -59,22 +59,22 @@ def first_version(student, teacher, setting: Setting, queries, informed, rule) -
                 text.append(int(sample(last, 0.7, key, at, TEACHER)))
                 state = rule.next_state(state, False)
                 cache.crop(stood - gamma)
-                last = _read(teacher, text[-1:], cache)
+                last = _read(teacher, text[-1:], cache, 1)
         texts.append(text)
     return texts
 
 
-def _read(model, tokens, cache) -> torch.Tensor:
-    """Token ids -> logits [Q, V] float32 after each of the last 32."""
+def _read(model, tokens, cache, last: int) -> torch.Tensor:
+    """Token ids -> logits [last, V] float32 after each of the `last` ones."""
     ids = torch.tensor([tokens], device=model.device)
-    return model(ids, past_key_values=cache, logits_to_keep=min(len(tokens), 32)).logits[0].float()
+    return model(ids, past_key_values=cache, logits_to_keep=last).logits[0].float()
 
 
 def _draft(student, tokens, gamma, key, position) -> list[int]:
     cache, drafts = DynamicCache(config=student.config), []
     for i in range(gamma):
         at = torch.tensor([position + i], device=key.device)
-        drafts.append(int(sample(_read(student, tokens, cache)[-1:], 0.7, key, at, STUDENT)))
+        drafts.append(int(sample(_read(student, tokens, cache, 1), 0.7, key, at, STUDENT)))
         tokens = drafts[-1:]
     return drafts
 

@@ -60,13 +60,6 @@ class Setting:
 
 
 CPU = Setting(student=Shape(4, 256, 4, 2, 768), teacher=Shape(12, 512, 8, 4, 1536))
-SMALL = Setting(
-    student=Shape(2, 128, 2, 1, 384),
-    teacher=Shape(6, 256, 4, 2, 768),
-    vocab=2048,
-    student_prompt=16,
-    teacher_prompt=48,
-)
 CUDA = Setting(
     student=Shape(28, 1024, 16, 8, 3072),
     teacher=Shape(36, 4096, 32, 8, 12288),
