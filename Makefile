@@ -35,7 +35,7 @@ test-fast: .venv/.ready  ## Without what takes long or starts several processes
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
 
-figures: demo  ## README's figures and pictures, from a run of the demo
+figures: demo browser  ## README's figures and pictures, from a run of the demo
 	$(BIN)/python docs/figures.py runs/demo
 
 lint: .venv/.ready

@@ -1,8 +1,10 @@
-"""Brings README.md's figures and the pictures beside this file up to date with a run of the demo.
+"""Brings README.md's figures and the pictures beside this file up to date with a run of the demo and data/RESULTS.md.
 
-make figures    # runs the demo, then `python docs/figures.py runs/demo`
+make figures              # runs the demo, then `python docs/figures.py runs/demo`
+python docs/figures.py    # what stands in data/RESULTS.md alone
 """
 
+import itertools
 import json
 import os
 import re
@@ -59,6 +61,21 @@ def drafts(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def results(text: str) -> str:
+    """The ways of teaching, of the text of data/RESULTS.md: its first table that begins so, without the costs.
+
+    Raises:
+        ValueError: it has no such table.
+    """
+    head = "| arm | new | unseen | general |"
+    lines = text.splitlines()
+    start = next((number for number, line in enumerate(lines) if line.startswith(head)), None)
+    if start is None:
+        raise ValueError(f"data/RESULTS.md has no table {head}")
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    return "\n".join("|".join(line.split("|")[:5]) + "|" for line in table)
+
+
 def fill(text: str, parts: dict[str, str]) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced.
 
@@ -94,18 +111,21 @@ def screenshot(run: Run, picture: Path) -> None:
         subprocess.run([chromium, *flags, f"--screenshot={picture}", address], check=True, capture_output=True)
 
 
-def main(folder: Path) -> None:
-    """Rewrite README.md, docs/rollout.svg and docs/inspect.png from the demo's folder."""
-    run, readme = read_run(folder), ROOT / "README.md"
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    text = fill(
-        readme.read_text(encoding="utf-8"),
-        {"demo-table": table(metrics), "demo-steps": steps(run), "drafts": drafts(folder)},
-    )
-    screenshot(run, ROOT / "docs" / "inspect.png")
-    shutil.copyfile(folder / "rollout.svg", ROOT / "docs" / "rollout.svg")
-    readme.write_text(text, encoding="utf-8")
+def main(folder: Path | None = None) -> None:
+    """Rewrite README.md's results and, from the demo's folder, its other figures, docs/rollout.svg and docs/inspect.png.
+
+    The picture of the page comes last: it alone needs a browser.
+    """
+    readme = ROOT / "README.md"
+    parts = {"results": results((ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8"))}
+    if folder is not None:
+        run, metrics = read_run(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        parts |= {"demo-table": table(metrics), "demo-steps": steps(run), "drafts": drafts(folder)}
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    if folder is not None:
+        shutil.copyfile(folder / "rollout.svg", ROOT / "docs" / "rollout.svg")
+        screenshot(run, ROOT / "docs" / "inspect.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:2]))

@@ -1,21 +1,23 @@
 """README.md: every command and every block of Python runs; its figures come from a run by one command."""
 
 import os
+import pydoc
 import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from trl import DistillationConfig
+import torch
+from transformers import AutoModelForCausalLM
 
 from docs import figures
 from lupi_trainer import LUPISKDConfig, papers, skd_rollout
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import read_run
-from lupi_trainer.lab import resolve_model
+from lupi_trainer.lab import pretrain, resolve_model
 from tests.inspection_run import make_run
 
 
@@ -45,7 +47,9 @@ LESS = {
     "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],
 }
 LAUNCHED = [c for chain in chains() for c in chain if c.startswith("accelerate launch") or "--accelerate_config" in c]
-ELSEWHERE = ("lupi sweep", "lupi push")  # seven processes, run by tests/test_sweep.py; a Hub, run below
+PRETRAIN = "python -m lupi_trainer.lab.pretrain"
+# seven processes, run by tests/test_sweep.py; what has a test below: a Hub, an installation, minutes of training
+ELSEWHERE = ("lupi sweep", "lupi push", "python3.11 -m venv", "pip install", PRETRAIN)
 
 
 @pytest.fixture
@@ -115,20 +119,43 @@ def test_ci_says_when_there_is_no_browser(tmp_path, failing, fails):
     assert ("made test-browser" in done.stdout) == (failing in ("", "test-browser"))
 
 
-@pytest.mark.slow
-def test_ten_lines_of_python(after_the_demo):
-    (code,) = [block for block in blocks("python") if "LUPISKDTrainer(" in block]
-    names: dict = {}
-    exec(compile(code.replace("max_steps=200", "max_steps=2, report_to='none'"), "README.md", "exec"), names)
-    assert names["trainer"].state.global_step == 2 and (after_the_demo / "runs" / "mine" / "config.json").is_file()
+def test_what_is_installed_without_make_is_there():
+    """The extras' names; a plain install into an empty folder is tried by tests/test_recipes.py."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (chain,) = [chain for chain in chains() if chain[0].startswith("python3.11 -m venv")]
+    assert chain[1] == "pip install torch" and '    "torch>' in project
+    named = re.fullmatch(r'pip install -e "\.\[([\w,]+)\]"', chain[2])[1].split(",")
+    (others,) = re.findall(r"pip install -e .*?  # or (.*)", README)
+    named += re.sub(r" \(.*?\)", "", others).split(", ")
+    assert len(named) == 6 and all(re.search(rf"^{extra} = \[", project, re.M) for extra in named)
 
 
 @pytest.mark.slow
-def test_multi_token_prediction_from_python(after_the_demo):
-    (code,) = [block for block in blocks("python") if "Rho1WMTPTrainer(" in block]
-    exec(compile(code.replace("max_steps=200", "max_steps=2, report_to='none'"), "README.md", "exec"), names := {})
-    assert names["trainer"].state.global_step == 2
-    assert (after_the_demo / "runs" / "heads" / "mtp_heads.safetensors").is_file()
+def test_the_pair_is_made_again(after_the_demo, monkeypatch):
+    """The command, with a step a stage."""
+    (command,) = [c for chain in chains() for c in chain if c.startswith(PRETRAIN)]
+    for name in ("TEACHER_STAGES", "STUDENT_STAGES"):
+        monkeypatch.setattr(pretrain, name, tuple(replace(stage, steps=1) for stage in getattr(pretrain, name)))
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[2:])
+    pretrain.main()
+    for name in ("teacher", "student"):
+        made, shipped = (
+            AutoModelForCausalLM.from_pretrained(path)
+            for path in (after_the_demo / "runs" / "lab" / name, resolve_model(f"lab:{name}"))
+        )
+        shapes = ({key: value.shape for key, value in model.state_dict().items()} for model in (made, shipped))
+        assert next(shapes) == next(shapes)
+
+
+@pytest.mark.slow
+def test_python_from_the_first_line_to_the_last(after_the_demo):
+    first, own = [block for block in blocks("python") if "LUPISKDTrainer(" in block]
+    assert len(first.splitlines()) <= 10
+    for code, folder, file in ((first, "first", "model.safetensors"), (own, "mine", "adapter_model.safetensors")):
+        short, count = re.subn(r"(max_steps\W+)200", r"\g<1>2", code)
+        assert count == 1
+        exec(compile(short, "README.md", "exec"), names := {})
+        assert names["trainer"].state.global_step == 2 and (after_the_demo / "runs" / folder / file).is_file()
 
 
 def test_a_rollout_from_python(student, teacher, tokenizer):
@@ -138,6 +165,14 @@ def test_a_rollout_from_python(student, teacher, tokenizer):
     exec(compile(code, "README.md", "exec"), names)
     expected = skd_rollout(student, teacher, ids, ids, max_new_tokens=256, eos_token_id=2)
     assert names["rollout"].completion_ids == expected.completion_ids
+
+
+def test_drafts_for_generate_from_python(student, teacher, tokenizer):
+    (code,) = [block for block in blocks("python") if "custom_generate=" in block]
+    head, call = code.rsplit("\n", 2)[0], code.splitlines()[-1]
+    names = {"student": student, "teacher": teacher, "tokenizer": tokenizer}
+    exec(compile(f"{head}\ntext = {call}", "README.md", "exec"), names)
+    assert torch.equal(names["text"], teacher.generate(**names["inputs"], max_new_tokens=56))
 
 
 def test_figures_are_written_by_one_command(tmp_path):
@@ -153,9 +188,45 @@ def test_figures_are_written_by_one_command(tmp_path):
         figures.fill("nothing", parts)
 
 
+def test_results_are_those_of_their_page():
+    """Brought up to date by `python docs/figures.py`."""
+    page = (ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8")
+    assert figures.fill(README, {"results": figures.results(page)}) == README
+    assert all(arm in README for arm in ("| SKD | 9", "| untrained | 0.0% |", "| SFT on gold answers | 9"))
+    assert "lupi compare --output_dir runs/compare" in page
+    with pytest.raises(ValueError, match="no table"):
+        figures.results("nothing")
+
+
+@pytest.mark.parametrize("has_browser", [True, False])
+def test_the_picture_of_the_page_comes_last(tmp_path, monkeypatch, has_browser):
+    """README is written before a browser is asked for, and is where there is none."""
+    names = [name for row in figures.ROWS.values() for name in row if name]
+    run = make_run(tmp_path / "run", steps=200, **dict.fromkeys(names, 0.12345))
+    (run / "rollout.svg").write_text("<svg/>")
+    for name in ("docs", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    (tmp_path / "data" / "RESULTS.md").write_text("| arm | new | unseen | general | tokens |\n", encoding="utf-8")
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "drafts", lambda folder: "drafted")
+    monkeypatch.setattr(figures.shutil, "which", lambda name: "chromium" if has_browser else None)
+    monkeypatch.setattr(figures.subprocess, "run", lambda command, **kwargs: pictures.append(command[-2]))
+    pictures: list[str] = []
+    if has_browser:
+        figures.main(run)
+        assert pictures == [f"--screenshot={tmp_path / 'docs' / 'inspect.png'}"]
+    else:
+        with pytest.raises(FileNotFoundError, match="make test-browser"):
+            figures.main(run)
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "12.3%" in written and "drafted" in written and "general | tokens" not in written
+    assert (tmp_path / "docs" / "rollout.svg").read_text() == "<svg/>"
+
+
 def test_every_paper_is_cited():
     entries = [paper.bibtex for paper in vars(papers).values() if isinstance(paper, papers.Paper)]
-    assert blocks("bibtex") == ["\n".join(entries) + "\n"]
+    assert (ROOT / "docs" / "papers.bib").read_text(encoding="utf-8") == "\n".join(entries) + "\n"
     keys = re.findall(r"@\w+\{(\w+),", "".join(entries))
     assert len(keys) == len(set(keys)) and all(f"`{key}`" in README for key in keys)
 
@@ -175,17 +246,25 @@ def test_the_tree_names_every_file_and_nothing_else():
     assert sorted(found) == sorted(there)
 
 
+def test_every_accelerate_configuration_is_explained():
+    rows = [
+        line.split("|")[1:-1] for line in README.splitlines() if re.match(r"\| `(single|paired|fsdp|zero|multi)", line)
+    ]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
+    assert all(what.strip() and run.strip() for _, what, run in rows)
+
+
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
 
 
 def test_help_explains_every_key():
-    """Of ours in the docstring; of all, the inherited ones too, in the script's --help."""
-    parent = {field.name for field in fields(DistillationConfig)}
-    own = set(LUPISKDConfig.__annotations__) - parent
-    documented = set(re.findall(r"^        (\w+) \(", LUPISKDConfig.__doc__, re.M))
-    assert own <= documented <= own | parent
+    """Ours and the inherited ones, each once, in the docstring; all of them in the script's --help."""
+    documented = re.findall(r"^        (\w+) \(.*\):\n            \S+", LUPISKDConfig.__doc__, re.M)
+    assert sorted(documented) == sorted(field.name for field in fields(LUPISKDConfig))
+    assert "teacher_model_server_url (`str`, *optional*):" in pydoc.render_doc(LUPISKDConfig, renderer=pydoc.plaintext)
     from lupi_trainer.scripts.lupi_skd import make_parser
 
     silent = [action.dest for action in make_parser()._actions if not action.help]

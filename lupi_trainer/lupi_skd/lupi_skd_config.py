@@ -1,6 +1,8 @@
 """Configuration of [`LUPISKDTrainer`]."""
 
-from dataclasses import dataclass, field
+import re
+import textwrap
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import DistillationConfig
@@ -62,7 +64,8 @@ class LUPISKDConfig(DistillationConfig):
         student_temperature (`float`, *optional*, defaults to `0.7`):
             Temperature at which the student drafts.
         teacher_temperature (`float`, *optional*, defaults to `0.7`):
-            Temperature at which the teacher verifies and replaces.
+            Temperature at which the teacher verifies and replaces. Of a served teacher, a probability at another
+            temperature than 1 is known up to an error whose bound is logged (`teacher_server/normaliser_error`).
         verification (`str`, *optional*, defaults to `"parallel"`):
             `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
         compile_rollout (`bool`, *optional*, defaults to `False`):
@@ -264,3 +267,23 @@ class LUPISKDConfig(DistillationConfig):
             check_served_settings(self)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
+
+
+def _inherited_keys(config: type) -> str:
+    """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
+    explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
+    lines = [
+        "",
+        "    > Parameters of [`~trl.DistillationConfig`] and [`~transformers.TrainingArguments`]",
+    ]
+    for key in fields(config):
+        if key.name not in explained:
+            kind = key.type.__name__ if isinstance(key.type, type) else str(key.type).removeprefix("typing.")
+            default = "" if key.default in (None, MISSING) else f", defaults to `{key.default!r}`"
+            lines += ["", f"        {key.name} (`{kind}`, *optional*{default}):"]
+            lines.append(textwrap.indent(textwrap.fill(key.metadata["help"], 107), " " * 12))
+    return "\n".join([*lines, "    "])
+
+
+if LUPISKDConfig.__doc__:  # python -OO strips it
+    LUPISKDConfig.__doc__ += _inherited_keys(LUPISKDConfig)
