@@ -112,7 +112,7 @@ def screenshot(run: Run, picture: Path) -> None:
 
 
 def main(folder: Path | None = None) -> None:
-    """Rewrite README.md's results and, from the demo's folder, its other figures, docs/rollout.svg and docs/inspect.png.
+    """Rewrite README.md's results and, from the demo's folder, its other figures and the two pictures.
 
     The picture of the page comes last: it alone needs a browser.
     """
