@@ -1,13 +1,16 @@
 """Every shipped recipe parses, says how it is started and what its keys are; bad recipes are named."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.launch import launch_command_parser
 
+from lupi_trainer.cli import TRAINING, main, make_parser
 from lupi_trainer.recipe_files import copy_recipe, find_accelerate_config, find_recipe, list_recipes, recipes_dir
 from lupi_trainer.recipe_parser import RecipeError
 from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
@@ -17,6 +20,13 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft, "wmtp": wmtp}
 RECIPES = [name for name in list_recipes() if not name.startswith("accelerate_configs/")]
 ON_THIS_MACHINE = ["--bf16", "false", "--use_cpu", "true"]  # parsing asks whether the hardware has bfloat16
+
+
+def head_commands(name: str) -> list[str]:
+    """The commands of a recipe's first comment, in order."""
+    head = re.sub(r"^# ?", "", find_recipe(name).read_text().split("\n\n")[0], flags=re.M)
+    lines = [line.split(" #")[0].strip() for line in re.sub(r"\\\n *", "", head).splitlines()]
+    return [line for line in lines if line.startswith(("lupi ", "accelerate "))]
 
 
 def parse(args):
@@ -33,9 +43,19 @@ def write(tmp_path, text: str) -> list[str]:
 def test_recipe_parses_and_says_how_it_is_started(name):
     script = Path(name).parent.name
     text = find_recipe(name).read_text()
-    data_args, training_args, model_args = (
-        SCRIPTS[script].make_parser().parse_args_and_config(["--config", str(find_recipe(name)), *ON_THIS_MACHINE])
-    )
+    (command,) = [c for c, s in TRAINING.items() if s == script]
+    started = ["--config", f"recipes/{name}"]
+    commands = [shlex.split(line) for line in head_commands(name)]
+    assert ["lupi", command, *started] in commands and commands[-1][:2] == ["accelerate", "launch"]
+    launched = launch_command_parser().parse_args(commands[-1][2:])
+    assert launched.module and launched.training_script == f"lupi_trainer.scripts.{script}"
+    assert launched.training_script_args == started
+    assert Path(launched.config_file) == Path("recipes", "accelerate_configs", Path(launched.config_file).name)
+    assert (recipes_dir().parent / launched.config_file).is_file()
+    for program, *arguments in commands[:-1]:
+        assert program == "lupi" and make_parser().parse_known_args(arguments)[0].command == arguments[0]
+    arguments = ["--config", str(find_recipe(name)), *ON_THIS_MACHINE]
+    data_args, training_args, model_args = SCRIPTS[script].make_parser().parse_args_and_config(arguments)
     assert model_args.model_name_or_path and data_args.dataset_name
     for key, value in yaml.safe_load(text).items():
         if (
@@ -45,13 +65,29 @@ def test_recipe_parses_and_says_how_it_is_started(name):
         ):
             given = [getattr(args, key) for args in (data_args, training_args, model_args) if hasattr(args, key)]
             assert value in given or str(value) in map(str, given), key
-    head = text.split("\n\n")[0]
-    assert f"recipes/{name}" in head and "accelerate launch --config_file recipes/accelerate_configs/" in head
     # a teacher on a GPU of its own is started with the configuration that gives it one
     device = yaml.safe_load(text).get("teacher_device")
-    assert device in (None, "cpu", "paired") and ("paired_gpu.yaml" in head) == (device == "paired")
+    assert device in (None, "cpu", "paired")
+    assert (Path(launched.config_file).stem == "paired_gpu") == (device == "paired")
     # every group of keys is explained: a comment on the line, or a heading above
     assert len(re.findall(r"^# \w", text, re.M)) >= 4
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_lab_recipes_run(tmp_path, monkeypatch):
+    """All that their first comments name, for a step; a sweep is run by tests/test_sweep.py."""
+    monkeypatch.chdir(tmp_path)
+    short = "--max_steps 1 --per_device_train_batch_size 2 --eval_strategy no --save_strategy no".split()
+    less = {"prune": [], "kd": [*short, "--max_samples", "8", "--max_eval_samples", "2"]}
+    lab = [name for name in RECIPES if name.startswith("lab/")]
+    # a teacher before its student, the heads before the model that goes on with them
+    lab.sort(key=lambda name: not name.endswith(("_teacher.yaml", "_warmup.yaml")))
+    lines = dict.fromkeys(line for name in lab for line in head_commands(name) if line.startswith("lupi "))
+    commands = [shlex.split(line)[1:] for line in lines if not line.startswith("lupi sweep ")]
+    for arguments in commands:
+        assert main([*arguments, *less.get(arguments[0], short)]) == 0, arguments
+    outputs = [yaml.safe_load(find_recipe(name).read_text())["output_dir"] for name in lab]
+    assert len(outputs) == 10 and all((tmp_path / folder / "README.md").is_file() for folder in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((recipes_dir() / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
