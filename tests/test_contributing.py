@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import lupi_trainer
 from lupi_trainer import WMTPConfig
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import read_run
@@ -35,6 +36,14 @@ def mine(tmp_path, monkeypatch):
 def test_every_extension_is_under_forty_lines():
     assert FILES.keys() == {"my_rule.py", "my_policy.py", "my_source.py", "my_weighting.py", "my_recipe.yaml"}
     assert all(text.count("\n") < 40 for text in FILES.values())
+
+
+def test_every_room_is_explained():
+    (rooms,) = re.findall(r"## How the rooms.*?\n((?:\d+\. .*\n)+)", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    package = Path(lupi_trainer.__file__).parent
+    files = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    folders = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    assert sorted(re.findall(r"`(\w+(?:\.py|/))`", rooms)) == sorted(files + folders)
 
 
 def test_a_rule_from_outside_is_the_reference_algorithm_with_it(mine):

@@ -43,9 +43,10 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["teacher_open_book"] >= 0.95
     assert metrics["student_closed_book_before"] <= 0.05
-    assert metrics["student_closed_book_after"] >= 0.90
-    assert metrics["student_unseen_phrasing_after"] >= 0.80
-    assert metrics["common_facts_after"] >= 0.90
+    taught = 0.95 * metrics["teacher_open_book"]
+    assert metrics["student_closed_book_after"] >= taught
+    assert metrics["student_unseen_phrasing_after"] >= taught
+    assert metrics["common_facts_after"] >= 0.95
     assert metrics["acceptance_last"] > metrics["acceptance_first"] + 0.1
     assert metrics["seconds"] < 300
     out = capsys.readouterr().out
