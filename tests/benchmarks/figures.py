@@ -137,19 +137,23 @@ def refill_against_none(setting: Setting, repeats: int) -> Iterator[dict]:
 
 
 def goodput_against_hindsight(setting: Setting, repeats: int) -> Iterator[dict]:
+    """Each turn beside the fixed length that was best in the other turns: the quickest of many is partly luck."""
     pair = _Pair(replace(setting, teacher_prompt=64))
     for acceptance in (0.9, 0.7):
         roll = partial(pair.roll, acceptance=Scripted(acceptance))
-        contenders = {f"gamma {g}": partial(roll, gamma=g) for g in (*range(1, 11), 12, 20)}
+        fixed = {f"gamma {g}": partial(roll, gamma=g) for g in (2, 3, 4, 5, 6, 7, 8, 10)}
         # one policy for all turns: it keeps what it has learnt, as in a trainer
-        contenders["goodput"] = partial(roll, gamma=20, gamma_policy=Goodput(20))
-        contenders["cold"] = lambda roll=roll: roll(gamma=20, gamma_policy=Goodput(20))  # knows nothing yet
-        seconds = take_turns(contenders, repeats, without_prefill=True)
-        best = min((name for name in seconds if name.startswith("gamma")), key=lambda name: median(seconds[name]))
-        figure = f"goodput over the best fixed length ({best}), acceptance {acceptance}"
-        shown = {name: seconds[name] for name in ("gamma 1", best, "gamma 20", "goodput", "cold")}
-        yield row(figure, shown, best, "goodput", ">=", 0.95)
-        yield row("the same, with a policy that is new in every rollout", shown, best, "cold")
+        chosen = {"goodput": partial(roll, gamma=20, gamma_policy=Goodput(20))}
+        chosen["cold"] = lambda roll=roll: roll(gamma=20, gamma_policy=Goodput(20))  # knows nothing yet
+        seconds = take_turns(fixed | chosen, repeats, without_prefill=True)
+        best = [
+            min(fixed, key=lambda name: median(seconds[name][:turn] + seconds[name][turn + 1 :] or seconds[name]))
+            for turn in range(repeats)
+        ]
+        seconds["hindsight"] = [seconds[name][turn] for turn, name in enumerate(best)]
+        figure = f"goodput over the best fixed length ({', '.join(sorted(set(best)))}), acceptance {acceptance}"
+        yield row(figure, seconds, "hindsight", "goodput", ">=", 0.95)
+        yield row("the same, with a policy that is new in every rollout", seconds, "hindsight", "cold")
 
 
 FIGURES = {
