@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test browser test-browser test-vllm test-fast lint format bench figures clean
+.PHONY: demo test browser test-browser test-vllm test-zero test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -60,5 +60,16 @@ VLLM := 0.32.0
 test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, started and stopped by the test
 	$(BIN)/python -m pytest -m vllm -s tests/vllm
 
+# DeepSpeed lies beside what .venv has, and not in it: there, accelerate would load it into every run of every test.
+.venv-zero/.ready: .venv/.ready
+	$(PYTHON) -m venv --clear .venv-zero
+	echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3.*/site-packages)')" > \
+		$$(echo .venv-zero/lib/python3.*/site-packages)/trainer.pth
+	.venv-zero/bin/pip install --quiet --disable-pip-version-check deepspeed --constraint constraints.txt
+	touch .venv-zero/.ready
+
+test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes
+	.venv-zero/bin/python -m pytest tests/distributed/test_sharded.py -k zero
+
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info
+	rm -rf .venv .venv-vllm .venv-zero build *.egg-info
