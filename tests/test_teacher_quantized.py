@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lupi_trainer.kd_lora.quantization import quantization_kl
 
 from .kd_training import lab_tokenizer, labelled_dataset, make_kd_trainer
+from .training import make_trainer
 
 
-pytest.importorskip("bitsandbytes")
+bnb = pytest.importorskip("bitsandbytes")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,26 @@ def test_a_4bit_teacher_trains_the_student_in_a_fraction_of_the_memory(tmp_path,
     assert trainer.quantization_kl == pytest.approx(total / count, rel=1e-3)
     assert 0 < trainer.quantization_kl < 1 and math.isfinite(trainer.quantization_kl)
     assert losses.logs[0]["teacher/quantization_kl"] == trainer.quantization_kl
+
+
+def test_a_4bit_teacher_writes_and_teaches_as_its_dequantised_weights_do(tmp_path, teacher_path):
+    options = {"config_max_steps": 2, "config_per_device_train_batch_size": 2, "config_max_completion_length": 8}
+    quantized, losses = make_trainer(tmp_path, teacher_model=teacher_path, config_teacher_load_in_4bit=True, **options)
+    whole = AutoModelForCausalLM.from_pretrained(teacher_path)
+    layers = {n: m for n, m in quantized.teacher_model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    assert len(layers) == 6 * 7
+    for name, layer in layers.items():
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        assert not torch.equal(weight, whole.get_submodule(name).weight)
+        whole.get_submodule(name).weight.data = weight
+    quantized.train()
+    trainer, expected = make_trainer(tmp_path, teacher_model=whole, **options)
+    trainer.train()
+    assert losses.losses == pytest.approx(expected.losses, rel=1e-4)
+    for ours, theirs in zip(losses.logs, expected.logs):
+        names = ("tokens/total_drafted", "tokens/total_accepted", "tokens/teacher_share")
+        assert [ours[name] for name in names] == pytest.approx([theirs[name] for name in names])
+        assert ours["tokens/teacher_share"] > 0
 
 
 def test_a_teacher_that_is_not_quantised_has_no_error(teacher_path):
