@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import yaml
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch import nn
@@ -18,23 +19,27 @@ from tests.training import make_trainer
 from tests.wmtp_training import ALGORITHMS, make_wmtp_trainer
 
 
-FSDP2 = {
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
+CONFIGS = Path(__file__).parents[2] / "recipes/accelerate_configs"
+
+
+def fsdp2() -> dict[str, str]:
+    """What `accelerate launch` puts into the environment for the configuration that is shipped, in float32."""
+    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())["fsdp_config"]
+    return {"ACCELERATE_USE_FSDP": "true", **{key.upper(): str(value) for key, value in config.items()}}
 
 
 def settings(backend: str) -> dict:
     if backend == "fsdp2":
-        os.environ.update(FSDP2)
+        os.environ.update(fsdp2(), ACCELERATE_TORCH_DEVICE="cpu")
         return {"use_cpu": False}
     if backend.startswith("zero"):
-        os.environ.update(DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu")
-        zero = {"stage": int(backend[4]), "reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
+        os.environ.update(ACCELERATE_TORCH_DEVICE="cpu")
+        zero = {
+            "stage": int(backend[4]),
+            "reduce_bucket_size": 100_000,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
         config = {
             "zero_optimization": zero,
             "train_batch_size": "auto",
@@ -48,16 +53,28 @@ def settings(backend: str) -> dict:
 
 
 @contextlib.contextmanager
+def on_cpu(backend: str):
+    """Inside, `backend` shares out weights on the CPU."""
+    with contextlib.ExitStack() as stack:
+        if backend == "fsdp2" or backend.startswith("zero"):
+            # several CPU processes count as accelerators: the one place where accelerate turns FSDP down
+            cpu = "gloo", DistributedType.MULTI_GPU
+            stack.enter_context(mock.patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: cpu))
+        if backend.startswith("zero"):
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            from deepspeed import ops
+
+            # gloo speaks for all: DeepSpeed's shared memory is compiled first, for minutes
+            stack.enter_context(mock.patch.dict(ops.__compatible_ops__, deepspeed_shm_comm=False))
+        yield
+
+
+@contextlib.contextmanager
 def as_one_of(rank: int, processes: int, backend: str):
     """Inside, this process is one of several, which `backend` may share weights out to; nothing is printed."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    context = contextlib.nullcontext()
-    if backend == "fsdp2" or backend.startswith("zero"):
-        # several CPU processes count as accelerators: the one place where accelerate turns FSDP down
-        cpu = "gloo", DistributedType.MULTI_GPU
-        context = mock.patch.object(PartialState, "_prepare_backend", lambda *args, **kwargs: cpu)
-    with context, contextlib.redirect_stdout(io.StringIO()):
+    with on_cpu(backend), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -74,9 +91,16 @@ def untied_student():
 
 
 def train(
-    rank: int, backend: str, folder: str, processes: int = 2, untied: bool = False, judged: bool = False, **changes
+    rank: int,
+    backend: str,
+    folder: str,
+    processes: int = 2,
+    untied: bool = False,
+    judged: bool = False,
+    resume: str | None = None,
+    **changes,
 ) -> dict:
-    """Losses and marks of a run of four steps, which an evaluation precedes if `judged`."""
+    """Losses and marks of a run of four steps, which an evaluation precedes if `judged`; goes on from `resume`."""
     with as_one_of(rank, processes, backend):
         config = {
             "max_steps": 4,
@@ -96,10 +120,11 @@ def train(
         )
         if judged:
             trainer.evaluate()
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume)
         marks = trainer.ask_probes()
     return {
         "losses": losses.losses,
+        "drafted": [log["tokens/total_drafted"] for log in losses.logs],
         "lengths": [log["completions/max_length"] - log["completions/min_length"] for log in losses.logs],
         "marks": marks,
         "backend": trainer.backend,
@@ -111,7 +136,7 @@ TRAINERS = ("kd-lora", *ALGORITHMS)
 
 
 def train_others(rank: int, backend: str, folder: str, processes: int = 2) -> dict:
-    """Losses of short runs of the other trainers, one after another."""
+    """Losses of short runs of the other trainers, one after another; each saves its student in the end."""
     results = {}
     for name in TRAINERS:
         with as_one_of(rank, processes, backend):
@@ -120,5 +145,6 @@ def train_others(rank: int, backend: str, folder: str, processes: int = 2) -> di
             make = make_kd_trainer if name == "kd-lora" else partial(make_wmtp_trainer, algorithm=name)
             trainer, losses = make(Path(folder, name), **{f"config_{key}": value for key, value in config.items()})
             trainer.train()
+            trainer.save_model()
         results[name] = losses.losses
     return results

@@ -110,7 +110,8 @@ def test_kd_lora_trains_and_judges_alike_on_one_and_two_processes(tmp_path):
 
 @pytest.mark.distributed
 def test_a_process_that_fails_ends_all_with_its_message(tmp_path):
-    """The other one waits for it in a collective, and is not left there."""
-    run = launch_module("multi_cpu", "tests.distributed.failing", str(tmp_path))
+    """The other one waits in FSDP2's collectives for its part of the weights, and is not left there."""
+    run = launch_module("multi_cpu", "tests.distributed.failing", str(tmp_path), "fsdp2")
     assert run.returncode != 0
+    assert "FSDP2" in run.stdout
     assert "error: the student's logits are NaN or infinite at record" in run.stderr
