@@ -1,19 +1,44 @@
 """The same losses, however the student's weights are shared out over processes."""
 
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.distributed.pair import run_pair, server
 from tests.distributed.sharded import TRAINERS, train, train_others
 from tests.vllm_stand_in import VLLMStandIn
 
 
+SAVED = {"save_strategy": "steps", "save_steps": 2}
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything in the safetensors below a folder."""
+    return {
+        f"{file.relative_to(folder)}: {name}": tensor
+        for file in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """The same weights, of runs in which one moves by 1e-3 or more a step; tied ones may be saved twice."""
+    assert ours.keys() >= theirs.keys() and theirs
+    for name in theirs:
+        assert (ours[name] - theirs[name]).abs().mean() < 1e-5, name
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The run of one process."""
-    context, folder = server(), tmp_path_factory.mktemp("one")
-    return run_pair(context, folder, train, "none", str(folder / "run"), 1, processes=1)[0]
+    folder = tmp_path_factory.mktemp("one")
+    (result,) = run_pair(server(), folder, partial(train, **SAVED), "none", str(folder), 1, processes=1)
+    return result | {"student": saved(folder / "run/checkpoint-4")}
 
 
 BACKENDS = {
@@ -27,32 +52,46 @@ BACKENDS = {
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_two_processes_have_the_losses_of_one(tmp_path, one, backend):
+def test_two_processes_have_the_losses_of_one_and_go_on_from_a_checkpoint(tmp_path, one, backend):
     if backend.startswith("zero"):
-        pytest.importorskip("deepspeed")
-    first, second = run_pair(server(), tmp_path, train, backend, str(tmp_path / "run"))
+        pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
+    first, second = run_pair(server(), tmp_path, partial(train, **SAVED), backend, str(tmp_path))
     assert (first["backend"], first["lockstep"]) == BACKENDS[backend]
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert len(set(first["losses"])) == 4 and max(one["lengths"]) > 10
     assert first["marks"] == second["marks"] == one["marks"]
     assert one["marks"]["eval_closed_book_strict"] > 0
 
+    middle, end = tmp_path / "run/checkpoint-2", tmp_path / "run/checkpoint-4"
+    student = saved(end)
+    assert_alike(student, one["student"])
+    shutil.rmtree(end)
+    (again := tmp_path / "again").mkdir()
+    resumed = run_pair(server(), again, partial(train, resume=str(middle), **SAVED), backend, str(tmp_path))
+    for process, (before, after) in enumerate(zip((first, second), resumed)):
+        assert (middle / f"rollout_state_{process}.json").is_file()
+        assert after["losses"] == before["losses"][2:] and after["drafted"] == before["drafted"][2:]
+    model = AutoModelForCausalLM.from_pretrained(end)
+    assert all(torch.equal(model.get_parameter(name.split()[1]), tensor) for name, tensor in student.items())
+
 
 @pytest.fixture(scope="module")
 def others_of_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("others")
-    return run_pair(server(), folder, train_others, "none", str(folder), 1, processes=1)[0]
+    (result,) = run_pair(server(), folder, train_others, "none", str(folder), 1, processes=1)
+    return result | {"saved": saved(folder)}
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_one, backend):
     if backend.startswith("zero"):
-        pytest.importorskip("deepspeed")
+        pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
     first, second = run_pair(server(), tmp_path, train_others, backend, str(tmp_path))
     for name in TRAINERS:
         assert first[name] == second[name] == pytest.approx(others_of_one[name], abs=1e-5), name
         assert len(set(first[name])) == 3
+    assert_alike(saved(tmp_path), others_of_one["saved"])
 
 
 @pytest.mark.distributed
@@ -66,7 +105,7 @@ def test_processes_that_evaluate_first_train_together(tmp_path, one):
 @pytest.mark.distributed
 def test_zero3_with_a_head_that_is_cut_and_not_the_embeddings(tmp_path):
     """Nothing but the loss reads such a head, so that nothing else gathers it."""
-    pytest.importorskip("deepspeed")
+    pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
     results = {}
     for backend, processes in (("none", 1), ("zero3", 2), ("zero3-lockstep", 2)):
         folder = tmp_path / backend
