@@ -89,12 +89,22 @@ def _can_pack(module: nn.Module) -> bool:
     return alone and weight.numel() >= _SMALLEST
 
 
+def _reads_weights(module: nn.Module) -> bool:
+    """Whether it wraps a layer, as PEFT's do, and may read its weight in a forward: all but plain LoRA's (DoRA's do)."""
+    if not isinstance(getattr(module, "base_layer", None), nn.Module):
+        return False
+    kind = type(module)
+    plain = kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer" and "forward" not in vars(module)
+    return not plain or bool(module.lora_variant)
+
+
 def _chosen(models) -> dict[nn.Parameter, list[nn.Linear]]:
     """The weights to pack: those that nothing but such layers holds (a tied embedding reads its weight otherwise)."""
     modules = {id(m): m for model in models for m in base_model(model).modules()}.values()
+    read = {id(inner) for module in modules if _reads_weights(module) for inner in module.modules()}
     layers: dict[nn.Parameter, list[nn.Linear]] = {}
     for module in modules:
-        if _can_pack(module):
+        if _can_pack(module) and id(module) not in read:
             layers.setdefault(module.weight, []).append(module)
     for module in modules:
         for weight in module.parameters(recurse=False):
@@ -123,7 +133,7 @@ def packed_weights(*models) -> Iterator[None]:
     Results differ from the layers' own by rounding. Layers of any other kind are left alone, and so is all under
     autocast or where torch comes without oneDNN.
     """
-    mixed = torch.is_autocast_enabled("cpu") or any(hasattr(base_model(m), "_original_forward") for m in models)
+    mixed = torch.is_autocast_enabled("cpu") or any(hasattr(m, "_original_forward") for m in models)
     able = torch.backends.mkldnn.is_available() and not mixed
     packed: list[_Packed] = []
     try:

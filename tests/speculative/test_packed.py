@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lupi_trainer.speculative import packed, skd_rollout
+from lupi_trainer.speculative import AdapterDisabled, packed, skd_rollout
 from lupi_trainer.speculative.packed import packed_weights
 
 from .reference import reference_rollout
@@ -124,6 +126,10 @@ def test_what_is_no_plain_layer_in_float32_is_left_alone():
     assert "forward" in vars(replaced)
     with torch.autocast("cpu", torch.bfloat16), packed_weights(nn.Linear(8, 8)):
         assert not packed._packs
+    student = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(with_lora(toy("llama")))
+    for model in (student, AdapterDisabled(student)):
+        with packed_weights(model):
+            assert not packed._packs
 
 
 def test_an_error_inside_puts_everything_back():
@@ -205,6 +211,22 @@ def test_weights_are_there_once():
     out = subprocess.run(run, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stdout
     peak, weights = map(int, out.split())
     assert weights > 350e6 and peak < 0.3 * weights
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [LoraConfig(r=4, use_dora=True), IA3Config(feedforward_modules=["down_proj"]), LoHaConfig(r=4)],
+    ids=["DoRA", "IA3", "LoHa"],
+)
+def test_layers_whose_weight_an_adapter_may_read_are_left_alone(adapter):
+    adapter.target_modules = {"q_proj", "down_proj"}
+    student, teacher = get_peft_model(toy("llama"), adapter), toy("llama", seed=1)
+    with packed_weights(student):
+        names = packed_names(student)
+    assert names and not any("q_proj" in name or "down_proj" in name for name in names)
+    expected = reference_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=6)
+    rollout = skd_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=6, gamma=3)
+    assert (rollout.completion_ids, rollout.broken) == (expected[0], {})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
