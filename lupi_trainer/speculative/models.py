@@ -38,11 +38,10 @@ def base_model(model):
 
 
 @contextmanager
-def active(model, unwrap: bool = False) -> Iterator:
-    """Yields the module to call; `unwrap` leaves out a PeftModel's own forward, whose adapter works without it."""
+def active(model) -> Iterator:
+    """Yields the module to call, as it is to be seen: a PeftModel without its adapter, or the model itself."""
     with model.peft_model.disable_adapter() if isinstance(model, AdapterDisabled) else nullcontext():
-        inner = model.peft_model if isinstance(model, AdapterDisabled) else model
-        yield base_model(inner) if unwrap else inner
+        yield model.peft_model if isinstance(model, AdapterDisabled) else model
 
 
 def text_config(model):

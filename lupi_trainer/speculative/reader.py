@@ -93,7 +93,7 @@ class Reader:
         alone = len(tokens) == 1 and not self.compile and longest + tokens.shape[1] <= self.size
         offsets = longest if alone else self.base[: len(tokens)] + written
         self.forwards += 1
-        with active(self.model, unwrap=self.compile) as model:
+        with active(self.model) as model:
 
             def run(tokens, offsets, *tensors):
                 return call(function, model, self.cache, tokens, offsets, visible, self.vocab_size, *settings,
