@@ -57,7 +57,7 @@ class _Packed:
         self.stand_in = torch.full((1,), torch.nan).expand(weight.shape)
         # what else lies in this storage (an optimizer's view, a head that was cut) finds it again afterwards
         self.whole, self.storage = weight.data, weight.untyped_storage()
-        self.bytes = self.storage.nbytes()
+        self.bytes, self.emptied = self.storage.nbytes(), False
 
     def swap(self) -> None:
         _packs[self.stand_in.data_ptr()] = self.pack
@@ -65,14 +65,16 @@ class _Packed:
             layer.forward = MethodType(_forward, layer)
         self.weight.data = self.stand_in
         if self.storage.resizable():
+            self.emptied = True
             self.storage.resize_(0)
 
     def swap_back(self) -> None:
         """Undoes `swap`, however far it has come; may be called again."""
-        if self.storage.nbytes() != self.bytes:
+        if self.emptied:
             numbers = self.pack.to_dense()
             self.storage.resize_(self.bytes)
             self.whole.copy_(numbers)
+            self.emptied = False
         self.weight.data = self.whole
         for layer in self.layers:
             vars(layer).pop("forward", None)
@@ -90,7 +92,7 @@ def _can_pack(module: nn.Module) -> bool:
 
 
 def _reads_weights(module: nn.Module) -> bool:
-    """Whether it wraps a layer, as PEFT's do, and may read its weight in a forward: all but plain LoRA's (DoRA's do)."""
+    """Whether it wraps a layer, as PEFT's do, and may read its weight in a forward: all do but plain LoRA's."""
     if not isinstance(getattr(module, "base_layer", None), nn.Module):
         return False
     kind = type(module)
@@ -114,16 +116,19 @@ def _chosen(models) -> dict[nn.Parameter, list[nn.Linear]]:
 
 
 def _put_back(packed: list[_Packed]) -> None:
-    """Puts all weights back, and only then lets an interruption through."""
-    interruption = None
-    while packed:
+    """Puts all weights back, and only then lets the first interruption or error through."""
+    first = None
+    for _ in range(3 * len(packed)):
+        if not packed:
+            break
         try:
             packed[-1].swap_back()
             packed.pop()
-        except KeyboardInterrupt as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption
+        except BaseException as error:
+            first = first or error
+            packed.reverse()  # the others give memory back
+    if first is not None:
+        raise first
 
 
 @contextmanager

@@ -167,21 +167,54 @@ def test_an_interruption_while_packing_loses_nothing(at, monkeypatch):
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
 
 
-def test_an_interruption_while_weights_are_put_back_waits_for_the_last(monkeypatch):
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_an_interruption_while_weights_are_put_back_waits_for_the_last(error):
+    """It comes at every line of the middle one's return in turn."""
+    swap_back, model = packed._Packed.swap_back, nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
     before = [p.detach().clone() for p in model.parameters()]
-    pressed, swap_back = [], packed._Packed.swap_back
 
-    def interrupted(one):
-        if len(pressed) < 2:
-            pressed.append(None)
-            raise KeyboardInterrupt
+    def interrupted_at(line: int) -> bool:
+        seen = []
+
+        def trace(frame, event, argument):
+            if frame.f_code is swap_back.__code__ and event == "line" and frame.f_locals["self"].weight is middle:
+                seen.append(frame.f_lineno)
+                if len(seen) == line:
+                    raise error
+            return trace
+
+        middle = model[1].weight
+        try:
+            with packed_weights(model):
+                sys.settrace(trace)
+        except error:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    line = 1
+    while interrupted_at(line):
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
+        assert not any("forward" in vars(layer) for layer in model)
+        line += 1
+    assert line > 8
+
+
+def test_a_weight_that_cannot_be_put_back_does_not_keep_the_others_away(monkeypatch):
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    before, swap_back = [p.detach().clone() for p in model.parameters()], packed._Packed.swap_back
+
+    def failing(one):
+        if one.weight is model[1].weight:
+            raise MemoryError("no room")
         swap_back(one)
 
-    monkeypatch.setattr(packed._Packed, "swap_back", interrupted)
-    with pytest.raises(KeyboardInterrupt), packed_weights(model):
+    monkeypatch.setattr(packed._Packed, "swap_back", failing)
+    with pytest.raises(MemoryError, match="no room"), packed_weights(model):
         pass
-    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
+    assert [torch.equal(p, b) for p, b in zip(model.parameters(), before)] == [True, True, False, True, True, True]
+    packed._packs.clear()
 
 
 MEMORY = """
