@@ -84,8 +84,13 @@ class Engine:
 
     def _gamma(self, rooms: dict[int, int]) -> int:
         """The next draft length, the same for all processes in lockstep; 0 when no row runs on any of them."""
-        gamma = self.r.gamma_policy.choose(rooms, len(self.slots.waiting)) if rooms else 0
+        gamma = 0
         if rooms:
+            policy = self.r.gamma_policy
+            gamma = policy.choose(rooms, len(self.slots.waiting))
+            if not isinstance(gamma, int) or gamma < 1:
+                raise ValueError(f"{type(policy).__name__}.choose() must return an int of 1 or more, got {gamma!r}")
+            gamma = min(gamma, self.r.gamma)
             gamma = compiled_length(gamma, self.r.gamma) if self.r.compile else min(gamma, max(rooms.values()))
         return self.r.lockstep.most(gamma)
 

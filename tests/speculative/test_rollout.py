@@ -38,6 +38,31 @@ def test_policy(scene, policy):
     assert len(set(rollout.stats.gamma_history)) > 1
 
 
+class Always:
+    """Wants the same length in every round."""
+
+    def __init__(self, gamma):
+        self.gamma = gamma
+
+    def choose(self, rooms, waiting):
+        return self.gamma
+
+    def observe(self, gamma, outcomes, seconds):
+        pass
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 2.0, None])
+def test_a_policy_that_chooses_no_length_is_named(gpt2, wanted):
+    with pytest.raises(ValueError, match=rf"Always.choose\(\) must return an int of 1 or more, got {wanted}"):
+        gpt2.roll(gamma_policy=Always(wanted))
+
+
+def test_a_policy_chooses_at_most_gamma(gpt2):
+    rollout = gpt2.roll(gamma=3, gamma_policy=Always(9))
+    gpt2.check(rollout)
+    assert max(rollout.stats.gamma_history) == 3
+
+
 @pytest.mark.parametrize("rows", [[4], [6, 0, 3], [7, 6, 5, 4, 3, 2, 1, 0]])
 def test_batch_and_order(scene, rows):
     scene.check(scene.roll(rows, gamma=4), rows)
