@@ -59,15 +59,15 @@ class Reader:
         self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.room, self.size)
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
         self.held: list[list[int] | None] = [None] * slots  # the prompt whose keys and values a slot holds
-        self.prefix = self._shared_prefix(slots)
+        self.prefix = self._shared_prefix()
         self.has_prefix = self.prefix == 0
         self.forwards = 0
         self.graphs = Graphs(recorder_for(model) if compile and not lockstep.together else None)
         self.prefill_tokens = _prefill_tokens(model)
 
-    def _shared_prefix(self, slots: int) -> int:
+    def _shared_prefix(self) -> int:
         shared = min(len(os.path.commonprefix(self.prompts)), min(map(len, self.prompts)) - 1)
-        return shared if slots > 1 and shared >= _SHORTEST_SHARED_PREFIX else 0
+        return shared if len(self.prompts) > 1 and shared >= _SHORTEST_SHARED_PREFIX else 0
 
     def read(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, keep_hidden: bool = False):
         """tokens [A, Q] of the first A slots -> logits [A, Q, V] float32, what lm_head read [A, Q, H] or None.

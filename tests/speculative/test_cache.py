@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from lupi_trainer.speculative import skd_rollout
 from lupi_trainer.speculative.attention import ragged_attention
 from lupi_trainer.speculative.cache import RaggedCache
 from lupi_trainer.speculative.reader import Reader
 
+from .reference import reference_rollout
 from .toy_models import FAMILIES, MORE_FAMILIES, VOCAB, prompts, toy
 
 
@@ -91,6 +93,23 @@ def test_a_common_prefix_and_equal_prompts_are_read_once(monkeypatch):
     monkeypatch.undo()
     torch.testing.assert_close(logits[0, 0], uncached(model, persona + [31, 30], 1)[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[2, 0], uncached(model, persona + [31, 32], 1)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_single_slot_reads_the_common_prefix_once(monkeypatch):
+    model = toy("llama")
+    persona = list(range(3, 28))
+    queries, read, forward = [persona + [30 + i, 40 + i] for i in range(4)], [], model.forward
+
+    def counted(**inputs):
+        read.append(inputs["input_ids"].numel())
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    rollout = skd_rollout(model, model, queries, queries, max_new_tokens=3, gamma=1, max_slots=1)
+    prefill = sum(read) - rollout.stats.student_forwards - rollout.stats.teacher_forwards
+    assert prefill == 2 * (25 + 4 * 1)
+    monkeypatch.undo()
+    assert rollout.completion_ids == reference_rollout(model, model, queries, queries, max_new_tokens=3)[0]
 
 
 def test_cropping_all_rows_alike_is_refused():
