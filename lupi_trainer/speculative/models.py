@@ -50,7 +50,8 @@ def text_config(model):
 
 
 def require_support(model, role: str) -> None:
-    """Raises ValueError, with the model's name, if rejected tokens could not be taken back or a prompt is virtual."""
+    """Raises ValueError, with the model's name, where a rollout could not be right: rejected tokens that cannot be
+    taken back, a virtual prompt, an adapter that cannot be switched off without changing weights."""
     inner = base_model(model)
     strange = set(getattr(text_config(model), "layer_types", None) or ()) - _ROLLS_BACK
     if getattr(inner, "_is_stateful", False) or strange:
@@ -64,6 +65,13 @@ def require_support(model, role: str) -> None:
             raise ValueError(
                 f"the {role}'s adapter {name!r} ({type(adapter).__name__}) puts virtual tokens before the prompt, "
                 "which rollouts do not support; LoRA and its kin work"
+            )
+    if isinstance(model, AdapterDisabled):
+        merged = {name for module in inner.modules() for name in getattr(module, "merged_adapters", ())}
+        if merged:
+            raise ValueError(
+                f"the {role} is AdapterDisabled of {type(inner).__name__}, whose adapter {', '.join(sorted(merged))} "
+                "is merged into its weights; call unmerge_adapter() first"
             )
 
 

@@ -65,7 +65,8 @@ def skd_rollout(
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's step and the teacher's verification, and on a GPU record them as CUDA graphs.
-        on_block: called with every row's `Block` after every round; reads more from the device.
+        on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
+            `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
         trace_rows: rows (0 to B-1) to be recorded token by token in `Rollout.traces`.
         vocab_size: use only the first so many columns of the logits.

@@ -54,6 +54,16 @@ def test_virtual_tokens_are_refused():
         skd_rollout(student, toy("llama"), QUERIES, INFORMED, **OPTIONS)
 
 
+def test_a_merged_adapter_is_not_switched_off():
+    student = with_lora(toy("llama"))
+    student.merge_adapter()
+    own = skd_rollout(student, toy("llama"), QUERIES, INFORMED, **OPTIONS)
+    with pytest.raises(ValueError, match="the teacher is AdapterDisabled of Llama.* adapter default is merged into"):
+        skd_rollout(student, AdapterDisabled(student), QUERIES, INFORMED, **OPTIONS)
+    student.unmerge_adapter()
+    assert skd_rollout(student, toy("llama"), QUERIES, INFORMED, **OPTIONS).completion_ids == own.completion_ids
+
+
 def test_models_of_different_dtypes():
     """In bfloat16, rows and draft lengths may round differently, so this compares the prompts that start alike."""
     teacher = toy("qwen3").double()
