@@ -1,8 +1,9 @@
 """Attention for rows of different lengths, through transformers' own interfaces.
 
 transformers asks the cache where the queries start. A `RaggedCache` answers with one number for each row, and the mask
-functions of `sdpa` and `eager` are taught, while a rollout runs, to broadcast it. Windows, layer types and the way a
-model passes masks around stay the model's own business, so no model is modified and no mask is passed in.
+functions of `sdpa` and `eager` are taught, once and for good, to broadcast it; other calls they pass on as they are.
+Windows, layer types and the way a model passes masks around stay the model's own business, so no model is modified and
+no mask is passed in.
 
 With a mask, transformers repeats the keys and values of grouped queries for every head before it calls `sdpa`. For a
 few queries over a long cache that copy costs more than the attention; here the queries of a group are folded instead.
@@ -27,12 +28,16 @@ from .models import base_model, text_config
 
 _MASKED = ("sdpa", "eager")
 _LENGTHS = "lupi_lengths"  # a number for each row in place of a mask
+_FOLDS = "_lupi_folds"  # of a configuration: its layers' groups are folded, for a rollout runs
+
+_taught: set = set()  # functions of this file among transformers' own
 
 
 def _ragged(original, additive: bool):
-    def mask(*args, q_offset=0, **kwargs):
+    def mask(*args, **kwargs):
+        q_offset = kwargs.get("q_offset")
         if not isinstance(q_offset, torch.Tensor) or q_offset.ndim != 1:
-            return original(*args, q_offset=q_offset, **kwargs)
+            return original(*args, **kwargs)
         device = q_offset.device
         rows = torch.arange(q_offset.shape[0], device=device)[:, None, None, None]
         heads = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
@@ -50,6 +55,8 @@ def _ragged(original, additive: bool):
 def _grouped(original):
     def attention(module, query, key, value, attention_mask, *args, **kwargs):
         """query [B, G * H, Q, D], key and value [B, H, K, D], mask [B, 1, Q, K] -> ([B, Q, G * H, D], None)."""
+        if not getattr(getattr(module, "config", None), _FOLDS, False):
+            return original(module, query, key, value, attention_mask, *args, **kwargs)
         batch, heads, group = key.shape[0], key.shape[1], query.shape[1] // key.shape[1]
         special = args or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
         if group == 1 or special or attention_mask is None or attention_mask.shape[1] != 1:
@@ -63,10 +70,11 @@ def _grouped(original):
 
 
 def _used(original):
-    def mask(*args, q_offset=0, **kwargs):
+    def mask(*args, **kwargs):
         """Returns [A] int32, how many slots of each row the last of its queries sees; for prompts, sdpa's mask."""
+        q_offset = kwargs.get("q_offset")
         if not isinstance(q_offset, torch.Tensor) or q_offset.ndim != 1:
-            return original(*args, q_offset=q_offset, **kwargs)
+            return original(*args, **kwargs)
         return (q_offset + kwargs["q_length"]).clamp(max=kwargs["kv_length"]).to(torch.int32)
 
     return mask
@@ -86,28 +94,22 @@ def _by_length(original):
     return attention
 
 
-@contextmanager
-def _registered(interface, functions: dict) -> Iterator[None]:
-    mapping = interface._global_mapping
-    originals = {name: mapping[name] for name in functions if name in mapping}
-    for name, function in functions.items():
-        interface.register(name, function)
-    try:
-        yield
-    finally:
-        for name in functions:
-            interface.register(name, originals[name]) if name in originals else mapping.pop(name)
+def _teach(interface, name: str, wrap) -> None:
+    """Puts `wrap(function)` in the place of the function `name`, unless that is done."""
+    function = interface._global_mapping[name]
+    if function not in _taught:
+        _taught.add(wrapped := wrap(function))
+        interface.register(name, wrapped)
 
 
-@contextmanager
-def _ragged_masks() -> Iterator[None]:
-    masks = AttentionMaskInterface._global_mapping
-    ragged = {name: _ragged(masks[name], additive=name == "eager") for name in _MASKED}
-    grouped = _grouped(AttentionInterface._global_mapping["sdpa"])
-    functions = {"sdpa": grouped, _LENGTHS: _by_length(grouped)}
-    with _registered(AttentionMaskInterface, ragged | {_LENGTHS: _used(masks["sdpa"])}):
-        with _registered(AttentionInterface, functions):
-            yield
+def _teach_transformers() -> None:
+    """Registers what rollouts need. It stays, since another rollout may run in another thread when one has ended."""
+    _teach(AttentionMaskInterface, "eager", lambda mask: _ragged(mask, additive=True))
+    _teach(AttentionMaskInterface, "sdpa", lambda mask: _ragged(mask, additive=False))
+    _teach(AttentionInterface, "sdpa", _grouped)
+    if _LENGTHS not in AttentionInterface._global_mapping:
+        AttentionMaskInterface.register(_LENGTHS, _used(AttentionMaskInterface._global_mapping["sdpa"]))
+        AttentionInterface.register(_LENGTHS, _by_length(AttentionInterface._global_mapping["sdpa"]))
 
 
 def _takes_lengths(model) -> bool:
@@ -125,16 +127,19 @@ def _takes_lengths(model) -> bool:
 @contextmanager
 def _own_attention(model) -> Iterator[None]:
     """Lets a model attend by lengths, else by masks: flash and flex attention take neither."""
-    config = base_model(model).config
-    before = config._attn_implementation
+    config, inner = base_model(model).config, text_config(model)
+    before, folded = config._attn_implementation, getattr(inner, _FOLDS, False)
     if before != "eager" and _takes_lengths(model):
         config._attn_implementation = _LENGTHS
     elif before not in (*_MASKED, _LENGTHS):
         config._attn_implementation = "sdpa" if getattr(base_model(model), "_supports_sdpa", False) else "eager"
+    setattr(inner, _FOLDS, True)
     try:
         yield
     finally:
         config._attn_implementation = before
+        if not folded:
+            delattr(inner, _FOLDS)
 
 
 def attends_by_length(model) -> bool:
@@ -147,10 +152,11 @@ def ragged_attention(*models) -> Iterator[None]:
     """Inside, the models attend with per-row lengths when run on a `RaggedCache`; other calls are as before.
 
     On a GPU, in half precision, that goes by a kernel which takes lengths, if there is one (`kernels.find_kernel`);
-    else by masks, for which models set to flash or flex attention are set to `sdpa` meanwhile. `eager` stays.
+    else by masks, for which models set to flash or flex attention are set to `sdpa` meanwhile. `eager` stays. Rollouts
+    may run in several threads, each with models of its own.
     """
+    _teach_transformers()
     with ExitStack() as stack:
-        stack.enter_context(_ragged_masks())
         for model in models:
             stack.enter_context(_own_attention(model))
         yield

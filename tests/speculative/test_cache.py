@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from lupi_trainer.speculative import skd_rollout
 from lupi_trainer.speculative.attention import ragged_attention
@@ -9,6 +12,7 @@ from lupi_trainer.speculative.cache import RaggedCache
 from lupi_trainer.speculative.reader import Reader
 
 from .reference import reference_rollout
+from .scene import Scene
 from .toy_models import FAMILIES, MORE_FAMILIES, VOCAB, prompts, toy
 
 
@@ -58,14 +62,40 @@ def test_a_row_at_the_wrong_place_is_noticed(family):
     assert errors[0] < 1e-5 and errors[1] > 1e-2
 
 
-def test_models_attend_as_before_outside_and_between_rollouts():
-    model = toy("gemma3")
-    ids = torch.tensor(prompts(1, 12, 12))
-    before = model(ids).logits
-    with ragged_attention(model):
-        assert torch.equal(model(ids).logits, before)
-        assert torch.equal(model(ids, attention_mask=torch.ones_like(ids)).logits, before)
-    assert torch.equal(model(ids).logits, before)
+def attend(model):
+    """Logits and gradients, without a mask and with one."""
+    ids = torch.tensor(prompts(2, 12, 12)[:1] * 2)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    plain, masked = model(ids).logits, model(ids, attention_mask=mask).logits
+    gradient = torch.autograd.grad(masked[:, -1].square().sum(), model.get_input_embeddings().weight)[0]
+    return plain.detach(), masked.detach(), gradient
+
+
+def test_models_attend_as_before_outside_and_between_rollouts(monkeypatch):
+    """Before: with transformers' own functions, in the places where they were before the first rollout."""
+    masks, attentions = AttentionMaskInterface._global_mapping, AttentionInterface._global_mapping
+    monkeypatch.setitem(masks, "sdpa", sdpa_mask)
+    monkeypatch.setitem(masks, "eager", eager_mask)
+    monkeypatch.setitem(attentions, "sdpa", sdpa_attention_forward)
+    model, other = toy("gemma3"), toy("llama")
+    before, config = [attend(m) for m in (model, other)], model.config.to_dict()
+    with ragged_attention(model):  # groups are folded in the models of a rollout alone
+        assert attentions["sdpa"] is not sdpa_attention_forward
+        assert torch.equal(attend(model)[0], before[0][0])
+        assert all(map(torch.equal, attend(other), before[1]))
+    assert all(map(torch.equal, attend(model), before[0]))
+    assert all(map(torch.equal, attend(other), before[1])) and model.config.to_dict() == config
+
+
+def test_a_rollout_goes_on_when_another_has_ended():
+    """As in two threads."""
+    scene = Scene("llama", rows=3)
+    first = ragged_attention(toy("gpt2"))
+    first.__enter__()
+    ended = []
+    scene.check(scene.roll(gamma=3, on_round=lambda _: ended or ended.append(first.__exit__(None, None, None))))
+    assert ended
 
 
 def test_models_of_other_attention_implementations_use_sdpa_meanwhile():
