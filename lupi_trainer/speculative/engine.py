@@ -72,7 +72,8 @@ class Engine:
             report = self.commit(drafts, sound, student_logits, logits, hidden, stands)
             report = report.tolist()  # the one question to the device
             seconds = time.perf_counter() - started
-            outcomes = [self._outcome(slot, *report[slot]) for slot in running]
+            outcomes = [self._outcome(slot, *report[slot][:5]) for slot in running]
+            self._clear([slot for slot in running if report[slot][5]])
             self.stats.count_round(gamma, rooms, outcomes)
             self.r.gamma_policy.observe(gamma, outcomes, seconds)
             if self.on_block is not None:
@@ -168,12 +169,16 @@ class Engine:
         return self.r.acceptance.accept(judged)
 
     def commit(self, drafts, sound, student_logits, logits, hidden, stands: torch.Tensor) -> torch.Tensor:
-        """Writes what stands and the teacher's corrections; returns [A, 5]: accepted, rejected, count, room, broken.
+        """Writes what stands and the teacher's corrections.
 
-        A row ends, broken, before the first place where a model has no distribution: 1 the student, 2 the teacher.
+        Returns [A, 6]: accepted, rejected, count, room, broken, unsound. A row is unsound if a model has no
+        distribution at any place, be it dropped; it ends, broken, before the first that counts: 1 the student,
+        2 the teacher.
         """
         a, width = stands.shape
-        sound, teacher_sound = sound[:, :width], is_distribution(logits)
+        teacher_sound = is_distribution(logits)
+        unsound = ~(sound.all(1) & teacher_sound.all(1))
+        sound = sound[:, :width]
         stands = stands & sound & teacher_sound
         slots, places = torch.arange(a, device=stands.device), torch.arange(width, device=stands.device)
         n, row, limit = self.slots.n[:a], self.slots.row[:a], self.r.max_new_tokens
@@ -205,7 +210,8 @@ class Engine:
         broken = broken & ~ends.any(1) & (n < limit)
         room = (limit - n).masked_fill(ends.any(1) | broken, 0)
         who = broken * (2 - (~sound)[slots, at].long())
-        return torch.stack([torch.minimum(accepted, count), (count > accepted).long(), count, room, who], 1)
+        report = torch.minimum(accepted, count), (count > accepted).long(), count, room, who, unsound.long()
+        return torch.stack(report, 1)
 
     def _keep(self, hidden: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
         if self.hidden is None:
@@ -229,6 +235,12 @@ class Engine:
         if broken:
             self.broken[self.slots.owner[slot]] = ("student", "teacher")[broken - 1]
         return Outcome(self.slots.owner[slot], accepted, bool(rejected), room)
+
+    def _clear(self, slots: list[int]) -> None:
+        """Zeroes what dropped tokens left in these slots: numbers that are not finite would reach those after them."""
+        for slot in slots:
+            for reader in (self.student, self.teacher):
+                reader.clear(slot, len(reader.prompts[self.slots.owner[slot]]) - 1 + self.slots.written[slot])
 
     def _retire(self, slots: list[int]) -> None:
         for slot in slots:

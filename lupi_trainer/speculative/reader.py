@@ -168,10 +168,11 @@ class Reader:
             device = self.device
             self.cache.copy_rows(torch.tensor(source, device=device), torch.tensor(target, device=device), length)
 
-    def clear(self, slot: int) -> None:
-        """Forgets what a slot holds, all but the common prefix."""
-        self.cache.clear(slot, self.prefix)
-        self.held[slot] = None
+    def clear(self, slot: int, length: int | None = None) -> None:
+        """Forgets what a slot holds beyond its first `length` tokens, or all but the common prefix."""
+        self.cache.clear(slot, self.prefix if length is None else length)
+        if length is None:
+            self.held[slot] = None
 
     def move(self, source: int, target: int) -> None:
         """Moves a row to another slot, so that the slots in use stay the first ones."""

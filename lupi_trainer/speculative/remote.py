@@ -90,9 +90,9 @@ class RemoteReader:
         self.texts[target], self.starts[target] = self.texts[source], self.starts[source]
         self.texts[source] = []
 
-    def clear(self, slot: int) -> None:
-        """Forgets what a slot holds."""
-        self.texts[slot] = []
+    def clear(self, slot: int, length: int = 0) -> None:
+        """Forgets what a slot holds beyond its first `length` tokens."""
+        del self.texts[slot][length:]
 
     def read(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, keep_hidden: bool = False):
         """tokens [A, Q] -> log-probabilities [A, Q, V] float32, what was returned [A, Q, 2 * top_k] or None.

@@ -81,6 +81,30 @@ def test_a_broken_prompt_writes_nothing(scene):
         assert rollout.completion_ids == [[] if i == 2 else row for i, row in enumerate(expected.completion_ids)]
 
 
+@pytest.mark.parametrize(
+    "who, options",
+    [("student", {}), ("student", {"max_slots": 2}), ("teacher", {"verification": "sequential", "max_slots": 3})],
+)
+def test_what_dropped_drafts_leave_behind_reaches_nobody(scene, who, options):
+    """Tokens that are drafted but never written make all numbers NaN, one place at a time: they are read and dropped.
+
+    (What is read at once shares its numbers: attention multiplies what it must not see by 0.)
+    """
+    blocks = []
+    scene.check(scene.roll(gamma=6, on_block=blocks.append))
+    kept = {token for rows in (*scene.prompts, scene.tokens) for row in rows for token in row}
+    strange = {token for block in blocks for token in block.drafted[:-1]} - kept - {0}  # which pads prompts
+    assert len(strange) > 1
+    spoilt = copy.copy(scene)
+    model = copy.deepcopy(getattr(scene, who))
+    setattr(spoilt, who, model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[sorted(strange)] = float("nan")
+    rollout = spoilt.roll(gamma=6, **options)
+    assert rollout.broken == {}
+    scene.check(rollout)
+
+
 def test_without_broken_numbers_nothing_is_told(scene):
     assert scene.roll().broken == {}
 
