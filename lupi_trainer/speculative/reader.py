@@ -16,7 +16,7 @@ from .cache import RaggedCache
 from .compiled import call, read, write
 from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
-from .models import active, text_config
+from .models import active, text_config, usable_positions
 from .noise import TEACHER, sample
 
 
@@ -51,7 +51,7 @@ class Reader:
         self.prompts = prompts
         self.size = max(map(len, prompts)) + max_new_tokens
         if compile:  # so that batches of similar length share their graphs
-            room = getattr(text_config(model), "max_position_embeddings", None) or sys.maxsize
+            room = usable_positions(model) or sys.maxsize
             self.size = min(_up(self.size, _BUCKET), room)
         # a kernel counts the slots that a row's last query sees, be it one that is not kept: they all must exist
         self.by_length, self.widest = attends_by_length(model), widest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .acceptance import AcceptanceRule, TopK
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput
 from .lockstep import Alone, Lockstep
-from .models import require_support, text_config
+from .models import require_support, text_config, usable_positions
 from .remote import RemoteTeacher
 
 
@@ -52,7 +52,7 @@ def _one_of(name: str, value, choices: Sequence[str]) -> None:
 
 
 def _check_prompts(role: str, model, prompts: list[list[int]], max_new_tokens: int, vocab_size: int) -> None:
-    room = getattr(text_config(model), "max_position_embeddings", None)
+    room = usable_positions(model)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"{role} prompt {i} is empty: there is nothing to continue")

@@ -1,9 +1,19 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma4TextConfig,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    Phi3Config,
+)
 
 from lupi_trainer.speculative import AdapterDisabled, TopK, skd_rollout
+from lupi_trainer.speculative.reader import Reader
 
+from .reference import reference_rollout
 from .toy_models import toy
 
 
@@ -55,6 +65,51 @@ def test_a_recurrent_model_is_refused_by_name(model):
         skd_rollout(model, mamba, [[3]], [[3]], max_new_tokens=2)
     with pytest.raises(ValueError, match="the student MambaForCausalLM"):
         skd_rollout(mamba, model, [[3]], [[3]], max_new_tokens=2)
+
+
+TINY = {
+    "vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        (
+            GPTNeoConfig(**TINY, num_layers=2, attention_types=[[["global", "local"], 1]]),
+            "has layers of local attention",
+        ),
+        (FalconConfig(**TINY, alibi=True), "has ALiBi, which it computes for rows of one length"),
+        (
+            Llama4TextConfig(**TINY, num_local_experts=2),
+            "has layers of chunked_attention; rollouts are made for those",
+        ),
+        (Gemma4TextConfig(**TINY, num_kv_shared_layers=1), "has layers that share keys and values"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_models_whose_texts_would_be_wrong_are_refused_by_name(model, config, reason, monkeypatch):
+    monkeypatch.setattr(model, "config", config)
+    with pytest.raises(ValueError, match=f"the student LlamaForCausalLM {reason}"):
+        roll(model)
+
+
+def test_texts_beyond_the_length_where_frequencies_change_are_refused():
+    """The longest row would change all rows' frequencies; compiled, places beyond a row's end would, too."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    options = {"max_position_embeddings": 128, "original_max_position_embeddings": 16, "rope_parameters": rope}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Phi3Config(**TINY, **options))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.qkv_proj.weight.mul_(30)
+        model.lm_head.weight.mul_(50)
+    with pytest.raises(ValueError, match="student prompt 0 has 13 tokens; .* beyond the student's 16 positions"):
+        roll(model, [[3] * 13])
+    queries = [[3] * 12, [4, 5]]
+    expected = reference_rollout(model, model, queries, queries, max_new_tokens=4)
+    assert roll(model, queries, queries, gamma=4).completion_ids == expected[0]
+    assert Reader(model, queries, slots=2, max_new_tokens=4, vocab_size=61, compile=True).size == 16
 
 
 def test_modes_and_gradients_are_left_as_they_were(model):
