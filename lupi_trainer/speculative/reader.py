@@ -21,13 +21,18 @@ from .noise import TEACHER, sample
 
 
 ALONE = Alone()
-_BUCKET = 64  # attention looks at a multiple of so many slots; compiled, so many has the cache
+_BUCKET = 64  # attention looks at a multiple of so many slots
 _WHOLE = 1024  # compiled, attention looks at all slots of a smaller cache; of a larger one, at parts: a graph each
 _SHORTEST_SHARED_PREFIX = 16  # below, one more forward costs more than it saves
 
 
 def _up(value: int, step: int) -> int:
     return -(-value // step) * step
+
+
+def _compiled_size(size: int) -> int:
+    """The slots of a compiled cache that holds `size`: two sizes between powers of two, for each is a graph."""
+    return _up(size, max(_BUCKET, 1 << max(size.bit_length() - 2, 0)))
 
 
 def _prefill_tokens(model) -> int:
@@ -52,7 +57,7 @@ class Reader:
         self.size = max(map(len, prompts)) + max_new_tokens
         if compile:  # so that batches of similar length share their graphs
             room = usable_positions(model) or sys.maxsize
-            self.size = min(_up(self.size, _BUCKET), room)
+            self.size = min(_compiled_size(self.size), room)
         # a kernel counts the slots that a row's last query sees, be it one that is not kept: they all must exist
         self.by_length, self.widest = attends_by_length(model), widest
         self.room = self.size + (widest - 1 if self.by_length else 0)
