@@ -68,13 +68,14 @@ class Engine:
                 self._idle(gamma)
                 continue
             drafts, sound, student_logits = self.draft(gamma)
-            logits, hidden, stands = self.verify(drafts, student_logits)
-            report = self.commit(drafts, sound, student_logits, logits, hidden, stands)
+            memories = self._foreseen(gamma)
+            logits, hidden, stands = self.verify(drafts, student_logits, memories)
+            report = self.commit(drafts, sound, student_logits, logits, hidden, stands, memories)
             report = report.tolist()  # the one question to the device
             seconds = time.perf_counter() - started
             outcomes = [self._outcome(slot, *report[slot][:5]) for slot in running]
             self._clear([slot for slot in running if report[slot][5]])
-            self.stats.count_round(gamma, rooms, outcomes)
+            self.stats.count_round(gamma, rooms, outcomes, self.broken)
             self.r.gamma_policy.observe(gamma, outcomes, seconds)
             if self.on_block is not None:
                 self._tell(drafts, logits, running, outcomes, seconds)
@@ -114,6 +115,7 @@ class Engine:
         keys = self.keys[self.slots.row[:a]].to(device)
         longest = self.slots.longest(self.student)
         drafts, sound, kept, traced = [], [], [], self.tracer.slots(self.slots.owner) if self.tracer else []
+        places = torch.tensor(traced, device=device)
         for i in range(gamma):
             token, logits = self.student.write(token, n + i, longest + i, self.r.student_temperature, keys)
             drafts.append(token)
@@ -121,12 +123,12 @@ class Engine:
             if self.r.acceptance.needs_student_logits:
                 kept.append(logits)
             elif traced:
-                kept.append(logits[traced])
+                kept.append(logits[places])
         student_logits = torch.stack(kept, 1).to(self.teacher.device) if kept else None
         device = self.teacher.device
         return torch.cat(drafts, 1).to(device), torch.stack(sound, 1).to(device), student_logits
 
-    def verify(self, drafts: torch.Tensor, student_logits: torch.Tensor | None):
+    def verify(self, drafts: torch.Tensor, student_logits: torch.Tensor | None, memories: torch.Tensor):
         """drafts [A, gamma] -> teacher logits [A, Q, V], what lm_head read [A, Q, H] or None, stands [A, Q] bool.
 
         Q is gamma, or less where sequential verification found every row's first rejection earlier.
@@ -134,7 +136,6 @@ class Engine:
         a, gamma = drafts.shape
         fed = torch.cat([self.pending[:a, 1:], drafts[:, :-1]], 1)
         n, longest, keep = self.slots.n[:a], self.slots.longest(self.teacher), self.r.return_teacher_hidden
-        memories = self._foreseen(gamma)
         if self.r.verification == "parallel":
             logits, hidden = self.teacher.read(fed, n, longest, keep)
             return logits, hidden, self._judge(logits, drafts, student_logits, memories)
@@ -168,7 +169,7 @@ class Engine:
         )
         return self.r.acceptance.accept(judged)
 
-    def commit(self, drafts, sound, student_logits, logits, hidden, stands: torch.Tensor) -> torch.Tensor:
+    def commit(self, drafts, sound, student_logits, logits, hidden, stands, memories) -> torch.Tensor:
         """Writes what stands and the teacher's corrections.
 
         Returns [A, 6]: accepted, rejected, count, room, broken, unsound. A row is unsound if a model has no
@@ -202,7 +203,7 @@ class Engine:
         if self.tracer is not None:
             self._trace(drafts[:, :width], student_logits, logits, new, column)
 
-        before = self._foreseen(width)[slots, accepted]
+        before = memories[slots, accepted]
         after = self.r.acceptance.next_state(before, False)
         self.memory[:a] = torch.where(rejected[:, None], after, before)
         self.pending[:a] = new[slots, count - 1][:, None]

@@ -63,7 +63,11 @@ class Reader:
         self.room = self.size + (widest - 1 if self.by_length else 0)
         self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.room, self.size)
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
-        self.held: list[list[int] | None] = [None] * slots  # the prompt whose keys and values a slot holds
+        distinct: dict[tuple[int, ...], int] = {}
+        self.first = [
+            distinct.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)
+        ]  # of equal prompts
+        self.held: list[int | None] = [None] * slots  # whose prompt's keys and values a slot holds: a first row
         self.prefix = self._shared_prefix()
         self.has_prefix = self.prefix == 0
         self.forwards = 0
@@ -116,34 +120,35 @@ class Reader:
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Makes the slots ready to continue the prompts `rows`; equal prompts and the common prefix are read once."""
-        prompts = [self.prompts[row] for row in rows]
+        lengths = [len(self.prompts[row]) - 1 for row in rows]
         index = torch.tensor(slots, dtype=torch.long, device=self.device)
-        self.base[index] = torch.tensor([len(prompt) - 1 for prompt in prompts], dtype=torch.long, device=self.device)
-        readers: dict[tuple[int, ...], int] = {  # prompt -> a slot that keeps it
-            tuple(held): slot for slot, held in enumerate(self.held) if held is not None and slot not in slots
-        }
+        self.base[index] = torch.tensor(lengths, dtype=torch.long, device=self.device)
+        readers = {held: slot for slot, held in enumerate(self.held) if slot not in slots}  # prompt -> who keeps it
         fresh, copies = [], []
-        for slot, prompt in zip(slots, prompts):
+        for slot, prompt in zip(slots, [self.first[row] for row in rows]):
             if self.held[slot] == prompt:
                 continue
-            donor = readers.setdefault(tuple(prompt), slot)
+            donor = readers.setdefault(prompt, slot)
             (fresh if donor == slot else copies).append((donor, slot))
             self.held[slot] = prompt
         groups = self._groups([slot for _, slot in fresh])
         forwards = len(groups) + (not self.has_prefix)
         empty = self.lockstep.most(forwards) - forwards
         if not self.has_prefix:
-            self._prefill([slots[0]], [prompts[0][: self.prefix]], 0)
+            self._prefill([slots[0]], [self.prompts[rows[0]][: self.prefix]], 0)
             self._copy([slots[0]], list(range(len(self.held))), self.prefix)
             self.has_prefix = True
         for group in groups:
-            self._prefill(group, [self.held[slot][self.prefix : -1] for slot in group], self.prefix)
+            self._prefill(group, [self._prompt(slot)[self.prefix : -1] for slot in group], self.prefix)
         if copies:
-            longest = max(len(self.held[slot]) - 1 for _, slot in copies)
+            longest = max(len(self._prompt(slot)) - 1 for _, slot in copies)
             self._copy([donor for donor, _ in copies], [slot for _, slot in copies], longest)
 
         for _ in range(empty):
             self.idle()
+
+    def _prompt(self, slot: int) -> list[int]:
+        return self.prompts[self.held[slot]]
 
     def idle(self) -> None:
         """A forward of one token that leaves no trace."""
@@ -152,7 +157,7 @@ class Reader:
 
     def _groups(self, slots: list[int]) -> list[list[int]]:
         """Slots of similar prompt length together, none if there is nothing to read, each within `prefill_tokens`."""
-        lengths = {slot: len(self.held[slot]) - 1 - self.prefix for slot in slots}
+        lengths = {slot: len(self._prompt(slot)) - 1 - self.prefix for slot in slots}
         groups: list[list[int]] = []
         for slot in sorted((s for s in slots if lengths[s] > 0), key=lengths.get):
             if groups and (len(groups[-1]) + 1) * lengths[slot] <= self.prefill_tokens:
@@ -179,8 +184,8 @@ class Reader:
         if length is None:
             self.held[slot] = None
 
-    def move(self, source: int, target: int) -> None:
-        """Moves a row to another slot, so that the slots in use stay the first ones."""
-        self._copy([source], [target], self.size)
+    def move(self, source: int, target: int, written: int) -> None:
+        """Moves a row of `written` tokens to another slot, so that the slots in use stay the first ones."""
+        self._copy([source], [target], len(self._prompt(source)) - 1 + written)
         self.base[target] = self.base[source]
         self.held[target], self.held[source] = self.held[source], None

@@ -85,7 +85,7 @@ class RemoteReader:
     def idle(self) -> None:
         """Nothing: no other process waits for what is asked here."""
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, target: int, written: int) -> None:
         """Moves a row to another slot."""
         self.texts[target], self.starts[target] = self.texts[source], self.starts[source]
         self.texts[source] = []

@@ -26,8 +26,8 @@ class RolloutStats:
     teacher_forwards: int = 0
     gamma_history: list[int] = field(default_factory=list)  # one draft length a round
 
-    def count_round(self, gamma: int, rooms: list[int], outcomes: list[Outcome]) -> None:
-        """Adds a round; `rooms` are the tokens that each row could still write before it."""
+    def count_round(self, gamma: int, rooms: list[int], outcomes: list[Outcome], broken) -> None:
+        """Adds a round; `rooms` are the tokens that each row could still write before it, `broken` rows cut short."""
         self.rounds += 1
         self.gamma_history.append(gamma)
         for room, outcome in zip(rooms, outcomes):
@@ -35,7 +35,7 @@ class RolloutStats:
             self.drafted += min(gamma, room) if outcome.rejected else outcome.accepted
             self.accepted += outcome.accepted
             self.first_token_accepted += outcome.accepted > 0
-            self.full_match += not outcome.rejected
+            self.full_match += not outcome.rejected and outcome.row not in broken
 
 
 @dataclass

@@ -81,6 +81,6 @@ class Slots:
             for state in (self.row, self.n, *(state for state, _ in self.states)):
                 state[slot] = state[last]
             for reader in self.readers:
-                reader.move(last, slot)
+                reader.move(last, slot, self.written[slot])
         self.owner.pop()
         self.written.pop()
