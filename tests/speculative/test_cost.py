@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lupi_trainer.speculative import TopK, skd_rollout
+from lupi_trainer.speculative import AdaptiveTopK, JensenShannon, TopK, skd_rollout
 
 from .scene import Scene
 from .scripted import scripted_lengths
@@ -45,6 +45,16 @@ def test_at_most_two_host_reads_a_round(scene, gamma, rows, policy, monkeypatch)
     with HostReads(monkeypatch) as reads:
         rollout = scene.roll(list(range(rows)), gamma=gamma, gamma_policy=policy, max_slots=3)
     assert 0 < reads.count - 2 <= 2 * rollout.stats.rounds  # two more for the finished texts
+
+
+@pytest.mark.parametrize(
+    "rule", [JensenShannon(0.3), AdaptiveTopK(k=8, k_max=20)], ids=lambda rule: type(rule).__name__
+)
+def test_rules_with_a_memory_or_the_students_logits_read_no_more(scene, rule, monkeypatch):
+    """All rows have a slot of their own."""
+    with HostReads(monkeypatch) as reads:
+        rollout = scene.roll(gamma=3, acceptance=rule)
+    assert 0 < reads.count - 2 <= 2 * rollout.stats.rounds
 
 
 def test_the_counter_of_host_reads_counts(monkeypatch):

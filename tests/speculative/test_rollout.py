@@ -85,9 +85,15 @@ def test_eager_attention(family):
     eager.check(eager.roll(gamma=4, max_slots=5))
 
 
-def test_a_teacher_prompt_four_hundred_tokens_longer(gpt2):
-    long = Scene("gpt2", rows=3, longest=400)
-    long.check(long.roll(gamma=5))
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_teacher_prompts_exactly_four_hundred_tokens_longer(family):
+    teacher = toy(family)
+    student = perturbed(teacher, 0.1)
+    queries = prompts(3, 2, 9, seed=1)
+    informed = [k + q for k, q in zip(prompts(3, 400, 400, seed=2), queries)]
+    expected = reference_rollout(student, teacher, queries, informed, max_new_tokens=10, acceptance=RULE)
+    rollout = skd_rollout(student, teacher, queries, informed, max_new_tokens=10, acceptance=RULE, gamma=5)
+    assert (rollout.completion_ids, rollout.from_teacher) == tuple(expected[:2])
 
 
 @pytest.mark.parametrize("temperatures", [(0.0, 0.0), (0.0, 1.3), (1.0, 0.0)])
