@@ -12,8 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from .credentials import known_secrets
 from .model_card import is_hub_name
-from .student_files import known_secrets, read_json, student_files
+from .student_files import read_json, student_files
 
 
 ADAPTER_CONFIG = "adapter_config.json"

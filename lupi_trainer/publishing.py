@@ -11,8 +11,8 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from .credentials import refuse_secrets
 from .hub import HubError, create_repository, push_folder
-from .loading import refuse_secrets
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
 from .student_files import student_files

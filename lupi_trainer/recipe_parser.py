@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 from trl import TrlParser
 
-from .loading import refuse_secrets
+from .credentials import is_secret_name, looks_secret, refuse_secrets, without_secrets
 
 
 # Keys that other tools or older versions use, and what they are called now.
@@ -44,7 +44,7 @@ class RecipeError(ValueError):
 
 def one_line(error: BaseException) -> str:
     """What an error says, in one line that can be printed, with its type where it says nothing."""
-    return " ".join(str(error).encode("utf-8", "replace").decode().split()) or type(error).__name__
+    return without_secrets(" ".join(str(error).encode("utf-8", "replace").decode().split())) or type(error).__name__
 
 
 class RecipeParser(TrlParser):
@@ -54,12 +54,18 @@ class RecipeParser(TrlParser):
     """
 
     @staticmethod
-    def refuse_secret(key: str, where: str) -> None:
+    def refuse_secret(key: str, where: str, value: Any = None) -> None:
         """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
         if key.replace("-", "_") in ("hub_token", "push_to_hub_token", "token"):
             raise RecipeError(
                 f"{where}{key!r} does not belong here, where others may read it: set HF_TOKEN in the environment, or "
                 "run `hf auth login`"
+            )
+        secret = next(filter(is_secret_name, map(str, value)), "") if key == "env" and isinstance(value, dict) else ""
+        if secret or looks_secret(str(value)):
+            what = f"the variable {secret}" if secret else "what looks like a token or password"
+            raise RecipeError(
+                f"{where}{key!r} holds {what}, and others may read it here: set it in the environment of the run"
             )
 
     def known_keys(self) -> set[str]:
@@ -106,7 +112,7 @@ class RecipeParser(TrlParser):
             raise RecipeError(f"{path} must be a mapping of keys to values, found {type(recipe).__name__}")
         known = self.known_keys() | {"env"}
         for key in recipe:
-            self.refuse_secret(str(key), f"{path}: ")
+            self.refuse_secret(str(key), f"{path}: ", recipe[key])
             if key not in known:
                 raise RecipeError(f"{path}: unknown key {key!r}{self.hint(str(key), known)}")
         if not isinstance(recipe.get("env") or {}, dict):
@@ -140,8 +146,13 @@ class RecipeParser(TrlParser):
             self.set_defaults_with_config(**recipe)
             del args[at : at + 2]
         options = {option for action in self._actions for option in action.option_strings}
-        for name in (arg.split("=")[0] for arg in args if arg.startswith("--")):
-            self.refuse_secret(name.removeprefix("--"), "option ")
+        name = ""
+        for arg in args:
+            if not arg.startswith("--"):
+                self.refuse_secret(name.removeprefix("--"), "option ", arg)
+                continue
+            name, _, value = arg.partition("=")
+            self.refuse_secret(name.removeprefix("--"), "option ", value)
             if name not in options:
                 key = name.removeprefix("--").replace("-", "_")
                 raise RecipeError(f"unknown option {name}{self.hint(key, self.known_keys())}")
@@ -168,7 +179,7 @@ class RecipeParser(TrlParser):
             if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
                 raise RecipeError(f"{where}: `env` names no variable by {name!r}")
             if isinstance(value, (dict, list)) or "\0" in str(value):
-                raise RecipeError(f"{where}: the variable {name} in `env` must be one value, got {value!r}")
+                raise RecipeError(f"{where}: the variable {name} in `env` must be one value")
         return {name: str(value) for name, value in env.items()}
 
     def error(self, message: str):

@@ -1,21 +1,23 @@
 """What in a folder is the student: the files that are sent to the Hub, each of them looked at first."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .credentials import known_secrets, looks_secret
+
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 # Weights are safetensors and nothing else: a pickle runs code when it is read.
 _SENT = {".safetensors", ".json", ".jinja", ".md", ".txt", ".model", ".tiktoken", ".py"}
-_OF_THE_RUN = re.compile(r"trainer_state\.json|checkpoint_manifest\.json|rollout_state_\d+\.json")
+_OF_THE_RUN = re.compile(
+    r"trainer_state\.json|checkpoint_manifest\.json|rollout_state_\d+\.json|metrics\.json|kd_result\.json"
+    r"|sweep_settings\.json"
+)
 _FOLDERS_OF_THE_RUN = {"wandb", "runs", "trackio"}
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}\b")
-_SECRET_NAMES = ("TOKEN", "API_KEY", "SECRET", "PASSWORD")
 
 
 def _belongs(relative: Path) -> bool:
@@ -106,16 +108,6 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def known_secrets() -> dict[str, str]:
-    """Secrets that this process knows, with a name that may be shown: the Hub's token, keys in the environment."""
-    from huggingface_hub import get_token
-
-    secrets = {value: f"the value of ${name}" for name, value in os.environ.items() if name.endswith(_SECRET_NAMES)}
-    if token := get_token():
-        secrets.setdefault(token, "the Hub token of this machine")
-    return {value: name for value, name in secrets.items() if len(value) >= 8}
-
-
 def find_secrets(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     """(file, what it holds) for every secret in a text file of the student; the secret itself is never shown."""
     secrets = known_secrets()
@@ -124,5 +116,5 @@ def find_secrets(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
             text = path.read_text(encoding="utf-8", errors="ignore")
             if found := next((what for value, what in secrets.items() if value in text), None):
                 yield name, found
-            elif _HUB_TOKEN.search(text):
-                yield name, "what looks like a Hub token"
+            elif looks_secret(text):
+                yield name, "what looks like a token or password"

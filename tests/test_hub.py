@@ -30,6 +30,7 @@ def saved(tmp_path, student, tokenizer):
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
     for name in ("training_args.bin", "trainer_state.json", "checkpoint-3/optimizer.pt", "checkpoint-3/config.json",
+                 "metrics.json", "kd_result.json", "sweep_settings.json",
                  "wandb/run/config.yaml", "wandb/run/files/wandb-summary.json", ".cache/x.json"):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
@@ -177,6 +178,7 @@ def damage(name: str, folder: Path) -> None:
         "token": lambda: (folder / "README.md").write_text(f"pushed with {TOKENS['reader']}"),
         "own token": lambda: (folder / "notes.json").write_text(json.dumps({"t": os.environ["HF_TOKEN"]})),
         "wandb key": lambda: (folder / "notes.json").write_text('{"k": "0123456789abcdef"}'),
+        "storage key": lambda: (folder / "notes.json").write_text('{"k": "fedcba9876543210"}'),
     }[name]()
 
 
@@ -193,13 +195,15 @@ def damage(name: str, folder: Path) -> None:
         ("no card", "no model card"),
         ("shard outside", r"names files that are not there: \['../other.safetensors'\]"),
         ("link", "notes.txt is a link out of the folder"),
-        ("token", "README.md holds what looks like a Hub token"),
+        ("token", "README.md holds what looks like a token or password"),
         ("own token", r"notes.json holds the value of \$HF_TOKEN"),
         ("wandb key", r"notes.json holds the value of \$WANDB_API_KEY"),
+        ("storage key", r"notes.json holds the value of \$AWS_SECRET_ACCESS_KEY"),
     ],
 )
 def test_what_is_no_whole_student_is_named_before_anything_is_sent(hub, saved, monkeypatch, name, message):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fedcba9876543210")
     (saved / "training_args.bin").unlink()
     damage(name, saved)
     with pytest.raises(ValueError, match=message) as error:

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
 import lupi_trainer
+from lupi_trainer.cli import make_parser as make_cli_parser
+from lupi_trainer.credentials import is_secret_name, looks_secret
 from lupi_trainer.data import load_training_data
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.prompts import TeacherPrompt, TemplateError, encode
@@ -18,11 +20,17 @@ from lupi_trainer.recipe_files import find_accelerate_config, find_recipe
 from lupi_trainer.recipe_parser import RecipeError, RecipeParser
 from lupi_trainer.scripts.evaluate import load_model
 from lupi_trainer.scripts.lupi_skd import make_parser
+from lupi_trainer.scripts.sweep import flags_to_settings, settings_of
 from tests.training import make_trainer
 
 
 ROOT = Path(lupi_trainer.__file__).parent
 SECRET = "hf_" + "s" * 34
+
+
+def compare_main(arguments: list[str]) -> int:
+    args = make_cli_parser().parse_args(["compare", *arguments])
+    return args.run(args)
 
 
 def calls_of_from_pretrained():
@@ -168,18 +176,61 @@ def test_tokens_have_no_place_in_recipes_or_on_the_command_line(tmp_path, key):
         assert SECRET not in str(error.value)
 
 
-def test_tokens_of_text_are_no_secrets():
-    RecipeParser.refuse_secret("eos_token", "")
-    RecipeParser.refuse_secret("pad_token", "")
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        (f"env: {{HF_TOKEN: {SECRET}}}", "env.*the variable HF_TOKEN"),
+        ("env: {WANDB_API_KEY: 0123456789abcdef}", "env.*the variable WANDB_API_KEY"),
+        ("env: {aws_secret_access_key: hunter2}", "env.*the variable aws_secret_access_key"),
+        ("env: {HTTPS_PROXY: 'http://me:hunter2@proxy'}", "env.*a token or password"),
+        (f"run_name: {SECRET}", "run_name.*a token or password"),
+        (f"model_init_kwargs: {{header: [{SECRET}]}}", "model_init_kwargs.*a token or password"),
+        (f"seed: [{SECRET}", "not valid YAML"),
+        ("env: {A: [hunter2]}", "the variable A in `env` must be one value"),
+    ],
+)
+def test_secrets_have_no_place_anywhere_in_a_recipe_and_are_not_shown(tmp_path, monkeypatch, line, named):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: lab:new\n{line}\n")
+    monkeypatch.setattr("lupi_trainer.scripts.compare.build", lambda *args: pytest.fail("it would be trained"))
+    for read in (
+        lambda: make_parser().parse_args_and_config(["--config", str(recipe)]),
+        lambda: compare_main(["--config", str(recipe), "--output_dir", str(tmp_path / "out")]),
+    ):
+        with pytest.raises(RecipeError, match=named) as error:
+            read()
+        assert not any(secret in str(error.value) for secret in (SECRET, "0123456789abcdef", "hunter2"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [["--run_name", SECRET], [f"--run_name={SECRET}"]])
+def test_secrets_have_no_place_on_the_command_line(tmp_path, flags):
+    for read in (
+        lambda: make_parser().parse_args_and_config(["--dataset_name", "lab:new", *flags]),
+        lambda: settings_of(find_recipe("kd_lora/exp1_baseline.yaml"), None, flags_to_settings(flags)),
+    ):
+        with pytest.raises(RecipeError, match="run_name.*a token or password") as error:
+            read()
+        assert SECRET not in str(error.value)
+
+
+def test_names_of_secrets_and_texts_that_are_none():
+    for name in ("eos_token", "pad_token", "resume_from_checkpoint"):
+        RecipeParser.refuse_secret(name, "", "<|end|>")
+    for name in ("PATH", "TOKENIZERS_PARALLELISM", "MAX_TOKENS", "MONKEY", "CUDA_VISIBLE_DEVICES"):
+        assert not is_secret_name(name)
+    for name in ("GITHUB_PAT", "AZURE_STORAGE_KEY", "DB_PASSWORD", "HUGGING_FACE_HUB_TOKEN"):
+        assert is_secret_name(name)
+    assert not looks_secret('{"://":1358,"a:b@c":7} http://host:8000/a@b hf_transfer')
 
 
 @pytest.mark.parametrize("key", ["model_init_kwargs", "teacher_model_init_kwargs"])
 def test_tokens_have_no_place_among_the_loading_options_of_a_recipe(tmp_path, key):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"dataset_name: lab:new\n{key}: {{token: {SECRET}}}")
+    recipe.write_text(f"dataset_name: lab:new\n{key}: {{token: hunter2}}")
     with pytest.raises(ValueError, match=f"a token in {key}") as error:
         make_parser().parse_args_and_config(["--config", str(recipe), "--bf16", "false", "--use_cpu", "true"])
-    assert SECRET not in str(error.value)
+    assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["../lab/lupi_skd/config_full", "../../pyproject", "/etc/hostname", "a/../fsdp2"])

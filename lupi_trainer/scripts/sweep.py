@@ -81,6 +81,8 @@ def settings_of(recipe: Path, override: Path | None, flags: dict[str, str]) -> t
         ValueError: a recipe that cannot be read.
     """
     parser = make_parser()
+    for key, value in flags.items():
+        parser.refuse_secret(key, "option --", value)
     over = dict(parser.read_recipe(override)) if override is not None else {}
     over = {key: as_flag(value) for key, value in over.items() if value is not None} | flags
     own = {key: as_flag(value) for key, value in parser.read_recipe(recipe).items()}

@@ -113,10 +113,13 @@ def check_url(url: str) -> str:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
         parsed = None
+    if "@" in str(url) or "?" in str(url):  # it is logged
+        raise ValueError(
+            "a teacher server's address must not hold a password, a key or anything else behind a `?`: set "
+            "VLLM_API_KEY in the environment"
+        )
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"a teacher server's address is like http://host:8000, not {url!r}")
-    if parsed.userinfo:
-        raise ValueError("a teacher server's address must not hold a password: set VLLM_API_KEY in the environment")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
