@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from .credentials import known_secrets
-from .model_card import is_hub_name
+from .model_card import is_hub_name, with_base_model
 from .student_files import read_json, student_files
 
 
 ADAPTER_CONFIG = "adapter_config.json"
+COMMIT_MESSAGE = "Upload student"
 # what `from_pretrained` would take for the student if an earlier one left it in the repository
 _LOADABLE = re.compile(r"(adapter_)?config\.json|[^/]+\.(safetensors|bin)(\.index\.json)?")
 
@@ -34,8 +36,10 @@ class HubError(OSError):
         self.reason = reason
 
 
-def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Make sure that a repository exists.
+def create_repository(
+    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> str:
+    """Make sure that a repository, and a branch of it, exist.
 
     Returns:
         Its full name, `"user/name"`.
@@ -47,7 +51,7 @@ def create_repository(repo_id: str, *, private: bool | None = None, token: str |
     check_name(repo_id)
     api = HfApi(token=token, library_name="lupi_trainer")
     with _explained(api, repo_id, "Nothing was sent."):
-        return _create(api, repo_id, private)
+        return _create(api, repo_id, private, revision)
 
 
 def check_name(repo_id: str) -> None:
@@ -58,11 +62,34 @@ def check_name(repo_id: str) -> None:
         raise ValueError(f"{repo_id!r} cannot be the name of a repository: {error}") from error
 
 
-def _create(api: HfApi, repo_id: str, private: bool | None) -> str:
+def _create(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
     if "/" not in repo_id:
         repo_id = f"{api.whoami()['name']}/{repo_id}"
     api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
     return repo_id
+
+
+def push_command(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    base_model: str | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    commit_message: str = COMMIT_MESSAGE,
+) -> str:
+    """The command that does what [`push_folder`] does with these arguments; the token comes from the environment."""
+    words = ["lupi", "push", str(folder), "--repo_id", repo_id]
+    if private is not None:
+        words.append("--private" if private else "--no-private")
+    words += [f"--base_model={base_model}"] if base_model is not None else []
+    words += ["--overwrite"] if overwrite else []
+    words += [f"--revision={revision}"] if revision is not None else []
+    words += [f"--commit_message={commit_message}"] if commit_message != COMMIT_MESSAGE else []
+    return shlex.join(words)
 
 
 def push_folder(
@@ -73,7 +100,7 @@ def push_folder(
     base_model: str | None = None,
     overwrite: bool = False,
     revision: str | None = None,
-    commit_message: str = "Upload student",
+    commit_message: str = COMMIT_MESSAGE,
     token: str | None = None,
 ) -> str:
     """Send a saved student to the Hub, as one commit.
@@ -85,10 +112,11 @@ def push_folder(
         folder: where the trainer saved the student. It is read, never changed.
         repo_id: `"user/name"`, or `"name"` in the namespace of the token's owner. Created if it is not there.
         private: whether a repository that is created is private (`None`: as the Hub does for its owner).
-        base_model: Hub name that an adapter's config gets as its base; needed where it was trained on a local folder.
+        base_model: Hub name that an adapter's config and card get as its base; needed where it was trained on a local
+            folder.
         overwrite: replace a student that is in the repository already (the old one stays in its history). Without
             it, a repository with other files under the student's names is refused.
-        revision: branch to commit to.
+        revision: branch to commit to. Created if it is not there.
         commit_message: first line of the commit.
         token: the Hub token; by default `HF_TOKEN`, or the one of `hf auth login`.
 
@@ -105,15 +133,19 @@ def push_folder(
     files: dict[str, Path | bytes] = dict(student_files(folder))
     if ADAPTER_CONFIG in files:
         files[ADAPTER_CONFIG] = _adapter_config(folder, files[ADAPTER_CONFIG], base_model)
+        if base_model is not None:
+            files["README.md"] = with_base_model(files["README.md"], base_model).encode()
     elif base_model is not None:
         raise ValueError(f"{folder} holds whole weights: only an adapter has a base model to name")
     check_name(repo_id)
     api = HfApi(token=token, library_name="lupi_trainer")
-    again = (
-        f"The student is whole in {folder}; the same push again (lupi push {folder} --repo_id {repo_id}) completes it."
-    )
+    command = push_command(
+        folder, repo_id, private=private, base_model=base_model, overwrite=overwrite, revision=revision,
+        commit_message=commit_message,
+    )  # fmt: skip
+    again = f"The student is whole in {folder}; the same push again ({command}) completes it."
     with _explained(api, repo_id, again):
-        repo_id = _create(api, repo_id, private)
+        repo_id = _create(api, repo_id, private, revision)
         tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
         remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         adds = [CommitOperationAdd(name, content) for name, content in files.items()]

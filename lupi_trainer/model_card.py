@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from .lab import LAB_PREFIX, MODELS, resolve_model
 from .papers import Paper
@@ -32,6 +33,7 @@ FIGURES = {
     "eval_closed_book_strict": "closed-book accuracy, strict",
     "eval_closed_book_lenient": "closed-book accuracy, lenient",
 }
+BASE_ROW = "base model"
 SELF_TAUGHT = "the student's own base model, with the adapter switched off"
 
 
@@ -129,6 +131,10 @@ def _usage(facts: ModelFacts) -> list[str]:
     ]  # fmt: skip
 
 
+def _adapter_line(base_model: str | None) -> str:
+    return f"A LoRA adapter on {_shown(base_model)}, trained with lupi_trainer."
+
+
 def render_card(facts: ModelFacts) -> str:
     """The card as Markdown with the Hub's metadata in front. No path, host or secret of the run is in it."""
     data = ModelCardData(
@@ -139,10 +145,9 @@ def render_card(facts: ModelFacts) -> str:
         tags=sorted({*facts.tags, *(f"arxiv:{paper.id}" for paper in facts.papers)}),
     )
     records = "" if facts.num_records is None else f", {facts.num_records} records"
-    what = "A LoRA adapter on" if facts.is_adapter else "A fine-tune of"
     titles = [f"[{paper.title}](https://huggingface.co/papers/{paper.id})" for paper in facts.papers]
     rows = [
-        ("base model", _shown(facts.base_model)),
+        (BASE_ROW, _shown(facts.base_model)),
         *([("teacher", facts.teacher if facts.teacher == SELF_TAUGHT else _shown(facts.teacher))]
           if facts.teacher else []),
         ("data", _shown(facts.dataset) + records),
@@ -154,7 +159,8 @@ def render_card(facts: ModelFacts) -> str:
     lines = [
         "---", data.to_yaml().strip(), "---", "",
         f"# {facts.name}", "",
-        f"{what} {_shown(facts.base_model)}, trained with lupi_trainer.", "",
+        _adapter_line(facts.base_model) if facts.is_adapter else
+        f"A fine-tune of {_shown(facts.base_model)}, trained with lupi_trainer.", "",
         *_usage(facts), "",
         "## Where it comes from", "",
         *_table(("what", "which"), rows), "",
@@ -167,3 +173,20 @@ def render_card(facts: ModelFacts) -> str:
     if facts.papers:
         lines += ["## Citation", "", "```bibtex", *(paper.bibtex for paper in facts.papers), "```", ""]
     return "\n".join(lines)
+
+
+def with_base_model(path: Path, base_model: str) -> str:
+    """The card in a file, with another base model in its metadata and, where [`render_card`] wrote it, in its text.
+
+    Raises:
+        ValueError: the card's metadata cannot be read; the message names the file.
+    """
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from error
+    card.data.base_model = base_model
+    row, line = _table((), [(BASE_ROW, _shown(base_model))])[-1], _adapter_line(base_model)
+    text = re.sub(rf"(?m)^\| {BASE_ROW} \| .*$", lambda _: row, card.text)
+    card.text = re.sub(r"(?m)^A LoRA adapter on .*, trained with lupi_trainer\.$", lambda _: line, text)
+    return str(card)

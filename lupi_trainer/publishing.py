@@ -4,6 +4,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from .credentials import refuse_secrets
-from .hub import HubError, create_repository, push_folder
+from .hub import create_repository, push_folder
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
 from .student_files import student_files
 
 
 logger = logging.getLogger(__name__)
+
+IN_FLIGHT = "_push-"  # folders of files that are being sent
 
 
 class Published:
@@ -117,8 +121,12 @@ class Published:
         if self.is_world_process_zero():
             name = args.hub_model_id or Path(args.output_dir).absolute().name
             private = args.hub_private_repo if private is None else private
-            self.hub_model_id = create_repository(name, private=private, token=token or args.hub_token)
+            self.hub_model_id = create_repository(
+                name, private=private, revision=args.hub_revision, token=token or args.hub_token
+            )
             self.push_in_progress = None
+            for left in Path(args.output_dir).glob(f"{IN_FLIGHT}*"):  # of a run that was killed while it pushed
+                shutil.rmtree(left)
 
     def push_to_hub(
         self,
@@ -159,6 +167,7 @@ class Published:
         self._finish_current_push()
         options = {
             "overwrite": True,
+            "private": self.args.hub_private_repo if private is None else private,
             "revision": revision or self.args.hub_revision,
             "commit_message": commit_message,
             "token": token or self.args.hub_token,
@@ -175,23 +184,37 @@ class Published:
         if self.push_in_progress is not None and not self.push_in_progress.is_done() and not args.hub_always_push:
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
+        options = {
+            "overwrite": True,
+            "private": args.hub_private_repo,
+            "revision": args.hub_revision,
+            "commit_message": f"Training in progress, step {self.state.global_step}",
+            "token": args.hub_token,  # read here: saving takes it out of the arguments for a while
+        }
         # under names of their own, the files outlive the checkpoint, which a later one may remove while they are sent
-        folder = Path(tempfile.mkdtemp(prefix="_push-", dir=args.output_dir))
-        for name, path in student_files(checkpoint_folder).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, folder / name)
-            except OSError:
-                shutil.copyfile(path, folder / name)
-        job = hf_api().run_as_future(self._push_and_remove, folder, self.state.global_step)
-        self.push_in_progress = PushInProgress([job])
+        folder = Path(tempfile.mkdtemp(prefix=IN_FLIGHT, dir=args.output_dir))
+        with self._said_if_not_pushed(folder, self.state.global_step):
+            for name, path in student_files(checkpoint_folder).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(path, folder / name)
+                except OSError:
+                    shutil.copyfile(path, folder / name)
+            job = hf_api().run_as_future(self._push_and_remove, folder, self.state.global_step, options)
+            self.push_in_progress = PushInProgress([job])
 
-    def _push_and_remove(self, folder: Path, step: int) -> None:
-        args = self.args
-        options = {"overwrite": True, "revision": args.hub_revision, "token": args.hub_token}
+    def _push_and_remove(self, folder: Path, step: int, options: dict[str, Any]) -> None:
+        with self._said_if_not_pushed(folder, step):
+            push_folder(folder, self.hub_model_id, **options)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    @contextmanager
+    def _said_if_not_pushed(folder: Path, step: int) -> Iterator[None]:
+        """What is wrong with a student on its way, or with the way, is a warning; its files on the way are removed."""
         try:
-            push_folder(folder, self.hub_model_id, commit_message=f"Training in progress, step {step}", **options)
-        except HubError as error:
-            logger.warning(f"Step {step} was not pushed ({error.reason}); the run goes on, and pushes again.")
-        finally:
+            yield
+        except (ValueError, OSError) as error:
+            reason = getattr(error, "reason", error)
+            logger.warning(f"Step {step} was not pushed ({reason}); the run goes on, and pushes again.")
             shutil.rmtree(folder, ignore_errors=True)

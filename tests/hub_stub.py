@@ -12,7 +12,7 @@ TOKENS = {"writer": "hf_" + "w" * 34, "reader": "hf_" + "r" * 34}
 
 
 class HubStub:
-    """Repositories in memory, behind real HTTP.
+    """Repositories in memory, behind real HTTP; a branch is one named `user/name@branch`.
 
     Faults: request number `fail_at` (from 0, since `restart`) meets `fault`: `"dropped"` (the connection ends before
     the Hub has done anything), `"lost"` (it did, but the answer never arrives), `"down"` (dropped, as is every later
@@ -21,6 +21,7 @@ class HubStub:
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool | None] = {}  # as each was created
         self.commits: dict[str, list[dict[str, bytes]]] = {}  # the files after each commit
         self.large: dict[str, bytes] = {}
         self.fail_at, self.fault = None, "dropped"
@@ -105,7 +106,7 @@ class HubStub:
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/?([a-z]*)/?(.*)", path):
             if match[1] not in self.repos:
                 return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-            return self.api(match[1], match[2], body, token, host)
+            return self.api(match[1], match[2], match[3], body, token, host)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(match[1], match[3])
         return 404, {"error": f"the stand-in has no {request.command} {path}"}, {}
@@ -117,6 +118,7 @@ class HubStub:
         if repo_id in self.repos:
             return 409, {"error": "You already created this model repo", "url": f"{host}/{repo_id}"}, {}
         self.repos[repo_id] = {".gitattributes": b"*.safetensors filter=lfs\n"}
+        self.private[repo_id] = {"private": True, "public": False}.get(wanted.get("visibility"))
         self.commits[repo_id] = [dict(self.repos[repo_id])]
         return 200, {"url": f"{host}/{repo_id}", "name": repo_id}, {}
 
@@ -125,7 +127,19 @@ class HubStub:
             return wanted
         return {**wanted, "actions": {"upload": {"href": f"{host}/large/{wanted['oid']}"}}}
 
-    def api(self, repo_id: str, verb: str, body: bytes, token: str, host: str):
+    def api(self, repo_id: str, verb: str, revision: str, body: bytes, token: str, host: str):
+        if verb == "branch":
+            if token != TOKENS["writer"]:
+                return 403, {"error": "no write access"}, {}
+            if revision == "main" or f"{repo_id}@{revision}" in self.repos:
+                return 409, {"error": "Reference already exists"}, {}
+            self.repos[f"{repo_id}@{revision}"] = dict(self.repos[repo_id])
+            self.commits[f"{repo_id}@{revision}"] = []
+            return 200, {}, {}
+        if verb in ("tree", "preupload", "commit") and revision != "main":
+            repo_id = f"{repo_id}@{revision}"
+            if repo_id not in self.repos:
+                return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
         files = self.repos[repo_id]
         if verb == "tree":
             return 200, [self.entry(name, data) for name, data in files.items()], {}

@@ -3,17 +3,21 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 
-from lupi_trainer.cli import main
+from lupi_trainer.cli import main, make_parser
 from lupi_trainer.hub import HubError, push_folder
+from lupi_trainer.model_card import ModelFacts, render_card
 from tests.hub_stub import TOKENS, HubStub
 
 
@@ -35,6 +39,12 @@ def saved(tmp_path, student, tokenizer):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     return folder
+
+
+def facts(**changes) -> ModelFacts:
+    known = {"name": "x", "repo_id": None, "base_model": None, "teacher": None, "dataset": None, "num_records": None,
+             "method": "M", "papers": (), "settings": {}, "steps": 0, "log_history": []}  # fmt: skip
+    return ModelFacts(**(known | changes))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -83,7 +93,7 @@ def test_interrupted_at_each_request_and_completed_by_the_second_try(hub, saved,
             push_folder(saved, repo_id)
         except HubError as error:
             failed += 1
-            assert "\n" not in str(error) and f"--repo_id {repo_id}" in str(error)
+            assert "\n" not in str(error) and printed_command(error)[1:] == [str(saved), "--repo_id", repo_id]
             assert TOKENS["writer"] not in str(error)
         hub.restart()
         push_folder(saved, repo_id)
@@ -219,17 +229,58 @@ def test_names_that_no_repository_can_have(hub, saved, repo_id):
     assert not hub.requests
 
 
-def test_an_adapter_names_a_base_that_others_can_load(hub, tmp_path, student, tokenizer):
-    folder = tmp_path / "adapter"
+@pytest.fixture
+def adapter(tmp_path, student, tokenizer):
+    """A saved adapter on a model of this machine."""
+    folder = tmp_path / "an adapter"
     get_peft_model(student, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(CARD)
+    (folder / "README.md").write_text(render_card(facts(base_model="/data/my-base", is_adapter=True)))
+    return folder
+
+
+def printed_command(error: BaseException) -> list[str]:
+    """What a failed push says that completes it, as the shell splits it."""
+    (command,) = re.findall(r"the same push again \((lupi push .*)\) completes it", str(error))
+    return shlex.split(command)[1:]
+
+
+@pytest.mark.parametrize("private", [True, False, None])
+def test_the_command_that_a_failed_push_prints_is_the_same_push(hub, adapter, private):
+    options = {
+        "private": private, "base_model": "me/base", "overwrite": True, "revision": "to try",
+        "commit_message": "It's \"done\"",
+    }  # fmt: skip
+    hub.restart(0, "down")
+    with pytest.raises(HubError) as error:
+        push_folder(adapter, "me/adapter", **options)
+    hub.restart()
+    assert vars(make_parser().parse_args(printed_command(error.value))).items() >= options.items()
+    assert main(printed_command(error.value)) == 0
+    assert hub.private["me/adapter"] is private and not arrived(hub, "me/adapter")
+    sent = arrived(hub, "me/adapter@to%20try")
+    assert "adapter_model.safetensors" in sent
+    hub.repos["me/adapter@to%20try"]["README.md"] = b"other"
+    assert main(printed_command(error.value)) == 0  # the branch is there by now, and is overwritten
+    assert arrived(hub, "me/adapter@to%20try") == sent
+
+
+def test_an_adapter_names_a_base_that_others_can_load(hub, adapter):
+    folder = adapter
     before = contents(folder)
     with pytest.raises(ValueError, match="which nobody else can load: name its Hub repository with --base_model"):
         push_folder(folder, "me/adapter")
     assert not hub.requests
     push_folder(folder, "me/adapter", base_model="me/base")
     assert json.loads(arrived(hub, "me/adapter")["adapter_config.json"])["base_model_name_or_path"] == "me/base"
+    _, metadata, text = arrived(hub, "me/adapter")["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(metadata)["base_model"] == "me/base"
+    assert "| base model | [me/base](https://huggingface.co/me/base) |" in text.splitlines()
+    assert "A LoRA adapter on [me/base](https://huggingface.co/me/base), trained" in text and "my-base" not in text
+    (folder / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(ValueError, match="README.md: its metadata cannot be read"):
+        push_folder(folder, "me/adapter", base_model="me/base")
+    (folder / "README.md").write_text(render_card(facts(base_model="/data/my-base", is_adapter=True)))
     assert contents(folder) == before
 
 

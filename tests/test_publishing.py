@@ -5,20 +5,25 @@ import logging
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from peft import LoraConfig
+from transformers.utils.hub import hf_api
 
+from lupi_trainer import publishing
+from lupi_trainer.checkpoints import flaw
+from lupi_trainer.cli import main
 from lupi_trainer.hub import HubError, push_folder
 from lupi_trainer.lab import load_lab_records
-from lupi_trainer.model_card import ModelFacts, public_name, render_card
+from lupi_trainer.model_card import public_name, render_card
 from lupi_trainer.modeling import MTPHeads, ValueHead
 from lupi_trainer.student_files import student_files
 from tests.hub_stub import TOKENS
 from tests.kd_training import make_kd_trainer
-from tests.test_hub import FULL, arrived
+from tests.test_hub import FULL, arrived, facts, printed_command
 from tests.training import make_trainer
 from tests.wmtp_training import make_wmtp_trainer
 
@@ -72,12 +77,6 @@ def test_a_card_cites_the_papers_of_its_own_method(tmp_path, make, cited):
     metadata, text = read_card(tmp_path / "run")
     assert [tag for tag in metadata["tags"] if tag.startswith("arxiv:")] == sorted(f"arxiv:{id}" for id in cited)
     assert re.findall(r"eprint += \{(.*)\}", text) == re.findall(r"huggingface.co/papers/([\d.]+)\)", text) == cited
-
-
-def facts(**changes) -> ModelFacts:
-    known = {"name": "x", "repo_id": None, "base_model": None, "teacher": None, "dataset": None, "num_records": None,
-             "method": "M", "papers": (), "settings": {}, "steps": 0, "log_history": []}  # fmt: skip
-    return ModelFacts(**(known | changes))
 
 
 def test_hub_names_are_linked_and_local_paths_are_not_told():
@@ -174,18 +173,62 @@ def test_a_trainer_pushes_while_it_trains_and_at_the_end(hub, tmp_path, strategy
 def test_a_push_that_breaks_off_while_training_is_said_and_made_up_for(hub, tmp_path, caplog):
     trainer, losses = make_trainer(
         tmp_path, config_push_to_hub=True, config_hub_model_id="me/student", config_save_strategy="steps",
-        config_save_steps=2,
+        config_save_steps=2, config_hub_private_repo=True, config_hub_revision="dev",
     )  # fmt: skip
     hub.restart(0, "down")
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert len(losses.losses) == 3 and "Step 2 was not pushed (the connection to" in caplog.text
-    with pytest.raises(HubError, match=f"The student is whole in {re.escape(str(tmp_path / 'run'))}"):
+    with pytest.raises(HubError, match=f"The student is whole in {re.escape(str(tmp_path / 'run'))}") as error:
         trainer.push_to_hub()
     assert student_files(tmp_path / "run").keys() == FULL
     hub.restart()
-    trainer.push_to_hub()
-    assert arrived(hub, "me/student").keys() == FULL
+    hub.repos["me/student@dev"]["config.json"] = b"{}"  # as an earlier save may have left it
+    assert main(printed_command(error.value)) == 0
+    assert arrived(hub, "me/student@dev").keys() == FULL and not arrived(hub, "me/student")
+    hub.repos.clear()
+    assert main(printed_command(error.value)) == 0
+    assert hub.private["me/student"] is True
+
+
+def test_a_save_that_cannot_be_sent_is_said_and_the_run_goes_on(hub, tmp_path, monkeypatch, caplog):
+    (tmp_path / "run" / "_push-killed").mkdir(parents=True)
+    trainer, losses = make_trainer(
+        tmp_path, config_push_to_hub=True, config_hub_model_id="me/student", config_save_strategy="steps",
+        config_save_steps=1, config_hub_always_push=True, config_hub_token=TOKENS["writer"],
+    )  # fmt: skip
+    assert not list((tmp_path / "run").iterdir())
+    monkeypatch.delenv("HF_TOKEN")
+    faults = iter([ValueError("half a student"), OSError("no room"), None])
+    whole = publishing.student_files
+
+    def files(folder):
+        if (fault := next(faults)) is not None:
+            raise fault
+        return whole(folder)
+
+    def later(job, *arguments):
+        trainer.args.hub_token = None  # as while the next checkpoint is saved
+        return hf_api().run_as_future(job, *arguments)
+
+    monkeypatch.setattr(publishing, "student_files", files)
+    monkeypatch.setattr(publishing, "hf_api", lambda: SimpleNamespace(run_as_future=later))
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert len(losses.losses) == 3 and flaw(tmp_path / "run" / "checkpoint-3") is None
+    assert "Step 1 was not pushed (half a student)" in caplog.text and "Step 2 was not pushed (no room)" in caplog.text
+    assert "Step 3" not in caplog.text and arrived(hub, "me/student").keys() == FULL
+    assert not list((tmp_path / "run").glob("_push-*"))
+
+
+def test_what_is_wrong_with_the_files_on_their_way_is_said(hub, tmp_path, caplog):
+    (tmp_path / "_push-1").mkdir()
+    with caplog.at_level(logging.WARNING):
+        publishing.Published._push_and_remove(SimpleNamespace(
+            hub_model_id="me/student", _said_if_not_pushed=publishing.Published._said_if_not_pushed
+        ), tmp_path / "_push-1", 4, {})  # fmt: skip
+    assert "Step 4 was not pushed" in caplog.text and "neither model.safetensors nor" in caplog.text
+    assert not (tmp_path / "_push-1").exists()
 
 
 @pytest.mark.parametrize(
