@@ -17,7 +17,8 @@ def train(command: str, rest: list[str]) -> int:
 
     from .recipe_files import find_accelerate_config, find_recipe
 
-    args = list(rest)
+    own = ("--config=", "--accelerate_config=")
+    args = [part for arg in rest for part in (arg.split("=", 1) if arg.startswith(own) else [arg])]
     if "--config" in args[:-1]:
         at = args.index("--config") + 1
         args[at] = str(find_recipe(args[at]))
@@ -70,7 +71,7 @@ def push(args: argparse.Namespace) -> int:
     url = push_folder(
         args.folder,
         args.repo_id,
-        private=args.private or None,
+        private=args.private,
         base_model=args.base_model,
         overwrite=args.overwrite,
         revision=args.revision,
@@ -81,9 +82,10 @@ def push(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
+    from .scripts import run
     from .scripts.compare import main
 
-    return main(args)
+    return run(lambda: main(args))
 
 
 def data_check(args: argparse.Namespace) -> int:
@@ -250,10 +252,12 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("push", help="send the student of a finished run to the Hub")
     command.add_argument("folder", metavar="RUN", type=Path, help="the folder that the student was saved to")
     command.add_argument("--repo_id", required=True, help="user/name, or a name in the namespace of the token's owner")
-    command.add_argument("--private", action="store_true", help="a repository that is created is private")
+    command.add_argument(
+        "--private", action=argparse.BooleanOptionalAction, help="whether a repository that is created is private"
+    )
     command.add_argument("--base_model", help="Hub name of an adapter's base model, where it was a local folder")
     command.add_argument("--overwrite", action="store_true", help="replace a student that is there (history keeps it)")
-    command.add_argument("--revision", help="branch to commit to (default: main)")
+    command.add_argument("--revision", help="branch to commit to, created if it is not there (default: main)")
     command.add_argument("--commit_message", default="Upload student")
     command.set_defaults(run=push)
 

@@ -48,6 +48,9 @@ def test_evaluate_gives_the_open_book_ceiling(tmp_path):
         (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--gamma", "0"], "gamma must be at least 1"),
         (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--dataset_name", "lab:x"], "no 'lab:x' in the lab"),
         (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--accelerate_config", "x"], "no accelerate config"),
+        (["skd", "--config=nothing.yaml"], "no recipe 'nothing.yaml'"),
+        (["skd", "--config=lab/lupi_skd/config_full.yaml", "--gamma", "0"], "gamma must be at least 1"),
+        (["skd", "--config=lab/lupi_skd/config_full.yaml", "--accelerate_config=x"], "no accelerate config"),
     ],
 )
 def test_what_the_user_can_mend_is_said_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -58,11 +61,21 @@ def test_what_the_user_can_mend_is_said_in_one_line(arguments, message, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["skd", "--config"], ["compare", "--arms", "skd", "--config"]])
+def test_a_teacher_server_that_is_not_there_is_said_in_one_line(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dead = ["--teacher_model_server_url", "http://127.0.0.1:9", "--teacher_server_timeout", "0.1"]
+    assert main([*command, "lab/lupi_skd/config_full.yaml", *dead]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "the teacher server http://127.0.0.1:9 has not answered" in errors[0]
+
+
 def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path):
     arguments = ["skd", "--config", "lab/lupi_skd/config_full.yaml", "--max_steps", "2", "--eval_strategy", "no"]
     assert main([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "chat_template.jinja").is_file()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {}  # nothing was evaluated
 
 
 def test_every_command_answers_help_within_two_seconds():
@@ -73,11 +86,14 @@ def test_every_command_answers_help_within_two_seconds():
 
     from lupi_trainer.cli import make_parser
 
-    (commands,) = [
-        action.choices for action in make_parser()._actions if hasattr(action, "choices") and action.choices
-    ]
+    def actions_of(parser) -> dict:
+        return next(action.choices for action in parser._actions if action.choices)
+
+    commands = actions_of(make_parser())
     assert {"skd", "kd", "sft", "inspect", "plot", "demo"} <= commands.keys()
-    for command in ([], *([name] for name in commands)):
+    nested = [[name, action] for name in ("data", "recipes") for action in actions_of(commands[name])]
+    assert {("data", "check"), ("recipes", "ls"), ("recipes", "cp")} <= set(map(tuple, nested))
+    for command in ([], *([name] for name in commands), *nested):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = [sys.executable, "-m", "lupi_trainer.cli", *command, "--help"]
         assert "usage: lupi" in subprocess.run(run, capture_output=True, text=True, check=True).stdout

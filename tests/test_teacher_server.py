@@ -8,13 +8,16 @@ import torch
 
 from lupi_trainer import TeacherServer
 from lupi_trainer.lab import load_lab_records, world
+from lupi_trainer.lupi_skd.health import errors_named
 from lupi_trainer.prompts import TeacherPrompt, encode
 from lupi_trainer.speculative import TopK, skd_rollout
 from lupi_trainer.teacher_server import TeacherServerError, check_url
-from tests.vllm_stand_in import VLLMStandIn
+from lupi_trainer.teacher_server.wire import OneTextFails
+from tests.vllm_stand_in import Refused, VLLMStandIn
 
 
 ROWS, LIMIT = 6, 24
+LOOKED = [None] * 3  # the requests that a rollout begins with, to see that the teacher is the same
 
 
 @pytest.fixture
@@ -58,6 +61,7 @@ def test_the_text_is_the_local_teachers(served, student, teacher, tokenizer, pro
 
 def test_rows_are_asked_about_at_the_same_time(served, student, tokenizer, prompts):
     remote = connect(served, tokenizer, timeout=60.0, request_timeout=60.0)
+    remote.begin = lambda: None
     served.together = threading.Barrier(ROWS, timeout=20)
     roll(student, remote, prompts, max_new_tokens=5)  # one block, so that every row is in every round
     assert not served.together.broken, "a request was sent only after another was answered"
@@ -78,7 +82,7 @@ def test_replacements_from_a_warm_teacher(served, student, teacher, tokenizer, p
 @pytest.mark.parametrize("faults", [[503, 503], ["drop"], ["hang"], [429, "drop", 502]], ids=str)
 def test_a_server_that_stumbles_changes_nothing(served, student, teacher, tokenizer, prompts, faults):
     remote = connect(served, tokenizer, request_timeout=0.5)
-    served.faults = list(faults)
+    served.faults = [*LOOKED, *faults]
     ours = roll(student, remote, prompts)
     assert not served.faults and remote.stats.retries >= 1
     assert ours.completion_ids == roll(student, teacher, prompts).completion_ids
@@ -101,11 +105,45 @@ def test_a_restart_in_the_middle_changes_nothing(served, student, teacher, token
     assert ours.completion_ids == roll(student, teacher, prompts, gamma=2).completion_ids
 
 
-def test_another_model_after_a_restart_is_noticed(served, student, tokenizer, prompts):
+@pytest.mark.parametrize("when", ["between rollouts", "in one"])
+def test_another_model_after_a_restart_is_noticed(served, student, tokenizer, prompts, when):
     remote = connect(served, tokenizer)
-    served.model = copy.deepcopy(student).eval()
-    served.faults = ["drop"]
-    with pytest.raises(TeacherServerError, match="another model answers.*since the connection was lost"):
+
+    def restart(_=None):
+        served.model = copy.deepcopy(student).eval()
+        served.faults = ["drop"] if when == "in one" else []
+
+    if when == "between rollouts":
+        restart()
+    with pytest.raises(TeacherServerError, match="another model answers.*its probabilities are not those"):
+        roll(student, remote, prompts, on_block=restart if when == "in one" else None)
+
+
+@pytest.mark.parametrize("fault, message", [
+    ("nan", "nan as a log-probability: the served model computes NaN"),
+    (500, "fails at this text again and again: HTTP 500"),
+])  # fmt: skip
+def test_what_one_text_breaks_is_told_with_its_row(served, student, tokenizer, prompts, fault, message, monkeypatch):
+    monkeypatch.setattr("lupi_trainer.teacher_server.wire.time.sleep", lambda seconds: None)
+    remote = connect(served, tokenizer)
+    knowledge = prompts[1][4]
+
+    def change(scores, body):
+        texts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        if texts[0][: len(knowledge)] != knowledge:
+            return scores
+        if fault == 500:
+            raise Refused(500, "engine")
+        return scores * float("nan")
+
+    served.change = change
+    with pytest.raises(OneTextFails, match=message) as error:
+        roll(student, remote, prompts, max_slots=3)
+    assert error.value.row == 4 and remote.stats.retries <= 4
+    with (
+        pytest.raises(TeacherServerError, match="^record 'e': .*" + message),
+        errors_named([{"id": i} for i in "abcdef"]),
+    ):
         roll(student, remote, prompts)
 
 
@@ -119,7 +157,7 @@ def test_a_server_that_is_gone_ends_the_rollout(served, student, tokenizer, prom
 @pytest.mark.parametrize("fault, match", [("garbage", "in JSON: is it a vLLM"), ("empty", "not answer as a vLLM")])
 def test_strange_answers_are_named(served, student, tokenizer, prompts, fault, match):
     remote = connect(served, tokenizer)
-    served.faults = [fault]
+    served.faults = [*LOOKED, fault]
     with pytest.raises(TeacherServerError, match=match):
         roll(student, remote, prompts)
 

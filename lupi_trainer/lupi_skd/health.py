@@ -1,12 +1,14 @@
 """Numbers that go wrong: counted, logged, left out or stopped at, with the records' names; never trained on."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from ..sound_steps import SoundSteps
-from ..speculative import Rollout
+from ..speculative import RemoteError, Rollout
 from .metrics import RolloutTotals
 
 
@@ -16,6 +18,17 @@ logger = logging.getLogger(__name__)
 def names(rows: list[dict[str, Any]]) -> str:
     """Records as messages name them: by `id`, else by number."""
     return ", ".join(repr(row["id"]) if row.get("id") else f"number {row.get('row_id', '?')}" for row in rows)
+
+
+@contextmanager
+def errors_named(rows: list[dict[str, Any]]) -> Iterator[None]:
+    """While `rows` are rolled out: what a served teacher cannot say about one of them is said with its record."""
+    try:
+        yield
+    except RemoteError as error:
+        if error.row is None:
+            raise
+        raise type(error)(f"record {names([rows[error.row]])}: {error}") from error
 
 
 def rollout_health(

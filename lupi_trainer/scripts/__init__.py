@@ -30,10 +30,11 @@ def run(main: Callable[[], int | None]) -> int:
     """Run a script and return its exit status; what the user can mend is said in one line, without a traceback."""
     from ..hub import HubError
     from ..recipe_parser import RecipeError
+    from ..teacher_server import TeacherServerError
 
     try:
         return main() or 0
-    except (RecipeError, FileNotFoundError, HubError) as error:
+    except (RecipeError, FileNotFoundError, HubError, TeacherServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (ValueError, TypeError, ArithmeticError) as error:

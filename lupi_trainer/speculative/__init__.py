@@ -14,7 +14,7 @@ from .heads_draft import HeadsDraft
 from .lockstep import Lockstep
 from .models import AdapterDisabled
 from .prompt_lookup import PromptLookup
-from .remote import RemoteTeacher
+from .remote import RemoteError, RemoteTeacher
 from .results import Block, Rollout, RolloutStats
 from .rollout import skd_rollout
 from .trace import TokenTrace
@@ -37,6 +37,7 @@ __all__ = [
     "Outcome",
     "PromptLookup",
     "RelativeProbability",
+    "RemoteError",
     "RemoteTeacher",
     "Rollout",
     "RolloutStats",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,18 @@ if TYPE_CHECKING:
 MOST_ASKED = 128  # tokens in one question about tokens that were not returned
 
 Top = tuple[list[int], list[float]]  # token ids and their natural log-probabilities, falling
+
+
+class RemoteError(RuntimeError):
+    """A question that a teacher did not answer as it should. `place` is set by the teacher, `row` by the engine.
+
+    Attributes:
+        place: which of the texts asked about it is, where it is about one.
+        row: which of the rollout's rows that is.
+    """
+
+    place: int | None = None
+    row: int | None = None
 
 
 @dataclass
@@ -57,6 +71,13 @@ class RemoteTeacher(ABC):
             vocab_size=self.vocab_size, max_position_embeddings=self.max_length, name_or_path=self.name
         )
 
+    def begin(self) -> None:  # noqa: B027
+        """Called once before every rollout: where it can be seen that another model answers by now, it is said.
+
+        Raises:
+            RemoteError: another model answers.
+        """
+
     @abstractmethod
     def score(self, texts: list[list[int]], counts: list[int]) -> list[list[Top]]:
         """For each text, what may follow each of its last `counts[i]` tokens: so many lists of likeliest tokens."""
@@ -75,19 +96,32 @@ class RemoteReader:
         self.vocab_size, self.temperature = request.vocab_size, request.teacher_temperature
         self.texts: list[list[int]] = [[] for _ in range(request.slots)]
         self.starts = [0] * request.slots  # prompt length - 1
+        self.rows = [0] * request.slots
         self.forwards = 0
+        teacher.begin()
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Makes the slots ready to continue the prompts `rows`."""
         for slot, row in zip(slots, rows):
             self.texts[slot], self.starts[slot] = list(self.prompts[row]), len(self.prompts[row]) - 1
+            self.rows[slot] = row
+
+    @contextmanager
+    def _of_rows(self, slots: list[int]) -> Iterator[None]:
+        """While the texts of `slots` are asked about, in this order."""
+        try:
+            yield
+        except RemoteError as error:
+            error.row = None if error.place is None else self.rows[slots[error.place]]
+            raise
 
     def idle(self) -> None:
         """Nothing: no other process waits for what is asked here."""
 
     def move(self, source: int, target: int, written: int) -> None:
         """Moves a row to another slot."""
-        self.texts[target], self.starts[target] = self.texts[source], self.starts[source]
+        for held in (self.texts, self.starts, self.rows):
+            held[target] = held[source]
         self.texts[source] = []
 
     def clear(self, slot: int, length: int = 0) -> None:
@@ -107,7 +141,8 @@ class RemoteReader:
             counts.append(min(end, self.limit - n))
             self.texts[slot][self.starts[slot] + n :] = new[: counts[-1]]
         asked = [slot for slot, count in enumerate(counts) if count > 0]
-        answers = self.teacher.score([self.texts[slot] for slot in asked], [counts[slot] for slot in asked])
+        with self._of_rows(asked):
+            answers = self.teacher.score([self.texts[slot] for slot in asked], [counts[slot] for slot in asked])
         k, bin_ = self.teacher.top_k, self.vocab_size
         absent = [([bin_] * k, [-math.inf] * k)] * tokens.shape[1]
         rows = [list(absent) for _ in counts]
@@ -168,7 +203,8 @@ class RemoteReader:
             counts = (could_win > best[:, None]).sum(-1).tolist()
             texts = {slot: text for slot, text in texts.items() if counts[slot]}
             asked = {slot: tokens[slot, : counts[slot]] for slot in texts}
-            answers = self.teacher.logprobs(list(texts.values()), [asked[slot].tolist() for slot in texts])
+            with self._of_rows(list(texts)):
+                answers = self.teacher.logprobs(list(texts.values()), [asked[slot].tolist() for slot in texts])
             for slot, values in zip(texts, answers):
                 self.teacher.stats.asked_tokens += len(values)
                 logits[slot, asked[slot]] = torch.tensor(values, device=logits.device)

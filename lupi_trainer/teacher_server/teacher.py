@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..speculative.remote import MOST_ASKED, RemoteTeacher
-from .wire import TeacherServerError, Wire
+from .wire import OneTextFails, TeacherServerError, Wire
 
 
 _SHORT = 6  # tokens of text for each place asked about, up to which `prompt_logprobs` is faster (measured)
@@ -39,7 +39,7 @@ class TeacherServer(RemoteTeacher):
 
     Raises:
         TeacherServerError: nobody answers in time, or not as vLLM does; the model, its vocabulary, its tokenizer or
-            its probabilities are not what they should be, now or after a restart.
+            its probabilities are not what they should be, now or later: every rollout begins with a look at that.
         ValueError: an address that cannot be right.
     """
 
@@ -58,6 +58,9 @@ class TeacherServer(RemoteTeacher):
 
     # What the engine asks
 
+    def begin(self) -> None:
+        self._wire.patiently(self._check_same)
+
     def score(self, texts: list[list[int]], counts: list[int]):
         return self._all(self._score, texts, counts)
 
@@ -70,8 +73,14 @@ class TeacherServer(RemoteTeacher):
             self._pool.submit(self._wire.patiently, lambda row=row: ask(*row), self._check_same)
             for row in zip(*columns)
         ]
+        answers = []
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                answers.append(future.result())
+            return answers
+        except OneTextFails as error:
+            error.place = len(answers)
+            raise
         finally:
             for future in futures:
                 future.cancel()
@@ -98,8 +107,9 @@ class TeacherServer(RemoteTeacher):
     def _top(self, values: dict[int, float]):
         """The likeliest `top_k`, falling."""
         if not all(value <= 1e-3 for value in values.values()):  # NaN is not, either
-            raise TeacherServerError(
-                f"{self.url} returned {max(values.values())} as a log-probability: the served model computes NaN, or "
+            wrong = next(value for value in values.values() if not value <= 1e-3)
+            raise OneTextFails(
+                f"{self.url} returned {wrong} as a log-probability: the served model computes NaN, or "
                 "the server was started with another --logprobs-mode than raw_logprobs"
             )
         ids = sorted(values, key=values.get, reverse=True)[: self.top_k]
@@ -159,11 +169,11 @@ class TeacherServer(RemoteTeacher):
         return by_prefixes
 
     def _check_same(self) -> None:
-        """After the connection was lost: the model that answers now must be the one that answered before."""
+        """The model that answers now must be the one that answered when it was connected."""
         if self._card(self.name)["id"] != self.name or _differ(self._look(), self._fingerprint):
             raise TeacherServerError(
-                f"another model answers at {self.url} since the connection was lost, under the name {self.name}: its "
-                "probabilities are not those that this run began with"
+                f"another model answers at {self.url} by now, under the name {self.name}: its probabilities are not "
+                "those that this run began with"
             )
 
 

@@ -11,20 +11,33 @@ from typing import Any
 
 import httpx
 
-from ..speculative.remote import RemoteStats
+from ..speculative.remote import RemoteError, RemoteStats
 
 
 logger = logging.getLogger(__name__)
 
 _TRY_AGAIN = {429, 500, 502, 503, 504}
+_BROKEN_BY_ONE = 4  # failures of one question, with other questions answered in between, after which it is given up
 
 
-class TeacherServerError(RuntimeError):
+class TeacherServerError(RemoteError):
     """A teacher server that cannot be used, or no longer, and what is wrong with it."""
 
 
+class OneTextFails(TeacherServerError):
+    """What is wrong is the answer about one text, and not the server as a whole."""
+
+
 class NoAnswer(Exception):
-    """A failure that another try might mend."""
+    """A failure that another try might mend.
+
+    Attributes:
+        status: of the HTTP answer, if there was one.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 class Wire:
@@ -64,7 +77,7 @@ class Wire:
         except httpx.TransportError as error:
             raise NoAnswer(f"{type(error).__name__} {error}".strip()) from None
         if response.status_code in _TRY_AGAIN:
-            raise NoAnswer(f"HTTP {response.status_code} {_message(response)}")
+            raise NoAnswer(f"HTTP {response.status_code} {_message(response)}", response.status_code)
         if response.status_code in (401, 403):
             raise TeacherServerError(f"{self.url} refuses the key: set VLLM_API_KEY in the environment")
         if response.status_code >= 400:
@@ -78,15 +91,23 @@ class Wire:
         """Calls `ask()` until it gets an answer, with longer and longer pauses; `back()` before every further try.
 
         Raises:
+            OneTextFails: `ask()` breaks the server four times over, and `back()` never does.
             TeacherServerError: no answer for `timeout` seconds, or one that is not what a vLLM server says.
         """
-        pause, since = 0.25, None
+        pause, since, broken = 0.25, None, 0
         while True:
+            asked = False
             try:
                 if back is not None and since is not None:
                     back()
+                asked = True
                 return ask()
             except NoAnswer as error:
+                broken += asked and error.status == 500
+                if broken == _BROKEN_BY_ONE and back is not None:
+                    raise OneTextFails(
+                        f"the teacher server {self.url} answers, but fails at this text again and again: {error}"
+                    ) from None
                 now = time.monotonic()
                 since = now if since is None else since
                 if now - since + pause > self.timeout:
