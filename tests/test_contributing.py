@@ -15,7 +15,7 @@ from lupi_trainer.lupi_skd.rules import make_gamma_policy, make_rule
 from lupi_trainer.speculative import speculative_generate
 from tests.speculative.scene import Scene
 from tests.speculative.toy_models import prompts, toy
-from tests.training import Losses
+from tests.training import Losses, make_config, make_trainer
 from tests.wmtp_training import answers, make_wmtp_config
 
 
@@ -28,6 +28,11 @@ def mine(tmp_path, monkeypatch):
     """A folder of its own with the page's files; modules in it can be imported."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(f"# {name}{text}", encoding="utf-8")
+    (tmp_path / "broken.py").write_text("names = {}\n\nRule = names['x']\n")
+    (tmp_path / "unfinished.py").write_text("class Rule(\n")
+    (tmp_path / "demanding.py").write_text(
+        "class Policy:\n    choose = observe = None\n\n    def __init__(self, gamma, more):\n        pass\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return lambda name: importlib.import_module(name)
@@ -51,6 +56,24 @@ def test_a_rule_from_outside_is_the_reference_algorithm_with_it(mine):
     scene = Scene("llama", rule=rule)
     scene.check(scene.roll(gamma=5))
     assert make_rule("my_rule:FreeWhereUnsure", {"nats": 2.0}, 5, 0.05) == rule
+
+
+def test_a_file_runs_once_and_again_when_it_has_changed(mine, tmp_path):
+    """With dataclasses whose annotations are text, which look their module up by its name."""
+    rule = tmp_path / "my_rule.py"
+    code = "from __future__ import annotations\n" + rule.read_text().replace(
+        "@dataclass", "open('ran', 'a').write('x')\n\n\n@dataclass", 1
+    )
+    rule.write_text(code)
+    args = make_config(tmp_path, acceptance_rule="my_rule.py:FreeWhereUnsure", acceptance_kwargs={"nats": 2.0})
+    trainer, _ = make_trainer(tmp_path, **{f"config_{key}": getattr(args, key) for key in (
+        "acceptance_rule", "acceptance_kwargs")}, config_max_steps=2)  # fmt: skip
+    assert trainer._acceptance().nats == 2.0 and trainer._acceptance() is trainer._acceptance()
+    trainer.train()
+    assert (tmp_path / "ran").read_text() == "x"
+    rule.write_text(code + "# changed\n")
+    make_rule("my_rule.py:FreeWhereUnsure", None, 5, 0.05)
+    assert (tmp_path / "ran").read_text() == "xx"
 
 
 def test_a_policy_from_outside_changes_no_token(mine):
@@ -98,6 +121,16 @@ def test_the_recipe_trains_with_rule_and_policy_from_outside(mine, tmp_path, cap
         (lambda: make_rule("my_rule:Nothing", None, 5, 0.05), "my_rule has no class 'Nothing'"),
         (lambda: make_rule("my_policy.py:Halving", None, 5, 0.05), "Halving has no accept, initial_state"),
         (lambda: make_rule("my_rule.py:FreeWhereUnsure", {"bits": 1}, 5, 0.05), "acceptance_kwargs:.*bits"),
+        (
+            lambda: make_rule("broken.py:Rule", None, 5, 0.05),
+            r"acceptance_rule: cannot load 'broken.py:Rule': KeyError: 'x' \(broken.py, line 3\)",
+        ),
+        (lambda: make_rule("broken:Rule", None, 5, 0.05), r"'broken:Rule': KeyError: 'x' \(broken.py, line 3\)"),
+        (lambda: make_rule("unfinished.py:Rule", None, 5, 0.05), r"SyntaxError: .*unfinished.py, line 1"),
+        (
+            lambda: make_gamma_policy("demanding.py:Policy", 4),
+            "gamma_policy: Policy cannot be made: .*more",
+        ),
         (lambda: make_rule("my_rule", None, 5, 0.05), "must be one of .*or MODULE:CLASS or FILE.py:CLASS"),
         (lambda: make_gamma_policy("my_rule.py:FreeWhereUnsure", 4), "gamma_policy: FreeWhereUnsure has no choose"),
     ],

@@ -27,18 +27,18 @@ from ..pieces import mark_teacher, token_pieces
 from ..progress import WorkBar
 from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
 from ..publishing import Published
-from ..speculative import AdapterDisabled, Lockstep, TopK, skd_rollout
+from ..speculative import AdapterDisabled, Lockstep, skd_rollout
 from ..teacher import check_vocabularies, load_teacher, load_teacher_tokenizer
 from ..teacher_server import TeacherServer
 from ..trl_private import chunked_divergence_loss, pad, unwrap_model_for_generation
 from .checks import check_batch, check_dataset_lengths, check_length
-from .health import NamedSteps, rollout_health
+from .health import NamedSteps, errors_named, rollout_health
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
 from .placement import backend_name, lent, to_be_wrapped
 from .recorder import RolloutRecorder
 from .resume import ExactResume
-from .rules import make_gamma_policy, make_rule
+from .rules import make_gamma_policy, rule_of
 from .served import connect_teacher, served_divergence_loss
 from .states import completion_states
 
@@ -141,8 +141,11 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
+        origin = {"trust_remote_code": args.trust_remote_code}
+        if isinstance(model, str):
+            origin["revision"] = (args.model_init_kwargs or {}).get("revision", "main")
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            processing_class = AutoTokenizer.from_pretrained(name, **origin)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(f"`processing_class` must be a text tokenizer, got {type(processing_class).__name__}")
         check_tokenizer(processing_class)
@@ -153,7 +156,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
         student_config = model.config if not isinstance(model, str) else None
         if student_config is None:
-            student_config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+            student_config = AutoConfig.from_pretrained(model, **origin)
         if isinstance(teacher_model, str):
             teacher_config = AutoConfig.from_pretrained(
                 resolve_model(teacher_model),
@@ -209,6 +212,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         sharded = (self._dist.is_fsdp or self._dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
         self._teacher_head: Head | None = None
+        self._rule = rule_of(args, vocab_size)
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
@@ -237,12 +241,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
     # Generation: the SKD rollout in place of sampling from the student
 
     def _acceptance(self):
-        if self.args.rollout_policy == "student":
-            return TopK(k=self.shared_vocab_size, min_prob=0.0)
-        if self.args.rollout_policy == "teacher":
-            return TopK(k=1, min_prob=1.0)
-        args = self.args
-        return make_rule(args.acceptance_rule, args.acceptance_kwargs, args.accept_top_k, args.teacher_min_prob)
+        return self._rule
 
     def _noise_seed(self) -> int:
         # one address space for every optimizer step, and one for all evaluations, so that these can be compared
@@ -292,6 +291,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
             ) as student,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self._teacher_at_hand(),
+            errors_named(self._rows),
         ):
             with RolloutTotals.clock() as seconds, self._bar("rollout", len(prompt_ids)) as bar:
                 rollout = skd_rollout(

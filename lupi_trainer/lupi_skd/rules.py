@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from ..plugins import is_plugin, load_plugin
+from ..plugins import is_plugin, load_plugin, make_plugin
 from ..speculative import (
     AcceptanceRule,
     AdaptiveTopK,
@@ -39,7 +39,7 @@ def make_rule(name: str, options: dict[str, Any] | None, accept_top_k: int, teac
     options = dict(options or {})
     if is_plugin(name):
         needs = ("accept", "initial_state", "next_state", "state_size", "needs_student_logits")
-        return _make(load_plugin("acceptance_rule", name, needs), options)
+        return make_plugin("acceptance_kwargs", load_plugin("acceptance_rule", name, needs), **options)
     if name not in RULES:
         raise ValueError(
             f"acceptance_rule must be one of {list(RULES)}, or MODULE:CLASS or FILE.py:CLASS, got {name!r}"
@@ -55,11 +55,18 @@ def make_rule(name: str, options: dict[str, Any] | None, accept_top_k: int, teac
     return RULES[name](**options)
 
 
-def _make(rule: type[AcceptanceRule], options: dict[str, Any]) -> AcceptanceRule:
-    try:
-        return rule(**options)
-    except TypeError as error:
-        raise ValueError(f"acceptance_kwargs: {error}") from error
+def rule_of(args: Any, vocab_size: int) -> AcceptanceRule:
+    """The rule of a run: that of its `rollout_policy`, or the one that its configuration names.
+
+    Args:
+        args: [`LUPISKDConfig`].
+        vocab_size: token ids that both models have.
+    """
+    if args.rollout_policy == "student":
+        return TopK(k=vocab_size, min_prob=0.0)
+    if args.rollout_policy == "teacher":
+        return TopK(k=1, min_prob=1.0)
+    return make_rule(args.acceptance_rule, args.acceptance_kwargs, args.accept_top_k, args.teacher_min_prob)
 
 
 def make_gamma_policy(name: str, gamma: int) -> str | DraftLength:
@@ -70,8 +77,8 @@ def make_gamma_policy(name: str, gamma: int) -> str | DraftLength:
         gamma: the longest draft, in tokens.
 
     Raises:
-        ValueError: no such class.
+        ValueError: no such class, or one that cannot be made.
     """
     if is_plugin(name):
-        return load_plugin("gamma_policy", name, ("choose", "observe"))(gamma)
+        return make_plugin("gamma_policy", load_plugin("gamma_policy", name, ("choose", "observe")), gamma)
     return Goodput(gamma) if name == "goodput" else name
