@@ -14,7 +14,15 @@ from tests.training import make_trainer
 
 
 def lines(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+class Args:
+    per_device_train_batch_size, world_size, gradient_accumulation_steps = 4, 1, 1
+
+
+class State:
+    max_steps, global_step, is_world_process_zero = 100, 0, True
 
 
 def test_a_run_records_every_token_and_who_wrote_it(tmp_path):
@@ -72,12 +80,6 @@ def test_recording_changes_no_loss(tmp_path, settings):
 
 
 def test_the_choice_is_even_over_records_and_epochs(tmp_path):
-    class Args:
-        per_device_train_batch_size, world_size, gradient_accumulation_steps = 4, 1, 1
-
-    class State:
-        max_steps, global_step, is_world_process_zero = 100, 0, True
-
     rows = [{"row_id": i} for i in range(40)]  # 400 rollouts are 10 epochs of them
     for limit, chosen, epochs in ((400, 40, 10), (100, 10, 10), (10, 1, 10), (5, 1, 5), (1, 1, 1)):
         recorder = RolloutRecorder(tmp_path / str(limit), None, limit, 40)
@@ -123,8 +125,38 @@ def test_resuming_drops_what_came_after_the_checkpoint_and_half_a_line(tmp_path)
     ]  # fmt: skip
 
 
-def test_another_runs_record_is_put_aside_not_lost(tmp_path):
-    RolloutRecorder(tmp_path, None, 9).write([entry(7)], 0)
-    RolloutRecorder(tmp_path, None, 9).write([entry(0)], 0)
-    assert lines(tmp_path) == [entry(0)]
-    assert json.loads((tmp_path / "rollouts.previous.jsonl").read_text()) == entry(7)
+def begins(folder, limit: int = 9) -> RolloutRecorder:
+    recorder = RolloutRecorder(folder, None, limit)
+    recorder.on_train_begin(Args, State, None)
+    return recorder
+
+
+def test_every_earlier_runs_record_is_put_aside_not_lost(tmp_path):
+    for step in (7, 8, 9):
+        begins(tmp_path).write([entry(step)], 0)
+    assert lines(tmp_path) == [entry(9)]
+    for name, step in (("previous", 7), ("previous-2", 8)):
+        assert json.loads((tmp_path / f"rollouts.{name}.jsonl").read_text()) == entry(step)
+
+
+def test_an_evaluation_of_a_finished_run_leaves_its_record_in_place(tmp_path):
+    begins(tmp_path, limit=2).write([entry(0), entry(1)], 0)
+    with open(tmp_path / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 5, "spl')
+    evaluated = RolloutRecorder(tmp_path, None, 2)
+    evaluated.write([entry(0, "eval")] * 3, 0)
+    run = read_run(tmp_path)
+    assert run.rollouts == [entry(0), entry(1), entry(0, "eval"), entry(0, "eval")] and run.broken_lines == 1
+    evaluated.on_train_begin(Args, State, None)  # which begins anew: the evaluation before it is this run's
+    evaluated.write([entry(0)], 0)
+    assert lines(tmp_path) == [entry(0, "eval"), entry(0, "eval"), entry(0)]
+    assert (tmp_path / "rollouts.previous.jsonl").read_text().startswith(json.dumps(entry(0), separators=(",", ":")))
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b\u2029", "a\x1c\x0bb"])
+def test_a_text_with_line_separators_is_one_record(tmp_path, text):
+    said = entry(0) | {"completion": [text]}
+    RolloutRecorder(tmp_path, None, 9).write([said, entry(3)], 0)
+    assert read_run(tmp_path).rollouts == [said, entry(3)] and not read_run(tmp_path).broken_lines
+    RolloutRecorder(tmp_path, None, 9).write([entry(2)], 2)
+    assert read_run(tmp_path).rollouts == [said, entry(2)]

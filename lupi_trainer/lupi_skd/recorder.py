@@ -35,7 +35,9 @@ class RolloutRecorder(TrainerCallback):
     Training records are chosen so that about `limit` of their rollouts fall into the run, the same records in every
     epoch, so that one prompt can be compared between checkpoints. Of an evaluation set the first 8 records are. No
     more than `limit` lines are written for training, and as many for evaluation. A resumed run goes on with its file;
-    what was recorded after the checkpoint is dropped, because it is rolled out again.
+    what was recorded after the checkpoint is dropped, because it is rolled out again. Lines of an earlier run are put
+    aside when training begins anew (`rollouts.previous.jsonl`, `rollouts.previous-2.jsonl`, ...); an evaluation alone
+    goes on behind them.
 
     Args:
         output_dir: folder of the run.
@@ -48,6 +50,7 @@ class RolloutRecorder(TrainerCallback):
         self.path, self.tokenizer, self.limit, self.num_rows = Path(output_dir) / FILE, tokenizer, limit, num_rows
         self.every_row = self.every_epoch = 1
         self.written: dict[str, int] | None = None  # lines of each split; None until the file is open
+        self.earlier = 0  # bytes at the file's beginning that are of another run
 
     def on_train_begin(self, args, state, control, **kwargs):
         batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -56,6 +59,8 @@ class RolloutRecorder(TrainerCallback):
         self.every_epoch = math.ceil(every / self.every_row)
         if state.is_world_process_zero and (self.written is None or state.global_step):
             self._open(state.global_step)
+        if state.is_world_process_zero and not state.global_step and self.earlier:
+            self._put_aside()
 
     def choose(self, rows: list[dict[str, Any]], split: str, epoch: float | None) -> list[int]:
         """Places in a batch of the rows that are to be recorded."""
@@ -118,11 +123,14 @@ class RolloutRecorder(TrainerCallback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
-        if step == 0:  # another run's: kept, under another name
-            self.path.replace(self.path.with_name("rollouts.previous.jsonl"))
+        if step == 0:  # another run's
+            content = self.path.read_bytes()
+            if content and not content.endswith(b"\n"):  # the process ended while it wrote this line
+                self.path.write_bytes(content + b"\n")
+            self.earlier = self.path.stat().st_size
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, self.path.read_text(encoding="utf-8").split("\n")):
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the process ended while it wrote this line
@@ -130,6 +138,20 @@ class RolloutRecorder(TrainerCallback):
             if entry["step"] < step or (entry["step"] == step and entry["split"] == "eval"):
                 kept.append(line + "\n")
                 self.written[entry["split"]] = self.written.get(entry["split"], 0) + 1
+        self._replace("".join(kept).encode())
+
+    def _put_aside(self) -> None:
+        """Another run's lines get a file of their own; what this process has recorded stays."""
+        number, aside = 1, self.path.with_name("rollouts.previous.jsonl")
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"rollouts.previous-{number}.jsonl")
+        content = self.path.read_bytes()
+        aside.write_bytes(content[: self.earlier])
+        self._replace(content[self.earlier :])
+        self.earlier = 0
+
+    def _replace(self, content: bytes) -> None:
         part = self.path.with_name(FILE + ".part")
-        part.write_text("".join(kept), encoding="utf-8")
+        part.write_bytes(content)
         part.replace(self.path)
