@@ -5,9 +5,12 @@ import random
 from pathlib import Path
 
 
-def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40, **metrics) -> Path:
-    """Every record is rolled out at steps 0 and `steps` / 2; the teacher writes less at the second."""
-    draw = random.Random(0)
+def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40, longest: int = 0, **metrics) -> Path:
+    """Every record is rolled out at steps 0 and `steps` / 2; the teacher writes less at the second.
+
+    With `longest`, every 25th rollout has so many tokens.
+    """
+    draw, usual = random.Random(0), tokens
     folder.mkdir(parents=True)
     history = []
     for step in range(10, steps + 1, 10):
@@ -24,6 +27,7 @@ def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40
     with open(folder / "rollouts.jsonl", "w", encoding="utf-8") as file:
         for number in range(rollouts):
             record, late = number // 2, number % 2
+            tokens = longest if longest and number % 25 == 0 else usual
             by_teacher = [int(draw.random() < (0.1 if late else 0.4)) for _ in range(tokens)]
             chance = [round(draw.random(), 3) for _ in range(tokens)]
 

@@ -60,7 +60,7 @@ def test_curves_and_figures_are_those_of_the_run(tmp_path, page):
     names = ("loss", "acceptance", "gamma", "closed_book", "speed", "teacher_share")
     assert seen["curves"] == [f"curve-{name}" for name in names]
     assert seen["last"] == "all: 0.4" and seen["dots"] == 4 + 1 and seen["dot"] == "step 10: rollout 1,510"
-    assert seen["figures"] == [["student_after", "0.993"], ["acceptance_last", "0.4"]]
+    assert seen["figures"] == [["student_after: 0.9931", "0.993"], ["acceptance_last: 0.4", "0.4"]]
 
 
 def test_every_token_tells_its_story(tmp_path, page):
@@ -129,6 +129,26 @@ def test_search_sort_and_compare(tmp_path, page):
     assert seen["heat"].startswith("rgba(194, 65, 12")
 
 
+def test_an_infinite_divergence_is_the_largest(tmp_path):
+    folder = make_run(tmp_path / "run", rollouts=6)
+    lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    lines[2]["divergence"][4] = None
+    (folder / "rollouts.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    seen = browse(
+        tmp_path,
+        write_page(read_run(folder), tmp_path / "page.html"),
+        """
+        document.getElementById("sort").value = "divergence";
+        document.getElementById("sort").dispatchEvent(new Event("change"));
+        const first = document.querySelector("#list button");
+        first.click();
+        return { first: Number(first.dataset.number), note: first.querySelector("small").textContent,
+                 heading: document.querySelector("#columns h2").textContent };
+        """,
+    )
+    assert seen["first"] == 2 and "infinite" in seen["note"] and seen["heading"].endswith("mean divergence infinite")
+
+
 def test_an_address_opens_a_rollout_beside_another(tmp_path, page):
     script = (
         'return [...document.querySelectorAll("#columns h2, #list [aria-current=true]")].map((e) => e.textContent);'
@@ -148,7 +168,7 @@ def test_light_and_dark(tmp_path, page):
 
 
 def test_a_thousand_rollouts_open_within_a_second(tmp_path):
-    folder = make_run(tmp_path / "run", rollouts=1000, tokens=60)
+    folder = make_run(tmp_path / "run", rollouts=1000, tokens=60, longest=1000)
     page = write_page(read_run(folder), tmp_path / "page.html")
     script = "document.body.offsetHeight; return [performance.now(), document.querySelectorAll('#list li').length];"
     milliseconds, listed = browse(tmp_path, page, script)

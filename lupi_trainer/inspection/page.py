@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .run import CURVES, Run
+
+
+MOST_TOKENS = 100_000  # in all rollouts of a page; more would make a browser wait
+
+
+def _tokens(rollouts: list[dict[str, Any]]) -> int:
+    return sum(len(rollout.get("completion", ())) for rollout in rollouts)
 
 
 def _thin(rollouts: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
@@ -26,8 +34,8 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
 
     Returns:
         `name`; `curves` (title and lines with [step, value] points; those without a point are left out); `metrics`
-        (figures of `metrics.json`); `rollouts` (at most `max_rollouts`, spread over the run); `notes` (what is
-        missing, in words).
+        (figures of `metrics.json`); `rollouts` (at most `max_rollouts`, and so many that they have no more than
+        [`MOST_TOKENS`] tokens, spread over the run); `notes` (what is missing, in words).
     """
     curves = []
     for curve in CURVES:
@@ -35,18 +43,29 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
         lines = {label: points for label, points in lines.items() if points}
         if lines:
             curves.append({"name": curve.name, "title": curve.title, "lines": lines})
-    notes = []
+    notes = list(run.notes)
+    for metric in {metric: None for curve in CURVES for metric in curve.lines}:
+        if left_out := len(run.values(metric)) - len(run.points(metric)):
+            notes.append(f"{left_out} values of {metric} are NaN or infinite, and not in its curve.")
+    rollouts = _thin(run.rollouts, max_rollouts)
+    while len(rollouts) > 1 and (tokens := _tokens(rollouts)) > MOST_TOKENS:
+        rollouts = _thin(run.rollouts, max(1, min(len(rollouts) - 1, len(rollouts) * MOST_TOKENS // tokens)))
     if not run.rollouts:
         notes.append("No rollouts were recorded: train with record_rollouts set to how many.")
-    if len(run.rollouts) > max_rollouts:
-        notes.append(f"{max_rollouts} of {len(run.rollouts)} recorded rollouts are shown.")
+    if len(run.rollouts) > len(rollouts):
+        long = f": a page holds up to {MOST_TOKENS:,} tokens" if len(rollouts) < max_rollouts else ""
+        notes.append(f"{len(rollouts)} of {len(run.rollouts)} recorded rollouts are shown{long}.")
     if run.broken_lines:
         notes.append(f"{run.broken_lines} lines of rollouts.jsonl were cut off while they were written.")
     return {
         "name": run.name,
         "curves": curves,
-        "metrics": {k: v for k, v in run.metrics.items() if isinstance(v, int | float | str)},
-        "rollouts": _thin(run.rollouts, max_rollouts),
+        "metrics": {
+            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v  # which JSON cannot say
+            for k, v in run.metrics.items()
+            if isinstance(v, int | float | str)
+        },
+        "rollouts": rollouts,
         "notes": notes,
     }
 

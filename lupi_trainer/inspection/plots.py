@@ -22,7 +22,7 @@ def plot_runs(runs: Sequence[Run], output_dir: str | Path, names: Sequence[str] 
         The files written.
 
     Raises:
-        ValueError: no such curve, a curve that no run has, or no curve at all.
+        ValueError: no such curve, a curve that no run has, no curve at all, or no matplotlib.
     """
     known = {curve.name: curve for curve in CURVES}
     for name in names or ():
@@ -38,7 +38,10 @@ def plot_runs(runs: Sequence[Run], output_dir: str | Path, names: Sequence[str] 
     if not drawings:
         raise ValueError("none of the runs logged anything that could be plotted")
 
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("plots need matplotlib: pip install 'lupi-trainer[plots]'") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +47,16 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)  # of metrics.json, where the run has one
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # lines of rollouts.jsonl
     broken_lines: int = 0  # of rollouts.jsonl: cut off while they were written
+    notes: list[str] = field(default_factory=list)  # what could not be read, in words
 
-    def points(self, metric: str) -> list[tuple[int, float]]:
+    def values(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a logged metric; of values logged twice at one step, the later one."""
         points = {e["step"]: e[metric] for e in self.history if isinstance(e.get(metric), int | float)}
         return sorted(points.items())
+
+    def points(self, metric: str) -> list[tuple[int, float]]:
+        """[`values`] without those that no curve can show: NaN and infinity."""
+        return [(step, value) for step, value in self.values(metric) if math.isfinite(value)]
 
 
 def _read_json(path: Path) -> Any:
@@ -60,22 +66,42 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def _history(folder: Path) -> list[dict[str, Any]] | None:
-    """The longest log in the folder: the run's own, or that of its last checkpoint."""
+def _read_state(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """(optimizer steps done, everything logged) in a `trainer_state.json`."""
+    state = _read_json(path)
+    step, log = (state.get("global_step"), state.get("log_history")) if isinstance(state, dict) else (None, None)
+    if not (
+        isinstance(step, int)
+        and isinstance(log, list)
+        and all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in log)
+    ):
+        raise ValueError(f"{path} is not a trainer's state: an object with global_step and log_history")
+    return step, log
+
+
+def _history(folder: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    """The longest log in the folder, the run's own or that of its last checkpoint; and what could not be read."""
     states = [folder / "trainer_state.json"]
     states += [p for p in folder.glob("checkpoint-*/trainer_state.json") if re.fullmatch(r"\d+", p.parent.name[11:])]
-    logs = [(state.get("global_step", 0), state) for state in map(_read_json, filter(Path.is_file, states))]
-    if not logs:
-        return None
-    return max(logs, key=lambda log: log[0])[1].get("log_history", [])
+    logs, faults = [], []
+    for path in filter(Path.is_file, states):
+        try:
+            logs.append(_read_state(path))
+        except ValueError as error:  # a run that was killed leaves half a file
+            faults.append(str(error))
+    return max(logs, key=lambda log: log[0])[1] if logs else None, faults
 
 
 def _rollouts(path: Path) -> tuple[list[dict[str, Any]], int]:
     rollouts, broken = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n") if path.is_file() else []):
         try:
-            rollouts.append(json.loads(line))
+            entry = json.loads(line, parse_constant=lambda name: None)
         except json.JSONDecodeError:
+            entry = None
+        if isinstance(entry, dict):
+            rollouts.append(entry)
+        else:
             broken += 1
     return rollouts, broken
 
@@ -85,17 +111,21 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing of a run in it.
-        ValueError: a file that is not JSON (named).
+        ValueError: a `metrics.json` that is no JSON object, or no whole state at all where there are only broken ones.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such run: {folder} is not a folder")
-    history = _history(folder)
+    history, faults = _history(folder)
     rollouts, broken = _rollouts(folder / "rollouts.jsonl")
+    if history is None and faults and not rollouts:
+        raise ValueError(faults[0])
     if history is None and not rollouts:
         raise FileNotFoundError(
             f"{folder} holds no run: no trainer_state.json, no checkpoint, no rollouts.jsonl. `lupi` writes them when "
             "training ends or a checkpoint is saved; `record_rollouts` asks for the rollouts."
         )
     metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    return Run(folder.resolve().name, folder, history or [], metrics, rollouts, broken)
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{folder / 'metrics.json'} must be an object of figures, found {type(metrics).__name__}")
+    return Run(folder.resolve().name, folder, history or [], metrics, rollouts, broken, faults)

@@ -1,13 +1,15 @@
 """What the training scripts share: which data, which student, and what happens once it is trained."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from ..checkpoints import find_checkpoint
+from ..checkpoints import write_atomically
 from ..lab import resolve_model
 from ..mixing import mix, mixture_length, parse_mixing
 
@@ -117,15 +119,19 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
 def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     """Train, evaluate at the end if the recipe evaluates at all, save, and push if it asks for that.
 
+    The last evaluation is written to `metrics.json` in `output_dir` (an empty object where there was none).
+
     The run goes on from a checkpoint that `RESUME_CHECKPOINT` in the environment, or else `resume_from_checkpoint` in
     the recipe names: its path, or `true` for the last whole one in `output_dir`. Returns the last evaluation.
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     trainer.dataset_name = data_args.dataset_name  # for the card
-    trainer.train(resume_from_checkpoint=find_checkpoint(resume, args.output_dir))
+    trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
     trainer.save_model(args.output_dir, _internal_call=True)  # which does not push: that comes last
+    if trainer.is_world_process_zero():
+        write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))
     trainer.save_state()  # the run's whole log, which `lupi inspect` and `lupi plot` read
     trainer.accelerator.print(f"Student saved to {args.output_dir}.")
     if args.push_to_hub:

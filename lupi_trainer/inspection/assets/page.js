@@ -62,7 +62,9 @@ function drawCurve(curve) {
 
 // The reader of rollouts
 
-const mean = (values) => values.reduce((a, b) => a + (b ?? 0), 0) / Math.max(values.length, 1);
+// null is an infinite divergence, which JSON cannot say
+const mean = (values) => values.reduce((a, b) => a + (b ?? Infinity), 0) / Math.max(values.length, 1);
+const nats = (x, digits) => (x === Infinity ? "infinite" : `${x.toFixed(digits)} nats`);
 const rollouts = run.rollouts.map((r, number) => ({
   ...r,
   number,
@@ -75,7 +77,7 @@ const rollouts = run.rollouts.map((r, number) => ({
 const name = (r) => `step ${r.step}, ${r.split === "eval" ? "evaluation" : "training"}`;
 const orders = {
   step: (a, b) => a.step - b.step || a.number - b.number,
-  divergence: (a, b) => b.mean - a.mean,
+  divergence: (a, b) => (b.mean > a.mean) - (b.mean < a.mean) || a.number - b.number,
   teacher: (a, b) => b.share - a.share,
 };
 let current = null;
@@ -87,7 +89,7 @@ function list() {
     .sort(orders[$("sort").value]);
   $("count").textContent = `${found.length} of ${rollouts.length} rollouts`;
   $("list").replaceChildren(...found.map((r) => {
-    const note = `${name(r)} · ${r.mean.toFixed(2)} nats · teacher ${(100 * r.share).toFixed(0)}%`;
+    const note = `${name(r)} · ${nats(r.mean, 2)} · teacher ${(100 * r.share).toFixed(0)}%`;
     const button = element("button", { type: "button" }, element("span", { className: "line", textContent: r.question }),
       element("small", { textContent: note }));
     button.dataset.number = r.number;
@@ -112,7 +114,7 @@ function completion(r) {
     box.append(token);
   });
   const note = `${name(r)} · ${r.completion.length} tokens, ${(100 * r.share).toFixed(0)}% of the teacher's · `
-    + `mean divergence ${r.mean.toFixed(3)} nats`;
+    + `mean divergence ${nats(r.mean, 3)}`;
   return element("div", {}, element("h2", { textContent: note }), box);
 }
 
@@ -132,7 +134,7 @@ function tip(token, r, i) {
     add("its teacher's probability", percent(r.draft_teacher_probability[i]));
   }
   add(r.draft[i] !== null ? "the draft's rank for the teacher" : "rank for the teacher", r.teacher_rank[i] + 1);
-  add("divergence", r.divergence[i] === null ? "infinite" : `${r.divergence[i].toFixed(3)} nats`);
+  add("divergence", nats(r.divergence[i] ?? Infinity, 3));
   const box = $("tip"), place = token.getBoundingClientRect();
   box.replaceChildren(element("table", {}, ...rows));
   box.hidden = false;
@@ -164,7 +166,7 @@ function columns() {
 $("name").textContent = run.name;
 $("notes").textContent = run.notes.join(" ");
 $("curves").append(...run.curves.map(drawCurve));
-$("figures").append(...Object.entries(run.metrics).map(([what, value]) => element("div", { title: what },
+$("figures").append(...Object.entries(run.metrics).map(([what, value]) => element("div", { title: `${what}: ${value}` },
   element("b", { textContent: typeof value === "number" ? short(value) : value }), what.replaceAll("_", " "))));
 if (rollouts.length) {
   $("search").oninput = $("sort").onchange = list;
