@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import rotate_checkpoints
 
 
@@ -32,9 +34,19 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def seal(folder: str | Path) -> None:
-    """Declare a checkpoint whole, as it stands: its files and their sizes in bytes go into its manifest."""
+    """Declare a checkpoint whole, as it stands: its files and their sizes in bytes go into its manifest.
+
+    All of it is on the disk before the manifest is, so that no loss of power leaves a manifest without its files.
+    """
     folder = Path(folder)
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    paths = sorted(folder.rglob("*"))
+    for path in [*paths, folder]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in paths if p.is_file()}
     files.pop(MANIFEST, None)
     write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1))
 
@@ -96,6 +108,61 @@ def find_checkpoint(resume: str | bool | None, output_dir: str | Path) -> str | 
     return str(resume)
 
 
+def agree_on_checkpoint(accelerator: Any, resume: str | bool | None, output_dir: str | Path) -> str | None:
+    """[`find_checkpoint`] by the main process, for all: machines that share no disk must not begin at several steps.
+
+    Raises:
+        ValueError: as `find_checkpoint`, or a process does not see the checkpoint whole; on every process.
+    """
+    if accelerator.num_processes == 1:
+        return find_checkpoint(resume, output_dir)
+    found: list[str | None] = [None, None]  # the folder, what is wrong
+    if accelerator.is_main_process:
+        try:
+            found[0] = find_checkpoint(resume, output_dir)
+        except ValueError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    folder, wrong = found
+    if wrong is not None:
+        raise ValueError(wrong)
+    if folder is None:
+        return None
+    for process, reason in enumerate(gather_object([flaw(folder)])):
+        if reason is not None:
+            raise ValueError(
+                f"cannot resume from {folder}: for process {process}, {reason}. All processes must see one output_dir"
+            )
+    return folder
+
+
+def put_aside(output_dir: str | Path, resumed: str | None) -> None:
+    """Move whole checkpoints that a run would not come from out of its way, so that it is never resumed from them.
+
+    They are those with a larger step than the one that is resumed from, or all where that is elsewhere or none.
+
+    Args:
+        output_dir: of the run.
+        resumed: the checkpoint that it begins with, if any.
+    """
+    output_dir = Path(output_dir)
+    inside = resumed is not None and Path(resumed).resolve().parent == output_dir.resolve()
+    step = int(name[1]) if inside and (name := _NAME.fullmatch(Path(resumed).resolve().name)) else -1
+    folders = [p for p in output_dir.glob("checkpoint-*") if (name := _NAME.fullmatch(p.name)) and int(name[1]) > step]
+    folders = [folder for folder in folders if flaw(folder) is None]
+    if not folders:
+        return
+    number, aside = 1, output_dir / "checkpoints.previous"
+    while aside.exists():
+        number += 1
+        aside = output_dir / f"checkpoints.previous-{number}"
+    aside.mkdir()
+    for folder in folders:
+        folder.rename(aside / folder.name)
+    names = ", ".join(sorted(folder.name for folder in folders))
+    logger.warning(f"checkpoints that this run does not come from ({names}) are out of the way now, in {aside}.")
+
+
 class SealedCheckpoints:
     """For a [`~transformers.Trainer`]: writes only sealed checkpoints, and resumes only from such.
 
@@ -105,10 +172,15 @@ class SealedCheckpoints:
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As the parent's; `True` resumes from the last whole checkpoint and starts anew where there is none.
 
+        Whole checkpoints in `output_dir` that the run does not come from are put aside.
+
         Raises:
-            ValueError: a path that is not a whole checkpoint's.
+            ValueError: a path that is not a whole checkpoint's, or one that not all processes see.
         """
-        folder = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        folder = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
+        if self.args.should_save:
+            put_aside(self.args.output_dir, folder)
+        self.accelerator.wait_for_everyone()
         return super().train(folder, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from lupi_trainer import LUPISKDTrainer
+from lupi_trainer.data import load_base_data, load_training_data
 from lupi_trainer.lab import load_lab_records, resolve_model
+from lupi_trainer.mixing import mix
 from tests.training import make_config
 
 
@@ -27,11 +29,31 @@ SETTINGS = {  # two optimizer steps an epoch, logs and checkpoints at steps of t
     "log_rollout_blocks": True,
     "max_completion_length": 24,
 }
-MEASURED = ("step_time", "runtime", "per_second", "gamma/")  # times, and what a policy makes of times
+MIXED = {"gamma_policy": "tests.killed:Wandering", "shuffle_dataset": False, "train_sampling_strategy": "sequential"}
+MEASURED = ("step_time", "runtime", "per_second")  # times
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Wandering:
+    """A draft length that depends on all rounds before: drafted tokens are counted wrong if they are forgotten."""
+
+    def __init__(self, gamma: int):
+        self.longest, self.rounds = gamma, 0
+
+    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+        return 1 + self.rounds % self.longest
+
+    def observe(self, gamma: int, outcomes, seconds: float) -> None:
+        self.rounds += 1
+
+    def state(self) -> dict[str, int]:
+        return {"rounds": self.rounds}
+
+    def restore(self, state: dict[str, int]) -> None:
+        self.rounds = state["rounds"]
 
 
 class Countdown:
@@ -63,7 +85,23 @@ class Mortal(LUPISKDTrainer):
             sys.setprofile(None)
 
 
-def train(output_dir: str, begun=None, die_at: tuple[str, int] | None = None, changes: dict | None = None) -> None:
+def records(mixed: bool):
+    """Ten records, read again in every epoch; or a mixture of two stages, as long as the run."""
+    if not mixed:
+        return load_lab_records("lab:new")[:10]
+    new, base = load_training_data("lab:new").select(range(10)), load_base_data("lab:common").select(range(10))
+    batch = SETTINGS["per_device_train_batch_size"] * SETTINGS["gradient_accumulation_steps"]
+    stages = [{"share": 0.75, "until": 0.5}, {"share": 0.25}]
+    return mix(new, base, stages, total=SETTINGS["max_steps"] * batch, batch=batch)
+
+
+def train(
+    output_dir: str,
+    begun=None,
+    die_at: tuple[str, int] | None = None,
+    changes: dict | None = None,
+    mixed: bool = False,
+) -> None:
     """Train from the last whole checkpoint, if there is one, and write `result.json` and the weights.
 
     Args:
@@ -71,18 +109,20 @@ def train(output_dir: str, begun=None, die_at: tuple[str, int] | None = None, ch
         begun: an event, set when training begins.
         die_at: (what, n): die at the n-th "block" of a rollout, "backward", or call that writes a "checkpoint".
         changes: of `SETTINGS`.
+        mixed: train on a mixture, with a policy that remembers.
     """
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
     from transformers import AutoModelForCausalLM
 
     what, n = die_at or ("", 0)
+    changes = (MIXED if mixed else {}) | (changes or {})
     student = AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"), attention_dropout=0.1)
     trainer = Mortal(
         student,
         "lab:teacher",
-        args=make_config(Path(output_dir), **{**SETTINGS, "output_dir": output_dir, **(changes or {})}),
-        train_dataset=load_lab_records("lab:new")[:10],
+        args=make_config(Path(output_dir), **{**SETTINGS, "output_dir": output_dir, **changes}),
+        train_dataset=records(mixed),
         eval_dataset=load_lab_records("lab:eval")[:4],
     )
     if what == "block":

@@ -115,6 +115,8 @@ ALLOWED = {
         "recipe_files",
         "speculative",
         "progress",
+        "sound_steps",
+        "teacher_server",
     },
     "student_files": {"credentials"},
     "loading": set(),

@@ -8,11 +8,21 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lupi_trainer.checkpoints import MANIFEST, find_checkpoint, flaw, last_whole_checkpoint, seal
+from lupi_trainer import checkpoints
+from lupi_trainer.checkpoints import (
+    MANIFEST,
+    agree_on_checkpoint,
+    find_checkpoint,
+    flaw,
+    last_whole_checkpoint,
+    put_aside,
+    seal,
+)
 from lupi_trainer.speculative import Goodput
 from lupi_trainer.speculative.draft_length import Outcome
 from tests import killed
@@ -41,12 +51,10 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-@pytest.fixture(scope="module")
-def unbroken(server, tmp_path_factory) -> tuple[Path, float]:
-    """An unbroken run, and its seconds of training."""
-    folder = tmp_path_factory.mktemp("unbroken")
+def run_unbroken(server, folder: Path, **arguments) -> float:
+    """An unbroken run; returns its seconds of training."""
     begun = server.Event()
-    process = server.Process(target=killed.train, args=(str(folder), begun))
+    process = server.Process(target=killed.train, args=(str(folder), begun), kwargs=arguments)
     process.start()
     assert begun.wait(120)
     started = time.perf_counter()
@@ -54,17 +62,26 @@ def unbroken(server, tmp_path_factory) -> tuple[Path, float]:
     log = json.loads((folder / "result.json").read_text())
     assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 8]
     assert len({entry["loss"] for entry in log if "loss" in entry}) == 4
-    return folder, time.perf_counter() - started
+    return time.perf_counter() - started
+
+
+@pytest.fixture(scope="module")
+def unbroken(server, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    run_unbroken(server, folder)
+    return folder
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(server, unbroken, tmp_path):
-    reference, seconds = unbroken
-    moments, kills, ended, half_written = random.Random(8), 0, 0, 0
-    while kills < 20 or not ended:
+def test_twenty_kills_at_random_moments(server, tmp_path):
+    """Of a run with a mixture in two stages and a gamma policy that remembers."""
+    reference = tmp_path / "unbroken"
+    seconds = run_unbroken(server, reference, mixed=True)
+    moments, kills, ended, resumable = random.Random(8), 0, 0, 0
+    while kills < 20 or ended < 3:
         folder = tmp_path / f"run-{ended}"
         begun = server.Event()
-        process = server.Process(target=killed.train, args=(str(folder), begun))
+        process = server.Process(target=killed.train, args=(str(folder), begun), kwargs={"mixed": True})
         process.start()
         assert begun.wait(120)
         process.join(moments.uniform(0, 0.8 * seconds) if kills < 20 else 120)
@@ -73,12 +90,12 @@ def test_twenty_kills_at_random_moments(server, unbroken, tmp_path):
             process.join()
         if process.exitcode == -signal.SIGKILL:
             kills += 1
-            half_written += any(flaw(p) for p in folder.glob("checkpoint-*"))
+            resumable += any(flaw(p) is None for p in folder.glob("checkpoint-*"))
             continue
         assert process.exitcode == 0
         assert_same_run(folder, reference)
         ended += 1
-    assert kills == 20
+    assert resumable >= 8, "too few of the kills came after a checkpoint"
 
 
 @pytest.mark.slow
@@ -86,7 +103,7 @@ def test_twenty_kills_at_random_moments(server, unbroken, tmp_path):
 def test_killed_inside_a_rollout_or_a_backward(server, unbroken, tmp_path, what, n):
     assert run(server, tmp_path, die_at=(what, n)) == -signal.SIGKILL
     assert run(server, tmp_path) == 0
-    assert_same_run(tmp_path, unbroken[0])
+    assert_same_run(tmp_path, unbroken)
 
 
 @pytest.mark.slow
@@ -106,7 +123,7 @@ def test_killed_while_a_checkpoint_is_written(server, unbroken, tmp_path):
         half_written += flaw(folder / "checkpoint-6") is not None and (folder / "checkpoint-6").exists()
         if i % 5 == 4:
             assert run(server, folder) == 0
-            assert_same_run(folder, unbroken[0])
+            assert_same_run(folder, unbroken)
     assert half_written >= 3
 
 
@@ -140,6 +157,68 @@ def test_a_half_written_checkpoint_is_not_taken_for_whole(tmp_path, caplog, dama
         assert "checkpoint-10 is not resumed from" in caplog.text
     with pytest.raises(ValueError, match=f"cannot resume from .*checkpoint-10: .*{message}"):
         find_checkpoint(str(newer), tmp_path)
+
+
+def test_what_a_manifest_vouches_for_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    written, sync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (written.append(Path(os.readlink(f"/proc/self/fd/{file}"))), sync(file))
+    )
+    folder = make_checkpoint(tmp_path / "checkpoint-1")
+    whole = {folder, folder / "sub", folder / "model.safetensors", folder / "sub" / "state.json"}
+    assert set(written[:-1]) == whole and written[-1].name.startswith(MANIFEST)
+
+
+def test_checkpoints_of_another_run_are_put_aside_and_never_resumed_from(tmp_path, caplog):
+    settings = {"config_save_strategy": "steps", "config_save_steps": 1, "config_save_only_model": True}
+    output_dir = tmp_path / "run"
+    for step in (1, 2, 9):
+        make_checkpoint(output_dir / f"checkpoint-{step}")
+    half = make_checkpoint(output_dir / "checkpoint-3") / MANIFEST
+    half.unlink()
+    make_trainer(tmp_path, **settings, config_max_steps=1)[0].train()
+    assert "(checkpoint-1, checkpoint-2, checkpoint-9)" in caplog.text
+    assert last_whole_checkpoint(output_dir) == str(output_dir / "checkpoint-1")
+    assert (output_dir / "checkpoint-1" / "README.md").is_file() and (output_dir / "checkpoint-3").is_dir()
+    aside = output_dir / "checkpoints.previous"
+    assert {p.name for p in aside.iterdir()} == {"checkpoint-1", "checkpoint-2", "checkpoint-9"}
+    assert flaw(aside / "checkpoint-9") is None and not (aside / "checkpoint-1" / "README.md").exists()
+
+    later = make_checkpoint(output_dir / "checkpoint-4")
+    put_aside(output_dir, str(later))  # a run that goes on with the last one
+    assert later.is_dir()
+    put_aside(output_dir, str(output_dir / "checkpoint-1"))  # with an earlier one
+    assert last_whole_checkpoint(output_dir).endswith("checkpoint-1")
+    assert [p.name for p in (output_dir / "checkpoints.previous-2").iterdir()] == ["checkpoint-4"]
+    put_aside(output_dir, str(aside / "checkpoint-9"))  # with one of elsewhere
+    assert last_whole_checkpoint(output_dir) is None
+
+
+def test_the_main_process_chooses_the_checkpoint_and_all_must_see_it(tmp_path, monkeypatch):
+    there = str(make_checkpoint(tmp_path / "main" / "checkpoint-4"))
+    mine = tmp_path / "mine"  # a disk of this process's own, with another checkpoint
+    make_checkpoint(mine / "checkpoint-2")
+    sent = []
+    monkeypatch.setattr(checkpoints, "broadcast_object_list", lambda found: found.__setitem__(slice(None), sent[0]))
+    monkeypatch.setattr(checkpoints, "gather_object", lambda mine: [None, *mine])
+    other = SimpleNamespace(num_processes=2, is_main_process=False)
+
+    def agreed(*found):
+        sent[:] = [found]
+        return agree_on_checkpoint(other, True, mine)
+
+    assert agreed(None, None) is None and agreed(there, None) == there
+    with pytest.raises(ValueError, match="cannot resume from nowhere"):
+        agreed(None, "cannot resume from nowhere")
+    with pytest.raises(ValueError, match="cannot resume from .*-5: for process 1, there is no such folder. All"):
+        agreed(str(tmp_path / "main" / "checkpoint-5"), None)
+    monkeypatch.setattr(checkpoints, "broadcast_object_list", sent.append)
+    main = SimpleNamespace(num_processes=2, is_main_process=True)
+    monkeypatch.setattr(checkpoints, "gather_object", lambda mine: [*mine, None])
+    assert agree_on_checkpoint(main, True, tmp_path / "main") == there and sent[-1] == [there, None]
+    with pytest.raises(ValueError, match="no such folder"):
+        agree_on_checkpoint(main, "nowhere", tmp_path)
+    assert sent[-1][0] is None and "no such folder" in sent[-1][1]  # the others are told
 
 
 def test_without_a_checkpoint_the_run_says_that_it_starts(tmp_path, caplog):

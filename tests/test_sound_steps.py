@@ -1,11 +1,14 @@
-"""KD-LoRA and multi-token prediction stop before a step on numbers that are not finite (LUPI-SKD: test_health.py)."""
+"""KD-LoRA, SFT and multi-token prediction stop before a step on numbers that are not finite (LUPI-SKD: test_health.py)."""
 
 import copy
 
 import pytest
 import torch
+from trl import ModelConfig, SFTConfig
 
+from lupi_trainer.scripts import sft
 from tests.kd_training import lab_tokenizer, make_kd_trainer
+from tests.training import Losses
 from tests.wmtp_training import ALGORITHMS, make_wmtp_trainer
 
 
@@ -14,6 +17,15 @@ NAN = float("nan")
 
 def make(tmp_path, name, model, **kwargs):
     """A trainer of the method over all weights of the model."""
+    if name == "sft":
+        keys = {key.removeprefix("config_"): value for key, value in kwargs.items()}
+        args = SFTConfig(
+            str(tmp_path / "run"), bf16=False, use_cpu=True, max_steps=3, logging_steps=1, report_to="none",
+            gradient_checkpointing=False, per_device_train_batch_size=2, learning_rate=1e-3, disable_tqdm=True, **keys,
+        )  # fmt: skip
+        trainer = sft.build_trainer(sft.SFTDataArguments("lab:new"), args, ModelConfig("lab:student"))
+        trainer.add_callback(losses := Losses())
+        return trainer, losses
     if name == "kd-lora":
         return make_kd_trainer(tmp_path, model=model, peft_config=None, processing_class=lab_tokenizer(), **kwargs)
     return make_wmtp_trainer(tmp_path, name, model=model, processing_class=lab_tokenizer(), **kwargs)
@@ -26,10 +38,11 @@ def keep_weights(trainer, student) -> list[dict[str, torch.Tensor]]:
     return kept
 
 
-@pytest.mark.parametrize("name", ["kd-lora", *ALGORITHMS])
+@pytest.mark.parametrize("name", ["kd-lora", "sft", *ALGORITHMS])
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(tmp_path, student, name):
     """The first of two accumulated batches of the second step is spoilt."""
     trainer, losses = make(tmp_path, name, student, config_gradient_accumulation_steps=2)
+    student = trainer.model if name == "sft" else student
     batches = keep_weights(trainer, student)
 
     def spoil(module, args, output):

@@ -12,6 +12,7 @@ from ..checkpoints import SealedCheckpoints
 from ..data import load_sft_data
 from ..publishing import Published
 from ..recipe_parser import RecipeParser
+from ..sound_steps import SoundSteps
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 
@@ -49,7 +50,7 @@ def build_trainer(
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         pass
 
     def load(name: str, **kwargs):
