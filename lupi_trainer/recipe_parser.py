@@ -120,12 +120,13 @@ class RecipeParser(TrlParser):
         return recipe
 
     def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:
-        """Dataclasses from command-line arguments; `--config FILE` gives the defaults.
+        """Dataclasses from command-line arguments; `--config FILE` (or `--config=FILE`) gives the defaults.
 
         Raises:
             RecipeError: as [`read_recipe`].
         """
         args, variables, where = list(args), {}, ""
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
         if "--config" in args:
             at = args.index("--config")
             if at + 1 == len(args):

@@ -10,6 +10,7 @@ from trl import DistillationConfig, DistillationTrainer
 
 from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.lab import load_lab_records, resolve_model
+from lupi_trainer.lupi_skd import lupi_skd_trainer
 from lupi_trainer.speculative import AdapterDisabled
 from tests.training import make_config, make_trainer
 
@@ -33,6 +34,20 @@ def assert_same(ours, theirs, tolerance=1e-6):
     assert ours[1].keys() == theirs[1].keys() and ours[1]
     for name, gradient in ours[1].items():
         torch.testing.assert_close(gradient, theirs[1][name], atol=tolerance, rtol=1e-4)
+
+
+def test_tokenizer_and_config_are_those_of_the_students_revision(tmp_path, monkeypatch):
+    asked = []
+    for name in ("AutoTokenizer", "AutoConfig"):
+        load = getattr(lupi_skd_trainer, name).from_pretrained
+        monkeypatch.setattr(
+            getattr(lupi_skd_trainer, name), "from_pretrained",
+            lambda path, *args, name=name, load=load, **options: (
+                asked.append((name, "student" in str(path), options.get("revision"))), load(path, *args, **options)
+            )[1],
+        )  # fmt: skip
+    make_trainer(tmp_path, config_model_init_kwargs={"revision": "v2"}, config_teacher_model_revision="v3")
+    assert {("AutoTokenizer", True, "v2"), ("AutoConfig", True, "v2"), ("AutoConfig", False, "v3")} <= set(asked)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
