@@ -19,7 +19,7 @@ import lupi_trainer
 from lupi_trainer.data import load_base_data, load_probes, load_sft_data, load_training_data
 from lupi_trainer.lupi_skd.checks import check_dataset_lengths
 from lupi_trainer.prompts import TeacherPrompt, load_few_shot_examples
-from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft
+from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft, wmtp
 from lupi_trainer.scripts.generate import load_prompts
 from tests.training import make_config
 
@@ -179,7 +179,7 @@ def test_a_thousand_odd_files_of_records(folder, request):
     assert outcomes["loaded"] > 100 and outcomes["encoded"] > 20 and outcomes["refused"] > 100, outcomes
 
 
-SCRIPTS = {"skd": lupi_skd, "sft": sft, "kd": kd_lora}
+SCRIPTS = {"skd": lupi_skd, "sft": sft, "kd": kd_lora, "wmtp": wmtp}
 COMMON = {
     "model_name_or_path": "lab:student", "bf16": False, "use_cpu": True, "max_steps": 2, "report_to": "none",
     "per_device_train_batch_size": 2, "gradient_checkpointing": False,
@@ -189,6 +189,7 @@ BASE = {
             "max_completion_length": 12},
     "sft": {**COMMON, "dataset_name": "lab:new"},
     "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher"},
+    "wmtp": {**COMMON, "dataset_name": "lab:new", "algo": "mtp-baseline", "horizon": 2},
 }  # fmt: skip
 ACTIONS = {
     name: [action for action in script.make_parser()._actions if action.dest not in ("help", "config")]
@@ -229,6 +230,28 @@ def recipes(draw):
         return name, json.dumps(recipe).encode()
 
 
+def is_read_as(read, written) -> bool:
+    """Whether a key has the value that the recipe gives it, up to its type."""
+    read = getattr(read, "value", read)  # of an enumeration
+    if isinstance(written, str) and isinstance(read, dict):
+        return json.loads(written) == read
+    if isinstance(read, list) and not isinstance(written, list):
+        return read in ([written], str(written).split()) or (not read and written in ("none", None, ""))
+    try:
+        return float(read) == float(written)
+    except (TypeError, ValueError):
+        return read == written or str(read).lower() == str(written).lower()
+
+
+def check_read(recipe: dict, arguments: list[dict]) -> None:
+    """The right result: every key of the recipe is a field, with the recipe's value."""
+    for key, value in recipe.items():
+        holders = [one for one in arguments if key in one]
+        assert holders or key == "env", key
+        for one in holders:
+            assert is_read_as(one[key], value), (key, one[key], value)
+
+
 def test_two_hundred_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.ERROR, "lupi_trainer")
@@ -241,15 +264,22 @@ def test_two_hundred_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
         script, before = SCRIPTS[name], dict(os.environ)
         Path("recipe.yaml").write_bytes(content)
 
+        read = []
+
         def build():
-            script.build_trainer(*script.make_parser().parse_args_and_config(["--config", "recipe.yaml"]))
+            arguments = script.make_parser().parse_args_and_config(["--config", "recipe.yaml"])
+            read.extend(vars(one).copy() for one in arguments)
+            script.build_trainer(*arguments)
 
         try:
             capsys.readouterr()
             status = run(build)
             errors = capsys.readouterr().err
             outcomes[status] += 1
-            if status == 2:
+            if status == 0:
+                check_read(yaml.safe_load(content), read)
+            else:
+                assert status == 2
                 lines = [line for line in errors.splitlines() if line.startswith("error: ")]
                 assert len(lines) == 1 and len(lines[0]) > len("error: ") and "Traceback" not in errors
                 assert os.environ == before, "a refused recipe has set variables"

@@ -15,6 +15,7 @@ from ..data import LAB_PREFIX, load_lab_records, load_sft_data, read_records
 from ..recipe_files import find_recipe
 from ..recipe_parser import RecipeError, RecipeParser
 from ..wmtp import BaseWMTPTrainer, CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
+from . import setting_up
 from .common import student_arguments, train_and_save
 
 
@@ -75,6 +76,7 @@ def make_parser(prog: str | None = None) -> RecipeParser:
     return RecipeParser((WMTPArguments, WMTPConfig, ModelConfig), prog=prog)
 
 
+@setting_up()
 def build_trainer(data_args: WMTPArguments, training_args: WMTPConfig, model_args) -> BaseWMTPTrainer:
     """The trainer that a recipe describes.
 
