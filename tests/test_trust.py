@@ -18,6 +18,7 @@ from lupi_trainer.lab import resolve_model
 from lupi_trainer.prompts import TeacherPrompt, TemplateError, encode
 from lupi_trainer.recipe_files import find_accelerate_config, find_recipe
 from lupi_trainer.recipe_parser import RecipeError, RecipeParser
+from lupi_trainer.scripts import compare
 from lupi_trainer.scripts.evaluate import load_model
 from lupi_trainer.scripts.lupi_skd import make_parser
 from lupi_trainer.scripts.sweep import flags_to_settings, settings_of
@@ -29,8 +30,7 @@ SECRET = "hf_" + "s" * 34
 
 
 def compare_main(arguments: list[str]) -> int:
-    args = make_cli_parser().parse_args(["compare", *arguments])
-    return args.run(args)
+    return compare.main(make_cli_parser().parse_args(["compare", *arguments]))
 
 
 def calls_of_from_pretrained():

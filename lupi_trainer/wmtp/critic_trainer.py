@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from ..checkpoints import find_checkpoint
+from ..checkpoints import agree_on_checkpoint
 from ..heads import Head, whole
 from ..modeling import MTPHeads, ValueHead
 from ..token_weights import critic_weights, gathered
@@ -77,7 +77,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
     # Stage 1: the critic
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
         if self.value_head is None and checkpoint is None and self.args.head_weighting != "uniform":
             self.train_critic()
         return super().train(checkpoint, **kwargs)
