@@ -171,7 +171,7 @@ class TeacherServer(RemoteTeacher):
     def _check_same(self) -> None:
         """The model that answers now must be the one that answered when it was connected."""
         # twice: with other work beside it, a server in half precision may be off by much once
-        if self._card(self.name)["id"] != self.name or all(_differ(self._look(), self._fingerprint) for _ in "12"):
+        if self._card(self.name)["id"] != self.name or all(_differ(self._look(), self._fingerprint) for _ in range(2)):
             raise TeacherServerError(
                 f"another model answers at {self.url} by now, under the name {self.name}: its probabilities are not "
                 "those that this run began with"
