@@ -1,4 +1,4 @@
-"""KD-LoRA, SFT and multi-token prediction stop before a step on numbers that are not finite (LUPI-SKD: test_health.py)."""
+"""KD-LoRA, SFT and WMTP stop before a step on numbers that are not finite (LUPI-SKD: test_health.py)."""
 
 import copy
 
