@@ -382,6 +382,11 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         finally:
             model.train(was_training)
 
+    def compute_loss(self, *args, **kwargs):
+        # the parent's takes the place of the student's own forward, around which accelerate puts mixed precision
+        with self.accelerator.autocast():
+            return super().compute_loss(*args, **kwargs)
+
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
