@@ -279,5 +279,6 @@ class ValueHead(_SavedHead):
         return {"hidden_size": self.hidden_size, "scale": self.scale}
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden.to(self.up.weight.dtype)
-        return self.down(F.silu(self.up(hidden))).squeeze(-1) * self.scale
+        with torch.autocast(hidden.device.type, enabled=False):  # values are compared with each other
+            hidden = hidden.to(self.up.weight.dtype)
+            return self.down(F.silu(self.up(hidden))).squeeze(-1) * self.scale

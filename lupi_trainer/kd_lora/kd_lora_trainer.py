@@ -157,10 +157,12 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         student = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it
-        loss, row_sums = self._forward_redirection(
-            model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
-        )
+        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it; it stands in for the model's own, and
+        # so for the autocast that accelerate puts around that
+        with self.accelerator.autocast():
+            loss, row_sums = self._forward_redirection(
+                model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
+            )
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = row_sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(row_sums).sum(dim=0)

@@ -109,8 +109,12 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inner = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it
-        loss, sums = self._forward_redirection(model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch)
+        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it; it stands in for the model's own, and
+        # so for the autocast that accelerate puts around that
+        with self.accelerator.autocast():
+            loss, sums = self._forward_redirection(
+                model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch
+            )
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(sums).sum(dim=0)

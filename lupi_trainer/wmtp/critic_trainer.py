@@ -112,7 +112,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
             before = steps
             for inputs in loader:
                 inputs = self._prepare_inputs(inputs)
-                with torch.no_grad(), self.compute_loss_context_manager():
+                with torch.no_grad(), self.accelerator.autocast():
                     judged = self._judged(inputs)
                 yield judged
                 steps += 1
