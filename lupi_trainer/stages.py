@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .lab import resolve_model
 from .loading import SAFE_WEIGHTS
@@ -91,14 +93,40 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
 def restrict_adapter(peft_config: Any, stage: Stage) -> Any:
     """Let a LoRA configuration touch the layers of a stage alone; returns it.
 
+    PEFT picks layers by number for lists of names alone, so `all-linear` is spelled out.
+
     Raises:
         ValueError: it would train anything else.
     """
-    if peft_config.modules_to_save:
-        raise ValueError("a stage trains its own layers alone: leave `lora_modules_to_save` out")
+    for key in ("modules_to_save", "target_parameters"):
+        if getattr(peft_config, key, None):
+            raise ValueError(f"a stage trains its own layers alone: leave `lora_{key}` out")
+    prefix, wanted = layers_prefix(stage.model), peft_config.target_modules
+    if isinstance(wanted, str):
+        if wanted.lower() == "all-linear":
+            layer = stage.model.get_submodule(f"{prefix}{stage.trained[0]}")
+            wanted = [name for name, module in layer.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        elif wanted.isidentifier():
+            wanted = [wanted]
+        else:
+            raise ValueError(
+                f"a stage takes the names of modules (`q_proj v_proj`) or `all-linear`, no pattern: {wanted!r}"
+            )
+        peft_config.target_modules = set(wanted)
+    whole = sorted(set(wanted or ()) & {name for name, _ in stage.model.named_modules()})
+    if whole:
+        raise ValueError(f"a stage trains its own layers alone: {whole[0]!r} names a module wherever it is")
     peft_config.layers_to_transform = stage.trained
-    peft_config.layers_pattern = layers_prefix(stage.model).rstrip(".").split(".")[-1]
+    peft_config.layers_pattern = prefix.rstrip(".").split(".")[-1]
     return peft_config
+
+
+def check_trained(model: nn.Module, stage: Stage) -> None:
+    """Raise ValueError if a parameter outside the layers of a stage would be trained (naming it)."""
+    own = tuple(f".{layers_prefix(stage.model)}{position}." for position in stage.trained)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not any(layer in f".{name}" for layer in own):
+            raise ValueError(f"this stage trains the layers {stage.trained} alone, and {name!r} is not in them")
 
 
 def merge_stage(stage: Stage, adapter: str, output_dir: Path) -> Path:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +17,9 @@ from lupi_trainer.pruning import restore_bundle
 from lupi_trainer.qa_data import load_qa_records, tokenize_qa
 from lupi_trainer.recipe_files import find_recipe
 from lupi_trainer.scripts.kd_lora import make_parser
+from lupi_trainer.stages import Stage, check_trained, restrict_adapter
 
+from .families import tiny_model
 from .kd_training import lab_tokenizer
 
 
@@ -115,8 +117,10 @@ def test_three_stages_grow_the_model_and_each_touches_its_own_layers_alone(prune
 
     # 1: the base; both of its layers, and nothing else
     assert kd(tmp_path / "s1", "--stage", 1, base=base) == 0
-    touched = {key.split(".layers.")[1].split(".")[0] for key in weights(tmp_path / "s1")}
-    assert touched == {"0", "1"}
+    assert weights(tmp_path / "s1").keys() == {
+        f"base_model.model.model.layers.{i}.self_attn.{p}_proj.lora_{m}.weight"
+        for i in (0, 1) for p in "qv" for m in "AB"
+    }  # fmt: skip
     merged = folder / "A_merged"
     merge = ["merge", "--base_dir", str(base), "--adapter", str(tmp_path / "s1"), "--stage", "1"]
     assert main([*merge, "--out", str(merged)]) == 0
@@ -159,6 +163,17 @@ def test_three_stages_grow_the_model_and_each_touches_its_own_layers_alone(prune
     assert all(torch.equal(value, first[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("modules, count", [("all-linear", 7), ("q_proj", 1), (["self_attn.q_proj", "up_proj"], 2)])
+def test_the_adapter_of_a_stage_is_in_its_layers_however_its_modules_are_named(modules, count):
+    model = tiny_model("llama", lab_tokenizer())
+    adapted = get_peft_model(model, restrict_adapter(LoraConfig(target_modules=modules), Stage(model, None, [1])))
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * count and all(".layers.1." in name for name in trained)
+    check_trained(adapted, Stage(model, None, [1]))
+    with pytest.raises(ValueError, match=r"trains the layers \[0\] alone, and 'base_model.model.model.layers.1"):
+        check_trained(adapted, Stage(model, None, [0]))
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -169,6 +184,13 @@ def test_three_stages_grow_the_model_and_each_touches_its_own_layers_alone(prune
         (["--stage", "2", "--bundles_dir", "nowhere"], "stage 2 trains bundle number 1, and nowhere has 0"),
         (["--stage", "1", "--use_peft", "false"], "a stage trains an adapter: leave `use_peft` on"),
         (["--stage", "1", "--lora_modules_to_save", "embed_tokens"], "a stage trains its own layers alone"),
+        (["--stage", "1", "--lora_target_modules", ".*q_proj"], "`all-linear`, no pattern: '.*q_proj'"),
+        (["--stage", "1", "--lora_target_parameters", "q_proj.weight"], "leave `lora_target_parameters` out"),
+        (
+            ["--stage", "2", "--bundles_dir", "BUNDLES", "--lora_target_modules", "q_proj"]
+            + ["model.layers.0.self_attn.v_proj"],
+            "'model.layers.0.self_attn.v_proj' names a module wherever it is",
+        ),
         (["--kd_alpha", "1.5"], "kd_alpha must be in [0, 1], got 1.5"),
         (["--qa_dataset", "nowhere.json"], "no such data file: nowhere.json"),
         (["--seq_len", "8"], "none of 16 records fits seq_len=8"),

@@ -17,7 +17,7 @@ from ..kd_lora import KDLoRAConfig, KDLoRATrainer
 from ..lab import LAB_PREFIX
 from ..qa_data import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
 from ..recipe_parser import RecipeParser
-from ..stages import Stage, load_stage, restrict_adapter
+from ..stages import Stage, check_trained, load_stage, restrict_adapter
 from . import setting_up
 from .common import student_arguments, train_and_save
 
@@ -136,8 +136,8 @@ def build_trainer(qa: QAArguments, training_args: KDLoRAConfig, model_args) -> K
     if tokenizer.pad_token is None:  # Llama-2 has none; padding is never read
         tokenizer.pad_token = tokenizer.eos_token
     train, evaluation = load_questions(qa, training_args, tokenizer)
-    if qa.stage is not None:
-        stage = load_for_stage(qa, arguments, training_args)
+    stage = load_for_stage(qa, arguments, training_args) if qa.stage is not None else None
+    if stage is not None:
         arguments |= {"model": stage.model, "peft_config": restrict_adapter(arguments["peft_config"], stage)}
     trainer = KDLoRATrainer(
         **arguments,
@@ -145,6 +145,8 @@ def build_trainer(qa: QAArguments, training_args: KDLoRAConfig, model_args) -> K
         train_dataset=train.dataset,
         eval_dataset=None if evaluation is None else evaluation.dataset,
     )
+    if stage is not None:
+        check_trained(trainer.model, stage)
     trainer.questions = {"train": train, **({} if evaluation is None else {"eval": evaluation})}
     return trainer
 
