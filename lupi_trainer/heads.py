@@ -58,6 +58,11 @@ class Head:
 
     def __init__(self, model: nn.Module, vocab_size: int, device: torch.device | None = None):
         head = model.get_output_embeddings()
+        if hasattr(head, "base_layer"):  # PEFT's: its weight is that of the layer below the adapter
+            raise ValueError(
+                f"an adapter on the lm_head of {type(model).__name__} is not supported, since its weight is read "
+                "without it: leave it out of `target_modules`"
+            )
         weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
         with gathered(model, weight, bias):
             if weight is None or weight.dim() != 2 or not weight.is_floating_point():

@@ -12,6 +12,7 @@ from lupi_trainer.qa_data import load_qa_records, tokenize_qa
 
 from .families import tiny_model
 from .kd_training import lab_tokenizer, make_kd_trainer
+from .wmtp_training import make_wmtp_trainer
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,22 @@ def test_equals_a_plain_loop_over_single_records(rows):
 def test_trainer_and_command_say_the_same(rows, tmp_path):
     trainer, _ = make_kd_trainer(tmp_path, eval_dataset=rows, train_dataset=rows, config_per_device_eval_batch_size=4)
     assert trainer.evaluate()["eval_perplexity"] == pytest.approx(perplexity(trainer.model, rows).perplexity, rel=1e-5)
+
+
+def test_an_adapter_on_the_head_is_refused_wherever_its_weight_is_read(rows, tmp_path):
+    def adapted():
+        config = LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", init_lora_weights=False)
+        return get_peft_model(tiny_model("llama", lab_tokenizer()), config)
+
+    with pytest.raises(ValueError, match="an adapter on the lm_head of PeftModelForCausalLM is not supported"):
+        perplexity(adapted(), rows)
+    teacher = adapted().get_base_model()  # a student's is refused by TRL
+    trainer, _ = make_kd_trainer(tmp_path, teacher_model=teacher, processing_class=lab_tokenizer())
+    with pytest.raises(ValueError, match="an adapter on the lm_head"):
+        trainer.train()
+    for make in (make_kd_trainer, make_wmtp_trainer):
+        with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
+            make(tmp_path, model=adapted(), peft_config=None, processing_class=lab_tokenizer())
 
 
 def test_nothing_labelled_is_an_error():
