@@ -16,6 +16,8 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import rotate_checkpoints
 
+from .wrapping import to_be_wrapped
+
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +183,7 @@ class SealedCheckpoints:
         if self.args.should_save:
             put_aside(self.args.output_dir, folder)
         self.accelerator.wait_for_everyone()
+        to_be_wrapped(self)
         return super().train(folder, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):

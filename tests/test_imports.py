@@ -33,7 +33,8 @@ ALLOWED = {
     "stages": {"lab", "loading", "pruning"},
     "teacher": {"lab", "loading"},
     "teacher_server": {"speculative", "teacher_server"},
-    "checkpoints": set(),
+    "checkpoints": {"wrapping"},
+    "wrapping": set(),
     "sound_steps": set(),
     "lupi_skd": {
         "publishing",

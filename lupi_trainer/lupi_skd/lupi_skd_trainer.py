@@ -35,7 +35,7 @@ from .checks import check_batch, check_dataset_lengths, check_length
 from .health import NamedSteps, errors_named, rollout_health
 from .lupi_skd_config import LUPISKDConfig
 from .metrics import RolloutTotals, rollout_metrics
-from .placement import backend_name, lent, to_be_wrapped
+from .placement import backend_name, lent
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
@@ -229,10 +229,6 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:
             self._signature_columns = ["prompt", "privileged_context", "id", "row_id", "source_row"]
-
-    def train(self, *args, **kwargs):
-        to_be_wrapped(self)
-        return super().train(*args, **kwargs)
 
     @property
     def _is_self_taught(self) -> bool:

@@ -195,7 +195,7 @@ def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the adapter, and write what came of it."""
     qa, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
     judged = training_args.eval_strategy != "no"
-    # inside the training: an evaluation before it would leave a run of several processes without their wrapper
+    # inside the training, whose log begins with it
     training_args.eval_on_start = judged
     trainer = build_trainer(qa, training_args, model_args)
     after = train_and_save(trainer, qa)

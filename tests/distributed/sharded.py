@@ -136,7 +136,10 @@ TRAINERS = ("kd-lora", *ALGORITHMS)
 
 
 def train_others(rank: int, backend: str, folder: str, processes: int = 2) -> dict:
-    """Losses of short runs of the other trainers, one after another; each saves its student in the end."""
+    """Losses of short runs of the other trainers, one after another; each saves its student in the end.
+
+    Under DDP an evaluation precedes them.
+    """
     results = {}
     for name in TRAINERS:
         with as_one_of(rank, processes, backend):
@@ -144,6 +147,8 @@ def train_others(rank: int, backend: str, folder: str, processes: int = 2) -> di
             config.pop("ds3_gather_for_generation", None)
             make = make_kd_trainer if name == "kd-lora" else partial(make_wmtp_trainer, algorithm=name)
             trainer, losses = make(Path(folder, name), **{f"config_{key}": value for key, value in config.items()})
+            if backend == "ddp" and name != "critic-wmtp":  # whose critic is trained first
+                trainer.evaluate(trainer.train_dataset.select(range(4)))
             trainer.train()
             trainer.save_model()
         results[name] = losses.losses
