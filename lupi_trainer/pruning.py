@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -83,7 +84,11 @@ def _split(model: PreTrainedModel) -> tuple[State, dict[int, State]]:
 
 
 def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], entries: dict[str, dict[int, Any]]):
-    """A model of the same class with these layers (by original number, in any order)."""
+    """A model of the same class with these layers (by original number, in any order).
+
+    Raises:
+        ValueError: weights of a dtype that `from_pretrained` would change.
+    """
     numbers, depth = sorted(layers), original_depth(model.config)
     config = {
         k: v for k, v in model.config.to_dict().items() if k not in ("kept_layers", "original_num_hidden_layers")
@@ -103,6 +108,12 @@ def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], ent
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
     )
+    for name, value in made.state_dict().items():
+        if name in state and state[name].dtype != value.dtype:
+            raise ValueError(
+                f"{name!r} is {state[name].dtype} in a model of {model.dtype}, which loading would not keep: bring "
+                "the model to one dtype first"
+            )
     made.generation_config = model.generation_config
     made.config._name_or_path = model.config._name_or_path
     return made.to(model.device).train(model.training)
@@ -218,7 +229,10 @@ def restore_bundle(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     rest, layers = _split(model)
     wanted = set(layers[next(iter(layers))])
     for number in meta["layers"]:
-        layers[number] = load_file(folder / layer_file(number))
+        try:
+            layers[number] = load_file(folder / layer_file(number))
+        except SafetensorError as error:
+            raise ValueError(f"{folder / layer_file(number)} cannot be read: {error}") from error
         if set(layers[number]) != wanted:
             different = sorted(set(layers[number]) ^ wanted)
             raise ValueError(f"{folder / layer_file(number)}: these weights are missing or unknown: {different}")

@@ -81,7 +81,8 @@ def load_qa_records(
     Args:
         source: a `.json` / `.jsonl` file, `lab:NAME`, or a dataset name (`squad`).
         split: split of a dataset from the Hub.
-        max_samples: keep so many records, drawn with `seed` (SQuAD is sorted by article); `None` keeps all.
+        max_samples: keep so many records with an answer, drawn with `seed` (SQuAD is sorted by article); `None` keeps
+            all.
         seed: of that draw.
 
     Returns:
@@ -100,15 +101,15 @@ def load_qa_records(
         records = _read_file(source)
     else:
         records = load_hub_dataset(HUB_NAMES.get(source, source), None, split)
-    if max_samples is not None and max_samples < len(records):
-        chosen = Dataset.from_dict({"row": range(len(records))}).shuffle(seed=seed)["row"][:max_samples]
-        records = [records[row] for row in chosen]
     checked = [check_qa_record(record, number) for number, record in enumerate(records)]
     answered = [record for record in checked if record is not None]
     if not answered:
         raise ValueError(f"{source}: no question with an answer in it")
     if len(answered) < len(checked):
         logger.warning(f"{source}: {len(checked) - len(answered)} questions without an answer are left out")
+    if max_samples is not None and max_samples < len(answered):
+        chosen = Dataset.from_dict({"row": range(len(answered))}).shuffle(seed=seed)["row"][:max_samples]
+        answered = [answered[row] for row in chosen]
     return answered
 
 

@@ -93,6 +93,13 @@ def test_bfloat16_comes_back_bit_for_bit_by_the_commands(tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+def test_weights_that_loading_would_round_are_refused():
+    model = make_model("llama", dtype=torch.bfloat16)
+    model.model.layers[0].mlp.up_proj.float()
+    with pytest.raises(ValueError, match="'model.layers.0.mlp.up_proj.weight' is torch.float32 in a model of torch.b"):
+        drop_layers(model, {"B": [2]})
+
+
 def test_block_influence_finds_the_layers_that_do_the_least():
     model = make_model("llama", depth=6)
     for number in (2, 3):  # these add next to nothing to the residual stream
@@ -163,6 +170,9 @@ def test_a_bundle_that_does_not_fit_is_refused(pruned, tmp_path):
     save_file(weights, torn / layer_file(2))
     with pytest.raises(ValueError, match="these weights are missing or unknown: .'mlp.up_proj.weight'"):
         restore_bundle(base, torn)
+    (torn / layer_file(2)).write_bytes((pruned / "B" / layer_file(2)).read_bytes()[:-100])
+    with pytest.raises(ValueError, match="layer_002.safetensors cannot be read"):
+        restore_bundle(base, torn)
     (torn / "bundle_meta.json").write_text("{")
     with pytest.raises(ValueError, match="does not describe a bundle"):
         restore_bundle(base, torn)
@@ -181,6 +191,7 @@ def test_a_bundle_that_does_not_fit_is_refused(pruned, tmp_path):
         (["--drop", "1", "--bundle", "B", "--drop", "2"], "every --drop needs its --bundle: got 2 and 1"),
         (["--drop", "1", "--bundle", "B", "--drop", "2", "--bundle", "B"], "two bundles of one name"),
         (["--drop", "least:2", "--bundle", "B"], "name it with --data"),
+        (["--drop", "1", "--bundle", "B_merged"], "are those of the bundles that `lupi merge` writes"),
     ],
 )
 def test_prune_says_what_is_wrong_and_writes_nothing(pruned, tmp_path, arguments, message, capsys):

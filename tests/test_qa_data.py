@@ -52,6 +52,12 @@ def test_squad_records_load_from_files(tmp_path, name, caplog):
     assert "1 questions without an answer are left out" in caplog.text
 
 
+def test_so_many_are_drawn_however_many_have_no_answer(tmp_path):
+    records = [{**RECORD, "id": str(n), "answers": ["Kuzu"] if n % 3 == 0 else []} for n in range(30)]
+    drawn = load_qa_records(write(tmp_path, records), max_samples=9, seed=1)
+    assert len({record["id"] for record in drawn}) == 9
+
+
 def test_squad_s_own_nested_file_loads(tmp_path):
     (record,) = load_qa_records(write(tmp_path, NESTED))
     assert record == {"id": "n1", "context": RECORD["context"], "question": "Its capital?", "answer": "Kuzu"}

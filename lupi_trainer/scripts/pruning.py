@@ -10,7 +10,7 @@ from ..lab import resolve_model
 from ..loading import NO_CODE, SAFE_WEIGHTS
 from ..pruning import describe_numbers, drop_layers, kept_layers, restore_bundle, save_bundle
 from ..qa_data import load_qa_records, tokenize_qa
-from ..stages import load_stage, merge_stage
+from ..stages import MERGED, load_stage, merge_stage
 
 
 LEAST = "least:"  # `--drop least:8`: the 8 consecutive layers of least influence
@@ -52,6 +52,9 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
         raise ValueError(f"every --drop needs its --bundle: got {len(drops)} and {len(names)}")
     if len(set(names)) != len(names):
         raise ValueError(f"two bundles of one name: {names}")
+    for name in names:
+        if name.endswith(MERGED):
+            raise ValueError(f"--bundle {name}: names in {MERGED} are those of the bundles that `lupi merge` writes")
     bundles = {name: parse_range(text) for name, text in zip(names, drops) if not text.startswith(LEAST)}
     sizes = {name: text.removeprefix(LEAST) for name, text in zip(names, drops) if text.startswith(LEAST)}
     if not sizes:
