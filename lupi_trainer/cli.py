@@ -345,12 +345,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def training_help(command: str) -> str:
+    short = ""
+    if command == "kd":
+        from .scripts.kd_flags import FLAGS
+
+        short = "\n\nShort names: " + ", ".join(f"--{name} ({key})" for name, key in FLAGS.items())
     return (
         f"usage: lupi {command} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]\n\n"
         "RECIPE is a YAML file, or the name of a shipped one (`lupi recipes ls`); every key of it can be overridden\n"
         "on the command line. NAME is an accelerate configuration: a path, or single_cpu, multi_cpu, single_gpu,\n"
         "multi_gpu, paired_gpu, multi_node, zero2, zero3, fsdp2. Without it the script runs in this process.\n\n"
-        f"All keys: python -m lupi_trainer.scripts.{TRAINING[command]} --help"
+        f"All keys: python -m lupi_trainer.scripts.{TRAINING[command]} --help{short}"
     )
 
 

@@ -52,6 +52,11 @@ def test_the_short_flags_are_the_recipe_s_keys(tmp_path):
     assert (model_args.model_name_or_path, qa.bundles_dir, training_args.output_dir) == ("A", "D", "OUT")
 
 
+def test_the_help_says_the_short_names(capsys):
+    assert main(["kd", "--help"]) == 0
+    assert "--kd_T (kd_temperature)" in capsys.readouterr().out
+
+
 def test_the_seven_recipes_have_the_values_that_they_are_named_for():
     table = {
         "exp1_baseline": (2e-4, 1, 8, 16, 0.1, 2.0, "< 19.0"),

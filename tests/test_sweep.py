@@ -1,10 +1,18 @@
+import contextlib
 import json
+import os
+import shutil
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lupi_trainer.cli import main
+from lupi_trainer.lab import resolve_model
+from lupi_trainer.scripts import sweep
+from lupi_trainer.scripts.kd_lora import make_parser
 from lupi_trainer.scripts.sweep import RESULT, find_recipes, flags_to_settings, markdown
 from lupi_trainer.scripts.sweep_plot import parse_expected, plot
 
@@ -36,8 +44,42 @@ def write(folder: Path, **recipes: str) -> str:
     return str(folder)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The sweep's commands are run here: what they are started with is kept, and a process's start is saved."""
+    commands = []
+
+    def run(command, stdout, stderr):
+        commands.append(command)
+        with contextlib.redirect_stdout(stdout):
+            status = main(command[command.index("kd") :])
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    return commands
+
+
 @pytest.mark.slow
-def test_a_sweep_runs_what_is_not_done_and_goes_on_where_it_was_cut_off(tmp_path, capfd):
+def test_the_seven_experiments_run_on_the_lab(tmp_path, monkeypatch, in_this_process, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(resolve_model("lab:teacher"), tmp_path / "runs" / "lab-qa" / "teacher")
+    arguments = ["prune", "--model", "lab:teacher", "--out", "runs/lab-qa/pruned"]
+    assert main([*arguments, "--drop", "1", "--bundle", "B", "--drop", "2", "--bundle", "C"]) == 0
+    command = ["sweep", "recipes/kd_lora", "--override", "lab/kd_lora/config_tiny.yaml", "--output_dir", "out"]
+    less = ["--max_steps", "1", "--max_samples", "8", "--max_eval_samples", "4", "--bs", "8", "--save_strategy", "no"]
+    assert main([*command, *less]) == 0
+    names = [path.stem for path in find_recipes("recipes/kd_lora")]
+    rows = (tmp_path / "out" / "table.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == names and len(names) == 7
+    results = {name: json.loads((tmp_path / "out" / name / RESULT).read_text()) for name in names}
+    assert [r["kd_alpha"] for r in results.values()] == [0.1, 0.1, 0.1, 0.3, 0.2, 0.2, 0.1]
+    assert all(r["perplexity"] != r["perplexity_before"] and r["steps"] == 1 for r in results.values())
+    marks = [element.get("class") for element in ET.parse(tmp_path / "out" / "plot.svg").getroot()]
+    assert marks.count("after") == 7 and marks.count("expected") == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_what_is_not_done_and_goes_on_where_it_was_cut_off(tmp_path, capfd, request):
     recipes = write(tmp_path / "set", a="kd_alpha: 0.3\nexpected_perplexity: 15-16\n", bad="qa_template: nothing\n")
     (tmp_path / "over.yaml").write_text("learning_rate: 1.0e-3\nlora_r: 2\n")
     out = tmp_path / "out"
@@ -58,6 +100,7 @@ def test_a_sweep_runs_what_is_not_done_and_goes_on_where_it_was_cut_off(tmp_path
     (out / "a" / RESULT).unlink()
     weights = out / "a" / "checkpoint-2" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
+    request.getfixturevalue("in_this_process")
     assert main(command) == 0
     assert weights.stat().st_mtime_ns == written
     assert json.loads((out / "a" / RESULT).read_text())["perplexity"] == result["perplexity"]
@@ -68,6 +111,27 @@ def test_a_sweep_runs_what_is_not_done_and_goes_on_where_it_was_cut_off(tmp_path
     assert "a: done already" in capfd.readouterr().out
     assert main([*command[:-1], "5e-3"]) == 2
     assert "holds a run with other settings (learning_rate: 2e-3, now 5e-3)" in capfd.readouterr().err
+
+
+def test_values_of_an_override_reach_the_run_as_they_are(tmp_path, monkeypatch):
+    """Lists, nulls, mappings and the environment."""
+    over = {"lora_target_modules": ["q_proj", "v_proj"], "max_eval_samples": None, "env": {"LUPI_SWEEP": "1"}}
+    over |= {"teacher_model_init_kwargs": {"attn_implementation": "eager"}}
+    (tmp_path / "over.yaml").write_text(json.dumps(over))
+    recipes, seen = write(tmp_path / "set", a=""), []
+
+    def run(command, **_):
+        at = command.index("kd")
+        seen.append((make_parser().parse_args_and_config(command[at + 1 :]), os.environ.pop("LUPI_SWEEP")))
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    arguments = ["sweep", recipes, "--output_dir", str(tmp_path / "out"), "--override", str(tmp_path / "over.yaml")]
+    assert main([*arguments, "--logging_steps", "7", "--lora_target_modules", "k_proj", "o_proj"]) == 1
+    (((qa, args, model), variable),) = seen
+    assert (qa.max_samples, qa.max_eval_samples, variable, args.logging_steps) == (8, None, "1", 7)
+    assert model.lora_target_modules == ["k_proj", "o_proj"]  # the command line goes before both
+    assert args.teacher_model_init_kwargs == {"attn_implementation": "eager"}
 
 
 def test_the_shipped_set_is_the_seven_experiments():
@@ -81,16 +145,21 @@ def test_the_shipped_set_is_the_seven_experiments():
         (["nowhere"], "no recipe in 'nowhere'"),
         (["recipes/kd_lora", "--override", "nowhere.yaml"], "no recipe 'nowhere.yaml'"),
         (["recipes/kd_lora", "stray"], "expected --KEY VALUE, got 'stray'"),
+        (["recipes/kd_lora", "--hub_token", "hf_secret"], "'hub_token' does not belong here"),
+        (["recipes/kd_lora", "--eval_strategy", "no"], "without `eval_strategy` there is none"),
+        (["recipes/kd_lora", "--override", "OVER"], "must be like '15-16' or '< 19.0', got 'soon'"),
     ],
 )
 def test_what_cannot_run_is_said_and_nothing_is_written(tmp_path, arguments, message, capsys):
+    (tmp_path / "over.yaml").write_text("expected_perplexity: soon\n")
+    arguments = [str(tmp_path / "over.yaml") if part == "OVER" else part for part in arguments]
     assert main(["sweep", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_flags_are_keys():
     flags = ["--lr", "1e-3", "--kd_T=3", "--use_cpu", "--kd_alpha", "0.5"]
-    wanted = {"learning_rate": "1e-3", "kd_temperature": "3", "use_cpu": "true", "kd_alpha": "0.5"}
+    wanted = {"learning_rate": ["1e-3"], "kd_temperature": ["3"], "use_cpu": ["true"], "kd_alpha": ["0.5"]}
     assert flags_to_settings(flags) == wanted
 
 

@@ -20,23 +20,10 @@ from ..recipe_parser import RecipeParser
 from ..stages import Stage, check_trained, load_stage, restrict_adapter
 from . import setting_up
 from .common import student_arguments, train_and_save
+from .kd_flags import FLAGS
 
 
 RESULT = "kd_result.json"
-# Short names of the same keys on the command line.
-FLAGS = {
-    "base_dir": "model_name_or_path",
-    "out_adapters": "output_dir",
-    "qa_dataset": "dataset_name",
-    "seq_len": "max_length",
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "bs": "per_device_train_batch_size",
-    "grad_acc": "gradient_accumulation_steps",
-    "teacher_model": "teacher_model_name_or_path",
-    "teacher_4bit": "teacher_load_in_4bit",
-    "kd_T": "kd_temperature",
-}
 
 
 @dataclass

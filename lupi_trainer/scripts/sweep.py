@@ -11,13 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..checkpoints import write_atomically
 from ..recipe_files import find_recipe, list_recipes, recipes_dir
-from .kd_lora import FLAGS, RESULT, make_parser
-from .sweep_plot import plot
+from ..recipe_parser import RecipeParser
+from .kd_flags import FLAGS
+from .kd_lora import RESULT, make_parser
+from .sweep_plot import parse_expected, plot
 
 
 SETTINGS = "sweep_settings.json"
+RECIPE = "sweep_recipe.yaml"
 COLUMNS = {
     "learning_rate": "lr",
     "num_train_epochs": "epochs",
@@ -49,44 +54,50 @@ def find_recipes(name: str) -> list[Path]:
     return found
 
 
-def flags_to_settings(flags: list[str]) -> dict[str, str]:
-    """`["--lr", "1e-3"]` to `{"learning_rate": "1e-3"}`.
+def flags_to_settings(flags: list[str]) -> dict[str, list[str]]:
+    """`["--lr", "1e-3"]` to `{"learning_rate": ["1e-3"]}`; a key without a value is `true`.
 
     Raises:
-        ValueError: something that is not `--KEY VALUE`.
+        ValueError: a value before any key, or a token.
     """
-    settings, rest = {}, list(flags)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise ValueError(f"expected --KEY VALUE, got {name!r}")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        key = name.removeprefix("--")
-        settings[FLAGS.get(key, key)] = value
-    return settings
+    settings: dict[str, list[str]] = {}
+    for flag in flags:
+        if flag.startswith("--"):
+            name, equals, value = flag.removeprefix("--").partition("=")
+            values = settings[FLAGS.get(name, name)] = [value] if equals else []
+        elif not settings:
+            raise ValueError(f"expected --KEY VALUE, got {flag!r}")
+        else:
+            values.append(flag)
+    for key, values in settings.items():
+        RecipeParser.refuse_secret(key, "option --", " ".join(values))
+    return {key: values or ["true"] for key, values in settings.items()}
 
 
-def as_flag(value: Any) -> str:
-    """A recipe's value as the command line writes it."""
+def as_text(value: Any) -> str:
+    """A recipe's value as the settings of a run hold it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def settings_of(recipe: Path, override: Path | None, flags: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """(what is put over the recipe, everything that the run is made of), both as text by key.
+def merge(recipe: Path, override: Path | None, flags: dict[str, list[str]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the recipe with the other put over it, everything that the run is made of as text by key).
 
     Raises:
-        ValueError: a recipe that cannot be read.
+        ValueError: a recipe that cannot be read, or one whose run would have nothing to show.
     """
     parser = make_parser()
-    for key, value in flags.items():
-        parser.refuse_secret(key, "option --", value)
-    over = dict(parser.read_recipe(override)) if override is not None else {}
-    over = {key: as_flag(value) for key, value in over.items() if value is not None} | flags
-    own = {key: as_flag(value) for key, value in parser.read_recipe(recipe).items()}
-    return over, own | over
+    merged = parser.read_recipe(recipe) | (parser.read_recipe(override) if override is not None else {})
+    settings = {key: as_text(value) for key, value in merged.items()}
+    settings |= {key: " ".join(values) for key, values in flags.items()}
+    if settings.get("eval_strategy", "no") in ("no", "false"):
+        raise ValueError(f"{recipe}: a sweep compares perplexities, and without `eval_strategy` there is none")
+    try:
+        parse_expected(None if merged.get("expected_perplexity") is None else settings["expected_perplexity"])
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}") from error
+    return merged, settings
 
 
 def is_done(folder: Path, settings: dict[str, str]) -> bool:
@@ -134,10 +145,10 @@ def main(args: argparse.Namespace) -> int:
     if "output_dir" in flags:
         raise ValueError("--output_dir is the sweep's own: each run has a folder in it")
     override = find_recipe(str(args.override)) if args.override else None
-    plans = {recipe.stem: (recipe, *settings_of(recipe, override, flags)) for recipe in recipes}
-    done = {name: is_done(args.output_dir / name, settings) for name, (_, _, settings) in plans.items()}
+    plans = {recipe.stem: merge(recipe, override, flags) for recipe in recipes}
+    done = {name: is_done(args.output_dir / name, settings) for name, (_, settings) in plans.items()}
     failed = []
-    for name, (recipe, over, settings) in plans.items():
+    for name, (merged, settings) in plans.items():
         folder = args.output_dir / name
         if done[name]:
             print(f"{name}: done already", flush=True)
@@ -145,8 +156,9 @@ def main(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / SETTINGS, json.dumps(settings, indent=1))
         print(f"{name}: runs, log in {folder / 'log.txt'}", flush=True)
-        command = [sys.executable, "-m", "lupi_trainer.cli", "kd", "--config", str(recipe)]
-        command += [part for key, value in over.items() for part in (f"--{key}", value)]
+        (folder / RECIPE).write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        command = [sys.executable, "-m", "lupi_trainer.cli", "kd", "--config", str(folder / RECIPE)]
+        command += [part for key, values in flags.items() for part in (f"--{key}", *values)]
         command += ["--output_dir", str(folder), "--resume_from_checkpoint", "true"]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
             status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
