@@ -2,17 +2,20 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from lupi_trainer import KDLoRATrainer
+from lupi_trainer.kd_lora import kd_lora_trainer
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.losses import kd_ce_loss
+from lupi_trainer.wmtp import base_trainer
 
 from .families import tiny_model, train_tokenizer
 from .kd_training import lab_tokenizer, labelled_dataset, make_kd_config, make_kd_trainer
 from .training import Losses
+from .wmtp_training import make_wmtp_trainer
 
 
 def batch_of(trainer, count=5):
@@ -74,8 +77,10 @@ def test_without_distillation_a_run_is_trl_s_sft(tmp_path, changes):
 def test_the_loss_is_the_same_however_a_batch_is_cut(tmp_path):
     runs = {}
     for size, accumulation in ((8, 1), (4, 2), (1, 8)):
+        student = AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"))
+        student.accepts_loss_kwargs = False  # as models whose own forward cannot be told the number of tokens
         trainer, losses = make_kd_trainer(
-            tmp_path, config_per_device_train_batch_size=size, config_gradient_accumulation_steps=accumulation
+            tmp_path, student, config_per_device_train_batch_size=size, config_gradient_accumulation_steps=accumulation
         )
         trainer.train()
         runs[size] = losses
@@ -177,6 +182,7 @@ def test_the_teacher_goes_to_a_device_of_its_own(tmp_path):
         ({"teacher_load_in_4bit": True, "teacher_load_in_8bit": True}, "exclude each other"),
         ({"teacher_bnb_4bit_quant_type": "int4"}, "must be 'nf4' or 'fp4', got 'int4'"),
         ({"teacher_quantization_samples": -1}, "teacher_quantization_samples must be 0 or more"),
+        ({"teacher_quantization_samples": 2, "kd_alpha": 0.0}, "with `use_kd: false` or `kd_alpha: 0` there is none"),
         ({"loss_type": "dft"}, "leave `loss_type` at 'nll'"),
     ],
 )
@@ -199,11 +205,35 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
         )
     with pytest.raises(ValueError, match="teacher_quantization_samples needs a teacher"):
         make_kd_trainer(tmp_path, config_teacher_quantization_samples=2)
+    prompted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(resolve_model("lab:student")),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+    )
+    with pytest.raises(ValueError, match="PromptTuningConfig is not supported"):
+        make_kd_trainer(tmp_path, model=prompted, peft_config=None)
+    longest = max(map(len, labelled_dataset(lab_tokenizer())["input_ids"]))
+    with pytest.raises(ValueError, match=rf"row number \d+ has {longest} tokens and labels: cut to max_length"):
+        make_kd_trainer(tmp_path, config_max_length=longest - 1)
+    silent = labelled_dataset(lab_tokenizer(), count=2).map(lambda row: {"labels": [-100] * len(row["labels"])})
+    with pytest.raises(ValueError, match="no token of the evaluation set is labelled"):
+        make_kd_trainer(tmp_path, eval_dataset=labelled_dataset(lab_tokenizer()))[0].evaluate(silent)
     tokenizer = lab_tokenizer()
     long = labelled_dataset(tokenizer, count=4).map(lambda row: {k: v * 60 for k, v in row.items()})
     trainer, _ = make_kd_trainer(tmp_path, train_dataset=long)
     with pytest.raises(ValueError, match="beyond the 512 positions of the student model: lower `max_length`"):
         trainer.train()
+
+
+@pytest.mark.parametrize("module, make", [(kd_lora_trainer, make_kd_trainer), (base_trainer, make_wmtp_trainer)])
+def test_the_tokenizer_is_of_the_revision_of_the_weights(tmp_path, monkeypatch, module, make):
+    data = labelled_dataset(lab_tokenizer())
+
+    def load(name, revision=None, **_):
+        raise InterruptedError(revision)
+
+    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", load)
+    with pytest.raises(InterruptedError, match="^v2$"):
+        make(tmp_path, train_dataset=data, config_model_init_kwargs={"revision": "v2"})
 
 
 def test_the_card_names_the_method(tmp_path):

@@ -110,6 +110,10 @@ class KDLoRAConfig(SFTConfig):
             raise ValueError(
                 f"teacher_quantization_samples must be 0 or more, got {self.teacher_quantization_samples}"
             )
+        if self.teacher_quantization_samples and not (self.use_kd and self.kd_alpha > 0):
+            raise ValueError(
+                "teacher_quantization_samples measures the teacher: with `use_kd: false` or `kd_alpha: 0` there is none"
+            )
         if self.loss_type != "nll" or self.label_smoothing_factor:
             raise ValueError(
                 "kd_lora mixes the distillation term with the plain cross-entropy: leave `loss_type` at 'nll' and "

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from trl import SFTTrainer
 
 from ..checkpoints import SealedCheckpoints
-from ..heads import Head
+from ..heads import Head, refuse_prompt_learning
 from ..lab import resolve_model
+from ..loading import repository_options
 from ..papers import DISTILLATION, KD_LORA
 from ..publishing import Published
 from ..sound_steps import SoundSteps
@@ -24,6 +25,19 @@ from .states import labelled_states, teacher_states
 
 
 SUMS = ("ce", "kd", "entropy", "correct", "labelled", "read")  # what is summed over tokens, in this order
+
+
+def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int | None) -> None:
+    """Raise ValueError for a row with labels that TRL would cut, since labels stand at the end (naming the row)."""
+    columns = getattr(dataset, "column_names", None) or ()
+    if max_length is None or not isinstance(dataset, Dataset) or not {"input_ids", "labels"} <= set(columns):
+        return
+    for number, ids in enumerate(dataset["input_ids"]):
+        if len(ids) > max_length:
+            raise ValueError(
+                f"row number {number} has {len(ids)} tokens and labels: cut to max_length={max_length} it would lose "
+                "its answer or a part of it; leave it out, or raise `max_length`"
+            )
 
 
 class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
@@ -95,10 +109,9 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         name = model if isinstance(model, str) else model.config._name_or_path or "student"
         if args is None:
             args = KDLoRAConfig(f"{name.split('/')[-1]}-KD-LoRA")
-        if peft_config is not None and peft_config.is_prompt_learning:
-            raise ValueError(f"{type(peft_config).__name__} is not supported: the loss reads the backbone's states")
+        refuse_prompt_learning(model, peft_config)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
         self.teacher_model, self.shared_vocab_size = None, None
         if args.use_kd and args.kd_alpha > 0:
             teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
@@ -109,6 +122,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
                 )
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_answers_fit(dataset, args.max_length)
         super().__init__(
             model=model,
             args=args,
@@ -123,6 +138,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         )
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
+        self.model_accepts_loss_kwargs = True  # the loss is scaled by the tokens of all accumulated batches
         self._forward_redirection = ForwardRedirection()
         self._teacher_head: Head | None = None
         self._sums = {"train": None, "eval": None}
@@ -133,7 +149,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
     def _check_vocabularies(self, student, teacher, args, tokenizer, teacher_tokenizer) -> None:
         student_config = student.config if not isinstance(student, str) else None
         if student_config is None:
-            student_config = AutoConfig.from_pretrained(student, trust_remote_code=args.trust_remote_code)
+            student_config = AutoConfig.from_pretrained(student, **repository_options(args))
         teacher_config = teacher.config if not isinstance(teacher, str) else None
         if teacher_config is None:
             teacher_config = AutoConfig.from_pretrained(
@@ -157,8 +173,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         student = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it; it stands in for the model's own, and
-        # so for the autocast that accelerate puts around that
+        # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
             loss, row_sums = self._forward_redirection(
                 model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
@@ -239,6 +254,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         """The parent's, with the loss and its parts weighted by tokens over the whole set, and the perplexity."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._sums["eval"] is None or self._sums["eval"][SUMS.index("labelled")] == 0:  # TRL may have left out all
+            raise ValueError("no token of the evaluation set is labelled, so there is no perplexity")
         means = self._means("eval", num_processes=1)  # gathered already, batch by batch
         if means:
             alpha = self.args.kd_alpha if self.teacher_model is not None else 0.0
