@@ -213,6 +213,11 @@ class MTPHeads(_SavedHead):
         """How many of the last states a head reads."""
         return self.attention_window if self.head_type == "transformer" else 1
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; a horizon of 1 has none."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())
+
     def check(self, model: nn.Module) -> None:
         """Raise ValueError if these heads are not for a model of this size."""
         size = text_config(model).hidden_size
@@ -222,7 +227,8 @@ class MTPHeads(_SavedHead):
     def forward(self, hidden: torch.Tensor, segment_ids: torch.Tensor | None = None) -> list[torch.Tensor]:
         """hidden [B, S, D], what `lm_head` reads -> the states [B, S, D] that it is to read for each of the H heads.
 
-        `segment_ids` [B, S]: of several packed texts, so that no head sees another text.
+        `segment_ids` [B, S]: of several packed texts, so that no head sees another text. Heads compute in their own
+        dtype, whatever the model's is.
         """
         visible = None
         if self.head_type == "transformer" and self.horizon > 1:
@@ -231,7 +237,8 @@ class MTPHeads(_SavedHead):
             visible = ((back >= 0) & (back < self.attention_window))[None]
             if segment_ids is not None:
                 visible = visible & (segment_ids[:, :, None] == segment_ids[:, None])
-        return [hidden, *(head(hidden, visible) for head in self.heads)]
+        states = hidden.to(self.dtype)
+        return [hidden, *(head(states, visible).to(hidden.dtype) for head in self.heads)]
 
     def ahead(self, states: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """The states for heads 2 to H at the last of a few places.
@@ -240,7 +247,8 @@ class MTPHeads(_SavedHead):
         """
         places = torch.arange(states.shape[1], device=states.device)
         visible = places >= states.shape[1] - count.clamp(min=1)[:, None]  # none attends to nothing
-        return torch.cat([head(states, visible[:, None], last=1) for head in self.heads], dim=1)
+        own = states.to(self.dtype)
+        return torch.cat([head(own, visible[:, None], last=1) for head in self.heads], dim=1).to(states.dtype)
 
 
 def attach_mtp_heads(model: nn.Module, heads: MTPHeads) -> None:

@@ -139,15 +139,18 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
 
 def load_teacher_tokenizer(teacher: str, args: Any):
     """The tokenizer beside a teacher given by name, or `None` where a local folder holds none."""
-    path = resolve_model(teacher)
+    return tokenizer_beside(teacher, args.teacher_model_revision, args.trust_remote_code)
+
+
+def tokenizer_beside(model: str, revision: str | None = None, trust_remote_code: bool = False):
+    """The tokenizer beside a model given by name, or `None` where a local folder holds none."""
+    path = resolve_model(model)
     if os.path.isdir(path) and not any(name.startswith("tokenizer") for name in os.listdir(path)):
         return None
-    return AutoTokenizer.from_pretrained(
-        path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
-    )
+    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer=None) -> int:
+def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer=None, role="teacher") -> int:
     """The number of vocabulary columns that both models have.
 
     Padded sizes may differ inside a family; the extra columns of the larger model are then impossible tokens.
@@ -156,19 +159,20 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
         student_config, teacher_config: configurations of the two models.
         tokenizer: the student's tokenizer.
         teacher_tokenizer: the teacher's, where it is known.
+        role: what the teacher is called in errors.
 
     Raises:
         ValueError: a model with fewer columns than the tokenizer has tokens, or two tokenizers that disagree.
     """
     sizes = {
         "student": student_config.get_text_config().vocab_size,
-        "teacher": teacher_config.get_text_config().vocab_size,
+        role: teacher_config.get_text_config().vocab_size,
     }
-    for role, size in sizes.items():
+    for name, size in sizes.items():
         if size < len(tokenizer):
             raise ValueError(
-                f"the {role} model has {size} vocabulary columns, but the tokenizer has {len(tokenizer)} tokens: "
-                "student and teacher must share one vocabulary (padding apart)"
+                f"the {name} model has {size} vocabulary columns, but the tokenizer has {len(tokenizer)} tokens: "
+                f"student and {role} must share one vocabulary (padding apart)"
             )
     if teacher_tokenizer is not None:
         ours, theirs = ({i: t for t, i in tok.get_vocab().items()} for tok in (tokenizer, teacher_tokenizer))
@@ -177,8 +181,8 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
             i = differing[0] if differing else len(theirs)
             raise ValueError(
                 f"the vocabularies do not match: {len(differing)} token ids differ, and the student's tokenizer has "
-                f"{len(ours)} tokens, the teacher's {len(theirs)} (id {i} is {ours.get(i)!r} for the student, "
-                f"{theirs.get(i)!r} for the teacher). Distillation compares next-token distributions, so both must "
-                "use the same tokenizer."
+                f"{len(ours)} tokens, the {role}'s {len(theirs)} (id {i} is {ours.get(i)!r} for the student, "
+                f"{theirs.get(i)!r} for the {role}). What both say of the next token is compared, so both must use "
+                "the same tokenizer."
             )
     return min(sizes.values())

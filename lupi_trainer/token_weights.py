@@ -7,7 +7,7 @@ Everywhere, B texts of S positions have H heads; head k at position t predicts t
 import torch
 
 
-AXES = {"head": -1, "token": 1}
+OVER = ("head", "token")
 
 
 def uniform_weights(has_target: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -30,7 +30,66 @@ def align_to_heads(next_token: torch.Tensor, horizon: int) -> torch.Tensor:
     return torch.stack([padded[:, k : k + length] for k in range(horizon)], dim=-1)
 
 
-def masked_softmax(scores: torch.Tensor, has_target: torch.Tensor, temperature: float, over: str) -> torch.Tensor:
+def _texts(has_target: torch.Tensor, segment_ids: torch.Tensor | None) -> torch.Tensor:
+    """[B * S] the number of the text that each position belongs to, from 0."""
+    batch, length, _ = has_target.shape
+    texts = torch.arange(batch, device=has_target.device)[:, None].expand(batch, length)
+    if segment_ids is None:
+        return texts.flatten()
+    segments = segment_ids.long() - segment_ids.min()
+    return (texts * (segments.max() + 1) + segments).flatten().unique(return_inverse=True)[1]
+
+
+class _OverTexts:
+    """Sums and maxima [B, S, H] over the text and head of each prediction, at its place."""
+
+    def __init__(self, has_target: torch.Tensor, segment_ids: torch.Tensor | None):
+        self.shape = has_target.shape
+        self.index = _texts(has_target, segment_ids)[:, None].expand(-1, self.shape[-1])
+
+    def _reduce(self, values: torch.Tensor, how: str) -> torch.Tensor:
+        start = values.new_full((int(self.index.max()) + 1, self.shape[-1]), -torch.inf if how == "amax" else 0)
+        return start.scatter_reduce(0, self.index, values.flatten(0, 1), how).gather(0, self.index).view(self.shape)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return self._reduce(values, "sum")
+
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        return self._reduce(values, "amax")
+
+    def rank(self, scores: torch.Tensor) -> torch.Tensor:
+        """How many predictions of the same text and head score higher, or as high and stand before."""
+        order = scores.flatten(0, 1).argsort(dim=0, descending=True, stable=True)
+        texts = self.index.gather(0, order)
+        order = order.gather(0, texts.argsort(dim=0, stable=True))  # text by text, the highest first
+        places = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+        ranks = torch.zeros_like(order).scatter_(0, order, places)
+        sizes = self.index[:, 0].bincount()
+        return (ranks - (sizes.cumsum(0) - sizes)[self.index]).view(self.shape)
+
+
+class _OverHeads:
+    """The same over the heads of a position."""
+
+    sum = staticmethod(lambda values: values.sum(dim=-1, keepdim=True))
+    max = staticmethod(lambda values: values.amax(dim=-1, keepdim=True))
+
+    @staticmethod
+    def rank(scores: torch.Tensor) -> torch.Tensor:
+        return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1, stable=True)
+
+
+def _groups(has_target: torch.Tensor, over: str, segment_ids: torch.Tensor | None) -> _OverHeads | _OverTexts:
+    return _OverHeads() if over == "head" else _OverTexts(has_target, segment_ids)
+
+
+def masked_softmax(
+    scores: torch.Tensor,
+    has_target: torch.Tensor,
+    temperature: float,
+    over: str,
+    segment_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Softmax of scores / temperature over a position's heads, or over a text's tokens, where there are targets.
 
     Args:
@@ -38,33 +97,42 @@ def masked_softmax(scores: torch.Tensor, has_target: torch.Tensor, temperature: 
         has_target: [B, S, H] bool.
         temperature: above 0.
         over: `"head"`: the weights of a position sum to 1; `"token"`: those of a head in a text have the mean 1.
+        segment_ids: [B, S] of packed texts.
 
     Returns:
         [B, S, H] without a gradient.
     """
-    dim = AXES[over]
+    group = _groups(has_target, over, segment_ids)
     scores = scores.detach().masked_fill(~has_target, -torch.inf)
-    peak = scores.amax(dim=dim, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    peak = group.max(scores).clamp(min=torch.finfo(scores.dtype).min)
     weights = ((scores - peak) / temperature).exp()  # exp(-inf) is 0, and where all are, nothing is divided by 0
-    weights = weights / weights.sum(dim=dim, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
-    return weights * has_target.sum(dim=dim, keepdim=True) if over == "token" else weights
+    weights = weights / group.sum(weights).clamp(min=torch.finfo(scores.dtype).tiny)
+    return weights * group.sum(has_target.to(weights.dtype)) if over == "token" else weights
 
 
-def top_share(scores: torch.Tensor, has_target: torch.Tensor, share: float, over: str) -> torch.Tensor:
-    """One for the highest scores, zero for the rest: selective language modelling, arXiv 2404.07965, equation 4.
+def top_share(
+    scores: torch.Tensor,
+    has_target: torch.Tensor,
+    share: float,
+    over: str,
+    segment_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Equal weights for the highest scores, zero for the rest: arXiv 2404.07965, equation 4.
 
     Args:
-        scores, has_target, over: as in [`masked_softmax`]; `"token"` selects in each text and head, as Rho-1 does.
+        scores, has_target, over, segment_ids: as in [`masked_softmax`]; `"token"` selects in each text and head, as
+            Rho-1 does.
         share: in (0, 1], of the targets; rounded up, so that at least one is chosen where there is any.
 
     Returns:
-        [B, S, H] of ones and zeros.
+        [B, S, H]: ones and zeros over heads; over tokens, the weights of a head in a text have the mean 1.
     """
-    dim = AXES[over]
+    group = _groups(has_target, over, segment_ids)
     scores = scores.detach().masked_fill(~has_target, -torch.inf)
-    count = (has_target.sum(dim=dim, keepdim=True) * share - 1e-6).ceil()
-    rank = scores.argsort(dim=dim, descending=True, stable=True).argsort(dim=dim, stable=True)
-    return ((rank < count) & has_target).to(scores.dtype)
+    targets = group.sum(has_target.to(scores.dtype))
+    count = (targets * share - 1e-6).ceil()
+    chosen = ((group.rank(scores) < count) & has_target).to(scores.dtype)
+    return chosen * targets / count.clamp(min=1) if over == "token" else chosen
 
 
 def rho1_weights(
@@ -77,6 +145,7 @@ def rho1_weights(
     over: str = "head",
     select: str = "softmax",
     share: float = 0.6,
+    segment_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weights from how far the model is from a reference that knows the good texts.
 
@@ -90,6 +159,7 @@ def rho1_weights(
             equation 3), which is low where the reference finds the token hard too.
         over: `"head"` or `"token"`, see [`masked_softmax`].
         select: `"softmax"`, or `"top"`: the highest `share` of the scores.
+        segment_ids: [B, S] of packed texts.
 
     Returns:
         [B, S, H] without a gradient.
@@ -99,7 +169,7 @@ def rho1_weights(
     """
     for name, value, choices in (
         ("score", score, ("abs", "signed")),
-        ("over", over, tuple(AXES)),
+        ("over", over, OVER),
         ("select", select, ("softmax", "top")),
     ):
         if value not in choices:
@@ -107,8 +177,8 @@ def rho1_weights(
     excess = ce.detach() - align_to_heads(reference_ce.to(ce.dtype), ce.shape[-1])
     scores = excess.abs() if score == "abs" else excess
     if select == "top":
-        return top_share(scores, has_target, share, over)
-    return masked_softmax(scores, has_target, temperature, over)
+        return top_share(scores, has_target, share, over, segment_ids)
+    return masked_softmax(scores, has_target, temperature, over, segment_ids)
 
 
 def critic_weights(

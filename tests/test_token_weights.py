@@ -73,11 +73,28 @@ def test_top_selects_the_share_rounded_up(over, counts):
     has_target = all_targets(1, 6, 2) if over == "token" else all_targets(1, 6, 3)[..., :3]
     ce = torch.rand(*has_target.shape, generator=torch.Generator().manual_seed(2))
     weights = rho1_weights(ce, torch.zeros(1, 6), has_target, score="signed", over=over, select="top", share=0.6)
-    assert set(weights.unique().tolist()) <= {0.0, 1.0}
-    assert weights.sum(1 if over == "token" else -1).long().tolist() == counts
-    for k in range(2) if over == "token" else ():
-        chosen, left = ce[0, : 5 - k, k][weights[0, : 5 - k, k] == 1], ce[0, : 5 - k, k][weights[0, : 5 - k, k] == 0]
-        assert chosen.min() > left.max()
+    assert (weights > 0).sum(1 if over == "token" else -1).tolist() == counts
+    if over == "head":
+        assert set(weights.unique().tolist()) == {0.0, 1.0}
+        return
+    torch.testing.assert_close(weights.sum(1), has_target.sum(1).float())  # a mean of one in each text and head
+    for k in range(2):
+        chosen, left = ce[0, : 5 - k, k][weights[0, : 5 - k, k] > 0], ce[0, : 5 - k, k][weights[0, : 5 - k, k] == 0]
+        assert chosen.min() > left.max() and len(weights[0, :, k].unique()) == 2
+
+
+@pytest.mark.parametrize("select", ["softmax", "top"])
+def test_over_tokens_packed_texts_do_not_compete(select):
+    lengths, horizon = (6, 3, 9), 3
+    ce = torch.rand(2, 18, horizon, generator=torch.Generator().manual_seed(3)).round(decimals=1)  # some are equal
+    segments = torch.repeat_interleave(torch.tensor(lengths)).expand(2, -1)
+    has_target = torch.cat([all_targets(2, length, horizon) for length in lengths], dim=1)
+    options = {"score": "signed", "over": "token", "select": select, "temperature": 0.1}
+    packed = rho1_weights(ce, torch.zeros(2, 18), has_target, segment_ids=segments, **options)
+    parts = [x.split(lengths, dim=1) for x in (ce, torch.zeros(2, 18), has_target)]
+    apart = torch.cat([rho1_weights(*part, **options) for part in zip(*parts)], dim=1)
+    torch.testing.assert_close(packed, apart)
+    assert (rho1_weights(ce, torch.zeros(2, 18), has_target, **options) - apart).abs().max() > 0.1
 
 
 def test_unknown_options_are_named():

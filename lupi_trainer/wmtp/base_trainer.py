@@ -5,21 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from transformers import AutoTokenizer
 from trl import SFTTrainer
 
 from ..checkpoints import SealedCheckpoints
+from ..heads import refuse_prompt_learning, whole
 from ..lab import resolve_model
+from ..loading import repository_options
 from ..losses import shift_targets
-from ..modeling import MTPHeads, attach_mtp_heads
+from ..modeling import MTPHeads
 from ..papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing import Published
 from ..sound_steps import SoundSteps
 from ..token_weights import shuffle_in_texts, uniform_weights
 from ..trl_private import ForwardRedirection
 from .drafting import draft_metrics
-from .weighted_loss import Batch, means, row_sums, text_segments, weighted_loss
+from .placing import given_heads, put_heads
+from .weighted_loss import Batch, counted, means, row_sums, text_segments, weighted_loss
 from .wmtp_config import WMTPConfig
 
 
@@ -63,25 +65,16 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
             args = WMTPConfig(f"{name.split('/')[-1]}-WMTP")
         if args.freeze_trunk and kwargs.get("peft_config") is not None:
             raise ValueError("freeze_trunk trains the heads alone: it leaves nothing for an adapter to learn")
-        if args.heads_name_or_path is not None:
-            heads = MTPHeads.from_pretrained(args.heads_name_or_path)
-        if heads is not None and (heads.horizon, heads.head_type) != (args.horizon, args.head_type):
-            raise ValueError(
-                f"the heads have horizon={heads.horizon} and head_type={heads.head_type!r}; the configuration says "
-                f"horizon={args.horizon} and head_type={args.head_type!r}"
-            )
+        refuse_prompt_learning(model, kwargs.get("peft_config"))
+        heads = given_heads(heads, args)
         if kwargs.get("processing_class") is None:
-            kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, **repository_options(args))
         super().__init__(model=model, args=args, **kwargs)
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
         if args.freeze_trunk:
             self.model.requires_grad_(False)
-        if heads is None:
-            set_seed(args.seed)
-            heads = MTPHeads.for_model(self.model, args.horizon, args.head_type, window=args.head_window)
-        weight = self.model.get_output_embeddings().weight
-        attach_mtp_heads(self.model, heads.to(weight.device))
+        put_heads(self.model, heads, args)
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the positions of all accumulated batches
         self._forward_redirection = ForwardRedirection()
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
@@ -97,7 +90,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
 
     def _weigh(self, batch: Batch) -> torch.Tensor:
         if self.args.head_weighting == "uniform":
-            return uniform_weights(batch.has_target, batch.hidden.dtype)
+            return uniform_weights(batch.has_target)
         weights = self.compute_head_weights(batch)
         if self.args.head_weighting == "shuffled":
             step = self.state.global_step * self.accelerator.num_processes + self.accelerator.process_index
@@ -109,8 +102,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inner = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, so that DDP, FSDP and DeepSpeed see it; it stands in for the model's own, and
-        # so for the autocast that accelerate puts around that
+        # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
             loss, sums = self._forward_redirection(
                 model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch
@@ -131,16 +123,16 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         out, batch = weighted_loss(model, inputs, self._weigh, self.reduction)
         loss = out.loss
         if num_items_in_batch is not None:
-            # the batch's mean, as its share of the positions of all accumulated batches and processes
-            loss = loss * batch.has_target.any(dim=-1).sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
+            # the batch's mean, as its share of what all accumulated batches and processes count
+            loss = loss * out.counts.sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
         return loss, row_sums(out, batch)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Positions from which at least one head has something to predict."""
+        """Positions from which at least one head has something to predict; over tokens, its predictions."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
         targets = (shift_targets(b["labels"], self.args.horizon, text_segments(b)) for b in batch_samples)
-        count = sum((target != -100).any(dim=-1).sum() for target in targets).to(device)
+        count = sum(counted(target, self.reduction).sum() for target in targets).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count
@@ -159,12 +151,10 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         """The parent's, with the loss and the heads' figures weighted by positions over the whole set."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._sums["eval"] is not None:
-            figures = means(self._sums["eval"].double())
-            output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
+        figures = {} if self._sums["eval"] is None else means(self._sums["eval"].double())
         if self.args.draft_eval_prompts and self.args.horizon > 1:
-            figures = draft_metrics(self, kwargs.get("dataloader", args[0] if args else None).dataset)
-            output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
+            figures |= draft_metrics(self, kwargs.get("dataloader", args[0] if args else None).dataset)
+        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
         return output
 
     # Checkpoints
@@ -174,9 +164,10 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         if state_dict is not None:  # sharded parameters, gathered by the caller
             own = {k.removeprefix("mtp_heads."): v for k, v in state_dict.items() if k.startswith("mtp_heads.")}
         super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            heads = self.accelerator.unwrap_model(self.model).mtp_heads
-            heads.save_pretrained(output_dir or self.args.output_dir, own)
+        heads = self.accelerator.unwrap_model(self.model).mtp_heads
+        with whole(heads.parameters()):  # where ZeRO-3 is not told to gather for a save, `state_dict` is empty
+            if self.args.should_save:
+                heads.save_pretrained(output_dir or self.args.output_dir, own or None)
 
     def _load_heads(self, directory: str) -> None:
         saved = MTPHeads.from_pretrained(directory)

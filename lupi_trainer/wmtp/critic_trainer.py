@@ -78,8 +78,11 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         checkpoint = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
-        if self.value_head is None and checkpoint is None and self.args.head_weighting != "uniform":
-            self.train_critic()
+        if self.args.head_weighting != "uniform":
+            if checkpoint is not None:  # which DeepSpeed loads in a way of its own
+                self._take_value_head(checkpoint, self.model.config.get_text_config().hidden_size)
+            elif self.value_head is None:
+                self.train_critic()
         return super().train(checkpoint, **kwargs)
 
     def train_critic(self) -> None:
@@ -159,8 +162,3 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         super()._save(output_dir, state_dict)
         if self.value_head is not None and self.args.should_save:
             self.value_head.save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.args.head_weighting != "uniform":
-            self._take_value_head(resume_from_checkpoint, self.model.config.get_text_config().hidden_size)

@@ -30,4 +30,4 @@ class MTPBaselineTrainer(BaseWMTPTrainer):
     _name = "MTP"
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
-        return uniform_weights(batch.has_target, batch.hidden.dtype)
+        return uniform_weights(batch.has_target)

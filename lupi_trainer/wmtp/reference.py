@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ..heads import Head
 from ..lab import resolve_model
 from ..loading import NO_CODE, SAFE_WEIGHTS
-from ..teacher import check_vocabularies, require_whole, whole_weights
+from ..teacher import check_vocabularies, require_whole, tokenizer_beside, whole_weights
 from .chunked_loss import chunked_ce
 from .weighted_loss import trunk_states
 
@@ -142,13 +142,16 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         raise ValueError("no reference: pass `reference_model`, or set `reference_model_name_or_path`")
     if isinstance(model, str):
         path = resolve_model(model)
-        check_vocabularies(student.config, AutoConfig.from_pretrained(path, **NO_CODE), tokenizer, None)
         options = SAFE_WEIGHTS | (args.reference_model_init_kwargs or {})
+        revision = options.get("revision")
+        config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
+        theirs = tokenizer_beside(path, revision)
+        check_vocabularies(student.config, config, tokenizer, theirs, role="reference")
         with whole_weights():
             model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
         require_whole(model, "reference")
-        check_vocabularies(student.config, model.config, tokenizer, None)
+        check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
     return Reference(model, args.reference_cache_dir)

@@ -73,4 +73,5 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
             over=self.args.rho1_over,
             select=self.args.rho1_select,
             share=self.args.rho1_share,
+            segment_ids=batch.segments,
         )

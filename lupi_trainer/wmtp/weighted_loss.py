@@ -68,11 +68,12 @@ class Batch:
 class WeightedLoss:
     """The loss of a batch and, without gradients, what it was made of."""
 
-    loss: torch.Tensor  # scalar, the mean over the batch's positions
+    loss: torch.Tensor  # scalar, the mean over the batch's positions or predictions
     weights: torch.Tensor  # [B, S, H]
     ce: torch.Tensor  # [B, S, H]
     rank: torch.Tensor  # [B, S, H]: how many tokens were likelier than the target
     factors: torch.Tensor  # [B, S, H]: loss = (factors * ce).sum()
+    counts: torch.Tensor  # [B] of what the loss is a mean: positions with targets, or predictions
 
 
 def weighted_loss(
@@ -105,34 +106,41 @@ def weighted_loss(
     batch = Batch(inputs, hidden.detach(), targets, segments, heads_ce)
     with torch.no_grad():
         weights = weigh(batch)
+        weights = weights.to(torch.promote_types(torch.promote_types(weights.dtype, hidden.dtype), torch.float32))
         factors, _ = head_coefficients(weights, batch.has_target, reduction)
     loss, ce, rank = chunked_ce(states, head, wanted, factors.movedim(-1, 0)[chosen])
-    return WeightedLoss(loss, weights, spread(ce), spread(rank), factors), batch
+    counts = counted(targets, reduction).flatten(1).sum(dim=1)
+    return WeightedLoss(loss, weights, spread(ce), spread(rank), factors, counts), batch
+
+
+def counted(targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Of what the loss is a mean, as bool: predictions [B, S, H], or positions [B, S] from which there is one."""
+    has_target = targets != -100
+    return has_target if reduction == "token" else has_target.any(dim=-1)
 
 
 def row_sums(out: WeightedLoss, batch: Batch) -> torch.Tensor:
-    """[B, 5 H + 4]: each head's cross-entropies, hits with one guess and with five, weights and targets; then loss,
-    entropy, positions, tokens."""
+    """[B, 5 H + 5]: each head's cross-entropies, hits with one guess and with five, weights and targets; then loss,
+    of what it is a mean, entropy, positions, tokens."""
     has_target, learned = batch.has_target, batch.has_target.any(dim=-1)
     hits = [(out.rank < guesses) & has_target for guesses in (1, 5)]
     parts = [out.ce, *hits, out.weights * has_target, has_target]
     sums = [part.to(out.ce.dtype).sum(dim=1) for part in parts]
-    positions = learned.sum()
-    loss = (out.factors * out.ce).sum(dim=(1, 2)) * positions
+    loss = (out.factors * out.ce).sum(dim=(1, 2)) * out.counts.sum()
     entropy = (head_entropy(out.weights * has_target) * learned).sum(dim=1)
     mask = batch.inputs.get("attention_mask")
     tokens = learned.new_full((len(loss),), learned.shape[1], dtype=torch.long) if mask is None else mask.sum(dim=1)
-    last = [loss, entropy, learned.sum(dim=1), tokens]
+    last = [loss, out.counts, entropy, learned.sum(dim=1), tokens]
     return torch.cat([*sums, torch.stack([part.to(out.ce.dtype) for part in last], dim=1)], dim=1).detach()
 
 
 def means(sums: torch.Tensor) -> dict[str, float]:
-    """[5 H + 4] sums over rows -> the logged figures, k from 1: `loss/head_k`, `top1/head_k` and `top5/head_k` (shares
+    """[5 H + 5] sums over rows -> the logged figures, k from 1: `loss/head_k`, `top1/head_k` and `top5/head_k` (shares
     of targets that are the head's likeliest token, or among its five likeliest), `head_weight/k`."""
-    *heads, loss, entropy, positions, _ = sums.tolist()
+    *heads, loss, counts, entropy, positions, _ = sums.tolist()
     horizon = len(heads) // 5
     *parts, targets = (heads[i * horizon : (i + 1) * horizon] for i in range(5))
     figures = {}
     for name, part in zip(("loss/head_", "top1/head_", "top5/head_", "head_weight/"), parts):
         figures |= {f"{name}{k + 1}": part[k] / max(targets[k], 1.0) for k in range(horizon)}
-    return figures | {"head_weight/entropy": entropy / max(positions, 1.0), "loss": loss / max(positions, 1.0)}
+    return figures | {"head_weight/entropy": entropy / max(positions, 1.0), "loss": loss / max(counts, 1.0)}

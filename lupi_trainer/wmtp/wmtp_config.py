@@ -152,5 +152,9 @@ class WMTPConfig(SFTConfig):
         ):
             if not fits:
                 raise ValueError(f"{name} is out of range: {value}")
+        if (self.packing or self.eval_packing) and self.packing_strategy == "wrapped":
+            raise ValueError(
+                "packing_strategy='wrapped' keeps no borders between texts, which heads would look across: use 'bfd'"
+            )
         if self.freeze_trunk and self.horizon == 1:
             raise ValueError("freeze_trunk with horizon=1 trains nothing: the only head is the model's own")
