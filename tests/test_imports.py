@@ -63,6 +63,7 @@ ALLOWED = {
         "kd_lora",
         "heads",
         "lab",
+        "loading",
         "losses",
         "papers",
         "qa_data",
@@ -173,6 +174,17 @@ def test_the_engine_knows_torch_and_transformers_alone_and_only_trainers_know_tr
         if room(path) == "speculative":
             assert not outside & {"trl", "datasets", "peft", "accelerate", "tokenizers", "rich"}, path
         assert "trl" not in outside or room(path) in USES_TRL, path
+
+
+def test_each_algorithm_of_wmtp_stands_alone_and_is_short():
+    algorithms = {"mtp_baseline_trainer", "critic_trainer", "rho1_trainer"}
+    for name in algorithms:
+        path = ROOT / "wmtp" / f"{name}.py"
+        assert not algorithms & {part for imported in imports(path) for part in imported.split(".")}, name
+    for path in (ROOT / "wmtp").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno < 155, node.name
 
 
 def test_files_stay_small():
