@@ -90,6 +90,19 @@ def test_the_loss_is_the_same_however_a_batch_is_cut(tmp_path):
             assert [x[key] for x in runs[size].logs] == pytest.approx([x[key] for x in runs[8].logs], abs=1e-4)
 
 
+def test_packing_trains_on_the_same_answers(tmp_path):
+    runs = []
+    for packed in (False, True):
+        trainer, losses = make_kd_trainer(
+            tmp_path, train_dataset=labelled_dataset(lab_tokenizer(), count=8), config_max_steps=1,
+            config_per_device_train_batch_size=8, config_packing=packed, config_max_length=512,
+        )  # fmt: skip
+        trainer.train()
+        runs.append(losses.logs[0])
+    for key in ("loss", "loss/kd", "loss/ce", "grad_norm", "num_tokens"):
+        assert runs[1][key] == pytest.approx(runs[0][key], rel=1e-4), key
+
+
 def test_both_terms_are_logged_and_add_up_to_the_loss(tmp_path):
     trainer, losses = make_kd_trainer(tmp_path, config_max_steps=20)
     trainer.train()

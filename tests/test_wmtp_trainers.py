@@ -56,7 +56,7 @@ def test_all_figures_are_logged_and_the_heads_learn(tmp_path, algorithm):
         assert len({first[f"head_weight/{k}"] for k in (1, 2, 3)}) == 3
     for k in (2, 3):  # at first every head says what the model's own says
         assert after[f"eval_loss/head_{k}"] < before[f"eval_loss/head_{k}"] - 1
-    assert after["eval_accept_length"] == pytest.approx(1 + sum(after[f"eval_accept_rate/head_{k}"] for k in (2, 3)))
+    assert after["eval_accept_length"] > before["eval_accept_length"]
     assert "eval_loss/head_4" not in after
 
 
