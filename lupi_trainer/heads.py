@@ -47,6 +47,18 @@ def whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
     return zero.GatheredParameters(sharded)
 
 
+def loss_dtype(states: torch.Tensor) -> torch.dtype:
+    """What a chunked loss multiplies in: the states' dtype, or autocast's.
+
+    In place of float16 it is float32: the gradients are made in the forward, which no loss scaler reaches.
+    """
+    device = states.device.type
+    if not torch.is_autocast_enabled(device):
+        return states.dtype
+    dtype = torch.get_autocast_dtype(device)
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def refuse_prompt_learning(model: object, peft_config: object | None) -> None:
     """Raise ValueError for an adapter of virtual tokens, which the backbone's states know nothing of."""
     for config in (peft_config, *getattr(model, "peft_config", {}).values()):

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from lupi_trainer import MTPHeads
+from lupi_trainer.heads import Head
 from lupi_trainer.losses import compute_weighted_mtp_loss
 from lupi_trainer.modeling import attach_mtp_heads
 from lupi_trainer.wmtp import chunked_loss
@@ -127,6 +128,18 @@ def test_scaled_and_capped_heads(monkeypatch):
     assert ours.keys() == reference.keys()
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, reference[name], atol=1e-10, rtol=0, msg=name)
+
+
+def test_float16_keeps_gradients_that_are_scaled_later():
+    """A loss scaler multiplies after the forward, in which these gradients are made."""
+    head = Head(model_with_heads(1), VOCAB)
+    states, targets = torch.randn(5, 32, requires_grad=True), torch.arange(5)
+    factors = torch.full((5,), 1e-7)  # of many positions
+    (wanted,) = torch.autograd.grad(chunked_loss.chunked_ce(states, head, targets, factors)[0], states)
+    with torch.autocast("cpu", torch.float16):
+        total = chunked_loss.chunked_ce(states, head, targets, factors)[0]
+    (got,) = torch.autograd.grad(total * 2**16, states)
+    torch.testing.assert_close(got / 2**16, wanted, rtol=1e-3, atol=0)
 
 
 def peak_bytes(run) -> int:

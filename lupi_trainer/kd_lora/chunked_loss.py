@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..heads import Head
+from ..heads import Head, loss_dtype
 
 
 CHUNK_ELEMENTS = 1 << 22  # logits of one model at a time: 131 tokens of a vocabulary of 32,000
@@ -43,8 +43,7 @@ class _ChunkedKDCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, student, teacher_hidden, teacher, labels, alpha, temperature, with_grad):
         num_tokens, vocab_size = hidden.size(0), weight.size(0)
-        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-        dtype = dtype or hidden.dtype
+        dtype = loss_dtype(hidden)
         result_type = torch.promote_types(dtype, torch.float32)
         kd, ce, entropy = (torch.zeros(num_tokens, dtype=result_type, device=hidden.device) for _ in range(3))
         correct = torch.zeros(num_tokens, dtype=torch.bool, device=hidden.device)

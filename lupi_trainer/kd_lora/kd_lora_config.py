@@ -112,7 +112,7 @@ class KDLoRAConfig(SFTConfig):
             )
         if self.teacher_quantization_samples and not (self.use_kd and self.kd_alpha > 0):
             raise ValueError(
-                "teacher_quantization_samples measures the teacher: with `use_kd: false` or `kd_alpha: 0` there is none"
+                "teacher_quantization_samples measures a teacher: with `use_kd: false` or `kd_alpha: 0` there is none"
             )
         if self.loss_type != "nll" or self.label_smoothing_factor:
             raise ValueError(

@@ -6,7 +6,7 @@ it. All heads share the chunks and one gradient of the `lm_head`, so the horizon
 
 import torch
 
-from ..heads import Head
+from ..heads import Head, loss_dtype
 
 
 CHUNK_ELEMENTS = 1 << 22  # logits at a time: 131 tokens of a vocabulary of 32,000
@@ -16,7 +16,7 @@ class _ChunkedCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, head, targets, factors, with_grad):
         num, device = states.size(0), states.device
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else states.dtype
+        dtype = loss_dtype(states)
         result = torch.promote_types(dtype, torch.float32)
         ce = torch.zeros(num, dtype=result, device=device)
         rank = torch.zeros(num, dtype=torch.int32, device=device)
