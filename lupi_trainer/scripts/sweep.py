@@ -70,7 +70,7 @@ def flags_to_settings(flags: list[str]) -> dict[str, list[str]]:
         else:
             values.append(flag)
     for key, values in settings.items():
-        RecipeParser.refuse_secret(key, "option --", " ".join(values))
+        RecipeParser.refuse_secret(key, "option ", " ".join(values))
     return {key: values or ["true"] for key, values in settings.items()}
 
 
