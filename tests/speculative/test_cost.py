@@ -106,17 +106,21 @@ def peak_bytes(run) -> int:
     return peak
 
 
-def test_peak_memory_is_weights_and_the_two_caches():
-    queries = prompts(8, 20, 20, vocab=2048)
+def test_peak_memory_is_weights_the_two_caches_and_the_states():
+    """Nothing else of size, and nothing of these twice: a tenth more is less than another pair of caches."""
+    queries, limit = prompts(8, 20, 20, vocab=2048), 600
     informed = [k + q for k, q in zip(prompts(8, 100, 100, seed=1), queries)]
     models = []
 
     def run():  # the models are made here, since a rollout puts weights aside: only what is seen made is seen freed
-        models.append(toy("qwen3", layers=2, hidden=128, vocab=2048))
-        models.append(toy("qwen3", layers=6, hidden=512, vocab=2048))
-        skd_rollout(*models, queries, informed, max_new_tokens=20, gamma=6)
+        models.append(toy("qwen3", layers=2, hidden=128, vocab=2048, positions=2048))
+        models.append(toy("qwen3", layers=6, hidden=512, vocab=2048, positions=2048))
+        with scripted_lengths([20] * 8):
+            skd_rollout(*models, queries, informed, max_new_tokens=limit, gamma=6, return_teacher_hidden=True)
 
     peak = peak_bytes(run)
     weights = sum(p.numel() * p.element_size() for m in models for p in m.parameters())
-    caches = 8 * 4 * 2 * 2 * 16 * (2 * (20 + 20) + 6 * (120 + 20))  # rows, bytes, k and v, heads, dim, layers * slots
-    assert weights + caches < peak < 1.2 * (weights + caches)
+    caches = 8 * 4 * 2 * 2 * 16 * (2 * (20 + limit) + 6 * (120 + limit))  # rows, bytes, k and v, heads, dim, slots
+    whole = weights + caches + 8 * 4 * 512 * (limit + 1)
+    assert caches > 0.1 * whole
+    assert whole < peak < 1.1 * whole
