@@ -167,10 +167,11 @@ def test_light_and_dark(tmp_path, page):
     assert brightness[0] > 700 and brightness[1] < 100
 
 
-def test_a_thousand_rollouts_open_within_a_second(tmp_path):
+def test_of_a_thousand_rollouts_only_the_one_that_is_read_is_drawn(tmp_path):
+    """How long the page takes to open is measured by `python -m tests.benchmarks.page`."""
     folder = make_run(tmp_path / "run", rollouts=1000, tokens=60, longest=1000)
     page = write_page(read_run(folder), tmp_path / "page.html")
-    script = "document.body.offsetHeight; return [performance.now(), document.querySelectorAll('#list li').length];"
-    milliseconds, listed = browse(tmp_path, page, script)
+    script = "return ['#list li', '*'].map((what) => document.querySelectorAll(what).length);"
+    listed, elements = browse(tmp_path, page, script)
     assert listed == 1000
-    assert milliseconds < 1000
+    assert elements < 8000  # a row of the list is a few, a token is one: all of them would be 60,000 more
