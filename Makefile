@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test browser test-browser test-vllm test-zero test-fast lint format bench figures clean
+.PHONY: demo test browser test-browser test-vllm test-zero test-lab test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -16,7 +16,7 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 	$(BIN)/lupi demo --output_dir runs/demo
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not rebuild"
 
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
@@ -30,7 +30,7 @@ test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Ch
 	$(BIN)/python -m pytest -m browser tests/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not rebuild and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
@@ -70,6 +70,9 @@ test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, s
 
 test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes
 	.venv-zero/bin/python -m pytest tests/distributed/test_sharded.py -k zero
+
+test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped
+	$(BIN)/python -m pytest -m rebuild tests/test_lab.py
 
 clean:
 	rm -rf .venv .venv-vllm .venv-zero build *.egg-info

@@ -136,11 +136,17 @@ class HubStub:
             self.repos[f"{repo_id}@{revision}"] = dict(self.repos[repo_id])
             self.commits[f"{repo_id}@{revision}"] = []
             return 200, {}, {}
+        revision, _, folder = revision.partition("/")
         if verb in ("tree", "preupload", "commit") and revision != "main":
             repo_id = f"{repo_id}@{revision}"
             if repo_id not in self.repos:
                 return 404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"}
         files = self.repos[repo_id]
+        if verb == "tree" and folder:
+            inside = {name: data for name, data in files.items() if name.startswith(f"{folder}/")}
+            if not inside:
+                return 404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"}
+            return 200, [self.entry(name, data) for name, data in inside.items()], {}
         if verb == "tree":
             return 200, [self.entry(name, data) for name, data in files.items()], {}
         if verb == "preupload":

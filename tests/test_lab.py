@@ -69,8 +69,8 @@ def test_painted_rollout_marks_the_teachers_tokens(tokenizer):
     assert [str(span.style) for span in text.spans if text.plain[span.start : span.end] == "[mi]"] == ["bold red"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.rebuild
+@pytest.mark.timeout(3600)
 def test_the_build_command_gives_a_pair_as_good_as_the_shipped_one(tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -84,4 +84,6 @@ def test_the_build_command_gives_a_pair_as_good_as_the_shipped_one(tmp_path):
         assert closed_book(teacher, tokenizer, load_lab_records(probes), teacher_prompt=reading).lenient >= 0.95
         assert closed_book(student, tokenizer, load_lab_records(probes)).lenient <= 0.05
     for model in (teacher, student):
-        assert closed_book(model, tokenizer, load_lab_records("lab:probes-common")).strict >= 0.95
+        assert (
+            closed_book(model, tokenizer, load_lab_records("lab:probes-common")).strict >= 0.9
+        )  # 0.93 to 1.0, by processor

@@ -14,7 +14,7 @@ from ..token_weights import critic_weights, gathered
 from .base_trainer import BaseWMTPTrainer
 from .chunked_loss import chunked_ce
 from .critic import RewardCollator, check_rewards, fit_critic, judged_places
-from .reference import Reference, load_reference
+from .reference import Reference, load_reference, require_reference
 from .weighted_loss import Batch, text_segments, trunk_states
 from .wmtp_config import WMTPConfig
 
@@ -54,11 +54,14 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         heads: MTPHeads | None = None,
         **kwargs,
     ):
+        self._rewarded = "reward" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
+        trained = args is not None and (args.head_weighting == "uniform" or args.value_head_name_or_path is not None)
+        if not self._rewarded and not trained:
+            require_reference(reference_model, args)
         super().__init__(model, args, heads=heads, **kwargs)
         size = self.model.config.get_text_config().hidden_size
         self.reference: Reference | None = None
         self.value_head: ValueHead | None = None
-        self._rewarded = "reward" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
         if self.args.value_head_name_or_path is not None:
             self._take_value_head(self.args.value_head_name_or_path, size)
         elif self._rewarded:

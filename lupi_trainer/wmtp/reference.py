@@ -125,6 +125,16 @@ class Reference:
         ]
 
 
+def require_reference(model: str | nn.Module | None, args: Any) -> None:
+    """Refuse a run without a reference, before anything is made for it.
+
+    Raises:
+        ValueError: neither a model nor a name in `args` (a [`WMTPConfig`], or `None`).
+    """
+    if model is None and getattr(args, "reference_model_name_or_path", None) is None:
+        raise ValueError("no reference: pass `reference_model`, or set `reference_model_name_or_path`")
+
+
 def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module, tokenizer: Any) -> Reference:
     """The reference of a run, on the run's device.
 
@@ -137,9 +147,8 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
     Raises:
         ValueError: no reference, or one of another vocabulary.
     """
+    require_reference(model, args)
     model = model if model is not None else args.reference_model_name_or_path
-    if model is None:
-        raise ValueError("no reference: pass `reference_model`, or set `reference_model_name_or_path`")
     if isinstance(model, str):
         path = resolve_model(model)
         options = SAFE_WEIGHTS | (args.reference_model_init_kwargs or {})

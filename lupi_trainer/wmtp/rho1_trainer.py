@@ -7,7 +7,7 @@ from ..modeling import MTPHeads
 from ..papers import RHO_1
 from ..token_weights import rho1_weights
 from .base_trainer import BaseWMTPTrainer
-from .reference import load_reference
+from .reference import load_reference, require_reference
 from .weighted_loss import Batch
 from .wmtp_config import WMTPConfig
 
@@ -54,6 +54,8 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
         heads: MTPHeads | None = None,
         **kwargs,
     ):
+        if args is None or args.head_weighting != "uniform":
+            require_reference(reference_model, args)
         super().__init__(model, args, heads=heads, **kwargs)
         self.reference = None
         if self.args.head_weighting != "uniform":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -126,7 +127,11 @@ def test_what_is_no_plain_layer_in_float32_is_left_alone():
     assert "forward" in vars(replaced)
     with torch.autocast("cpu", torch.bfloat16), packed_weights(nn.Linear(8, 8)):
         assert not packed._packs
-    student = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(with_lora(toy("llama")))
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's may have another precision
+    try:
+        student = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(with_lora(toy("llama")))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
     for model in (student, AdapterDisabled(student)):
         with packed_weights(model):
             assert not packed._packs
