@@ -26,7 +26,7 @@ class Pair:
 
     layers: int = 13  # ten times the draft's weights, heads included
     width: int = 512
-    faint: float = 0.14
+    faint: float = 0.13
     vocab: int = 2048
 
     def models(self, device: str, dtype: torch.dtype):
