@@ -85,12 +85,12 @@ class RaggedCache(Cache):
     def seek(self, offsets: torch.Tensor, width: int, visible: int) -> torch.Tensor:
         """Places the next forward: row r writes its `width` tokens from slot offsets[r].
 
-        offsets [A] int64 for the first A rows -> position ids [A, width]. `visible` bounds the slots that attention
-        looks at. What lies beyond the last slot falls onto it: no token that will be kept ever sees it.
+        offsets [A] int64 for the first A rows -> position ids [A, width]. Attention looks at the first `visible` of
+        the slots. What lies beyond the last slot falls onto it: no token that will be kept ever sees it.
         """
         w = self.window
         w.start = w.chosen = None
-        w.offsets, w.visible = offsets, min(visible, w.slots)
+        w.offsets, w.visible = offsets, visible
         steps = torch.arange(width, device=offsets.device)
         places = (offsets[:, None] + steps).clamp_(max=w.slots - 1)
         rows = torch.arange(offsets.shape[0], device=offsets.device)

@@ -23,14 +23,23 @@ _refused: weakref.WeakSet = weakref.WeakSet()  # models that could not be compil
 _opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for hidden states before
 
 
+@functools.cache
+def span(visible: int) -> torch.Tensor:
+    """`visible` slots as the length of a tensor: one graph serves them all, where a number would be compiled in."""
+    slots = torch.empty(visible, dtype=torch.bool)
+    torch._dynamo.maybe_mark_dynamic(slots, 0)
+    return slots
+
+
 def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
     """tokens [A, Q] at offsets [A] -> (logits [A, Q, V] float32, what lm_head read [A, Q, H] or None).
 
-    For a single row `offsets` may be an int.
+    For a single row `offsets` may be an int. `visible`: how many slots attention looks at, or their `span`.
     """
     if isinstance(offsets, int):
         positions = cache.seek_alone(offsets, tokens.shape[1], tokens.device)
     else:
+        visible = visible if isinstance(visible, int) else visible.shape[0]
         positions = cache.seek(offsets, tokens.shape[1], visible)
     out = model(
         input_ids=tokens,

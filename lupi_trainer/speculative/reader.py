@@ -13,7 +13,7 @@ import torch
 
 from .attention import attends_by_length
 from .cache import RaggedCache
-from .compiled import call, read, write
+from .compiled import call, read, span, write
 from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .models import active, text_config, usable_positions
@@ -22,7 +22,7 @@ from .noise import TEACHER, sample
 
 ALONE = Alone()
 _BUCKET = 64  # attention looks at a multiple of so many slots
-_WHOLE = 1024  # compiled, attention looks at all slots of a smaller cache; of a larger one, at parts: a graph each
+_WHOLE = 1024  # recorded, attention looks at all slots of a smaller cache; of a larger one, at parts, a recording each
 _SHORTEST_SHARED_PREFIX = 16  # below, one more forward costs more than it saves
 
 
@@ -102,10 +102,11 @@ class Reader:
         alone = len(tokens) == 1 and not self.compile and longest + tokens.shape[1] <= self.size
         offsets = longest if alone else self.base[: len(tokens)] + written
         self.forwards += 1
+        seen = span(visible) if self.compile and self.graphs.recorder is None else visible
         with active(self.model) as model:
 
             def run(tokens, offsets, *tensors):
-                return call(function, model, self.cache, tokens, offsets, visible, self.vocab_size, *settings,
+                return call(function, model, self.cache, tokens, offsets, seen, self.vocab_size, *settings,
                             *tensors, compile=self.compile)  # fmt: skip
 
             return self.graphs(run, (function, visible, *settings), tokens, offsets, *tensors)
@@ -113,8 +114,8 @@ class Reader:
     def _visible(self, needed: int) -> int:
         if self.by_length:  # a kernel looks no farther than it must
             return self.room
-        if not self.compile:
-            return _up(needed, _BUCKET)
+        if not self.compile or self.graphs.recorder is None:
+            return min(_up(needed, _BUCKET), self.room)
         parts = (_up(self.size // share, _BUCKET) for share in (4, 2) if self.size > _WHOLE)
         return next((part for part in parts if needed <= part), self.size)
 

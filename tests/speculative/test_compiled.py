@@ -40,15 +40,17 @@ def test_compiled_rollouts_are_equal_and_compile_nothing_twice(tracing, monkeypa
 
 
 @pytest.mark.slow
-def test_compiled_attention_looks_at_parts_of_a_long_cache(tracing, monkeypatch):
-    monkeypatch.setattr(reader, "_WHOLE", 0)
-    scene = Scene("gemma3", rows=3, longest=90)
-    seen, visible = set(), reader.Reader._visible
+@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+def test_one_graph_serves_all_spans_of_attention(tracing, monkeypatch, family):
+    monkeypatch.setattr(reader, "_BUCKET", 8)
+    spans, visible = set(), reader.Reader._visible
     monkeypatch.setattr(
-        reader.Reader, "_visible", lambda r, needed: seen.add(visible(r, needed)) or visible(r, needed)
+        reader.Reader, "_visible", lambda r, needed: spans.add(visible(r, needed)) or visible(r, needed)
     )
-    scene.check(scene.roll(gamma=4, compile=True))
-    assert len(seen) > 1
+    scene = Scene(family, rows=3, longest=40)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        scene.check(scene.roll(gamma=4, compile=True))
+    assert len(spans) > 4 and not module._refused
 
 
 @pytest.mark.slow

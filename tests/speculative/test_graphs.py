@@ -109,6 +109,15 @@ def test_replayed_rollouts_equal_the_reference(family, replayed):
     scene.check(scene.roll(turned, gamma=4, max_slots=3, compile=True), turned)
 
 
+def test_recorded_attention_looks_at_parts_of_a_long_cache(replayed, monkeypatch):
+    """A recording looks at the slots that it was made with: few parts, since each is another recording."""
+    monkeypatch.setattr(reader, "_WHOLE", 0)
+    scene = Scene("gemma3", rows=3, longest=90)
+    scene.check(scene.roll(gamma=4, compile=True))
+    spans = {kind[1] for model in replayed for kind, *_ in model._calls}
+    assert 1 < len(spans) < 5
+
+
 def test_hidden_states_and_lengths_that_a_policy_chooses(replayed):
     scene = Scene("llama")
     rollout = scene.roll(gamma=6, gamma_policy="adaptive", compile=True, return_teacher_hidden=True)
