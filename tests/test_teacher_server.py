@@ -10,7 +10,7 @@ from lupi_trainer import TeacherServer
 from lupi_trainer.lab import load_lab_records, world
 from lupi_trainer.lupi_skd.health import errors_named
 from lupi_trainer.prompts import TeacherPrompt, encode
-from lupi_trainer.speculative import TopK, skd_rollout
+from lupi_trainer.speculative import AcceptNone, TopK, skd_rollout
 from lupi_trainer.teacher_server import TeacherServerError, check_url
 from lupi_trainer.teacher_server.wire import OneTextFails
 from tests.vllm_stand_in import Refused, VLLMStandIn
@@ -67,7 +67,7 @@ def test_rows_are_asked_about_at_the_same_time(served, student, tokenizer, promp
     assert not served.together.broken, "a request was sent only after another was answered"
 
 
-@pytest.mark.parametrize("top_k, acceptance", [(1, TopK(1, 0.0)), (2, TopK(1, 0.9)), (20, TopK(1, 1.0))])
+@pytest.mark.parametrize("top_k, acceptance", [(1, TopK(1, 0.0)), (2, TopK(1, 0.9)), (20, AcceptNone())])
 def test_replacements_from_a_warm_teacher(served, student, teacher, tokenizer, prompts, top_k, acceptance):
     """Few returned tokens and much to replace: those that were not returned are asked for when they could win."""
     remote = connect(served, tokenizer, top_k=top_k)

@@ -296,8 +296,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
                     prompt_ids,
                     teacher_prompt_ids,
                     max_new_tokens=self.max_completion_length,
-                    # where no draft stands, a longer one is wasted
-                    gamma=1 if self.args.rollout_policy == "teacher" else self.args.gamma,
+                    gamma=self.args.gamma,
                     gamma_policy=self._gamma_policy,
                     acceptance=self._acceptance(),
                     student_temperature=self.args.student_temperature,

@@ -6,6 +6,7 @@ from typing import Any
 from ..plugins import is_plugin, load_plugin, make_plugin
 from ..speculative import (
     AcceptanceRule,
+    AcceptNone,
     AdaptiveTopK,
     DraftLength,
     Goodput,
@@ -65,7 +66,7 @@ def rule_of(args: Any, vocab_size: int) -> AcceptanceRule:
     if args.rollout_policy == "student":
         return TopK(k=vocab_size, min_prob=0.0)
     if args.rollout_policy == "teacher":
-        return TopK(k=1, min_prob=1.0)
+        return AcceptNone()
     return make_rule(args.acceptance_rule, args.acceptance_kwargs, args.accept_top_k, args.teacher_min_prob)
 
 

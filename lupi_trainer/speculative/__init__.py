@@ -5,7 +5,16 @@ if the teacher's rule does not accept it, it is dropped and drawn from the full 
 in this package only makes that faster, and none of it changes a token.
 """
 
-from .acceptance import AcceptanceRule, AdaptiveTopK, JensenShannon, Judged, RelativeProbability, TopK, TopP
+from .acceptance import (
+    AcceptanceRule,
+    AcceptNone,
+    AdaptiveTopK,
+    JensenShannon,
+    Judged,
+    RelativeProbability,
+    TopK,
+    TopP,
+)
 from .custom_generate import draft_and_verify
 from .decode import SpeculativeOutput, SpeculativeStats, speculative_generate
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput, Outcome
@@ -21,6 +30,7 @@ from .trace import TokenTrace
 
 
 __all__ = [
+    "AcceptNone",
     "AcceptanceRule",
     "Adaptive",
     "AdaptiveTopK",

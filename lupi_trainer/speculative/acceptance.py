@@ -108,6 +108,14 @@ class TopK(Memoryless):
 
 
 @dataclass(frozen=True)
+class AcceptNone(Memoryless):
+    """No drafted token stands, so none is drafted: the teacher writes every token (supervised distillation)."""
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        return torch.zeros_like(judged.draft, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
 class AdaptiveTopK:
     """Top-k membership with a k for each row and place: tight where the teacher is sure or the student does well.
 

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .acceptance import Judged, is_distribution, probability, rank
+from .acceptance import AcceptNone, Judged, is_distribution, probability, rank
 from .draft_length import Outcome, compiled_length
 from .noise import row_keys
 from .reader import Reader
@@ -19,6 +19,9 @@ from .request import Request
 from .results import Block, Rollout, RolloutStats
 from .slots import Slots
 from .trace import Tracer
+
+
+_DICTATED = 4  # tokens that a teacher writes by itself before anybody asks which rows have ended
 
 
 class Engine:
@@ -34,8 +37,13 @@ class Engine:
             self.teacher = RemoteReader(teacher, request, self.student.device)
         else:
             self.teacher = Reader(teacher, request.teacher_prompts, **shape)
+        # The teacher writes alone where nothing of a draft is asked for: by a caller, or by a process that drafts.
+        self.nothing_stands = isinstance(request.acceptance, AcceptNone)
+        shown = on_block is not None or request.trace_rows or request.lockstep.together
+        self.teacher_alone = self.nothing_stands and not shown and not isinstance(teacher, RemoteTeacher)
+        self.readers = [self.teacher] if self.teacher_alone else [self.student, self.teacher]
         device = self.teacher.device
-        self.slots = Slots([self.student, self.teacher], rows, slots, device, fixed=request.compile)
+        self.slots = Slots(self.readers, rows, slots, device, fixed=request.compile)
         last = torch.tensor([[s[-1], t[-1]] for s, t in zip(request.student_prompts, request.teacher_prompts)])
         blank = torch.tensor(request.acceptance.initial_state(), dtype=torch.float64, device=device)
         # each row's last token, which neither model has read yet, and what the acceptance rule remembers of it
@@ -67,16 +75,21 @@ class Engine:
             if not running:
                 self._idle(gamma)
                 continue
-            drafts, sound, student_logits = self.draft(gamma)
-            memories = self._foreseen(gamma)
-            logits, hidden, stands = self.verify(drafts, student_logits, memories)
-            report = self.commit(drafts, sound, student_logits, logits, hidden, stands, memories)
+            if self.teacher_alone:
+                report, drafted = self.dictate(gamma), 0
+            else:
+                drafts, sound, student_logits = self.draft(gamma)
+                memories = self._foreseen(gamma)
+                logits, hidden, stands = self.verify(drafts, student_logits, memories)
+                report = self.commit(drafts, sound, student_logits, logits, hidden, stands, memories)
+                drafted = gamma
             report = report.tolist()  # the one question to the device
             seconds = time.perf_counter() - started
             outcomes = [self._outcome(slot, *report[slot][:5]) for slot in running]
             self._clear([slot for slot in running if report[slot][5]])
-            self.stats.count_round(gamma, rooms, outcomes, self.broken)
-            self.r.gamma_policy.observe(gamma, outcomes, seconds)
+            self.stats.count_round(drafted, rooms, outcomes, self.broken)
+            if not self.nothing_stands:
+                self.r.gamma_policy.observe(gamma, outcomes, seconds)
             if self.on_block is not None:
                 self._tell(drafts, logits, running, outcomes, seconds)
             self._retire([slot for slot, outcome in zip(running, outcomes) if outcome.room == 0])
@@ -89,7 +102,10 @@ class Engine:
         gamma = 0
         if rooms:
             policy = self.r.gamma_policy
-            gamma = policy.choose(rooms, len(self.slots.waiting))
+            if self.nothing_stands:  # of a draft, all but the first token would be wasted
+                gamma = _DICTATED if self.teacher_alone else 1
+            else:
+                gamma = policy.choose(rooms, len(self.slots.waiting))
             if not isinstance(gamma, int) or gamma < 1:
                 raise ValueError(f"{type(policy).__name__}.choose() must return an int of 1 or more, got {gamma!r}")
             gamma = min(gamma, self.r.gamma)
@@ -193,9 +209,7 @@ class Engine:
         new = torch.where(corrected, correction[:, None], drafts[:, :width])
 
         count = torch.minimum(accepted + corrects, limit - n).masked_fill(self.slots.idle[:a], 0)
-        ends = torch.isin(new, self.eos) & (places < count[:, None])
-        count = torch.where(ends.any(1), ends.long().argmax(1) + 1, count)
-        column = torch.where(places < count[:, None], n[:, None] + places, limit)
+        ends, count, column = self._ends(new, count, n)
         self.tokens[row[:, None], column] = new
         self.by_teacher[row[:, None], column] = corrected
         if hidden is not None:
@@ -208,11 +222,47 @@ class Engine:
         self.memory[:a] = torch.where(rejected[:, None], after, before)
         self.pending[:a] = new[slots, count - 1][:, None]
         self.slots.n[:a] += count  # and so does its view `n`
-        broken = broken & ~ends.any(1) & (n < limit)
-        room = (limit - n).masked_fill(ends.any(1) | broken, 0)
+        broken = broken & ~ends & (n < limit)
+        room = (limit - n).masked_fill(ends | broken, 0)
         who = broken * (2 - (~sound)[slots, at].long())
         report = torch.minimum(accepted, count), (count > accepted).long(), count, room, who, unsound.long()
         return torch.stack(report, 1)
+
+    def dictate(self, gamma: int) -> torch.Tensor:
+        """The teacher writes `gamma` tokens of every row by itself, without a draft. Returns what `commit` does."""
+        a, keep = self.slots.used, self.r.return_teacher_hidden
+        n, row, limit = self.slots.n[:a], self.slots.row[:a], self.r.max_new_tokens
+        longest, first = self.slots.longest(self.teacher), torch.zeros_like(n)
+        token, parts, temperature = self.pending[:a, 1:].contiguous(), [], self.r.teacher_temperature
+        for i in range(gamma):
+            logits, hidden = self.teacher.read(token, n + i, longest + i, keep)
+            token = self.teacher.draw(logits, first, temperature, self.keys[row], n + i, ~self.slots.idle[:a])[:, None]
+            parts.append((token, is_distribution(logits), hidden))
+        tokens, sound, hidden = zip(*parts)
+        new, sound = torch.cat(tokens, 1), torch.cat(sound, 1)
+        whole = sound.long().cumprod(1).sum(1)
+        count = torch.minimum(whole, limit - n).masked_fill(self.slots.idle[:a], 0)
+        ends, count, column = self._ends(new, count, n)
+        self.tokens[row[:, None], column] = new
+        self.by_teacher[row[:, None], column] = True
+        if keep:
+            self._keep(torch.cat(hidden, 1), row, column)
+        broken = (whole < torch.minimum(limit - n, first + gamma)) & ~ends & ~self.slots.idle[:a]
+        self.pending[:a] = new[torch.arange(a, device=n.device), count - 1][:, None]
+        self.slots.n[:a] += count
+        room = (limit - n).masked_fill(ends | broken, 0)
+        report = first, (count > 0).long(), count, room, 2 * broken.long(), (~sound.all(1)).long()
+        return torch.stack(report, 1)
+
+    def _ends(self, new: torch.Tensor, count: torch.Tensor, n: torch.Tensor):
+        """Cuts `count` [A] of the tokens `new` [A, Q] behind the first that ends a row.
+
+        Returns which rows end [A] bool, the counts [A], and each token's column [A, Q]: the bin's where it is dropped.
+        """
+        places = torch.arange(new.shape[1], device=new.device)
+        ends = torch.isin(new, self.eos) & (places < count[:, None])
+        count = torch.where(ends.any(1), ends.long().argmax(1) + 1, count)
+        return ends.any(1), count, torch.where(places < count[:, None], n[:, None] + places, self.r.max_new_tokens)
 
     def _keep(self, hidden: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
         if self.hidden is None:
@@ -240,14 +290,14 @@ class Engine:
     def _clear(self, slots: list[int]) -> None:
         """Zeroes what dropped tokens left in these slots: numbers that are not finite would reach those after them."""
         for slot in slots:
-            for reader in (self.student, self.teacher):
+            for reader in self.readers:
                 reader.clear(slot, len(reader.prompts[self.slots.owner[slot]]) - 1 + self.slots.written[slot])
 
     def _retire(self, slots: list[int]) -> None:
         for slot in slots:
             self.lengths[self.slots.owner[slot]] = self.slots.written[slot]
             if self.slots.owner[slot] in self.broken:
-                for reader in (self.student, self.teacher):
+                for reader in self.readers:
                     reader.clear(slot)
         self.slots.retire(slots)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .acceptance import AcceptanceRule, TopK
+from .acceptance import AcceptanceRule, AcceptNone, TopK
 from .draft_length import Adaptive, DraftLength, Fixed, Goodput
 from .lockstep import Alone, Lockstep
 from .models import require_support, text_config, usable_positions
@@ -68,11 +68,13 @@ def _check_prompts(role: str, model, prompts: list[list[int]], max_new_tokens: i
 def _check_remote(teacher, acceptance: AcceptanceRule, vocab_size: int, compile: bool) -> None:
     if compile:
         raise ValueError("compile=True does not work with a remote teacher")
+    if isinstance(acceptance, AcceptNone):
+        return
     k = acceptance.k if isinstance(acceptance, TopK) else None
     if k is None or teacher.top_k < k < vocab_size:
         raise ValueError(
             f"a remote teacher that returns its {teacher.top_k} likeliest tokens can judge by TopK with k up to that "
-            f"number (or let all {vocab_size} stand), not by {acceptance}"
+            f"number (or let all {vocab_size} stand, or none), not by {acceptance}"
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from lupi_trainer.speculative import TopK, skd_rollout
+from lupi_trainer.speculative import AcceptNone, TopK, skd_rollout
 from lupi_trainer.speculative.noise import STUDENT, TEACHER, row_keys, sample
 
 from .toy_models import VOCAB, perturbed, prompts, toy
@@ -35,7 +35,7 @@ def written_by(model, prompts, who, length):
 
 def test_when_nothing_stands_the_teacher_writes(pair):
     student, teacher = pair
-    options = {"max_new_tokens": 15, "acceptance": TopK(k=1, min_prob=1.0), "gamma": 4}
+    options = {"max_new_tokens": 15, "acceptance": AcceptNone(), "gamma": 4}
     rollout = skd_rollout(student, teacher, QUERIES, INFORMED, **options)
     assert all(all(row) for row in rollout.from_teacher)
     assert rollout.completion_ids == written_by(teacher, INFORMED, TEACHER, 15)

@@ -42,7 +42,7 @@ rows = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS, unique=True
     max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )  # fmt: skip
 @given(
-    family=st.sampled_from(["llama", "gemma3", "gpt2"]),
+    family=st.sampled_from(["llama", "qwen3", "gemma3", "gpt2"]),
     rule=st.sampled_from(sorted(RULES)),
     options=asked,
     rows=rows,
