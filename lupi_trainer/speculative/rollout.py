@@ -53,12 +53,13 @@ def skd_rollout(
         student, teacher: causal language models of transformers (or a PeftModel, or `AdapterDisabled` of one), on any
             device and in any dtype; logits are compared in float32, over the first columns that both have. The teacher
             may be a `RemoteTeacher`, whose likeliest tokens are all that is known of it: then `acceptance` must be
-            a `TopK` within them (or accept all), and nothing is compiled.
+            a `TopK` within them (or accept all, or none), and nothing is compiled.
         student_prompt_ids, teacher_prompt_ids: B ragged lists of token ids; the same text completes row i of both.
         max_new_tokens: the longest completion, in tokens.
         gamma: the draft length, in tokens; where a policy chooses it, the longest.
         gamma_policy: "fixed", "adaptive", "goodput", or a policy object.
-        acceptance: the rule under which a drafted token stands.
+        acceptance: the rule under which a drafted token stands. `AcceptNone()`: the teacher writes alone, and the
+            student is not run, unless drafts are asked for (`on_block`, `trace_rows`, `lockstep`, a remote teacher).
         student_temperature, teacher_temperature: at 0 the largest logit wins.
         eos_token_id: tokens that end a row; the one that did is kept.
         seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
