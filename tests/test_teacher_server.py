@@ -124,7 +124,7 @@ def test_another_model_after_a_restart_is_noticed(served, student, tokenizer, pr
     (500, "fails at this text again and again: HTTP 500"),
 ])  # fmt: skip
 def test_what_one_text_breaks_is_told_with_its_row(served, student, tokenizer, prompts, fault, message, monkeypatch):
-    monkeypatch.setattr("lupi_trainer.teacher_server.wire.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("lupi_trainer.teacher_server.wire._FIRST_PAUSE", 1e-3)
     remote = connect(served, tokenizer)
     knowledge = prompts[1][4]
 
@@ -145,6 +145,31 @@ def test_what_one_text_breaks_is_told_with_its_row(served, student, tokenizer, p
         errors_named([{"id": i} for i in "abcdef"]),
     ):
         roll(student, remote, prompts)
+
+
+def test_when_one_question_fails_for_good_nobody_asks_the_others_again(served, student, tokenizer, prompts):
+    """A process ends when its threads have: it would hang for `timeout` seconds after its error."""
+    remote = connect(served, tokenizer, timeout=600.0)
+    refused = set()
+
+    def change(scores, body):
+        text = body["prompt"][0] if isinstance(body["prompt"][0], list) else body["prompt"]
+        row = next((i for i, prompt in enumerate(prompts[1]) if text[: len(prompt)] == prompt), None)
+        if row is None:  # a look at who answers
+            return scores
+        if row == 4 and len(refused) == ROWS:
+            return scores * float("nan")
+        refused.add(row)
+        raise Refused(503, "busy")
+
+    served.change = change
+    with pytest.raises(OneTextFails, match="nan as a log-probability") as error:
+        roll(student, remote, prompts)
+    assert error.value.row == 4
+    end = threading.Thread(target=remote._pool.shutdown, daemon=True)
+    end.start()
+    end.join(20)
+    assert not end.is_alive() and remote.stats.retries > 0
 
 
 def test_a_server_that_is_gone_ends_the_rollout(served, student, tokenizer, prompts):

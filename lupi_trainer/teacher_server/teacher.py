@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 from ..speculative.remote import MOST_ASKED, RemoteTeacher
@@ -68,20 +69,22 @@ class TeacherServer(RemoteTeacher):
         return self._all(self._logprobs, texts, tokens)
 
     def _all(self, ask: Callable, *columns) -> list:
-        """One request a row, many in flight at once; where one fails for good, those behind it are not sent."""
+        """One request a row, many in flight at once; where one fails for good, the others are given up."""
+        given_up = threading.Event()
         futures = [
-            self._pool.submit(self._wire.patiently, lambda row=row: ask(*row), self._check_same)
+            self._pool.submit(self._wire.patiently, lambda row=row: ask(*row), self._check_same, given_up)
             for row in zip(*columns)
         ]
-        answers = []
         try:
-            for future in futures:
-                answers.append(future.result())
-            return answers
-        except OneTextFails as error:
-            error.place = len(answers)
-            raise
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for place, future in enumerate(futures):
+                if future in done and (error := future.exception()) is not None:
+                    if isinstance(error, OneTextFails):
+                        error.place = place
+                    raise error
+            return [future.result() for future in futures]
         finally:
+            given_up.set()  # the process would wait for those that try again before it ends
             for future in futures:
                 future.cancel()
 

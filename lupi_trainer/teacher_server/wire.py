@@ -17,6 +17,7 @@ from ..speculative.remote import RemoteError, RemoteStats
 logger = logging.getLogger(__name__)
 
 _TRY_AGAIN = {429, 500, 502, 503, 504}
+_FIRST_PAUSE = 0.25  # seconds before another try
 _BROKEN_BY_ONE = 4  # failures of one question, with other questions answered in between, after which it is given up
 
 
@@ -87,14 +88,17 @@ class Wire:
         except ValueError:
             raise TeacherServerError(f"{self.url}{path} does not answer in JSON: is it a vLLM server?") from None
 
-    def patiently(self, ask: Callable, back: Callable | None = None):
+    def patiently(self, ask: Callable, back: Callable | None = None, given_up: threading.Event | None = None):
         """Calls `ask()` until it gets an answer, with longer and longer pauses; `back()` before every further try.
+
+        Once `given_up` is set, there is none.
 
         Raises:
             OneTextFails: `ask()` breaks the server four times over, and `back()` never does.
             TeacherServerError: no answer for `timeout` seconds, or one that is not what a vLLM server says.
         """
-        pause, since, broken = 0.25, None, 0
+        pause, since, broken = _FIRST_PAUSE, None, 0
+        given_up = threading.Event() if given_up is None else given_up
         while True:
             asked = False
             try:
@@ -118,7 +122,8 @@ class Wire:
                 with self._lock:
                     self.stats.retries += 1
                 logger.warning(f"teacher server {self.url}: {error}; next try in {pause:.2g} seconds")
-                time.sleep(pause)
+                if given_up.wait(pause):
+                    raise TeacherServerError(f"the teacher server {self.url} is not asked any more") from None
                 pause = min(2 * pause, 15.0)
             except (KeyError, TypeError, IndexError, AttributeError) as error:
                 raise TeacherServerError(f"{self.url} does not answer as a vLLM server does ({error!r})") from error
