@@ -4,6 +4,7 @@ import json
 import re
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -209,3 +210,47 @@ def test_bad_arguments_are_named_and_leave_nothing(tmp_path, arguments, message,
     assert main(["compare", "--output_dir", str(tmp_path / "out"), *arguments]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+ARMS_OF_THE_PAGE = {
+    "untrained": "untrained",
+    "SFT on gold answers": "sft",
+    "teacher samples": "teacher-samples",
+    "on-policy": "on-policy",
+    "SKD": "skd",
+    "SKD, the teacher without knowledge": "skd-no-knowledge",
+    "SKD, another island's knowledge": "skd-shuffled",
+    "SDFT (TRL's), the student as its own teacher": "sdft",
+}
+
+
+def as_on_the_page(row) -> list[str]:
+    scores = ["{:.1%} ± {:.1%}".format(*row[score]) for score in ("new", "unseen", "general")]
+    if row["seeds"] == 1:
+        scores = [score.split(" ±")[0] for score in scores]
+    cells, passed = [*scores, f"{row['tokens'][0]:,.0f}"], row["passed"]
+    if not passed["seeds"]:
+        return [*cells, "never", "", "", ""]
+    of = "" if passed["seeds"] == row["seeds"] else f" ({passed['seeds']} of {row['seeds']} seeds)"
+    then = [f"{passed[score]:.1%}" for score in ("unseen", "general")]
+    return [*cells, f"{passed['step']:.0f}{of}", f"{passed['tokens']:,.0f}", *then]
+
+
+def test_the_results_page_is_what_its_runs_say():
+    page = (Path(__file__).parent.parent / "data" / "RESULTS.md").read_text(encoding="utf-8")
+    known = json.loads((Path(__file__).parent.parent / "data" / "lab_runs.json").read_text(encoding="utf-8"))
+    rows = {row["arm"]: row for row in summarize(known["runs"])}
+    shown = {}
+    for line in page.split("## Ways of teaching")[1].split("## ")[0].splitlines():
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and label in ARMS_OF_THE_PAGE:
+            shown[ARMS_OF_THE_PAGE[label]] = cells
+    assert shown == {arm: as_on_the_page(row) for arm, row in rows.items()}
+    assert all(row["seeds"] == 3 for arm, row in rows.items() if arm != "untrained")
+
+    times, seconds = summarize(known["timed"]), page.split("## Seconds")[1].split("## ")[0]
+    for row in times:
+        at, label = row["passed"], next(label for label, arm in ARMS_OF_THE_PAGE.items() if arm == row["arm"])
+        then = f"{at['seconds']:.0f} | {at['unseen']:.1%} | {at['general']:.1%}"
+        assert f"| {label} | {row['seconds'][0]:.0f} | {at['step']:.0f} | {then} |" in seconds
+    assert len(times) == 4
