@@ -37,7 +37,7 @@ class Engine:
             self.teacher = RemoteReader(teacher, request, self.student.device)
         else:
             self.teacher = Reader(teacher, request.teacher_prompts, **shape)
-        # The teacher writes alone where nothing of a draft is asked for: by a caller, or by a process that drafts.
+        # Nobody drafts in vain, unless a caller looks at drafts or another process in lockstep may run the student.
         self.nothing_stands = isinstance(request.acceptance, AcceptNone)
         shown = on_block is not None or request.trace_rows or request.lockstep.together
         self.teacher_alone = self.nothing_stands and not shown and not isinstance(teacher, RemoteTeacher)
