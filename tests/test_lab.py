@@ -83,7 +83,5 @@ def test_the_build_command_gives_a_pair_as_good_as_the_shipped_one(tmp_path):
     for probes in ("lab:probes", "lab:probes-unseen", "lab:probes-long"):
         assert closed_book(teacher, tokenizer, load_lab_records(probes), teacher_prompt=reading).lenient >= 0.95
         assert closed_book(student, tokenizer, load_lab_records(probes)).lenient <= 0.05
-    for model in (teacher, student):
-        assert (
-            closed_book(model, tokenizer, load_lab_records("lab:probes-common")).strict >= 0.9
-        )  # 0.93 to 1.0, by processor
+    for model in (teacher, student):  # 0.93 on one processor, 1.0 on another
+        assert closed_book(model, tokenizer, load_lab_records("lab:probes-common")).strict >= 0.9

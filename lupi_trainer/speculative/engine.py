@@ -234,20 +234,20 @@ class Engine:
         n, row, limit = self.slots.n[:a], self.slots.row[:a], self.r.max_new_tokens
         longest, first = self.slots.longest(self.teacher), torch.zeros_like(n)
         token, parts, temperature = self.pending[:a, 1:].contiguous(), [], self.r.teacher_temperature
+        keys, running = self.keys[row], ~self.slots.idle[:a]
         for i in range(gamma):
             logits, hidden = self.teacher.read(token, n + i, longest + i, keep)
-            token = self.teacher.draw(logits, first, temperature, self.keys[row], n + i, ~self.slots.idle[:a])[:, None]
+            token = self.teacher.draw(logits, first, temperature, keys, n + i, running)[:, None]
             parts.append((token, is_distribution(logits), hidden))
         tokens, sound, hidden = zip(*parts)
         new, sound = torch.cat(tokens, 1), torch.cat(sound, 1)
         whole = sound.long().cumprod(1).sum(1)
-        count = torch.minimum(whole, limit - n).masked_fill(self.slots.idle[:a], 0)
-        ends, count, column = self._ends(new, count, n)
+        ends, count, column = self._ends(new, torch.minimum(whole, limit - n) * running, n)
         self.tokens[row[:, None], column] = new
         self.by_teacher[row[:, None], column] = True
         if keep:
             self._keep(torch.cat(hidden, 1), row, column)
-        broken = (whole < torch.minimum(limit - n, first + gamma)) & ~ends & ~self.slots.idle[:a]
+        broken = (whole < torch.minimum(limit - n, first + gamma)) & ~ends & running
         self.pending[:a] = new[torch.arange(a, device=n.device), count - 1][:, None]
         self.slots.n[:a] += count
         room = (limit - n).masked_fill(ends | broken, 0)

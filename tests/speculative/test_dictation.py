@@ -14,20 +14,18 @@ LIMIT, EOS, ROWS = 18, (3, 15, 27, 39, 51), 8
 
 
 class Dictation:
-    def __init__(self, family, limit=LIMIT, rule=AcceptNone()):  # noqa: B008
+    def __init__(self, family):
         self.teacher = toy(family)
         self.student = perturbed(self.teacher, 0.1)
         queries, knowledge = prompts(ROWS, 1, 9, seed=1), prompts(ROWS, 3, 15, seed=2)
         self.prompts = queries, [k + q for k, q in zip(knowledge, queries)]
-        self.options = {"max_new_tokens": limit, "acceptance": rule, "return_teacher_hidden": True}
+        self.options = {"max_new_tokens": LIMIT, "acceptance": AcceptNone()}
         given = self.student, self.teacher, *self.prompts
-        self.tokens, self.by_teacher, self.hidden = reference_rollout(
-            *given, max_new_tokens=limit, acceptance=rule, eos=EOS
-        )
-        assert len(set(map(len, self.tokens))) > 2 and max(map(len, self.tokens)) == limit
+        self.tokens, self.by_teacher, self.hidden = reference_rollout(*given, eos=EOS, **self.options)
+        assert len(set(map(len, self.tokens))) > 2 and max(map(len, self.tokens)) == LIMIT
 
     def roll(self, **options):
-        options = {"eos_token_id": list(EOS), "gamma": 5, **self.options, **options}
+        options = {"eos_token_id": list(EOS), "gamma": 5, "return_teacher_hidden": True, **self.options, **options}
         return skd_rollout(self.student, self.teacher, *self.prompts, **options)
 
     def check(self, rollout):
