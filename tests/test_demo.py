@@ -67,7 +67,7 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
 def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
     """Each question with another island's facts: accuracy stays at its start, so the gain comes from the knowledge.
 
-    With the right facts 80 steps teach half of the questions (`lupi compare --arms skd --seeds 0 --max_steps 80`: 51%).
+    With the right facts 80 steps teach half of them (`lupi compare --arms skd --seeds 0 --max_steps 80`: 51%).
     """
     before = marks(student, tokenizer)
     overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "80", "--output_dir", str(tmp_path / "run")]
