@@ -43,6 +43,11 @@ class RaggedLayer(CacheLayerMixin):
             setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=self.device))  # autocast: two types
         self.is_initialized = True
 
+    def share(self, other: RaggedLayer) -> None:
+        """Takes over the buffers of another layer, which must have some."""
+        self.keys, self.values, self.is_initialized = other.keys, other.values, True
+        self.dtype, self.device = other.dtype, other.device
+
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """key_states, value_states [R, heads, Q, dim] -> all that attention sees, [R, heads, visible, dim]."""
         if not self.is_initialized:
@@ -81,6 +86,13 @@ class RaggedCache(Cache):
         """`positions`: how many positions there are, where that is less than `slots`."""
         self.window, self.positions = _Window(rows, slots), slots if positions is None else positions
         super().__init__(layers=[RaggedLayer(self.window) for _ in range(layers)])
+
+    def twin(self) -> RaggedCache:
+        """The same buffers with a place of its own: a loop that is traced may move nothing that lies outside of it."""
+        twin = RaggedCache(len(self.layers), self.window.rows, self.window.slots, self.positions)
+        for mine, its in zip(self.layers, twin.layers):
+            its.share(mine)
+        return twin
 
     def seek(self, offsets: torch.Tensor, width: int, visible: int) -> torch.Tensor:
         """Places the next forward: row r writes its `width` tokens from slot offsets[r].

@@ -1,4 +1,4 @@
-"""The two steps that make up a rollout, plain functions of a model and its cache, and how they are compiled.
+"""What a rollout asks of its models, as plain functions of a model and its cache, and how they are compiled.
 
 They are module-level functions on purpose: what `torch.compile` made of them outlives a rollout, so the next one of
 the same shapes runs at once.
@@ -12,7 +12,9 @@ import weakref
 
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._higher_order_ops.while_loop import while_loop
 
+from .acceptance import is_distribution
 from .noise import STUDENT, sample
 
 
@@ -24,11 +26,21 @@ _opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for 
 
 
 @functools.cache
-def span(visible: int) -> torch.Tensor:
-    """`visible` slots as the length of a tensor: one graph serves them all, where a number would be compiled in."""
-    slots = torch.empty(visible, dtype=torch.bool)
-    torch._dynamo.maybe_mark_dynamic(slots, 0)
-    return slots
+def span(number: int) -> torch.Tensor:
+    """A number as the length of a tensor: one graph serves them all, where the number itself would be compiled in."""
+    spanned = torch.empty(number + 2, dtype=torch.bool)  # lengths of 0 and 1 would be compiled in, too
+    torch._dynamo.maybe_mark_dynamic(spanned, 0)
+    return spanned
+
+
+def any_shape(*tensors: torch.Tensor) -> None:
+    """Lets one graph serve all batch sizes and widths of these tensors, but for 1."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+
+
+def _number(spanned: int | torch.Tensor) -> int:
+    return spanned if isinstance(spanned, int) else spanned.shape[0] - 2
 
 
 def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
@@ -39,8 +51,7 @@ def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
     if isinstance(offsets, int):
         positions = cache.seek_alone(offsets, tokens.shape[1], tokens.device)
     else:
-        visible = visible if isinstance(visible, int) else visible.shape[0]
-        positions = cache.seek(offsets, tokens.shape[1], visible)
+        positions = cache.seek(offsets, tokens.shape[1], _number(visible))
     out = model(
         input_ids=tokens,
         position_ids=positions,
@@ -55,6 +66,52 @@ def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys,
     """tokens [A, 1] at offsets [A] -> (the student's next token [A, 1], its logits [A, V] float32)."""
     logits = read(model, cache, tokens, offsets, visible, vocab_size, False)[0][:, -1]
     return sample(logits, temperature, keys, positions, STUDENT)[:, None], logits
+
+
+def draft(
+    model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions, step=write
+):  # fmt: skip
+    """tokens [A, 1] at offsets [A] -> the tokens [A, steps] that the student writes from there on.
+
+    Also which of them it drew from a distribution [A, steps] bool; if `keep`, its logits [A, steps, V], else None; and
+    the last token [A, 1]. `steps` may be a number or its `span`. Compiled, one graph holds the whole loop.
+    """
+    if torch.compiler.is_compiling():
+        return _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions)
+    drafts, sound, kept = [], [], []
+    for i in range(_number(steps)):
+        given = offsets + i, visible, vocab_size, temperature, keys, positions + i
+        tokens, logits = step(model, cache, tokens, *given)
+        drafts.append(tokens)
+        sound.append(is_distribution(logits))
+        if keep:
+            kept.append(logits)
+    return torch.cat(drafts, 1), torch.stack(sound, 1), torch.stack(kept, 1) if keep else None, tokens
+
+
+def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions):
+    """What `draft` does, as `torch.compile` sees it."""
+    rows, steps, device = tokens.shape[0], _number(steps), tokens.device
+    drafts = torch.zeros(rows, steps, dtype=torch.long, device=device)
+    sound = torch.zeros(rows, steps, dtype=torch.bool, device=device)
+    kept = torch.zeros(rows, steps, vocab_size, device=device) if keep else None
+    end = torch.full((), steps, device=device)
+
+    def going_on(token, i):
+        return i < end
+
+    def one(token, i):
+        given = offsets + i, visible, vocab_size, temperature, keys, positions + i
+        token, logits = write(model, cache.twin(), token, *given)
+        drafts.index_copy_(1, i[None], token)
+        sound.index_copy_(1, i[None], is_distribution(logits)[:, None])
+        if keep:
+            kept.index_copy_(1, i[None], logits[:, None])
+        return token.clone(), i + 1
+
+    # a loop of whose results none is used would be left out, whatever it has written elsewhere
+    last, _ = while_loop(going_on, one, (tokens.clone(), torch.zeros((), dtype=torch.long, device=device)))
+    return drafts, sound, kept, last
 
 
 @functools.cache

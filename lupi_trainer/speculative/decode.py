@@ -17,7 +17,7 @@ import torch
 
 from .acceptance import is_distribution
 from .attention import ragged_attention
-from .draft_length import DraftLength, Fixed, Goodput, Outcome, compiled_length
+from .draft_length import DraftLength, Fixed, Goodput, Outcome, usable_length
 from .draft_source import DraftModel, DraftSource, Texts
 from .lossless import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
 from .models import base_model, evaluating, require_support, text_config
@@ -93,11 +93,8 @@ class Decoder:
             # the last token is the target's
             rooms = {self.slots.owner[slot]: self.limit - self.slots.written[slot] - 1 for slot in running}
             chosen = self.draft_length.choose(rooms, len(self.slots.waiting))
-            gamma = min(_whole("a draft length", chosen, least=0), self.num_draft_tokens)
-            if self.target.compile:
-                gamma = compiled_length(gamma, self.num_draft_tokens)
-            else:
-                gamma = min(gamma, max(rooms.values()))
+            gamma, longest = min(_whole("a draft length", chosen, least=0), self.num_draft_tokens), max(rooms.values())
+            gamma = usable_length(gamma, self.num_draft_tokens, longest, self.target.compile, self.target.recorded)
             self._round(running, gamma)
         tokens, lengths = self.texts.tokens.tolist(), self.texts.lengths.tolist()
         self.stats.target_forwards, self.stats.draft_forwards = self.target.forwards, self.source.forwards
@@ -296,7 +293,7 @@ def speculative_generate(
             smaller = Reader(draft, prompts, vocab_size=min(size, text_config(draft).vocab_size), **shape)
             source = DraftModel(smaller, size, sampling)
         readers = [reader] if source.reader is None else [reader, source.reader]
-        slots = Slots(readers, rows, capacity, reader.device, fixed=compile)
+        slots = Slots(readers, rows, capacity, reader.device)
         if isinstance(source, DraftModel):
             slots.track(source.behind, lambda rows: source.behind.new_zeros(len(rows)))
         return Decoder(

@@ -18,12 +18,16 @@ class Outcome:
     room: int  # tokens that the row may still write; 0 when it has ended
 
 
-def compiled_length(gamma: int, longest: int) -> int:
-    """The power of two that is nearest as a ratio, or `longest`: few lengths, since each is compiled for itself."""
+def usable_length(gamma: int, longest: int, room: int, compile: bool, recorded: bool) -> int:
+    """The draft length of a round where a policy chose `gamma` and the rows have `room` for so many at most.
+
+    One compiled graph serves all lengths from 2 on. Recorded, each length is a recording of its own, so they are few:
+    the power of two that is nearest as a ratio, or `longest`.
+    """
+    if not recorded:
+        return min(max(min(gamma, room), 2 if compile else 0), longest)
     powers = [1 << i for i in range(longest.bit_length()) if 1 << i < longest]
-    return (
-        min([*powers, longest], key=lambda length: max(length / gamma, gamma / length)) if gamma else min(1, longest)
-    )
+    return min([*powers, longest], key=lambda length: max(length / max(gamma, 1), gamma / length))
 
 
 class DraftLength(Protocol):

@@ -11,7 +11,7 @@ import time
 import torch
 
 from .acceptance import AcceptNone, Judged, is_distribution, probability, rank
-from .draft_length import Outcome, compiled_length
+from .draft_length import Outcome, usable_length
 from .noise import row_keys
 from .reader import Reader
 from .remote import RemoteReader, RemoteTeacher
@@ -43,7 +43,8 @@ class Engine:
         self.teacher_alone = self.nothing_stands and not shown and not isinstance(teacher, RemoteTeacher)
         self.readers = [self.teacher] if self.teacher_alone else [self.student, self.teacher]
         device = self.teacher.device
-        self.slots = Slots(self.readers, rows, slots, device, fixed=request.compile)
+        self.recorded = any(reader.recorded for reader in self.readers)
+        self.slots = Slots(self.readers, rows, slots, device)
         last = torch.tensor([[s[-1], t[-1]] for s, t in zip(request.student_prompts, request.teacher_prompts)])
         blank = torch.tensor(request.acceptance.initial_state(), dtype=torch.float64, device=device)
         # each row's last token, which neither model has read yet, and what the acceptance rule remembers of it
@@ -109,7 +110,8 @@ class Engine:
             if not isinstance(gamma, int) or gamma < 1:
                 raise ValueError(f"{type(policy).__name__}.choose() must return an int of 1 or more, got {gamma!r}")
             gamma = min(gamma, self.r.gamma)
-            gamma = compiled_length(gamma, self.r.gamma) if self.r.compile else min(gamma, max(rooms.values()))
+            compiled = self.r.compile and not self.nothing_stands
+            gamma = usable_length(gamma, self.r.gamma, max(rooms.values()), compiled, self.recorded)
         return self.r.lockstep.most(gamma)
 
     def _idle(self, gamma: int) -> None:
@@ -129,20 +131,15 @@ class Engine:
         a, device = self.slots.used, self.student.device
         n, token = self.slots.n[:a].to(device), self.pending[:a, :1].contiguous().to(device)
         keys = self.keys[self.slots.row[:a]].to(device)
-        longest = self.slots.longest(self.student)
-        drafts, sound, kept, traced = [], [], [], self.tracer.slots(self.slots.owner) if self.tracer else []
-        places = torch.tensor(traced, device=device)
-        for i in range(gamma):
-            token, logits = self.student.write(token, n + i, longest + i, self.r.student_temperature, keys)
-            drafts.append(token)
-            sound.append(is_distribution(logits))
-            if self.r.acceptance.needs_student_logits:
-                kept.append(logits)
-            elif traced:
-                kept.append(logits[places])
-        student_logits = torch.stack(kept, 1).to(self.teacher.device) if kept else None
+        traced = self.tracer.slots(self.slots.owner) if self.tracer else []
+        drafts, sound, logits = self.student.draft(
+            token, n, self.slots.longest(self.student), gamma, self.r.student_temperature, keys,
+            keep=self.r.acceptance.needs_student_logits or bool(traced),
+        )  # fmt: skip
+        if logits is not None and not self.r.acceptance.needs_student_logits:
+            logits = logits[traced]
         device = self.teacher.device
-        return torch.cat(drafts, 1).to(device), torch.stack(sound, 1).to(device), student_logits
+        return drafts.to(device), sound.to(device), None if logits is None else logits.to(device)
 
     def verify(self, drafts: torch.Tensor, student_logits: torch.Tensor | None, memories: torch.Tensor):
         """drafts [A, gamma] -> teacher logits [A, Q, V], what lm_head read [A, Q, H] or None, stands [A, Q] bool.

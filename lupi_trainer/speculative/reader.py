@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 import torch
 
 from .attention import attends_by_length
 from .cache import RaggedCache
-from .compiled import call, read, span, write
+from .compiled import any_shape, call, draft, read, span, write
 from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .models import active, text_config, usable_positions
@@ -35,12 +36,15 @@ def _compiled_size(size: int) -> int:
     return _up(size, max(_BUCKET, 1 << max(size.bit_length() - 2, 0)))
 
 
-def _prefill_tokens(model) -> int:
-    """Tokens in one prefill forward, padding included, so that activations stay near a tenth of the weights."""
+def _prefill_tokens(model, rows: int, slots: int) -> int:
+    """Tokens in one prefill forward, padding too: activations stay near an eighth of the weights and the cache."""
     config = text_config(model)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    states = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim
     width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return min(max(weights // (10 * (4 * width + 8 * config.hidden_size)), 128), 8192)
+    held = sum(parameter.numel() for parameter in model.parameters()) + states * rows * slots
+    return min(max(held // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
 
 
 class Reader:
@@ -72,7 +76,17 @@ class Reader:
         self.has_prefix = self.prefix == 0
         self.forwards = 0
         self.graphs = Graphs(recorder_for(model) if compile and not lockstep.together else None)
-        self.prefill_tokens = _prefill_tokens(model)
+        self.prefill_tokens = _prefill_tokens(model, slots, self.room)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its calls are recorded, each for the shapes that it has."""
+        return self.graphs.recorder is not None
+
+    @property
+    def least_batch(self) -> int:
+        """The smallest batch that needs no graph of its own."""
+        return len(self.held) if self.recorded else 2 if self.compile else 0
 
     def _shared_prefix(self) -> int:
         shared = min(len(os.path.commonprefix(self.prompts)), min(map(len, self.prompts)) - 1)
@@ -84,37 +98,52 @@ class Reader:
         The first of `tokens` is fed at position base + `written` [A]; `longest` is the largest such position, as the
         host knows it (at least; of a single row, exactly).
         """
-        return self._call(read, (keep_hidden,), longest, tokens, written)
+        if tokens.shape[1] > self.widest and self.by_length:
+            raise ValueError(f"{tokens.shape[1]} tokens a row, and the reader was made for {self.widest}")
 
-    def write(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, temperature: float, keys: torch.Tensor):
-        """tokens [A, 1] -> each row's next token [A, 1], drawn with the noise of `keys` [A]; its logits [A, V]."""
-        return self._call(write, (temperature,), longest, tokens, written, keys, written)
+        def run(model, seen, tokens, offsets):
+            return call(read, model, self.cache, tokens, offsets, seen, self.vocab_size, keep_hidden,
+                        compile=self.compile)  # fmt: skip
+
+        self.forwards += 1
+        return self._call(run, (read, keep_hidden), longest, tokens.shape[1], tokens, written)
+
+    def draft(self, tokens, written, longest: int, gamma: int, temperature: float, keys, keep: bool):
+        """tokens [A, 1] -> the next `gamma` tokens of each row [A, gamma], drawn with the noise of `keys` [A].
+
+        Also returns which of them came from a distribution [A, gamma] bool, and, if `keep`, logits [A, gamma, V].
+        """
+        at_once = self.compile and not self.recorded and self.device.type == "cpu"
+        step = partial(call, write, compile=True) if self.compile and not at_once else write
+
+        def run(model, seen, tokens, offsets, keys, written):
+            steps = span(gamma) if at_once else gamma
+            return call(draft, model, self.cache, tokens, offsets, seen, self.vocab_size, steps, keep, temperature,
+                        keys, written, step, compile=at_once)[:3]  # fmt: skip
+
+        self.forwards += gamma
+        return self._call(run, (draft, gamma, keep, temperature), longest, gamma, tokens, written, keys, written)
 
     def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
         """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
         return sample(logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER)
 
-    def _call(self, function, settings: tuple, longest: int, tokens, written, *tensors):
-        if tokens.shape[1] > self.widest and self.by_length:
-            raise ValueError(f"{tokens.shape[1]} tokens a row, and the reader was made for {self.widest}")
-        visible = self._visible(longest + tokens.shape[1])
+    def _call(self, function, kind: tuple, longest: int, width: int, tokens, written, *tensors):
+        """Runs `function`, which feeds `width` tokens a row; `kind` is all that the tensors do not tell of it."""
+        visible = self._visible(longest + width)
         # in lockstep a row may be fed beyond its limit, which only `seek` knows how to place
-        alone = len(tokens) == 1 and not self.compile and longest + tokens.shape[1] <= self.size
+        alone = len(tokens) == 1 and not self.compile and longest + width <= self.size
         offsets = longest if alone else self.base[: len(tokens)] + written
-        self.forwards += 1
-        seen = span(visible) if self.compile and self.graphs.recorder is None else visible
+        if self.compile and not self.recorded:
+            any_shape(tokens, offsets, *tensors)
+        seen = span(visible) if self.compile and not self.recorded else visible
         with active(self.model) as model:
-
-            def run(tokens, offsets, *tensors):
-                return call(function, model, self.cache, tokens, offsets, seen, self.vocab_size, *settings,
-                            *tensors, compile=self.compile)  # fmt: skip
-
-            return self.graphs(run, (function, visible, *settings), tokens, offsets, *tensors)
+            return self.graphs(partial(function, model, seen), (*kind, visible), tokens, offsets, *tensors)
 
     def _visible(self, needed: int) -> int:
         if self.by_length:  # a kernel looks no farther than it must
             return self.room
-        if not self.compile or self.graphs.recorder is None:
+        if not self.recorded:
             return min(_up(needed, _BUCKET), self.room)
         parts = (_up(self.size // share, _BUCKET) for share in (4, 2) if self.size > _WHOLE)
         return next((part for part in parts if needed <= part), self.size)
@@ -133,7 +162,9 @@ class Reader:
             (fresh if donor == slot else copies).append((donor, slot))
             self.held[slot] = prompt
         groups = self._groups([slot for _, slot in fresh])
-        forwards = len(groups) + (not self.has_prefix)
+        # prompts of a single token leave nothing to read, and what is compiled wants buffers
+        blank = self.compile and bool(slots) and not groups and not self.cache.layers[0].is_initialized
+        forwards = len(groups) + (not self.has_prefix) + blank
         empty = self.lockstep.most(forwards) - forwards
         if not self.has_prefix:
             self._prefill([slots[0]], [self.prompts[rows[0]][: self.prefix]], 0)
@@ -141,6 +172,8 @@ class Reader:
             self.has_prefix = True
         for group in groups:
             self._prefill(group, [self._prompt(slot)[self.prefix : -1] for slot in group], self.prefix)
+        if blank:
+            self._prefill([slots[0]], [[0]], 0)
         if copies:
             longest = max(len(self._prompt(slot)) - 1 for _, slot in copies)
             self._copy([donor for donor, _ in copies], [slot for _, slot in copies], longest)

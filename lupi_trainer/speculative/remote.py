@@ -90,6 +90,8 @@ class RemoteTeacher(ABC):
 class RemoteReader:
     """Reads as a `Reader` does; the text of a row takes the place of its keys and values."""
 
+    recorded, least_batch = False, 0
+
     def __init__(self, teacher: RemoteTeacher, request: Request, device: torch.device):
         self.teacher, self.prompts, self.device = teacher, request.teacher_prompts, device
         self.limit, self.ends = request.max_new_tokens, set(request.eos_token_ids)

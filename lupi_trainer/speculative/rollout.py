@@ -65,7 +65,8 @@ def skd_rollout(
         seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
-        compile: compile the student's step and the teacher's verification, and on a GPU record them as CUDA graphs.
+        compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
+            graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
         on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
             `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.

@@ -13,11 +13,11 @@ class Slots:
     """The running rows of a rollout, and the queue behind them.
 
     Slots 0 to `used` - 1 are in use. A row that has ended gives its slot to the next waiting row; when none waits,
-    the last slot's row moves there, so that the batch shrinks; with `fixed`, it keeps its shape and such slots idle.
+    the last slot's row moves there, so that the batch shrinks; below the least that the readers take, slots idle.
     """
 
-    def __init__(self, readers: list[Reader], rows: int, slots: int, device: torch.device, fixed: bool = False):
-        self.readers, self.fixed = readers, fixed
+    def __init__(self, readers: list[Reader], rows: int, slots: int, device: torch.device):
+        self.readers, self.least = readers, max((reader.least_batch for reader in readers), default=0)
         self.in_step = False  # prompts are read at the same time as on other processes, or nothing is
         self.waiting = list(range(rows))
         self.owner: list[int | None] = []  # slot -> row, None where it idles
@@ -69,7 +69,7 @@ class Slots:
         if refilled or self.in_step:
             self.admit(refilled)
         for slot in sorted(slots[len(refilled) :], reverse=True):
-            if self.fixed:
+            if self.used <= self.least:
                 self.owner[slot], self.idle[slot] = None, True
             else:
                 self._close(slot)

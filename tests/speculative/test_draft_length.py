@@ -1,7 +1,8 @@
+import itertools
 import random
 
 from lupi_trainer.speculative import Adaptive, Fixed, Goodput, Outcome
-from lupi_trainer.speculative.draft_length import compiled_length
+from lupi_trainer.speculative.draft_length import usable_length
 
 
 ROOM = 1000
@@ -82,11 +83,19 @@ def test_goodput_counts_the_bonus_token_of_lossless_decoding():
         assert simulate(Goodput(20, bonus=True), alpha, fixed, slope, bonus=True) > 0.95 * best, (alpha, fixed, slope)
 
 
-def test_compiled_lengths_are_few_and_near_what_was_chosen():
+def test_recorded_lengths_are_few_and_near_what_was_chosen():
     for longest in (1, 5, 8, 20):
-        lengths = [compiled_length(gamma, longest) for gamma in range(1, longest + 1)]
+        lengths = [usable_length(gamma, longest, 1, True, recorded=True) for gamma in range(1, longest + 1)]
         assert all(gamma / 1.5 <= length <= min(1.5 * gamma, longest) for gamma, length in enumerate(lengths, 1))
         assert len(set(lengths)) <= 6 and lengths[-1] == longest
+
+
+def test_lengths_end_with_the_room_and_one_graph_serves_all_but_one():
+    for compile in (False, True):
+        for gamma, room in itertools.product(range(7), range(9)):
+            length = usable_length(gamma, 6, room, compile, recorded=False)
+            assert length == max(min(gamma, room), 2 if compile else 0), (gamma, room)
+    assert usable_length(1, 1, 5, True, recorded=False) == 1, "never more than the caller allows"
 
 
 def test_goodput_drafts_no_further_than_there_is_room():

@@ -151,7 +151,7 @@ def test_attention_by_lengths(replayed, on_cpu):  # noqa: F811
     on_cpu[:] = [kernels.masked]  # asks the device for nothing, as a kernel does
     scene = Scene("gemma3")
     scene.check(scene.roll(gamma=4, compile=True))
-    assert replayed[0].replays > 10
+    assert replayed[0].replays > 5
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
