@@ -21,7 +21,7 @@ from .noise import STUDENT, sample
 _GRAPHS = 64  # shapes that one step may be compiled for
 _BACKEND = "inductor"
 
-_refused: weakref.WeakSet = weakref.WeakSet()  # models that could not be compiled
+_refused: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> functions that could not be compiled
 _opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for hidden states before
 
 
@@ -130,18 +130,28 @@ def _open(model) -> None:
 
 def call(function, model, *args, compile: bool):
     """Calls `function(model, *args)`, compiled if wanted; where that fails, says so and runs it as it is."""
-    if not compile or model in _refused:
+    if not compile or function in _refused.get(model, ()):
         return function(model, *args)
     _open(model)
     try:
         with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
             return _compiled(function)(model, *args)
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-        _refused.add(model)
+        _refused.setdefault(model, set()).add(function)
+        instead = "drafts in single compiled steps" if function is draft else "runs without compilation"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         warnings.warn(
-            f"compile=True: {type(model).__name__} runs without compilation from here on, because torch.compile "
-            f"failed ({type(error).__name__}: {reason})",
+            f"compile=True: {type(model).__name__} {instead} from here on, because torch.compile failed "
+            f"({type(error).__name__}: {reason})",
             RuntimeWarning,
         )
         return function(model, *args)
+
+
+def compiled_write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions):
+    """`write`, compiled; with a `span` of visible slots, for all batches."""
+    if isinstance(visible, torch.Tensor):
+        any_shape(tokens, offsets, keys, positions)
+    return call(
+        write, model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions, compile=True
+    )  # fmt: skip

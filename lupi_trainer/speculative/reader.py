@@ -14,7 +14,7 @@ import torch
 
 from .attention import attends_by_length
 from .cache import RaggedCache
-from .compiled import any_shape, call, draft, read, span, write
+from .compiled import any_shape, call, compiled_write, draft, read, span, write
 from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .models import active, text_config, usable_positions
@@ -114,7 +114,7 @@ class Reader:
         Also returns which of them came from a distribution [A, gamma] bool, and, if `keep`, logits [A, gamma, V].
         """
         at_once = self.compile and not self.recorded and self.device.type == "cpu"
-        step = partial(call, write, compile=True) if self.compile and not at_once else write
+        step = compiled_write if self.compile else write
 
         def run(model, seen, tokens, offsets, keys, written):
             steps = span(gamma) if at_once else gamma

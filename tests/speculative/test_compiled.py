@@ -4,6 +4,8 @@ Most tests run the captured graphs as they are (`tracing`): whether there is one
 decided before any code is generated. Code is generated for the family whose graphs hold the most.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -116,9 +118,11 @@ def test_without_a_compiler_the_rollout_says_so_and_goes_on(compiling):
     scene = Scene("llama")
     without = {"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}
     with torch._inductor.config.patch(without), torch._inductor.utils.fresh_inductor_cache():
-        with pytest.warns(RuntimeWarning, match="compile=True: LlamaForCausalLM runs without compilation") as said:
+        with pytest.warns(RuntimeWarning, match="compile=True: LlamaForCausalLM") as said:
             scene.check(scene.roll(gamma=4, compile=True))
-    assert len([w for w in said if "compile=True" in str(w.message)]) == 2  # student and teacher, once each
+    messages = [str(w.message) for w in said if "compile=True" in str(w.message)]
+    assert ["in single compiled steps" in message for message in messages] == [True, False, False], "first the loop"
+    assert all("runs without compilation" in message for message in messages[1:]), "its single step, and the teacher"
     scene.check(scene.roll(gamma=4, compile=True))  # and not again
 
 
@@ -141,7 +145,22 @@ def test_a_model_is_tried_once(monkeypatch):
     scene = Scene("gpt2")
     with pytest.warns(RuntimeWarning, match=r"\(TorchDynamoException: no such thing\)"):
         scene.check(scene.roll(gamma=4, compile=True))
-    assert len(tried) == 2
+    assert len(tried) == 3, "the student's loop and its single step, and the teacher"
+
+
+@pytest.mark.slow
+def test_a_loop_that_cannot_be_one_graph_is_compiled_step_by_step(tracing, monkeypatch):
+    def refusing(*args):
+        raise torch._dynamo.exc.TorchDynamoException("no loops here")
+
+    monkeypatch.setattr(module, "_loop", refusing)
+    scene = Scene("llama")
+    with warnings.catch_warnings(record=True) as said, torch._dynamo.config.patch(error_on_recompile=True):
+        warnings.simplefilter("always")
+        scene.check(scene.roll(gamma=4, compile=True))
+    messages = [str(w.message) for w in said if "compile=True" in str(w.message)]
+    assert len(messages) == 1 and "drafts in single compiled steps from here on" in messages[0]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "a step and a verification"
 
 
 def test_other_errors_are_not_taken_for_a_missing_compiler(monkeypatch):
