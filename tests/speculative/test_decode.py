@@ -185,8 +185,8 @@ def test_a_row_can_be_ended_from_outside():
 
 
 @pytest.mark.parametrize("kind", ["equal", "close"])
-def test_fixed_shapes_write_the_same(monkeypatch, kind):
-    """What compilation asks for (one shape for every round, slots that idle), without compiling."""
+def test_compiled_shapes_write_the_same(monkeypatch, kind):
+    """What compilation asks for (no batch of one row while there are two slots, no draft of one), not compiled."""
     shapes = set()
 
     def uncompiled(function):
@@ -199,7 +199,8 @@ def test_fixed_shapes_write_the_same(monkeypatch, kind):
     monkeypatch.setattr(compiled, "_compiled", uncompiled)
     output = generate("gemma3", kind, num_draft_tokens=3, max_slots=3, compile=True)
     assert output.completion_ids == greedy("gemma3")
-    assert shapes == {(3, 1), (3, 2), (3, 4)}, "a draft step, the first one, a verification"
+    rows, widths = (set(column) for column in zip(*shapes))
+    assert rows == {2, 3} and widths <= {1, 2, 3, 4}, "a draft step, the first one, verifications of 2 and 3"
     assert output.stats.accepted == output.stats.drafted or kind != "equal"
 
 
