@@ -73,8 +73,9 @@ def draft(
 ):  # fmt: skip
     """tokens [A, 1] at offsets [A] -> the tokens [A, steps] that the student writes from there on.
 
-    Also which of them it drew from a distribution [A, steps] bool; if `keep`, its logits [A, steps, V], else None; and
-    the last token [A, 1]. `steps` may be a number or its `span`. Compiled, one graph holds the whole loop.
+    Also which of them it drew from a distribution [A, steps] bool; its logits [A, steps, V] if `keep` is true, those
+    of the rows `keep` [P] if it is a tensor, else None; and the last token [A, 1]. `steps` may be a number or its
+    `span`. Compiled, one graph holds the whole loop, and `keep` is no tensor.
     """
     if torch.compiler.is_compiling():
         return _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions)
@@ -84,9 +85,9 @@ def draft(
         tokens, logits = step(model, cache, tokens, *given)
         drafts.append(tokens)
         sound.append(is_distribution(logits))
-        if keep:
-            kept.append(logits)
-    return torch.cat(drafts, 1), torch.stack(sound, 1), torch.stack(kept, 1) if keep else None, tokens
+        if keep is not False:
+            kept.append(logits if keep is True else logits[keep])
+    return torch.cat(drafts, 1), torch.stack(sound, 1), torch.stack(kept, 1) if kept else None, tokens
 
 
 def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions):

@@ -131,13 +131,14 @@ class Engine:
         a, device = self.slots.used, self.student.device
         n, token = self.slots.n[:a].to(device), self.pending[:a, :1].contiguous().to(device)
         keys = self.keys[self.slots.row[:a]].to(device)
-        traced = self.tracer.slots(self.slots.owner) if self.tracer else []
-        drafts, sound, logits = self.student.draft(
-            token, n, self.slots.longest(self.student), gamma, self.r.student_temperature, keys,
-            keep=self.r.acceptance.needs_student_logits or bool(traced),
-        )  # fmt: skip
-        if logits is not None and not self.r.acceptance.needs_student_logits:
-            logits = logits[traced]
+        keep, traced = (
+            self.r.acceptance.needs_student_logits,
+            self.tracer.slots(self.slots.owner) if self.tracer else [],
+        )
+        if traced and not keep:
+            keep = torch.tensor(traced, device=device)
+        longest, temperature = self.slots.longest(self.student), self.r.student_temperature
+        drafts, sound, logits = self.student.draft(token, n, longest, gamma, temperature, keys, keep)
         device = self.teacher.device
         return drafts.to(device), sound.to(device), None if logits is None else logits.to(device)
 

@@ -108,21 +108,27 @@ class Reader:
         self.forwards += 1
         return self._call(run, (read, keep_hidden), longest, tokens.shape[1], tokens, written)
 
-    def draft(self, tokens, written, longest: int, gamma: int, temperature: float, keys, keep: bool):
+    def draft(
+        self, tokens, written, longest: int, gamma: int, temperature: float, keys, keep: bool | torch.Tensor
+    ):  # fmt: skip
         """tokens [A, 1] -> the next `gamma` tokens of each row [A, gamma], drawn with the noise of `keys` [A].
 
-        Also returns which of them came from a distribution [A, gamma] bool, and, if `keep`, logits [A, gamma, V].
+        Also returns which of them came from a distribution [A, gamma] bool, and the logits [A, gamma, V] if `keep` is
+        true, those of the rows `keep` [P] if it is a tensor, else None.
         """
         at_once = self.compile and not self.recorded and self.device.type == "cpu"
         step = compiled_write if self.compile else write
+        kept = keep is not False if self.compile else keep  # a graph keeps all: which rows are wanted changes
 
         def run(model, seen, tokens, offsets, keys, written):
             steps = span(gamma) if at_once else gamma
-            return call(draft, model, self.cache, tokens, offsets, seen, self.vocab_size, steps, keep, temperature,
+            return call(draft, model, self.cache, tokens, offsets, seen, self.vocab_size, steps, kept, temperature,
                         keys, written, step, compile=at_once)[:3]  # fmt: skip
 
         self.forwards += gamma
-        return self._call(run, (draft, gamma, keep, temperature), longest, gamma, tokens, written, keys, written)
+        kind = draft, gamma, kept, temperature
+        drafts, sound, logits = self._call(run, kind, longest, gamma, tokens, written, keys, written)
+        return drafts, sound, logits[keep] if kept is not keep else logits
 
     def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
         """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
@@ -134,9 +140,10 @@ class Reader:
         # in lockstep a row may be fed beyond its limit, which only `seek` knows how to place
         alone = len(tokens) == 1 and not self.compile and longest + width <= self.size
         offsets = longest if alone else self.base[: len(tokens)] + written
+        seen = visible
         if self.compile and not self.recorded:
             any_shape(tokens, offsets, *tensors)
-        seen = span(visible) if self.compile and not self.recorded else visible
+            seen = span(visible)
         with active(self.model) as model:
             return self.graphs(partial(function, model, seen), (*kind, visible), tokens, offsets, *tensors)
 

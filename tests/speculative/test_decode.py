@@ -200,7 +200,9 @@ def test_compiled_shapes_write_the_same(monkeypatch, kind):
     output = generate("gemma3", kind, num_draft_tokens=3, max_slots=3, compile=True)
     assert output.completion_ids == greedy("gemma3")
     rows, widths = (set(column) for column in zip(*shapes))
-    assert rows == {2, 3} and widths <= {1, 2, 3, 4}, "a draft step, the first one, verifications of 2 and 3"
+    assert rows == {2, 3} and {1, 2, 4} <= widths <= {1, 2, 3, 4}, (
+        "a draft step, the first one, verifications of 2 and 3"
+    )
     assert output.stats.accepted == output.stats.drafted or kind != "equal"
 
 
