@@ -131,10 +131,8 @@ class Engine:
         a, device = self.slots.used, self.student.device
         n, token = self.slots.n[:a].to(device), self.pending[:a, :1].contiguous().to(device)
         keys = self.keys[self.slots.row[:a]].to(device)
-        keep, traced = (
-            self.r.acceptance.needs_student_logits,
-            self.tracer.slots(self.slots.owner) if self.tracer else [],
-        )
+        keep = bool(self.r.acceptance.needs_student_logits)
+        traced = self.tracer.slots(self.slots.owner) if self.tracer else []
         if traced and not keep:
             keep = torch.tensor(traced, device=device)
         longest, temperature = self.slots.longest(self.student), self.r.student_temperature
