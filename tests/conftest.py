@@ -15,6 +15,7 @@ os.environ.update(
 )
 
 import warnings  # noqa: E402
+import weakref  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -41,8 +42,9 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def compiling():
+def compiling(monkeypatch):
     """A compiled rollout that gives up fails the test, and what was compiled is forgotten after it."""
+    monkeypatch.setattr(compiled, "_refused", weakref.WeakKeyDictionary())  # not what other tests have left there
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="compile=True")
         torch._dynamo.utils.counters.clear()
