@@ -15,6 +15,9 @@ from lupi_trainer.recipe_files import find_recipe
 from lupi_trainer.scripts.lupi_skd import build_trainer, make_parser
 
 
+QUICKER = ["--gamma_policy", "goodput"]  # a tenth, and changes no text
+
+
 def train(recipe: str, *overrides: str):
     """The trainer of a lab recipe, after training."""
     arguments = ["--config", str(find_recipe(recipe)), "--eval_strategy", "no", "--disable_tqdm", "true", *overrides]
@@ -71,22 +74,28 @@ def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
     """
     before = marks(student, tokenizer)
     overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "80", "--output_dir", str(tmp_path / "run")]
-    trainer = train("lab/lupi_skd/config_full.yaml", *overrides)
+    trainer = train("lab/lupi_skd/config_full.yaml", *QUICKER, *overrides)
     after = marks(trainer.model, tokenizer)
     assert after["probes"] <= before["probes"] + 0.03
     assert after["probes-unseen"] <= before["probes-unseen"] + 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps, least", [pytest.param(120, 0.5, marks=pytest.mark.slow), pytest.param(300, 0.9, marks=pytest.mark.rebuild)]
+)
 @pytest.mark.timeout(1200)
-def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer):
+def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer, steps, least):
+    """At two fifths of its length, it answered 65% of the new facts; at its whole length, 94%."""
     from peft import PeftModel
 
-    trainer = train("lab/lupi_skd/config_lora.yaml", "--output_dir", str(tmp_path / "run"))
+    trainer = train(
+        "lab/lupi_skd/config_lora.yaml", *QUICKER, "--max_steps", str(steps), "--output_dir", str(tmp_path / "run")
+    )
     trainer.save_model(str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    assert marks(student, tokenizer)["probes"] <= 0.05
     loaded = PeftModel.from_pretrained(student, tmp_path / "adapter")
     after = marks(loaded, tokenizer)
-    assert after["probes"] >= 0.90
-    assert after["probes-unseen"] >= 0.80
+    assert after["probes"] >= least
+    assert after["probes-unseen"] >= least - 0.1
