@@ -15,7 +15,7 @@ from lupi_trainer.recipe_files import find_recipe
 from lupi_trainer.scripts.lupi_skd import build_trainer, make_parser
 
 
-QUICKER = ["--gamma_policy", "goodput"]  # a tenth, and changes no text
+QUICKER = ["--gamma_policy", "goodput"]  # by a tenth, and the text is the same
 
 
 def train(recipe: str, *overrides: str):
@@ -80,22 +80,17 @@ def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
     assert after["probes-unseen"] <= before["probes-unseen"] + 0.03
 
 
-@pytest.mark.parametrize(
-    "steps, least", [pytest.param(120, 0.5, marks=pytest.mark.slow), pytest.param(300, 0.9, marks=pytest.mark.rebuild)]
-)
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer, steps, least):
-    """At two fifths of its length, it answered 65% of the new facts; at its whole length, 94%."""
+def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer):
     from peft import PeftModel
 
-    trainer = train(
-        "lab/lupi_skd/config_lora.yaml", *QUICKER, "--max_steps", str(steps), "--output_dir", str(tmp_path / "run")
-    )
+    assert marks(student, tokenizer)["probes"] <= 0.05
+    trainer = train("lab/lupi_skd/config_lora.yaml", *QUICKER, "--output_dir", str(tmp_path / "run"))
     trainer.save_model(str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
-    assert marks(student, tokenizer)["probes"] <= 0.05
     loaded = PeftModel.from_pretrained(student, tmp_path / "adapter")
     after = marks(loaded, tokenizer)
-    assert after["probes"] >= least
-    assert after["probes-unseen"] >= least - 0.1
+    assert after["probes"] >= 0.90
+    assert after["probes-unseen"] >= 0.80
