@@ -27,7 +27,7 @@ browser:  ## Chromium from Debian, if there is none
 	@$(HAS_BROWSER)
 
 test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Chromium
-	$(BIN)/python -m pytest -m browser tests/test_page.py
+	$(BIN)/python -m pytest -m browser tests/inspection/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
 	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not rebuild and not slow and not distributed"
@@ -72,7 +72,7 @@ test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes
 	.venv-zero/bin/python -m pytest tests/distributed/test_sharded.py -k zero
 
 test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped
-	$(BIN)/python -m pytest -m rebuild tests/test_lab.py
+	$(BIN)/python -m pytest -m rebuild tests/lab/test_lab.py
 
 clean:
 	rm -rf .venv .venv-vllm .venv-zero build *.egg-info

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CriticWMTPTrainer": "wmtp",
     "MTPBaselineTrainer": "wmtp",
-    "MTPHeads": "modeling",
+    "MTPHeads": "models.mtp_heads",
     "Rho1WMTPTrainer": "wmtp",
     "WMTPConfig": "wmtp",
     "KDLoRAConfig": "kd_lora",
@@ -17,11 +17,11 @@ _PUBLIC = {
     "LUPISKDConfig": "lupi_skd",
     "LUPISKDTrainer": "lupi_skd",
     "Rollout": "speculative",
-    "TeacherServer": "teacher_server",
+    "TeacherServer": "teachers.vllm",
     "TopK": "speculative",
     "skd_rollout": "speculative",
-    "load_probes": "data",
-    "load_training_data": "data",
+    "load_probes": "data.records",
+    "load_training_data": "data.records",
 }
 __all__ = [
     "CriticWMTPTrainer",
@@ -42,12 +42,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .data import load_probes, load_training_data
+    from .data.records import load_probes, load_training_data
     from .kd_lora import KDLoRAConfig, KDLoRATrainer
     from .lupi_skd import LUPISKDConfig, LUPISKDTrainer
-    from .modeling import MTPHeads
+    from .models.mtp_heads import MTPHeads
     from .speculative import Rollout, TopK, skd_rollout
-    from .teacher_server import TeacherServer
+    from .teachers.vllm import TeacherServer
     from .wmtp import CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 
 

@@ -15,7 +15,7 @@ def train(command: str, rest: list[str]) -> int:
     """Run a training script here, or through `accelerate launch` if `--accelerate_config` is given."""
     import importlib
 
-    from .recipe_files import find_accelerate_config, find_recipe
+    from .scripts.recipe_files import find_accelerate_config, find_recipe
 
     own = ("--config=", "--accelerate_config=")
     args = [part for arg in rest for part in (arg.split("=", 1) if arg.startswith(own) else [arg])]
@@ -36,7 +36,7 @@ def train(command: str, rest: list[str]) -> int:
 
 
 def recipes(args: argparse.Namespace) -> int:
-    from .recipe_files import copy_recipe, find_recipe, list_recipes
+    from .scripts.recipe_files import copy_recipe, find_recipe, list_recipes
 
     if args.action == "ls":
         print("\n".join(list_recipes()))
@@ -66,7 +66,7 @@ def pruning(args: argparse.Namespace) -> int:
 
 
 def push(args: argparse.Namespace) -> int:
-    from .hub import push_folder
+    from .publishing.push import push_folder
 
     url = push_folder(
         args.folder,
@@ -120,7 +120,7 @@ def demo(args: argparse.Namespace) -> int:
     # of no use to a newcomer: names that libraries are about to change, and kernels that the demo has no use for
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from .lab.demo import main
+    from .scripts.demo import main
 
     return main(args.output_dir)
 

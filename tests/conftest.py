@@ -22,9 +22,8 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from lupi_trainer.lab import resolve_model  # noqa: E402
-from lupi_trainer.speculative import compiled  # noqa: E402
-
-from .hub_stub import TOKENS, HubStub  # noqa: E402
+from lupi_trainer.speculative.runners import steps as compiled  # noqa: E402
+from tests.publishing.hub_stub import TOKENS, HubStub  # noqa: E402
 
 
 torch.set_num_threads(1)

@@ -7,16 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import lupi_trainer
 from lupi_trainer import WMTPConfig
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import read_run
 from lupi_trainer.lupi_skd.rules import make_gamma_policy, make_rule
 from lupi_trainer.speculative import speculative_generate
+from tests.lupi_skd.training import Losses, make_config, make_trainer
 from tests.speculative.scene import Scene
 from tests.speculative.toy_models import prompts, toy
-from tests.training import Losses, make_config, make_trainer
-from tests.wmtp_training import answers, make_wmtp_config
+from tests.wmtp.training import answers, make_wmtp_config
 
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
@@ -41,14 +40,6 @@ def mine(tmp_path, monkeypatch):
 def test_every_extension_is_under_forty_lines():
     assert FILES.keys() == {"my_rule.py", "my_policy.py", "my_source.py", "my_weighting.py", "my_recipe.yaml"}
     assert all(text.count("\n") < 40 for text in FILES.values())
-
-
-def test_every_room_is_explained():
-    (rooms,) = re.findall(r"## How the rooms.*?\n((?:\d+\. .*\n)+)", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    package = Path(lupi_trainer.__file__).parent
-    files = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
-    folders = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
-    assert sorted(re.findall(r"`(\w+(?:\.py|/))`", rooms)) == sorted(files + folders)
 
 
 def test_a_rule_from_outside_is_the_reference_algorithm_with_it(mine):

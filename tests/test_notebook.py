@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 
 from lupi_trainer import LUPISKDConfig
 from lupi_trainer.inspection import read_run
-from lupi_trainer.recipe_files import recipes_dir
+from lupi_trainer.scripts.recipe_files import recipes_dir
 
 
 NOTEBOOK = recipes_dir() / "notebooks" / "train_lupi_skd.ipynb"

@@ -14,11 +14,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from docs import figures
-from lupi_trainer import LUPISKDConfig, papers, skd_rollout
+from lupi_trainer import LUPISKDConfig, skd_rollout
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import read_run
-from lupi_trainer.lab import pretrain, resolve_model
-from tests.inspection_run import make_run
+from lupi_trainer.lab import resolve_model
+from lupi_trainer.publishing import papers
+from lupi_trainer.scripts import pretrain
+from tests.inspection.runs import make_run
 
 
 ROOT = Path(__file__).parent.parent
@@ -47,8 +49,8 @@ LESS = {
     "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],
 }
 LAUNCHED = [c for chain in chains() for c in chain if c.startswith("accelerate launch") or "--accelerate_config" in c]
-PRETRAIN = "python -m lupi_trainer.lab.pretrain"
-# seven processes, run by tests/test_sweep.py; what has a test below: a Hub, an installation, minutes of training
+PRETRAIN = "python -m lupi_trainer.scripts.pretrain"
+# seven processes, run by tests/experiments/test_sweep.py; tested below: a Hub, an installation, minutes of training
 ELSEWHERE = ("lupi sweep", "lupi push", "python3.11 -m venv", "pip install", PRETRAIN)
 HERE = [[c for c in chain if c not in LAUNCHED and not c.startswith(ELSEWHERE)] for chain in chains()]
 HERE = [chain for chain in HERE if chain]
@@ -120,7 +122,7 @@ def test_ci_says_when_there_is_no_browser(tmp_path, failing, fails):
 
 
 def test_what_is_installed_without_make_is_there():
-    """The extras' names; a plain install into an empty folder is tried by tests/test_recipes.py."""
+    """The extras' names; a plain install into an empty folder is tried by tests/scripts/test_recipes.py."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (chain,) = [chain for chain in chains() if chain[0].startswith("python3.11 -m venv")]
     assert chain[1] == "pip install torch" and '    "torch>' in project

@@ -1,6 +1,7 @@
 """Does the student know it without being told? Closed-book questions, and what they are compared with."""
 
-from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, kept, score_answer
+from ..data.answers import score_answer
+from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, kept
 from .leakage import mentions_context
 from .perplexity import PerplexityResult, perplexity
 from .privilege import PrivilegeGap, acceptance, privilege_gap, unknowing

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..heads import Head
+from ..models.lm_head import Head
 
 
 MAX_LOGITS = 1 << 24  # logits built at a time

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..prompts import Messages, TeacherPrompt
+from ..data.prompts import Messages, TeacherPrompt
 from ..speculative import skd_rollout
 from .perplexity import perplexity
 

@@ -1,5 +1,5 @@
-from .kd_lora_config import KDLoRAConfig
-from .kd_lora_trainer import KDLoRATrainer
+from .config import KDLoRAConfig
+from .trainer import KDLoRATrainer
 
 
 __all__ = ["KDLoRAConfig", "KDLoRATrainer"]

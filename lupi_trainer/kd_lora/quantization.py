@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..heads import Head
-from .chunked_loss import chunked_kd_ce
+from ..losses.chunked_kd import chunked_kd_ce
+from ..models.lm_head import Head
 from .states import teacher_states
 
 

@@ -1,5 +1,5 @@
-from .lupi_skd_config import LUPISKDConfig
-from .lupi_skd_trainer import LUPISKDTrainer
+from .config import LUPISKDConfig
+from .trainer import LUPISKDTrainer
 
 
 __all__ = ["LUPISKDConfig", "LUPISKDTrainer"]

@@ -5,8 +5,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..prompts import TeacherPrompt, TemplateError, encode
-from .lupi_skd_config import LUPISKDConfig
+from ..data.prompts import TeacherPrompt, TemplateError, encode
+from .config import LUPISKDConfig
 
 
 logger = logging.getLogger(__name__)

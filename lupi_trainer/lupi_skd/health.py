@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..sound_steps import SoundSteps
 from ..speculative import RemoteError, Rollout
+from ..training.finite_steps import SoundSteps
 from .metrics import RolloutTotals
 
 

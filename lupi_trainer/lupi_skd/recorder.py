@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..pieces import piece_instead, token_pieces
 from ..speculative import Rollout
+from ..training.token_text import piece_instead, token_pieces
 
 
 FILE = "rollouts.jsonl"

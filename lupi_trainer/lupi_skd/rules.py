@@ -3,7 +3,6 @@
 from dataclasses import fields
 from typing import Any
 
-from ..plugins import is_plugin, load_plugin, make_plugin
 from ..speculative import (
     AcceptanceRule,
     AcceptNone,
@@ -15,6 +14,7 @@ from ..speculative import (
     TopK,
     TopP,
 )
+from ..training.plugins import is_plugin, load_plugin, make_plugin
 
 
 RULES = {

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..heads import Head
 from ..lab import resolve_model
-from ..losses import top_k_divergence
-from ..teacher_server import TeacherServer, check_url
+from ..losses.reference import top_k_divergence
+from ..models.lm_head import Head
+from ..teachers.vllm import TeacherServer
+from ..teachers.wire import check_url
 
 
 CHUNK_ELEMENTS = 1 << 22  # logits of the student at a time

@@ -16,7 +16,7 @@ def setting_up() -> Iterator[None]:
     Raises:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
     """
-    from ..recipe_parser import RecipeError, one_line
+    from .recipe_parser import RecipeError, one_line
 
     try:
         yield
@@ -28,9 +28,9 @@ def setting_up() -> Iterator[None]:
 
 def run(main: Callable[[], int | None]) -> int:
     """Run a script and return its exit status; what the user can mend is said in one line, without a traceback."""
-    from ..hub import HubError
-    from ..recipe_parser import RecipeError
-    from ..teacher_server import TeacherServerError
+    from ..publishing.push import HubError
+    from ..teachers.wire import TeacherServerError
+    from .recipe_parser import RecipeError
 
     try:
         return main() or 0

@@ -9,9 +9,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..checkpoints import write_atomically
+from ..data.mixing import mix, mixture_length, parse_mixing
 from ..lab import resolve_model
-from ..mixing import mix, mixture_length, parse_mixing
+from ..training.checkpoints import write_atomically
 
 
 @dataclass

@@ -12,12 +12,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import write_atomically
-from ..comparison import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
-from ..data import load_probes, load_sft_data
+from ..data.records import load_probes, load_sft_data
 from ..evaluation import closed_book
-from ..recipe_files import find_recipe
+from ..experiments import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
+from ..training.checkpoints import write_atomically
 from . import lupi_skd, sdft, sft
+from .recipe_files import find_recipe
 
 
 # arm -> what it changes in the recipe

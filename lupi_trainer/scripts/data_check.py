@@ -5,8 +5,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..data import read_records
-from ..data_check import check_probes, check_records
+from ..data.check import check_probes, check_records
+from ..data.records import read_records
 
 
 def read(path: Path) -> list[dict]:

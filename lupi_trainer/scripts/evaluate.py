@@ -7,14 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..data import load_probes, load_sft_data, load_training_data
+from ..data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..data.records import load_probes, load_sft_data, load_training_data
 from ..evaluation import acceptance, closed_book, kept, mentions_context, privilege_gap, unknowing
 from ..lab import resolve_model
-from ..loading import NO_CODE, SAFE_WEIGHTS
-from ..progress import WorkBar
-from ..prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..models.loading import NO_CODE, SAFE_WEIGHTS
+from ..models.vocabulary import check_vocabularies
 from ..speculative import TopK, skd_rollout
-from ..teacher import check_vocabularies
+from ..training.progress import WorkBar
 from .perplexity import report_perplexity
 
 

@@ -7,13 +7,13 @@ from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
-from ..data import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
+from ..data.prompts import TeacherPrompt, encode
+from ..data.records import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
 from ..lab import resolve_model
-from ..loading import NO_CODE
-from ..modeling import MTPHeads
-from ..prompts import TeacherPrompt, encode
+from ..models.loading import NO_CODE
+from ..models.mtp_heads import MTPHeads
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
-from ..speculative.decode import check_room, check_settings
+from ..speculative.loops.decoder import check_room, check_settings
 from .evaluate import load_model
 
 

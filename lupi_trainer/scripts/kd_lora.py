@@ -12,15 +12,15 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..checkpoints import write_atomically
+from ..data.squad import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
 from ..kd_lora import KDLoRAConfig, KDLoRATrainer
 from ..lab import LAB_PREFIX
-from ..qa_data import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
-from ..recipe_parser import RecipeParser
-from ..stages import Stage, check_trained, load_stage, restrict_adapter
+from ..pruning.stages import Stage, check_trained, load_stage, restrict_adapter
+from ..training.checkpoints import write_atomically
 from . import setting_up
 from .common import student_arguments, train_and_save
 from .kd_flags import FLAGS
+from .recipe_parser import RecipeParser
 
 
 RESULT = "kd_result.json"
@@ -40,7 +40,7 @@ class QAArguments:
         max_eval_samples: evaluate on so many, drawn with a seed of their own, so that all runs have the same.
         qa_template: the prompt, with {context} and {question}; the answer follows after a space.
         bundles_dir: folder of the dropped layers, for the stages from 2.
-        stage: train the layers of this stage alone (see `lupi_trainer.stages`); without it, every layer.
+        stage: train the layers of this stage alone (see `lupi_trainer.pruning.stages`); without it, every layer.
         expected_perplexity: what the run is expected to reach, as `< 19.0` or `15-16`: only shown by `lupi sweep`.
     """
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from ..data import load_base_data, load_probes, load_training_data
+from ..data.records import load_base_data, load_probes, load_training_data
 from ..lupi_skd import LUPISKDConfig, LUPISKDTrainer
-from ..recipe_parser import RecipeParser
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
+from .recipe_parser import RecipeParser
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:

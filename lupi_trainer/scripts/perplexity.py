@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
+from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
 from ..evaluation import perplexity
-from ..qa_data import QA_TEMPLATE, load_qa_records, tokenize_qa
 
 
 def report_perplexity(args: argparse.Namespace, model, tokenizer) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..block_influence import block_influence, choose_block
+from ..data.squad import load_qa_records, tokenize_qa
 from ..lab import resolve_model
-from ..loading import NO_CODE, SAFE_WEIGHTS
-from ..pruning import describe_numbers, drop_layers, kept_layers, restore_bundle, save_bundle
-from ..qa_data import load_qa_records, tokenize_qa
-from ..stages import MERGED, load_stage, merge_stage
+from ..models.loading import NO_CODE, SAFE_WEIGHTS
+from ..pruning.influence import block_influence, choose_block
+from ..pruning.layers import describe_numbers, drop_layers, kept_layers, restore_bundle, save_bundle
+from ..pruning.stages import MERGED, load_stage, merge_stage
 
 
 LEAST = "least:"  # `--drop least:8`: the 8 consecutive layers of least influence

@@ -7,9 +7,9 @@ student's own text. There is no other model.
 import os
 from typing import Any
 
-from ..data import load_base_data, load_training_data
+from ..data.prompts import TeacherPrompt
+from ..data.records import load_base_data, load_training_data
 from ..lupi_skd import LUPISKDConfig
-from ..prompts import TeacherPrompt
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments
 

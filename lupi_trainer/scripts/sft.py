@@ -8,13 +8,13 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoints import SealedCheckpoints
-from ..data import load_sft_data
-from ..publishing import Published
-from ..recipe_parser import RecipeParser
-from ..sound_steps import SoundSteps
+from ..data.records import load_sft_data
+from ..publishing.trainer import Published
+from ..training.checkpoints import SealedCheckpoints
+from ..training.finite_steps import SoundSteps
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
+from .recipe_parser import RecipeParser
 
 
 @dataclass

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints import write_atomically
-from ..recipe_files import find_recipe, list_recipes, recipes_dir
-from ..recipe_parser import RecipeParser
+from ..training.checkpoints import write_atomically
 from .kd_flags import FLAGS
 from .kd_lora import RESULT, make_parser
+from .recipe_files import find_recipe, list_recipes, recipes_dir
+from .recipe_parser import RecipeParser
 from .sweep_plot import parse_expected, plot
 
 

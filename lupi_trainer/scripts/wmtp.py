@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 
-from ..data import LAB_PREFIX, load_lab_records, load_sft_data, read_records
-from ..recipe_files import find_recipe
-from ..recipe_parser import RecipeError, RecipeParser
+from ..data.records import LAB_PREFIX, load_lab_records, load_sft_data, read_records
 from ..wmtp import BaseWMTPTrainer, CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 from . import setting_up
 from .common import student_arguments, train_and_save
+from .recipe_files import find_recipe
+from .recipe_parser import RecipeError, RecipeParser
 
 
 ALGORITHMS = {"mtp-baseline": MTPBaselineTrainer, "critic-wmtp": CriticWMTPTrainer, "rho1-wmtp": Rho1WMTPTrainer}

@@ -5,7 +5,17 @@ if the teacher's rule does not accept it, it is dropped and drawn from the full 
 in this package only makes that faster, and none of it changes a token.
 """
 
-from .acceptance import (
+from ..teachers.remote import RemoteError, RemoteTeacher
+from ..teachers.self_taught import AdapterDisabled
+from .drafts.heads import HeadsDraft
+from .drafts.prompt_lookup import PromptLookup
+from .drafts.source import DraftSource
+from .loops.custom_generate import draft_and_verify
+from .loops.decoder import SpeculativeOutput, SpeculativeStats, speculative_generate
+from .loops.results import Block, Rollout, RolloutStats
+from .loops.rollout import skd_rollout
+from .loops.trace import TokenTrace
+from .rules.acceptance import (
     AcceptanceRule,
     AcceptNone,
     AdaptiveTopK,
@@ -15,18 +25,8 @@ from .acceptance import (
     TopK,
     TopP,
 )
-from .custom_generate import draft_and_verify
-from .decode import SpeculativeOutput, SpeculativeStats, speculative_generate
-from .draft_length import Adaptive, DraftLength, Fixed, Goodput, Outcome
-from .draft_source import DraftSource
-from .heads_draft import HeadsDraft
-from .lockstep import Lockstep
-from .models import AdapterDisabled
-from .prompt_lookup import PromptLookup
-from .remote import RemoteError, RemoteTeacher
-from .results import Block, Rollout, RolloutStats
-from .rollout import skd_rollout
-from .trace import TokenTrace
+from .rules.gamma import Adaptive, DraftLength, Fixed, Goodput, Outcome
+from .runners.lockstep import Lockstep
 
 
 __all__ = [

@@ -8,21 +8,21 @@ import torch
 from transformers import AutoTokenizer
 from trl import SFTTrainer
 
-from ..checkpoints import SealedCheckpoints
-from ..heads import refuse_prompt_learning, whole
 from ..lab import resolve_model
-from ..loading import repository_options
-from ..losses import shift_targets
-from ..modeling import MTPHeads
-from ..papers import MEDUSA, MULTI_TOKEN, Paper
-from ..publishing import Published
-from ..sound_steps import SoundSteps
-from ..token_weights import shuffle_in_texts, uniform_weights
-from ..trl_private import ForwardRedirection
+from ..losses.reference import shift_targets
+from ..losses.token_weights import shuffle_in_texts, uniform_weights
+from ..models.lm_head import refuse_prompt_learning, whole
+from ..models.loading import repository_options
+from ..models.mtp_heads import MTPHeads
+from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
+from ..publishing.trainer import Published
+from ..training.checkpoints import SealedCheckpoints
+from ..training.finite_steps import SoundSteps
+from ..training.private import ForwardRedirection
+from .config import WMTPConfig
 from .drafting import draft_metrics
 from .placing import given_heads, put_heads
 from .weighted_loss import Batch, counted, means, row_sums, text_segments, weighted_loss
-from .wmtp_config import WMTPConfig
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
     """
     Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
 
-    The model gets `horizon` heads on its last hidden state ([`~lupi_trainer.modeling.MTPHeads`]; the first is its
+    The model gets `horizon` heads on its last hidden state ([`~lupi_trainer.MTPHeads`]; the first is its
     own), and is trained on the weighted mean of their cross-entropies
     ([`~lupi_trainer.losses.compute_weighted_mtp_loss`], in chunks). Data, packing, PEFT, hub and logging are
     [`~trl.SFTTrainer`]'s. Heads are saved beside the model or adapter, in every checkpoint and at the end.
@@ -42,7 +42,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
             The model to train.
         args ([`WMTPConfig`], *optional*):
             Configuration.
-        heads ([`~lupi_trainer.modeling.MTPHeads`], *optional*):
+        heads ([`~lupi_trainer.models.mtp_heads.MTPHeads`], *optional*):
             Heads to go on with. Otherwise those of `args.heads_name_or_path`, or new ones.
         train_dataset, eval_dataset, processing_class, callbacks, optimizers, quantization_config, peft_config:
             As in [`~trl.SFTTrainer`].

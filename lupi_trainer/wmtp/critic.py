@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..modeling import ValueHead
+from ..models.mtp_heads import ValueHead
 
 
 class RewardCollator:

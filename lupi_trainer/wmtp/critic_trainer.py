@@ -7,16 +7,16 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from ..checkpoints import agree_on_checkpoint
-from ..heads import Head, whole
-from ..modeling import MTPHeads, ValueHead
-from ..token_weights import critic_weights, gathered
+from ..losses.chunked_mtp import chunked_ce
+from ..losses.token_weights import critic_weights, gathered
+from ..models.lm_head import Head, whole
+from ..models.mtp_heads import MTPHeads, ValueHead
+from ..training.checkpoints import agree_on_checkpoint
 from .base_trainer import BaseWMTPTrainer
-from .chunked_loss import chunked_ce
+from .config import WMTPConfig
 from .critic import RewardCollator, check_rewards, fit_critic, judged_places
 from .reference import Reference, load_reference, require_reference
 from .weighted_loss import Batch, text_segments, trunk_states
-from .wmtp_config import WMTPConfig
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
     record, or, where records have none, the reference's advantage over the model at each token,
     `log p_ref - log p_model`, gathered with `critic_decay` along the text. In the second, the value head is frozen,
     and the heads of a position are weighed by a softmax over the advantages of the tokens that they predict
-    ([`~lupi_trainer.token_weights.critic_weights`]). The value head is saved beside the heads.
+    ([`~lupi_trainer.losses.token_weights.critic_weights`]). The value head is saved beside the heads.
 
     Args:
         reference_model (`str` or [`~transformers.PreTrainedModel`], *optional*):

@@ -3,7 +3,7 @@
 import torch
 
 from ..speculative import HeadsDraft, SpeculativeStats, speculative_generate
-from ..trl_private import unwrap_model_for_generation
+from ..training.private import unwrap_model_for_generation
 
 
 def draft_prompts(dataset, count: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..token_weights import uniform_weights
+from ..losses.token_weights import uniform_weights
 from .base_trainer import BaseWMTPTrainer
 from .weighted_loss import Batch
 

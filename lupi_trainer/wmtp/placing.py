@@ -5,8 +5,8 @@ from accelerate.utils import is_peft_model, set_seed
 from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..modeling import MTPHeads, attach_mtp_heads
-from .wmtp_config import WMTPConfig
+from ..models.mtp_heads import MTPHeads, attach_mtp_heads
+from .config import WMTPConfig
 
 
 def given_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..heads import Head
 from ..lab import resolve_model
-from ..loading import NO_CODE, SAFE_WEIGHTS
-from ..teacher import check_vocabularies, require_whole, tokenizer_beside, whole_weights
-from .chunked_loss import chunked_ce
+from ..losses.chunked_mtp import chunked_ce
+from ..models.lm_head import Head
+from ..models.loading import NO_CODE, SAFE_WEIGHTS
+from ..models.vocabulary import check_vocabularies, tokenizer_beside
+from ..teachers.loaded import require_whole, whole_weights
 from .weighted_loss import trunk_states
 
 

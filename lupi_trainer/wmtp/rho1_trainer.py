@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from ..modeling import MTPHeads
-from ..papers import RHO_1
-from ..token_weights import rho1_weights
+from ..losses.token_weights import rho1_weights
+from ..models.mtp_heads import MTPHeads
+from ..publishing.papers import RHO_1
 from .base_trainer import BaseWMTPTrainer
+from .config import WMTPConfig
 from .reference import load_reference, require_reference
 from .weighted_loss import Batch
-from .wmtp_config import WMTPConfig
 
 
 class Rho1WMTPTrainer(BaseWMTPTrainer):
@@ -17,8 +17,9 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
     Trainer for multi-token prediction weighted by a reference model, after [Rho-1](https://huggingface.co/papers/2404.07965).
 
     The weights are `softmax(|CE_ref - CE_k| / 0.7)` over the heads of a position, where the reference's next-token
-    cross-entropy is that of the token which the head predicts ([`~lupi_trainer.token_weights.rho1_weights`]; options:
-    signed difference, weights over tokens, top-k selection). The reference reads each batch once.
+    cross-entropy is that of the token which the head predicts
+    ([`~lupi_trainer.losses.token_weights.rho1_weights`]; options: signed difference, weights over tokens, top-k
+    selection). The reference reads each batch once.
 
     A softmax over heads makes no *token* count less: it moves weight between the heads of a position, mostly to the
     far ones, whose loss is further from that of a reference that has read more. `rho1_over="token"` with

@@ -9,10 +9,10 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 
-from ..heads import Head
-from ..losses import head_coefficients, shift_targets
-from ..token_weights import head_entropy
-from .chunked_loss import chunked_ce
+from ..losses.chunked_mtp import chunked_ce
+from ..losses.reference import head_coefficients, shift_targets
+from ..losses.token_weights import head_entropy
+from ..models.lm_head import Head
 
 
 def text_segments(inputs: dict[str, Any]) -> torch.Tensor | None:

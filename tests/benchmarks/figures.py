@@ -9,15 +9,14 @@ from dataclasses import replace
 from functools import partial
 
 from lupi_trainer.speculative import Goodput, skd_rollout
-from lupi_trainer.speculative.slots import Slots
-
-from ..speculative.scripted import scripted_lengths
-from .lossless import lossless
-from .measure import median, row, take_turns
-from .peers import first_version, on_policy, read_once
-from .recording import recording
-from .setting import Scripted, Setting
-from .training_step import training_step
+from lupi_trainer.speculative.runners.slots import Slots
+from tests.benchmarks.lossless import lossless
+from tests.benchmarks.measure import median, row, take_turns
+from tests.benchmarks.peers import first_version, on_policy, read_once
+from tests.benchmarks.recording import recording
+from tests.benchmarks.setting import Scripted, Setting
+from tests.benchmarks.training_step import training_step
+from tests.speculative.scripted import scripted_lengths
 
 
 class _Pair:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lupi_trainer.heads import Head
-from lupi_trainer.kd_lora.chunked_loss import chunked_kd_ce
-from lupi_trainer.losses import kd_ce_loss
+from lupi_trainer.losses.chunked_kd import chunked_kd_ce
+from lupi_trainer.losses.reference import kd_ce_loss
+from lupi_trainer.models.lm_head import Head
 
 
 class Model(nn.Module):

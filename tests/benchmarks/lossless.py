@@ -15,9 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from lupi_trainer.speculative import speculative_generate
-
-from .measure import row, take_turns
-from .setting import Setting
+from tests.benchmarks.measure import row, take_turns
+from tests.benchmarks.setting import Setting
 
 
 @dataclass(frozen=True)

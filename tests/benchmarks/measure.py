@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from lupi_trainer.speculative.slots import Slots
+from lupi_trainer.speculative.runners.slots import Slots
 
 
 def clock() -> float:

@@ -10,9 +10,8 @@ import tempfile
 from pathlib import Path
 
 from lupi_trainer.inspection import read_run, write_page
-
-from ..inspection_run import make_run
-from ..test_page import browse
+from tests.inspection.runs import make_run
+from tests.inspection.test_page import browse
 
 
 def main() -> None:

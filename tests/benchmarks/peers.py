@@ -6,9 +6,8 @@ import torch
 from transformers import DynamicCache
 
 from lupi_trainer.speculative import Judged
-from lupi_trainer.speculative.noise import STUDENT, TEACHER, row_keys, sample
-
-from .setting import Setting
+from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, row_keys, sample
+from tests.benchmarks.setting import Setting
 
 
 @torch.no_grad()

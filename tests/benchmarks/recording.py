@@ -9,9 +9,8 @@ import torch
 from transformers import PrinterCallback, set_seed
 
 from lupi_trainer import LUPISKDConfig, LUPISKDTrainer, load_training_data
-
-from .measure import row, take_turns
-from .setting import Setting
+from tests.benchmarks.measure import row, take_turns
+from tests.benchmarks.setting import Setting
 
 
 STEPS, ROWS = 5, 24

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from .figures import FIGURES
-from .measure import Others
-from .setting import CPU, CUDA
+from tests.benchmarks.figures import FIGURES
+from tests.benchmarks.measure import Others
+from tests.benchmarks.setting import CPU, CUDA
 
 
 def main(argv: list[str] | None = None) -> None:

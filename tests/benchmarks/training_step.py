@@ -11,11 +11,10 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from lupi_trainer import LUPISKDConfig, LUPISKDTrainer
-from lupi_trainer.prompts import TeacherPrompt, encode
-from lupi_trainer.trl_private import pad
-
-from .measure import row, take_turns
-from .setting import Scripted, Setting
+from lupi_trainer.data.prompts import TeacherPrompt, encode
+from lupi_trainer.training.private import pad
+from tests.benchmarks.measure import row, take_turns
+from tests.benchmarks.setting import Scripted, Setting
 
 
 class PrivilegedDistillation(DistillationTrainer):

@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from lupi_trainer.data import load_sft_data
+from lupi_trainer.data.prompts import encode
+from lupi_trainer.data.records import load_sft_data
 from lupi_trainer.lab import resolve_model
-from lupi_trainer.prompts import encode
 from lupi_trainer.speculative import HeadsDraft, speculative_generate
 from lupi_trainer.wmtp.drafting import acceptance
-
-from ..wmtp_training import make_wmtp_trainer
+from tests.wmtp.training import make_wmtp_trainer
 
 
 QUESTIONS = 30  # about each island of `lab:common`, one island after another

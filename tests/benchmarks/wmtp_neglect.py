@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lupi_trainer.data import load_sft_data
-
-from ..wmtp_training import make_wmtp_trainer
+from lupi_trainer.data.records import load_sft_data
+from tests.wmtp.training import make_wmtp_trainer
 
 
 class Tally:

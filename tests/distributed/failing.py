@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from lupi_trainer.scripts import leave
 from tests.distributed.sharded import on_cpu, settings
-from tests.training import make_trainer
+from tests.lupi_skd.training import make_trainer
 
 
 class Spoil(TrainerCallback):

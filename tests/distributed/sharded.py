@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lupi_trainer.lab import load_lab_records, resolve_model
-from tests.kd_training import make_kd_trainer
-from tests.training import make_trainer
-from tests.wmtp_training import ALGORITHMS, make_wmtp_trainer
+from tests.kd_lora.training import make_kd_trainer
+from tests.lupi_skd.training import make_trainer
+from tests.wmtp.training import ALGORITHMS, make_wmtp_trainer
 
 
 CONFIGS = Path(__file__).parents[2] / "recipes/accelerate_configs"

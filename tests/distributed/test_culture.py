@@ -8,12 +8,12 @@ import pandas
 import pytest
 import yaml
 
-from lupi_trainer.data import load_training_data, read_records
-from lupi_trainer.prompts import TeacherPrompt, encode, load_few_shot_examples
-from lupi_trainer.recipe_files import find_recipe
+from lupi_trainer.data.prompts import TeacherPrompt, encode, load_few_shot_examples
+from lupi_trainer.data.records import load_training_data, read_records
 from lupi_trainer.scripts import lupi_skd
+from lupi_trainer.scripts.recipe_files import find_recipe
 from tests.distributed.test_launch import launch, losses
-from tests.families import tiny_model, train_tokenizer
+from tests.models.families import tiny_model, train_tokenizer
 
 
 DATA = Path(__file__).parents[2] / "data"

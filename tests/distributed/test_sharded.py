@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.distributed.pair import run_pair, server
 from tests.distributed.sharded import TRAINERS, train, train_others
-from tests.vllm_stand_in import VLLMStandIn
+from tests.teachers.vllm_stand_in import VLLMStandIn
 
 
 SAVED = {"save_strategy": "steps", "save_steps": 2}

@@ -2,8 +2,8 @@
 
 import torch
 
-from lupi_trainer.speculative.acceptance import Judged, TopK
-from lupi_trainer.speculative.noise import STUDENT, TEACHER, row_keys, sample
+from lupi_trainer.speculative.rules.acceptance import Judged, TopK
+from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, row_keys, sample
 
 
 def next_token_state(model, ids, vocab):

@@ -1,9 +1,8 @@
 """Two models, their prompts, and what the reference makes of them."""
 
 from lupi_trainer.speculative import TopK, skd_rollout
-
-from .reference import reference_rollout
-from .toy_models import perturbed, prompts, toy
+from tests.speculative.reference import reference_rollout
+from tests.speculative.toy_models import perturbed, prompts, toy
 
 
 ROWS, LIMIT, EOS = 8, 20, (7, 8)

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from lupi_trainer.speculative.engine import Engine
+from lupi_trainer.speculative.loops.skd import Engine
 
 
 @contextmanager

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from lupi_trainer import TeacherServer
+from lupi_trainer.data.prompts import TeacherPrompt, encode
 from lupi_trainer.lab import load_lab_records, world
-from lupi_trainer.prompts import TeacherPrompt, encode
 from lupi_trainer.speculative import TopK, skd_rollout
-from lupi_trainer.speculative.noise import STUDENT, TEACHER, gumbel, row_keys
-from lupi_trainer.teacher_server import TeacherServerError
-from tests.training import make_trainer
-
-from .server import Server
+from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, gumbel, row_keys
+from lupi_trainer.teachers.wire import TeacherServerError
+from tests.lupi_skd.training import make_trainer
+from tests.vllm.server import Server
 
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]

@@ -1,0 +1,132 @@
+"""Who sees what: one question becomes the student's messages and the teacher's.
+
+The student sees the conversation as it stands. The teacher sees a persona, worked examples and, in the last user turn,
+the knowledge; where there is no knowledge it sees exactly what the student sees. Roles are kept throughout.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .records import read_records
+
+
+Messages = list[dict[str, str]]
+KNOWLEDGE_TEMPLATE = "[Background Knowledge]\n{privileged_context}\n\n{query}"
+
+
+@dataclass(frozen=True)
+class TeacherPrompt:
+    """What surrounds the knowledge in the teacher's prompt.
+
+    Args:
+        system_prompt: the persona, or `None` for no system turn.
+        few_shot_examples: worked examples as (question, answer) pairs, in order.
+        knowledge_template: the last user turn; must contain `{privileged_context}` and `{query}` once each.
+    """
+
+    system_prompt: str | None = None
+    few_shot_examples: tuple[tuple[str, str], ...] = field(default_factory=tuple)
+    knowledge_template: str = KNOWLEDGE_TEMPLATE
+
+    def __post_init__(self):
+        for slot in ("{privileged_context}", "{query}"):
+            if self.knowledge_template.count(slot) != 1:
+                raise ValueError(f"knowledge_template must contain {slot} exactly once: {self.knowledge_template!r}")
+
+    def messages(self, prompt: Messages, privileged_context: str | None) -> Messages:
+        """The teacher's messages for one question.
+
+        Args:
+            prompt: the student's messages; the last one is the user's.
+            privileged_context: the knowledge, or `None`.
+
+        Returns:
+            `prompt` itself where there is no knowledge. Otherwise: the persona (a system turn of the prompt's own
+            follows it in the same turn), the examples, the earlier turns of the prompt, and the last user turn with
+            the knowledge.
+        """
+        if privileged_context is None:
+            return list(prompt)
+        own_system = [m["content"] for m in prompt[:1] if m["role"] == "system"]
+        system = "\n\n".join([*([self.system_prompt] if self.system_prompt else []), *own_system])
+        messages = [{"role": "system", "content": system}] if system else []
+        for question, answer in self.few_shot_examples:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages += prompt[len(own_system) : -1]
+        # str.replace, not str.format: knowledge and query may themselves contain braces
+        before, after = self.knowledge_template.split("{privileged_context}")
+        query = prompt[-1]["content"]
+        content = before.replace("{query}", query) + privileged_context + after.replace("{query}", query)
+        return [*messages, {"role": "user", "content": content}]
+
+
+def load_few_shot_examples(source: str | list | None) -> tuple[tuple[str, str], ...]:
+    """Worked examples from a recipe: a list of `{query, answer}`, the same as JSON text, or a JSON file.
+
+    Raises:
+        ValueError: an example without a `query` or an `answer`; the message says which.
+    """
+    if source is None:
+        return ()
+    if isinstance(source, str):
+        source = json.loads(source) if source.lstrip().startswith("[") else read_records(Path(source))
+    examples = []
+    for number, example in enumerate(source):
+        pair = [example.get(key) if isinstance(example, dict) else None for key in ("query", "answer")]
+        if not all(isinstance(text, str) and text.strip() for text in pair):
+            raise ValueError(f"few-shot example {number} needs a `query` and an `answer`, got {example!r}")
+        examples.append(tuple(pair))
+    return tuple(examples)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot write the prompts, before anything is trained.
+
+    Raises:
+        ValueError: no chat template, no end-of-sequence token, or no pad token.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template, so the teacher's persona, examples and knowledge cannot be put into "
+            "their roles: use the tokenizer of a chat model or set `tokenizer.chat_template`"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token: set `tokenizer.eos_token`")
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad token: set `tokenizer.pad_token` (to `eos_token` if it has none)")
+
+
+class TemplateError(ValueError):
+    """A conversation that the tokenizer's chat template cannot write.
+
+    Attributes:
+        number: its place among those that were given.
+    """
+
+    def __init__(self, reason: BaseException, number: int):
+        what = " ".join(str(reason).split()) or type(reason).__name__
+        super().__init__(f"the tokenizer's chat template cannot write the conversation: {what}")
+        self.number = number
+
+
+def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any) -> list[list[int]]:
+    """Conversations to unpadded token ids, each ending where the assistant begins to speak.
+
+    The template runs in jinja's sandbox (transformers sees to that); knowledge and questions are its values, and are
+    never rendered themselves.
+
+    Raises:
+        TemplateError: the template refuses a conversation, or fails on it.
+    """
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_kwargs}
+    try:
+        return tokenizer.apply_chat_template(conversations, **options)["input_ids"]
+    except Exception:  # a template comes with a model, and may fail in any way
+        for number, conversation in enumerate(conversations):
+            try:
+                tokenizer.apply_chat_template([conversation], **options)
+            except Exception as reason:
+                raise TemplateError(reason, number) from reason
+        raise

@@ -1,0 +1,121 @@
+"""Configuration of [`KDLoRATrainer`]."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+from ..losses.reference import check_kd_arguments
+
+
+@dataclass
+class KDLoRAConfig(SFTConfig):
+    r"""
+    Configuration class for the [`KDLoRATrainer`].
+
+    Extends [`~trl.SFTConfig`] with the distillation term of the loss and the teacher's placement.
+
+    Parameters:
+        > Parameters that control the loss
+
+        use_kd (`bool`, *optional*, defaults to `True`):
+            Whether there is a distillation term at all. Without it the loss is [`~trl.SFTTrainer`]'s and no teacher is
+            loaded.
+        kd_alpha (`float`, *optional*, defaults to `0.1`):
+            Weight of the distillation term, in [0, 1]; the cross-entropy has `1 - kd_alpha`. At `0.0` the teacher
+            never runs.
+        kd_temperature (`float`, *optional*, defaults to `2.0`):
+            Temperature T of both distributions in the distillation term, which is multiplied by T^2.
+
+        > Parameters that control the teacher
+
+        teacher_model_name_or_path (`str`, *optional*):
+            Name or path of the teacher, unless it is given to the trainer.
+        teacher_model_revision (`str`, *optional*):
+            Revision of a teacher given by name.
+        teacher_model_init_kwargs (`dict`, *optional*):
+            Further arguments of `from_pretrained` for a teacher given by name.
+        teacher_dtype (`str`, *optional*, defaults to `"auto"`):
+            Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
+        teacher_device (`str`, *optional*):
+            Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
+            `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.
+        teacher_attn_implementation (`str`, *optional*):
+            Attention implementation of a teacher given by name.
+        teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 4 bits (bitsandbytes; on a GPU or a CPU).
+        teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 8 bits (bitsandbytes).
+        teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):
+            4-bit type of the teacher: `"nf4"` or `"fp4"`.
+        teacher_use_bnb_nested_quant (`bool`, *optional*, defaults to `False`):
+            Quantise the teacher's quantisation constants too.
+        teacher_quantization_samples (`int`, *optional*, defaults to `0`):
+            Before training, measure what quantisation does to the teacher: the KL from the unquantised to the
+            quantised teacher over so many training records, logged as `teacher/quantization_kl`. The unquantised
+            teacher is loaded for that, and let go of. `0` measures nothing.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `learning_rate`: Defaults to `2e-4` instead of `2e-5`.
+    > - `num_train_epochs`: Defaults to `1` instead of `3`.
+    > - `per_device_train_batch_size`: Defaults to `1` instead of `8`.
+    > - `gradient_accumulation_steps`: Defaults to `32` instead of `1`.
+    """
+
+    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["teacher_model_init_kwargs"]
+
+    # Defaults that differ from the parent's
+    learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs."})
+    per_device_train_batch_size: int = field(default=1, metadata={"help": "Records a device and forward."})
+    gradient_accumulation_steps: int = field(default=32, metadata={"help": "Forwards an optimizer step."})
+
+    # Parameters that control the loss
+    use_kd: bool = field(default=True, metadata={"help": "Whether there is a distillation term at all."})
+    kd_alpha: float = field(default=0.1, metadata={"help": "Weight of the distillation term, in [0, 1]."})
+    kd_temperature: float = field(default=2.0, metadata={"help": "Temperature of both distributions in it."})
+
+    # Parameters that control the teacher
+    teacher_model_name_or_path: str | None = field(default=None, metadata={"help": "Name or path of the teacher."})
+    teacher_model_revision: str | None = field(default=None, metadata={"help": "Revision of the teacher."})
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of `from_pretrained` for the teacher, as JSON."}
+    )
+    teacher_dtype: str = field(default="auto", metadata={"help": "Type that a teacher given by name is loaded in."})
+    teacher_device: str | None = field(default=None, metadata={"help": "Device of the teacher."})
+    teacher_attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the teacher."})
+    teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits."})
+    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits."})
+    teacher_bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "4-bit type of the teacher.", "choices": ["nf4", "fp4"]}
+    )
+    teacher_use_bnb_nested_quant: bool = field(
+        default=False, metadata={"help": "Quantise the teacher's quantisation constants too."}
+    )
+    teacher_quantization_samples: int = field(
+        default=0, metadata={"help": "Records on which the quantised teacher is compared with the unquantised one."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_kd_arguments(self.kd_alpha, self.kd_temperature)
+        if self.teacher_bnb_4bit_quant_type not in ("nf4", "fp4"):
+            raise ValueError(
+                f"teacher_bnb_4bit_quant_type must be 'nf4' or 'fp4', got {self.teacher_bnb_4bit_quant_type!r}"
+            )
+        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
+            raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
+        if self.teacher_quantization_samples < 0:
+            raise ValueError(
+                f"teacher_quantization_samples must be 0 or more, got {self.teacher_quantization_samples}"
+            )
+        if self.teacher_quantization_samples and not (self.use_kd and self.kd_alpha > 0):
+            raise ValueError(
+                "teacher_quantization_samples measures a teacher: with `use_kd: false` or `kd_alpha: 0` there is none"
+            )
+        if self.loss_type != "nll" or self.label_smoothing_factor:
+            raise ValueError(
+                "kd_lora mixes the distillation term with the plain cross-entropy: leave `loss_type` at 'nll' and "
+                "`label_smoothing_factor` at 0"
+            )

@@ -1,0 +1,266 @@
+"""KD-LoRA: distillation into a LoRA adapter, beside the cross-entropy on gold answers."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTTrainer
+
+from ..lab import resolve_model
+from ..losses.chunked_kd import chunked_kd_ce
+from ..models.lm_head import Head, refuse_prompt_learning
+from ..models.loading import repository_options
+from ..models.vocabulary import check_vocabularies
+from ..publishing.papers import DISTILLATION, KD_LORA
+from ..publishing.trainer import Published
+from ..teachers.loaded import load_teacher, load_teacher_tokenizer
+from ..training.checkpoints import SealedCheckpoints
+from ..training.finite_steps import SoundSteps
+from ..training.private import ForwardRedirection
+from .config import KDLoRAConfig
+from .quantization import quantization_kl
+from .states import labelled_states, teacher_states
+
+
+SUMS = ("ce", "kd", "entropy", "correct", "labelled", "read")  # what is summed over tokens, in this order
+
+
+def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int | None) -> None:
+    """Raise ValueError for a row with labels that TRL would cut, since labels stand at the end (naming the row)."""
+    columns = getattr(dataset, "column_names", None) or ()
+    if max_length is None or not isinstance(dataset, Dataset) or not {"input_ids", "labels"} <= set(columns):
+        return
+    for number, ids in enumerate(dataset["input_ids"]):
+        if len(ids) > max_length:
+            raise ValueError(
+                f"row number {number} has {len(ids)} tokens and labels: cut to max_length={max_length} it would lose "
+                "its answer or a part of it; leave it out, or raise `max_length`"
+            )
+
+
+class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
+    """
+    Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
+
+    The loss is `kd_alpha * T^2 * KL(teacher || student at T) + (1 - kd_alpha) * CE` over labelled tokens
+    ([`~lupi_trainer.losses.kd_ce_loss`]), computed in chunks so that neither model's logits are built in full.
+    Everything else is [`~trl.SFTTrainer`]'s. The two terms are logged apart as `loss/ce` and `loss/kd` (with its
+    factor T^2, so that the weighted sum is the loss), and every evaluation has `eval_perplexity`, the exponential of
+    the mean cross-entropy over all labelled tokens of the set.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig
+    >>> from lupi_trainer import KDLoRAConfig, KDLoRATrainer
+    >>> from lupi_trainer.data.squad import load_qa_records, tokenize_qa
+
+    >>> trainer = KDLoRATrainer(
+    ...     model="lab:student",
+    ...     teacher_model="lab:teacher",
+    ...     args=KDLoRAConfig("adapter", kd_alpha=0.2),
+    ...     train_dataset=tokenize_qa(load_qa_records("lab:qa"), tokenizer, seq_len=256).dataset,
+    ...     peft_config=LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM"),
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student.
+        teacher_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
+            The teacher, frozen; `args.teacher_model_name_or_path` if omitted. It reads what the student reads.
+        args ([`KDLoRAConfig`], *optional*):
+            Configuration.
+        train_dataset, eval_dataset, data_collator, processing_class, callbacks, optimizers, quantization_config,
+        peft_config:
+            As in [`~trl.SFTTrainer`].
+        teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The teacher's tokenizer, only to check that the vocabularies match. Loaded from the teacher's name if the
+            teacher is given by name.
+
+    Raises:
+        `ValueError`: no teacher where one is needed, vocabularies that do not match, or an option that cannot work.
+    """
+
+    _tag_names = ["trl", "kd-lora"]
+    _name = "KD-LoRA"
+    _papers = (KD_LORA, DISTILLATION)
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        teacher_model: str | PreTrainedModel | None = None,
+        args: KDLoRAConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
+        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        teacher_processing_class: PreTrainedTokenizerBase | None = None,
+    ):
+        if isinstance(model, str):
+            model = resolve_model(model)
+        name = model if isinstance(model, str) else model.config._name_or_path or "student"
+        if args is None:
+            args = KDLoRAConfig(f"{name.split('/')[-1]}-KD-LoRA")
+        refuse_prompt_learning(model, peft_config)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
+        self.teacher_model, self.shared_vocab_size = None, None
+        if args.use_kd and args.kd_alpha > 0:
+            teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+            if teacher_model is None:
+                raise ValueError(
+                    "no teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or switch distillation "
+                    "off with `use_kd: false`"
+                )
+            self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
+            self.teacher_model = load_teacher(teacher_model, args, args.device)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_answers_fit(dataset, args.max_length)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if self.aux_loss_enabled:
+            raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
+        self.model_accepts_loss_kwargs = True  # the loss is scaled by the tokens of all accumulated batches
+        self._forward_redirection = ForwardRedirection()
+        self._teacher_head: Head | None = None
+        self._sums = {"train": None, "eval": None}
+        self.quantization_kl: float | None = None
+        if args.teacher_quantization_samples and self.teacher_model is not None:
+            self.quantization_kl = self._measure_quantization(teacher_model)
+
+    def _check_vocabularies(self, student, teacher, args, tokenizer, teacher_tokenizer) -> None:
+        student_config = student.config if not isinstance(student, str) else None
+        if student_config is None:
+            student_config = AutoConfig.from_pretrained(student, **repository_options(args))
+        teacher_config = teacher.config if not isinstance(teacher, str) else None
+        if teacher_config is None:
+            teacher_config = AutoConfig.from_pretrained(
+                resolve_model(teacher), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+            )
+            teacher_tokenizer = teacher_tokenizer or load_teacher_tokenizer(teacher, args)
+        self.shared_vocab_size = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer)
+
+    def _measure_quantization(self, teacher_name: Any) -> float:
+        args = copy.copy(self.args)
+        if not isinstance(teacher_name, str) or not (args.teacher_load_in_4bit or args.teacher_load_in_8bit):
+            raise ValueError(
+                "teacher_quantization_samples needs a teacher that is given by name and loaded in 4 or 8 bits"
+            )
+        args.teacher_load_in_4bit = args.teacher_load_in_8bit = False
+        reference = load_teacher(teacher_name, args, self.args.device)
+        rows = [row for row, _ in zip(self.train_dataset, range(args.teacher_quantization_samples))]
+        return quantization_kl(self.teacher_model, reference, (self.data_collator([row]) for row in rows))
+
+    # The loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        student = self.accelerator.unwrap_model(model)
+        # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
+        with self.accelerator.autocast():
+            loss, row_sums = self._forward_redirection(
+                model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
+            )
+        mode = "train" if self.model.training else "eval"
+        # a last evaluation batch is filled up with records that were read already: those are dropped here
+        sums = row_sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(row_sums).sum(dim=0)
+        self._sums[mode] = sums if self._sums[mode] is None else self._sums[mode] + sums
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # num_items_in_batch counts the tokens of all processes, and gradients are averaged over them
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if return_outputs:
+            with torch.no_grad():
+                return loss, model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
+        return loss
+
+    def _kd_ce_loss(self, student, inputs, num_items_in_batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, [B, len(SUMS)] sums of every row), inside the student's own forward."""
+        labels = inputs["labels"][:, 1:]
+        labelled = labels != -100
+        backbone_inputs = {k: v for k, v in inputs.items() if k != "labels"}
+        hidden = labelled_states(student, backbone_inputs, labelled, "student")
+        head = Head(student, student.config.get_text_config().vocab_size)
+        hidden = hidden.to(head.weight.device)
+        teacher_hidden = None
+        if self.teacher_model is not None:
+            if self._teacher_head is None:  # frozen: brought to the student's device once
+                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
+            teacher_hidden = teacher_states(self.teacher_model, backbone_inputs, labelled).to(hidden.device)
+        targets = labels[labelled].to(hidden.device)
+        alpha = self.args.kd_alpha if teacher_hidden is not None else 0.0
+        out = chunked_kd_ce(hidden, head, teacher_hidden, self._teacher_head, targets, alpha, self.args.kd_temperature)
+        count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = out.total / torch.as_tensor(count, device=out.total.device).clamp(min=1)
+        per_token = [out.ce, out.kd * self.args.kd_temperature**2, out.entropy, out.correct, torch.ones_like(out.ce)]
+        row_of_token = labelled.nonzero()[:, 0].to(hidden.device)
+        sums = torch.zeros(labels.size(0), len(SUMS), dtype=out.ce.dtype, device=hidden.device)
+        sums[:, :-1].index_add_(0, row_of_token, torch.stack([x.to(out.ce.dtype) for x in per_token], dim=1))
+        read = inputs["attention_mask"].sum(dim=1) if "attention_mask" in inputs else labels.size(1) + 1
+        sums[:, -1] = read
+        return loss, sums.detach()
+
+    def _unsound_where(self) -> str:
+        if self.teacher_model is None or not self._sums["train"][SUMS.index("ce")].isfinite():
+            return ""
+        if self._sums["train"][SUMS.index("kd")].isfinite():
+            return ""
+        return " by the teacher's part alone (another `teacher_dtype`, or no quantisation, may help)"
+
+    # What is logged
+
+    def _means(self, mode: str, num_processes: int) -> dict[str, float]:
+        """Means over all labelled tokens since the last call; the sums begin again."""
+        if self._sums[mode] is None:
+            return {}
+        sums, self._sums[mode] = self._sums[mode].double(), None
+        if num_processes > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        sums = dict(zip(SUMS, sums.tolist()))
+        labelled = max(sums["labelled"], 1.0)
+        means = {"loss/ce": sums["ce"] / labelled}
+        if self.teacher_model is not None:
+            means["loss/kd"] = sums["kd"] / labelled
+        means |= {"entropy": sums["entropy"] / labelled, "mean_token_accuracy": sums["correct"] / labelled}
+        if mode == "train":
+            self._total_train_tokens += int(sums["read"])
+            means["num_tokens"] = self._total_train_tokens
+        return means
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._means("train", self.accelerator.num_processes)
+            if self.quantization_kl is not None:
+                logs["teacher/quantization_kl"] = self.quantization_kl
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The parent's, with the loss and its parts weighted by tokens over the whole set, and the perplexity."""
+        self._sums["eval"] = None
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._sums["eval"] is None or self._sums["eval"][SUMS.index("labelled")] == 0:  # TRL may have left out all
+            raise ValueError("no token of the evaluation set is labelled, so there is no perplexity")
+        means = self._means("eval", num_processes=1)  # gathered already, batch by batch
+        if means:
+            alpha = self.args.kd_alpha if self.teacher_model is not None else 0.0
+            means["loss"] = (1 - alpha) * means["loss/ce"] + alpha * means.get("loss/kd", 0.0)
+            means["perplexity"] = math.exp(min(means["loss/ce"], 700.0))
+            output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in means.items()})
+        return output

@@ -1,0 +1,289 @@
+"""Configuration of [`LUPISKDTrainer`]."""
+
+import re
+import textwrap
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from trl import DistillationConfig
+
+from ..training.plugins import is_plugin
+from .rules import RULES, make_gamma_policy, make_rule
+from .served import check_served_settings
+
+
+ROLLOUT_POLICIES = ("speculative", "student", "teacher")
+GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
+VERIFICATIONS = ("parallel", "sequential")
+# Sampling options of the parent class that the rollout does not have: refused rather than ignored.
+_UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+
+
+@dataclass
+class LUPISKDConfig(DistillationConfig):
+    r"""
+    Configuration class for the [`LUPISKDTrainer`].
+
+    Extends [`~trl.DistillationConfig`] with the teacher's prompt, the speculative rollout and the teacher's placement.
+
+    Parameters:
+        > Parameters that control the teacher's prompt
+
+        teacher_system_prompt (`str`, *optional*):
+            Persona of the teacher, as a system turn. Only records with a `privileged_context` get it.
+        few_shot_examples (`str` or `list[dict[str, str]]`, *optional*):
+            Worked examples between persona and question: a list of `{query, answer}`, the same as JSON text, or the
+            path of a JSON file. Only records with a `privileged_context` get them.
+        knowledge_template (`str`, *optional*):
+            The teacher's last user turn. Defaults to `"[Background Knowledge]\n{privileged_context}\n\n{query}"`.
+        max_teacher_prompt_length (`int`, *optional*, defaults to `4096`):
+            Longest teacher prompt in tokens. A longer one is an error that names the record; nothing is cut.
+
+        > Parameters that control the rollout
+
+        rollout_policy (`str`, *optional*, defaults to `"speculative"`):
+            Who writes the text: `"speculative"` (the student drafts, the teacher verifies), `"student"` (on-policy
+            distillation, as GKD) or `"teacher"` (supervised distillation on the teacher's samples).
+        max_completion_length (`int`, *optional*, defaults to `4096`):
+            Longest completion in tokens.
+        gamma (`int`, *optional*, defaults to `20`):
+            Draft length: tokens that the student drafts before the teacher verifies them.
+        gamma_policy (`str`, *optional*, defaults to `"fixed"`):
+            How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"`, `"goodput"`, or a class of your own as
+            `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. It changes the speed, never the text.
+        acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
+            Which drafted tokens stand: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability relative to
+            the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
+            `"MODULE:CLASS"` or `"FILE.py:CLASS"`.
+        acceptance_kwargs (`dict`, *optional*):
+            Parameters of a rule other than `"top_k"`, as in `lupi_trainer.speculative`: for instance `{"p": 0.9}`.
+        accept_top_k (`int`, *optional*, defaults to `5`):
+            A drafted token stands while it is among the teacher's `accept_top_k` likeliest tokens ...
+        teacher_min_prob (`float`, *optional*, defaults to `0.05`):
+            ... and the teacher gives it at least this probability (at `teacher_temperature`).
+        student_temperature (`float`, *optional*, defaults to `0.7`):
+            Temperature at which the student drafts.
+        teacher_temperature (`float`, *optional*, defaults to `0.7`):
+            Temperature at which the teacher verifies and replaces. Of a served teacher, a probability at another
+            temperature than 1 is known up to an error whose bound is logged (`teacher_server/normaliser_error`).
+        verification (`str`, *optional*, defaults to `"parallel"`):
+            `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
+        compile_rollout (`bool`, *optional*, defaults to `False`):
+            Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
+        max_slots (`int`, *optional*):
+            Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
+            rolls out all at once.
+        reuse_verification (`bool`, *optional*, defaults to `True`):
+            Take the teacher's hidden states for the loss from the verification, so that a training step runs the
+            teacher once. Only where the rollout is speculative; the loss is the same.
+        log_rollout_blocks (`bool`, *optional*, defaults to `False`):
+            Log every drafted block at level INFO.
+        record_rollouts (`int`, *optional*, defaults to `0`):
+            Record so many training rollouts, spread over the run, and at most as many of evaluations, token by token
+            in `rollouts.jsonl` in `output_dir`, for `lupi inspect`: who wrote each token, which draft was refused,
+            and what both models thought of it. `0` records none.
+
+        > Parameters that control the loss
+
+        beta (`float`, *optional*, defaults to `0.0`):
+            `0.0` is the forward KL from teacher to student, `1.0` the reverse KL, between them the generalised
+            Jensen-Shannon divergence.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of both distributions in the loss. Apart from the rollout's two temperatures.
+
+        > Parameters that control the teacher
+
+        teacher_dtype (`str`, *optional*, defaults to `"auto"`):
+            Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
+        teacher_device (`str`, *optional*):
+            Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
+            `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.
+        teacher_offload (`bool`, *optional*, defaults to `False`):
+            Keep the teacher in the CPU's memory between rollouts, so that training has the GPU for itself.
+        teacher_attn_implementation (`str`, *optional*):
+            Attention implementation of a teacher given by name.
+        teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 4 bits (bitsandbytes).
+        teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
+            Load the teacher in 8 bits (bitsandbytes).
+        teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):
+            4-bit type of the teacher: `"nf4"` or `"fp4"`.
+        teacher_use_bnb_nested_quant (`bool`, *optional*, defaults to `False`):
+            Quantise the teacher's quantisation constants too.
+
+        > Parameters that control a teacher on a vLLM server
+
+        teacher_model_server_url (`str`, *optional*):
+            Base URL of a vLLM server with the teacher, for instance `"http://localhost:8000"`. No teacher is loaded
+            then; one that is named must be the served one. Its prompts and the drafts are sent as token ids, and the
+            text and its replacements are those that the same teacher here would write.
+        loss_top_k (`int`, *optional*, defaults to `20`):
+            How many of the teacher's likeliest tokens the server returns for every token. The loss is over these and
+            one bucket for the rest. A vLLM server gives up to 20 unless started with `--max-logprobs`.
+        teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Seconds to wait for the teacher server to be up, or back after the connection was lost.
+        teacher_server_request_timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds to wait for one answer before the request is sent again.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.DistillationConfig`]:
+    > - `beta`: Defaults to `0.0` (forward KL) instead of `1.0`.
+    > - `learning_rate`: Defaults to `1e-5` instead of `1e-6`.
+    > - `num_train_epochs`: Defaults to `5` instead of `3`.
+    > - `max_completion_length`: Defaults to `4096` instead of `512`.
+    > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a loss that is not finite stops the run.
+    """
+
+    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["acceptance_kwargs"]
+
+    # Defaults that differ from the parent's
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "Total number of training epochs."})
+    max_completion_length: int | None = field(default=4096, metadata={"help": "Longest completion in tokens."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are NaN or infinite."})
+    beta: float = field(
+        default=0.0, metadata={"help": "0.0 = forward KL, 0.5 = JSD, 1.0 = reverse KL between teacher and student."}
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the loss. The rollout has two temperatures of its own."}
+    )
+
+    # Parameters that control the teacher's prompt
+    teacher_system_prompt: str | None = field(default=None, metadata={"help": "Persona of the teacher."})
+    few_shot_examples: list[Any] | str | None = field(
+        default=None, metadata={"help": "Worked examples: JSON text or the path of a JSON file of {query, answer}."}
+    )
+    knowledge_template: str = field(
+        default="[Background Knowledge]\n{privileged_context}\n\n{query}",
+        metadata={"help": "The teacher's last user turn, with {privileged_context} and {query}."},
+    )
+    max_teacher_prompt_length: int = field(
+        default=4096, metadata={"help": "Longest teacher prompt in tokens; a longer one is an error."}
+    )
+
+    # Parameters that control the rollout
+    rollout_policy: str = field(
+        default="speculative", metadata={"help": "Who writes the text.", "choices": list(ROLLOUT_POLICIES)}
+    )
+    gamma: int = field(default=20, metadata={"help": "Draft length in tokens."})
+    gamma_policy: str = field(
+        default="fixed",
+        metadata={"help": f"How the draft length goes on: {', '.join(GAMMA_POLICIES)}, FILE.py:CLASS."},
+    )
+    acceptance_rule: str = field(
+        default="top_k", metadata={"help": f"Which drafted tokens stand: {', '.join(RULES)}, FILE.py:CLASS."}
+    )
+    acceptance_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Parameters of an acceptance rule other than top_k, as JSON."}
+    )
+    accept_top_k: int = field(default=5, metadata={"help": "A draft stands among the teacher's so many likeliest."})
+    teacher_min_prob: float = field(default=0.05, metadata={"help": "Least teacher probability of a draft."})
+    student_temperature: float = field(default=0.7, metadata={"help": "Temperature at which the student drafts."})
+    teacher_temperature: float = field(default=0.7, metadata={"help": "Temperature at which the teacher verifies."})
+    verification: str = field(
+        default="parallel",
+        metadata={"help": "One teacher forward a block or a token.", "choices": list(VERIFICATIONS)},
+    )
+    compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
+    max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
+    reuse_verification: bool = field(
+        default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
+    )
+    log_rollout_blocks: bool = field(default=False, metadata={"help": "Log every drafted block."})
+    record_rollouts: int = field(
+        default=0, metadata={"help": "Record so many rollouts token by token in rollouts.jsonl, for `lupi inspect`."}
+    )
+
+    # Parameters that control the teacher
+    teacher_dtype: str = field(default="auto", metadata={"help": "Type that a teacher given by name is loaded in."})
+    teacher_device: str | None = field(default=None, metadata={"help": "Device of the teacher."})
+    teacher_offload: bool = field(
+        default=False, metadata={"help": "Keep the teacher in the CPU's memory between rollouts."}
+    )
+    teacher_attn_implementation: str | None = field(default=None, metadata={"help": "Attention of the teacher."})
+    teacher_load_in_4bit: bool = field(default=False, metadata={"help": "Load the teacher in 4 bits."})
+    teacher_load_in_8bit: bool = field(default=False, metadata={"help": "Load the teacher in 8 bits."})
+    teacher_bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "4-bit type of the teacher.", "choices": ["nf4", "fp4"]}
+    )
+    teacher_use_bnb_nested_quant: bool = field(
+        default=False, metadata={"help": "Quantise the teacher's quantisation constants too."}
+    )
+
+    # Parameters that control a teacher on a vLLM server
+    teacher_model_server_url: str | None = field(
+        default=None, metadata={"help": "Base URL of a vLLM server with the teacher."}
+    )
+    loss_top_k: int = field(default=20, metadata={"help": "Likeliest tokens that the teacher server returns."})
+    teacher_server_timeout: float = field(
+        default=240.0, metadata={"help": "Seconds to wait for the teacher server to be up, or back."}
+    )
+    teacher_server_request_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds to wait for one answer of the teacher server."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (
+            ("rollout_policy", ROLLOUT_POLICIES),
+            ("verification", VERIFICATIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
+        if self.gamma_policy not in GAMMA_POLICIES and not is_plugin(self.gamma_policy):
+            raise ValueError(
+                f"gamma_policy must be one of {list(GAMMA_POLICIES)}, or MODULE:CLASS or FILE.py:CLASS, got "
+                f"{self.gamma_policy!r}"
+            )
+        for name in ("gamma", "accept_top_k", "max_teacher_prompt_length", "max_completion_length"):
+            if getattr(self, name) is None or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_slots is not None and self.max_slots < 1:
+            raise ValueError(f"max_slots must be at least 1 or null, got {self.max_slots}")
+        if self.record_rollouts < 0:
+            raise ValueError(f"record_rollouts must not be negative, got {self.record_rollouts}")
+        if not 0.0 <= self.teacher_min_prob <= 1.0:
+            raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
+        for name in ("student_temperature", "teacher_temperature"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.temperature <= 0.0:
+            raise ValueError(f"temperature (of the loss) must be above 0, got {self.temperature}")
+        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
+            raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
+        if self.teacher_offload and (self.teacher_load_in_4bit or self.teacher_load_in_8bit):
+            raise ValueError(
+                "teacher_offload is for a teacher that is not quantised: a quantised one stays where it is"
+            )
+        for name, neutral in _UNSUPPORTED.items():
+            if getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no meaning here: the rollout samples at student_temperature "
+                    f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
+                )
+        make_gamma_policy(self.gamma_policy, self.gamma)
+        make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
+        if self.teacher_model_server_url is not None:
+            check_served_settings(self)
+        if self.use_vllm:
+            raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
+
+
+def _inherited_keys(config: type) -> str:
+    """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
+    explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
+    lines = [
+        "",
+        "    > Parameters of [`~trl.DistillationConfig`] and [`~transformers.TrainingArguments`]",
+    ]
+    for key in fields(config):
+        if key.name not in explained:
+            kind = key.type.__name__ if isinstance(key.type, type) else str(key.type).removeprefix("typing.")
+            default = "" if key.default in (None, MISSING) else f", defaults to `{key.default!r}`"
+            lines += ["", f"        {key.name} (`{kind}`, *optional*{default}):"]
+            lines.append(textwrap.indent(textwrap.fill(key.metadata["help"], 107), " " * 12))
+    return "\n".join([*lines, "    "])
+
+
+if LUPISKDConfig.__doc__:  # python -OO strips it
+    LUPISKDConfig.__doc__ += _inherited_keys(LUPISKDConfig)

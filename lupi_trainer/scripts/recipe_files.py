@@ -1,0 +1,75 @@
+"""The recipes and accelerate configurations that travel with the package."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+
+def recipes_dir() -> Path:
+    """The folder of the shipped recipes: inside an installed package, or beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    spec = importlib.util.find_spec("lupi_trainer.recipes")
+    beside = Path(__file__).parent.parent.parent / "recipes"
+    folder = Path(spec.origin).parent if spec and spec.origin else beside
+    if not folder.is_dir():
+        raise FileNotFoundError("the recipes are not installed with the package")
+    return folder
+
+
+def list_recipes() -> list[str]:
+    """Names of all shipped recipes and accelerate configurations, relative to [`recipes_dir`]."""
+    return sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path of the user's own, or the name of a shipped one (`recipes/` in front may be kept).
+
+    Raises:
+        FileNotFoundError: there is neither; the message names the nearest shipped recipes.
+    """
+    own = Path(name)
+    if own.is_file():
+        return own
+    key = name.removeprefix("recipes/")
+    if key in list_recipes():
+        return recipes_dir() / key
+    import difflib
+
+    near = difflib.get_close_matches(key, list_recipes(), 2)
+    raise FileNotFoundError(
+        f"no recipe {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; `lupi recipes ls` lists them")
+    )
+
+
+def find_accelerate_config(name: str) -> Path:
+    """An accelerate configuration: a path, or the name of a shipped one such as `zero3`.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folder = recipes_dir() / "accelerate_configs"
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in names:
+        raise FileNotFoundError(f"no accelerate configuration {name!r}: a path, or one of {', '.join(names)}")
+    return folder / f"{name}.yaml"
+
+
+def copy_recipe(name: str, destination: Path) -> Path:
+    """Copy a shipped recipe to a file or into a folder; an existing file is never overwritten.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        FileExistsError: the destination exists.
+    """
+    source = find_recipe(name)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; nothing was copied")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target

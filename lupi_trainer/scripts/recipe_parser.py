@@ -1,0 +1,187 @@
+"""Recipes: YAML files of training keys, with command-line overrides, and clear words where one cannot be read."""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+from ..publishing.credentials import is_secret_name, looks_secret, refuse_secrets, without_secrets
+
+
+# Keys that other tools or older versions use, and what they are called now.
+RENAMED = {
+    "torch_dtype": "dtype",
+    "max_seq_length": "max_length",
+    "max_new_tokens": "max_completion_length",
+    "max_prompt_length": "max_teacher_prompt_length",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "top_k": "accept_top_k",
+    "lmbda": "rollout_policy",
+    "teacher_model": "teacher_model_name_or_path",
+    "model": "model_name_or_path",
+}
+
+
+_type_hints = lru_cache(get_type_hints)
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read; the message names the file and the key."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line that can be printed, with its type where it says nothing."""
+    return without_secrets(" ".join(str(error).encode("utf-8", "replace").decode().split())) or type(error).__name__
+
+
+class RecipeParser(TrlParser):
+    """[`~trl.TrlParser`] that names what is wrong with a recipe, and the nearest known key.
+
+    Values are checked against the type of their key as command-line values are: `gamma: 2.5` is refused.
+    """
+
+    @staticmethod
+    def refuse_secret(key: str, where: str, value: Any = None) -> None:
+        """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
+        if key.replace("-", "_") in ("hub_token", "push_to_hub_token", "token"):
+            raise RecipeError(
+                f"{where}{key!r} does not belong here, where others may read it: set HF_TOKEN in the environment, or "
+                "run `hf auth login`"
+            )
+        secret = next(filter(is_secret_name, map(str, value)), "") if key == "env" and isinstance(value, dict) else ""
+        if secret or looks_secret(str(value)):
+            what = f"the variable {secret}" if secret else "what looks like a token or password"
+            raise RecipeError(
+                f"{where}{key!r} holds {what}, and others may read it here: set it in the environment of the run"
+            )
+
+    def known_keys(self) -> set[str]:
+        return {action.dest for action in self._actions} - {"help"}
+
+    @staticmethod
+    def hint(key: str, known: set[str]) -> str:
+        """What an unknown key may have been meant to be, as the end of a message."""
+        near = [RENAMED[key]] if RENAMED.get(key) in known else difflib.get_close_matches(key, known, 1)
+        return f"; did you mean {near[0]!r}?" if near else ""
+
+    def check_kind(self, path: str, key: str, value: Any) -> None:
+        """Whether a value is of a kind that its key can take: one value, a list, a mapping, or null.
+
+        Raises:
+            RecipeError: it is not; the message names file and key.
+        """
+        hints = map(_type_hints, self.dataclass_types)
+        hint = next((hints[key] for hints in hints if key in hints), Any)
+        kinds = {get_origin(kind) or kind for kind in (get_args(hint) if _is_union(hint) else (hint,))}
+        kind = next((kind for kind in (list, dict, type(None)) if isinstance(value, kind)), None)
+        if kind is None and not isinstance(value, (str, bool, int, float)):
+            raise RecipeError(f"{path}: {key!r} is read as a {type(value).__name__}; put it into quotes, as text")
+        if isinstance(value, float) and math.isnan(value):
+            raise RecipeError(f"{path}: {key!r} is not a number")
+        if kind is not None and not {kind, Any, object} & kinds:
+            takes = "a list" if list in kinds else "a mapping" if dict in kinds else "one value"
+            raise RecipeError(f"{path}: {key!r} takes {takes}, got {'null' if value is None else repr(value)}")
+
+    def read_recipe(self, path: str | Path) -> dict:
+        """The mapping in a recipe file, every key of it known.
+
+        Raises:
+            RecipeError: no such file, not YAML, not a mapping, an unknown key, or a list where one value belongs.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise RecipeError(f"no such recipe: {path} (`lupi recipes ls` lists the shipped ones)")
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise RecipeError(f"{path} is not valid YAML: {one_line(error)}") from error
+        if not isinstance(recipe, dict):
+            raise RecipeError(f"{path} must be a mapping of keys to values, found {type(recipe).__name__}")
+        known = self.known_keys() | {"env"}
+        for key in recipe:
+            self.refuse_secret(str(key), f"{path}: ", recipe[key])
+            if key not in known:
+                raise RecipeError(f"{path}: unknown key {key!r}{self.hint(str(key), known)}")
+        if not isinstance(recipe.get("env") or {}, dict):
+            raise RecipeError(f"{path}: `env` must be a mapping of variable names to values")
+        return recipe
+
+    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:
+        """Dataclasses from command-line arguments; `--config FILE` (or `--config=FILE`) gives the defaults.
+
+        Raises:
+            RecipeError: as [`read_recipe`].
+        """
+        args, variables, where = list(args), {}, ""
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        if "--config" in args:
+            at = args.index("--config")
+            if at + 1 == len(args):
+                raise RecipeError("--config needs the path of a recipe")
+            recipe, where = self.read_recipe(args[at + 1]), f"{args[at + 1]}: "
+            for action in self._actions:
+                value = recipe.get(action.dest)
+                if action.dest in recipe:
+                    self.check_kind(args[at + 1], action.dest, value)
+                if isinstance(value, (bool, int, float)):
+                    # given as text, argparse checks it against the key's type and choices
+                    recipe[action.dest] = str(value)
+                if action.choices and value is not None and value not in action.choices:
+                    raise RecipeError(
+                        f"{args[at + 1]}: {action.dest!r} must be one of {list(action.choices)}, got {value!r}"
+                    )
+            variables = self._variables(recipe.pop("env", None) or {}, args[at + 1])
+            self.set_defaults_with_config(**recipe)
+            del args[at : at + 2]
+        options = {option for action in self._actions for option in action.option_strings}
+        name = ""
+        for arg in args:
+            if not arg.startswith("--"):
+                self.refuse_secret(name.removeprefix("--"), "option ", arg)
+                continue
+            name, _, value = arg.partition("=")
+            self.refuse_secret(name.removeprefix("--"), "option ", value)
+            if name not in options:
+                key = name.removeprefix("--").replace("-", "_")
+                raise RecipeError(f"unknown option {name}{self.hint(key, self.known_keys())}")
+        before = dict(os.environ)
+        os.environ.update(variables)
+        try:
+            parsed = super().parse_args_and_config(args, **kwargs)
+            for arguments in parsed:
+                refuse_secrets(arguments)
+        except BaseException as error:
+            os.environ.clear()  # what is refused leaves nothing behind
+            os.environ.update(before)
+            if isinstance(error, RecipeError) or not isinstance(error, Exception):
+                raise
+            # the checks of the configurations: those of this package, and those of the libraries they extend
+            # which of the two a bad value is from cannot be told, so the recipe is named where there is nothing else
+            raise RecipeError(("" if args else where) + one_line(error)) from error
+        return parsed
+
+    @staticmethod
+    def _variables(env: dict, where: str) -> dict[str, str]:
+        """The environment variables that a recipe sets, as text."""
+        for name, value in env.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise RecipeError(f"{where}: `env` names no variable by {name!r}")
+            if isinstance(value, (dict, list)) or "\0" in str(value):
+                raise RecipeError(f"{where}: the variable {name} in `env` must be one value")
+        return {name: str(value) for name, value in env.items()}
+
+    def error(self, message: str):
+        raise RecipeError(f"{message}")

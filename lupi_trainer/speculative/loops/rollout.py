@@ -1,0 +1,92 @@
+"""SKD rollouts: the student writes, the privileged teacher corrects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...teachers.remote import RemoteTeacher
+from ..rules.acceptance import AcceptanceRule, TopK
+from ..runners.attention import ragged_attention
+from ..runners.lockstep import Lockstep
+from ..runners.packed_weights import packed_weights
+from ..runners.support import evaluating
+from .request import make_request
+from .results import Rollout
+from .skd import Engine
+
+
+DEFAULT_RULE = TopK(k=5, min_prob=0.05)
+
+
+def skd_rollout(
+    student,
+    teacher,
+    student_prompt_ids: list[list[int]],
+    teacher_prompt_ids: list[list[int]],
+    *,
+    max_new_tokens: int,
+    gamma: int = 20,
+    gamma_policy="fixed",
+    acceptance: AcceptanceRule = DEFAULT_RULE,
+    student_temperature: float = 0.7,
+    teacher_temperature: float = 0.7,
+    eos_token_id: int | list[int] | None = None,
+    seed: int = 0,
+    row_ids: list[int] | None = None,
+    max_slots: int | None = None,
+    verification: str = "parallel",
+    compile: bool = False,
+    on_block=None,
+    on_round=None,
+    trace_rows: Sequence[int] = (),
+    vocab_size: int | None = None,
+    return_teacher_hidden: bool = False,
+    lockstep: Lockstep | None = None,
+) -> Rollout:
+    """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
+
+    Every token is drawn from the student; one that the teacher's rule does not accept is dropped and drawn from the
+    full teacher distribution. The result is a pure function of the models, prompts, rule, temperatures, `seed` and
+    `row_ids`: every other argument changes the speed alone.
+
+    Args:
+        student, teacher: causal language models of transformers (or a PeftModel, or `AdapterDisabled` of one), on any
+            device and in any dtype; logits are compared in float32, over the first columns that both have. The teacher
+            may be a `RemoteTeacher`, whose likeliest tokens are all that is known of it: then `acceptance` must be
+            a `TopK` within them (or accept all, or none), and nothing is compiled.
+        student_prompt_ids, teacher_prompt_ids: B ragged lists of token ids; the same text completes row i of both.
+        max_new_tokens: the longest completion, in tokens.
+        gamma: the draft length, in tokens; where a policy chooses it, the longest.
+        gamma_policy: "fixed", "adaptive", "goodput", or a policy object.
+        acceptance: the rule under which a drafted token stands. `AcceptNone()`: the teacher writes alone, and the
+            student is not run, unless drafts are asked for (`on_block`, `trace_rows`, `lockstep`, a remote teacher).
+        student_temperature, teacher_temperature: at 0 the largest logit wins.
+        eos_token_id: tokens that end a row; the one that did is kept.
+        seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
+        max_slots: how many rows run at a time; the others take the places of those that have ended.
+        verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
+        compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
+            graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
+        on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
+            `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
+        on_round: called with the `RolloutStats` so far after every round; reads nothing more.
+        trace_rows: rows (0 to B-1) to be recorded token by token in `Rollout.traces`.
+        vocab_size: use only the first so many columns of the logits.
+        return_teacher_hidden: keep what the teacher's lm_head read at every completion token; of a remote teacher, the
+            likeliest tokens that it returned.
+        lockstep: where weights are sharded over processes, and each has rows of its own: keeps their numbers of
+            forwards equal.
+
+    Raises:
+        ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
+    """
+    request = make_request(
+        student, teacher, student_prompt_ids, teacher_prompt_ids, max_new_tokens=max_new_tokens, gamma=gamma,
+        gamma_policy=gamma_policy, acceptance=acceptance,
+        student_temperature=student_temperature, teacher_temperature=teacher_temperature, eos_token_id=eos_token_id,
+        seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
+        return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile, lockstep=lockstep,
+    )  # fmt: skip
+    models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
+    with evaluating(*models), ragged_attention(*models), packed_weights(*models):
+        return Engine(student, teacher, request, on_block, on_round).run()

@@ -1,0 +1,200 @@
+"""Which drafted tokens stand: the teacher's rules.
+
+A rule judges every drafted token from the teacher's logits at its place. A rule with a memory keeps it as one row of
+numbers for each sequence; since all tokens before the first rejection of a block were accepted, the memory before each
+place of a block is known in advance, and judging a block at once or token by token is the same thing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from .logits import distribution, probability, rank
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a rule may look at, for Q consecutive drafted tokens of B rows."""
+
+    teacher_logits: torch.Tensor  # [B, Q, V] float32, before temperature
+    draft: torch.Tensor  # [B, Q] int64
+    teacher_temperature: float
+    student_logits: torch.Tensor | None = None  # [B, Q, V] float32, before temperature; where the rule asks for it
+    student_temperature: float = 1.0
+    state: torch.Tensor | None = None  # [B, Q, S] float64, the memory before each place; where the rule has one
+
+
+class AcceptanceRule(Protocol):
+    """What the engine needs of a rule; rules without a memory have `state_size` 0."""
+
+    state_size: int
+    needs_student_logits: bool
+
+    def initial_state(self) -> list[float]:
+        """The memory of a new row, `state_size` numbers."""
+
+    def next_state(self, state: torch.Tensor, accepted: bool) -> torch.Tensor:
+        """state [..., S] float64 -> [..., S], the memory after one more token was accepted or rejected."""
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        """Returns [B, Q] bool: the tokens that stand, each as if all before it in the block stood."""
+
+
+class Memoryless:
+    """Base of the rules that judge every token by itself."""
+
+    state_size = 0
+    needs_student_logits = False
+
+    def initial_state(self) -> list[float]:
+        return []
+
+    def next_state(self, state: torch.Tensor, accepted: bool) -> torch.Tensor:
+        return state
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+@dataclass(frozen=True)
+class TopK(Memoryless):
+    """A token stands while fewer than `k` teacher logits are larger and its teacher probability is `min_prob` or more.
+
+    The probability is taken at the teacher's temperature. Source: arXiv 2410.11325, algorithm 1 (top-k membership).
+    """
+
+    k: int = 5
+    min_prob: float = 0.05
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}")
+        _check_share("min_prob", self.min_prob)
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        stands = rank(judged.teacher_logits, judged.draft) < self.k
+        if self.min_prob > 0:
+            stands &= probability(judged.teacher_logits, judged.draft, judged.teacher_temperature) >= self.min_prob
+        return stands
+
+
+@dataclass(frozen=True)
+class AcceptNone(Memoryless):
+    """No drafted token stands, so none is drafted: the teacher writes every token (supervised distillation)."""
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        return torch.zeros_like(judged.draft, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class AdaptiveTopK:
+    """Top-k membership with a k for each row and place: tight where the teacher is sure or the student does well.
+
+    The row's k starts at `k`. After every token the moving average of success is updated, `ema = decay * ema + (1 -
+    decay) * accepted`; k falls by `step` while it is above `r_plus` and rises by `step` while it is below `r_minus`.
+    At each place the teacher's normalised entropy H in [0, 1] shifts it: `clip(round(k) + round(s * (2 * H - 1)),
+    k_min, k_max)`. `min_prob` is as in `TopK`; it is 0 here because at most 1 / min_prob tokens can pass it.
+    """
+
+    k: float = 25.0
+    k_min: int = 1
+    k_max: int = 50
+    r_plus: float = 0.9
+    r_minus: float = 0.7
+    decay: float = 0.9
+    step: float = 0.5
+    s: float = 2.0
+    min_prob: float = 0.0
+
+    state_size = 2  # moving average of success, k
+    needs_student_logits = False
+
+    def __post_init__(self):
+        if not 1 <= self.k_min <= self.k <= self.k_max:
+            raise ValueError(f"1 <= k_min <= k <= k_max must hold, got {self.k_min}, {self.k}, {self.k_max}")
+        if not self.r_minus <= self.r_plus:
+            raise ValueError(f"r_minus must not be above r_plus, got {self.r_minus} and {self.r_plus}")
+        for name in ("r_plus", "r_minus", "decay", "min_prob"):
+            _check_share(name, getattr(self, name))
+        for name in ("step", "s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def initial_state(self) -> list[float]:
+        return [(self.r_plus + self.r_minus) / 2, float(self.k)]
+
+    def next_state(self, state: torch.Tensor, accepted: bool) -> torch.Tensor:
+        ema = self.decay * state[..., 0] + (1 - self.decay) * float(accepted)
+        change = (ema < self.r_minus).to(ema.dtype) - (ema > self.r_plus).to(ema.dtype)
+        k = (state[..., 1] + self.step * change).clamp(self.k_min, self.k_max)
+        return torch.stack([ema, k], -1)
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        chances = distribution(judged.teacher_logits, judged.teacher_temperature)
+        entropy = torch.special.entr(chances).sum(-1) / math.log(chances.shape[-1])
+        shift = (self.s * (2 * entropy - 1)).round()
+        k = (judged.state[..., 1].round() + shift).clamp(self.k_min, self.k_max)
+        stands = rank(judged.teacher_logits, judged.draft) < k
+        if self.min_prob > 0:
+            stands &= chances.gather(-1, judged.draft[..., None])[..., 0] >= self.min_prob
+        return stands
+
+
+@dataclass(frozen=True)
+class TopP(Memoryless):
+    """A token stands while the teacher's more likely tokens together have less than `p` of the probability."""
+
+    p: float = 0.9
+
+    def __post_init__(self):
+        _check_share("p", self.p)
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        chances = distribution(judged.teacher_logits, judged.teacher_temperature)
+        larger = judged.teacher_logits > judged.teacher_logits.gather(-1, judged.draft[..., None])
+        return (chances * larger).sum(-1) < (self.p if self.p < 1 else math.inf)
+
+
+@dataclass(frozen=True)
+class RelativeProbability(Memoryless):
+    """A token stands while its teacher probability is at least `ratio` times the largest one."""
+
+    ratio: float = 0.1
+
+    def __post_init__(self):
+        _check_share("ratio", self.ratio)
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        below = judged.teacher_logits.amax(-1) - judged.teacher_logits.gather(-1, judged.draft[..., None])[..., 0]
+        if judged.teacher_temperature == 0:
+            return (below == 0) | (self.ratio == 0)
+        return (-below / judged.teacher_temperature).exp() >= self.ratio
+
+
+@dataclass(frozen=True)
+class JensenShannon(Memoryless):
+    """The student writes while its distribution is near the teacher's: Jensen-Shannon divergence <= `tau` nats.
+
+    Both are taken at their own temperatures; whichever token was drafted does not matter. The divergence lies in
+    [0, log 2].
+    """
+
+    tau: float = 0.2
+
+    needs_student_logits = True
+
+    def __post_init__(self):
+        if not self.tau >= 0:
+            raise ValueError(f"tau must not be negative, got {self.tau}")
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        p = distribution(judged.teacher_logits, judged.teacher_temperature)
+        q = distribution(judged.student_logits, judged.student_temperature)
+        entropy = [torch.special.entr(x).sum(-1) for x in ((p + q) / 2, p, q)]
+        return (entropy[0] - (entropy[1] + entropy[2]) / 2).clamp(0, math.log(2)) <= self.tau

@@ -1,0 +1,158 @@
+"""What a rollout asks of its models, as plain functions of a model and its cache, and how they are compiled.
+
+They are module-level functions on purpose: what `torch.compile` made of them outlives a rollout, so the next one of
+the same shapes runs at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._higher_order_ops.while_loop import while_loop
+
+from ..rules.logits import is_distribution
+from ..rules.noise import STUDENT, sample
+
+
+_GRAPHS = 64  # shapes that one step may be compiled for
+_BACKEND = "inductor"
+
+_refused: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> functions that could not be compiled
+_opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for hidden states before
+
+
+@functools.cache
+def span(number: int) -> torch.Tensor:
+    """A number as the length of a tensor: one graph serves them all, where the number itself would be compiled in."""
+    spanned = torch.empty(number + 2, dtype=torch.bool)  # lengths of 0 and 1 would be compiled in, too
+    torch._dynamo.maybe_mark_dynamic(spanned, 0)
+    return spanned
+
+
+def any_shape(*tensors: torch.Tensor) -> None:
+    """Lets one graph serve all batch sizes and widths of these tensors, but for 1."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+
+
+def _number(spanned: int | torch.Tensor) -> int:
+    return spanned if isinstance(spanned, int) else spanned.shape[0] - 2
+
+
+def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
+    """tokens [A, Q] at offsets [A] -> (logits [A, Q, V] float32, what lm_head read [A, Q, H] or None).
+
+    For a single row `offsets` may be an int. `visible`: how many slots attention looks at, or their `span`.
+    """
+    if isinstance(offsets, int):
+        positions = cache.seek_alone(offsets, tokens.shape[1], tokens.device)
+    else:
+        positions = cache.seek(offsets, tokens.shape[1], _number(visible))
+    out = model(
+        input_ids=tokens,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=keep_hidden,
+    )
+    return out.logits[..., :vocab_size].float(), out.hidden_states[-1] if keep_hidden else None
+
+
+def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions):
+    """tokens [A, 1] at offsets [A] -> (the student's next token [A, 1], its logits [A, V] float32)."""
+    logits = read(model, cache, tokens, offsets, visible, vocab_size, False)[0][:, -1]
+    return sample(logits, temperature, keys, positions, STUDENT)[:, None], logits
+
+
+def draft(
+    model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions, step=write
+):  # fmt: skip
+    """tokens [A, 1] at offsets [A] -> the tokens [A, steps] that the student writes from there on.
+
+    Also which of them it drew from a distribution [A, steps] bool; its logits [A, steps, V] if `keep` is true, those
+    of the rows `keep` [P] if it is a tensor, else None; and the last token [A, 1]. `steps` may be a number or its
+    `span`. Compiled, one graph holds the whole loop, and `keep` is no tensor.
+    """
+    if torch.compiler.is_compiling():
+        return _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions)
+    drafts, sound, kept = [], [], []
+    for i in range(_number(steps)):
+        given = offsets + i, visible, vocab_size, temperature, keys, positions + i
+        tokens, logits = step(model, cache, tokens, *given)
+        drafts.append(tokens)
+        sound.append(is_distribution(logits))
+        if keep is not False:
+            kept.append(logits if keep is True else logits[keep])
+    return torch.cat(drafts, 1), torch.stack(sound, 1), torch.stack(kept, 1) if kept else None, tokens
+
+
+def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions):
+    """What `draft` does, as `torch.compile` sees it."""
+    rows, steps, device = tokens.shape[0], _number(steps), tokens.device
+    drafts = torch.zeros(rows, steps, dtype=torch.long, device=device)
+    sound = torch.zeros(rows, steps, dtype=torch.bool, device=device)
+    kept = torch.zeros(rows, steps, vocab_size, device=device) if keep else None
+    end = torch.full((), steps, device=device)
+
+    def going_on(token, i):
+        return i < end
+
+    def one(token, i):
+        given = offsets + i, visible, vocab_size, temperature, keys, positions + i
+        token, logits = write(model, cache.twin(), token, *given)
+        drafts.index_copy_(1, i[None], token)
+        sound.index_copy_(1, i[None], is_distribution(logits)[:, None])
+        if keep:
+            kept.index_copy_(1, i[None], logits[:, None])
+        return token.clone(), i + 1
+
+    # a loop of whose results none is used would be left out, whatever it has written elsewhere
+    last, _ = while_loop(going_on, one, (tokens.clone(), torch.zeros((), dtype=torch.long, device=device)))
+    return drafts, sound, kept, last
+
+
+@functools.cache
+def _compiled(function):
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=_BACKEND)
+
+
+def _open(model) -> None:
+    """Lets transformers install what collects hidden states; it does so under a lock, which cannot be traced."""
+    if model not in _opened:
+        device = model.get_input_embeddings().weight.device
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        model(input_ids=token, use_cache=False, output_hidden_states=True)
+        _opened.add(model)
+
+
+def call(function, model, *args, compile: bool):
+    """Calls `function(model, *args)`, compiled if wanted; where that fails, says so and runs it as it is."""
+    if not compile or function in _refused.get(model, ()):
+        return function(model, *args)
+    _open(model)
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
+            return _compiled(function)(model, *args)
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        _refused.setdefault(model, set()).add(function)
+        instead = "drafts in single compiled steps" if function is draft else "runs without compilation"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        warnings.warn(
+            f"compile=True: {type(model).__name__} {instead} from here on, because torch.compile failed "
+            f"({type(error).__name__}: {reason})",
+            RuntimeWarning,
+        )
+        return function(model, *args)
+
+
+def compiled_write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions):
+    """`write`, compiled; with a `span` of visible slots, for all batches."""
+    if isinstance(visible, torch.Tensor):
+        any_shape(tokens, offsets, keys, positions)
+    return call(
+        write, model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions, compile=True
+    )  # fmt: skip

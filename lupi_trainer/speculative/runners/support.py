@@ -1,0 +1,102 @@
+"""What the engine must know of a model before it runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from ...teachers.self_taught import AdapterDisabled
+
+
+_ROLLS_BACK = {"full_attention", "sliding_attention"}
+
+
+def base_model(model):
+    """The transformers model inside a wrapper (`AdapterDisabled`, a PeftModel), or the model itself."""
+    if isinstance(model, AdapterDisabled):
+        model = model.peft_model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def active(model) -> Iterator:
+    """Yields the module to call, as it is to be seen: a PeftModel without its adapter, or the model itself."""
+    with model.peft_model.disable_adapter() if isinstance(model, AdapterDisabled) else nullcontext():
+        yield model.peft_model if isinstance(model, AdapterDisabled) else model
+
+
+def text_config(model):
+    """The configuration of the language model (multimodal configurations hold it one level down)."""
+    return base_model(model).config.get_text_config(decoder=True)
+
+
+def usable_positions(model) -> int | None:
+    """The longest text, in tokens, that a model reads with one set of rotary frequencies; None: it does not say.
+
+    With `longrope`, one row that is longer than the model's original length changes the frequencies of all.
+    """
+    config = text_config(model)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
+    rooms = [getattr(config, "max_position_embeddings", None)]
+    rooms += [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _obstacle(inner, config) -> str | None:
+    """What keeps a model from rollouts, as the rest of a sentence; None: nothing that is known."""
+    strange = sorted(set(getattr(config, "layer_types", None) or ()) - _ROLLS_BACK)
+    known = " or ".join(sorted(_ROLLS_BACK))
+    if strange == ["chunked_attention"]:
+        return f" has layers of chunked_attention; rollouts are made for those of {known}"
+    if getattr(inner, "_is_stateful", False) or strange:
+        kinds = f" (layer types {', '.join(strange)})" if strange else ""
+        return (
+            f"{kinds} keeps a state that rejected tokens cannot be removed from; drafting and verifying need layers "
+            f"of {known}"
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        return " has layers that share keys and values, which the cache of a rollout does not"
+    if config.model_type == "gpt_neo" and "local" in config.attention_layers:
+        return " has layers of local attention, whose masks know nothing of rows of different lengths"
+    if config.model_type == "falcon" and config.alibi:
+        return " has ALiBi, which it computes for rows of one length"
+    return None
+
+
+def require_support(model, role: str) -> None:
+    """Raises ValueError, with the model's name, where a rollout could not be right: rejected tokens that cannot be
+    taken back, a virtual prompt, an adapter that cannot be switched off without changing weights."""
+    inner = base_model(model)
+    obstacle = _obstacle(inner, text_config(model))
+    if obstacle is not None:
+        raise ValueError(f"the {role} {type(inner).__name__}{obstacle}")
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        if adapter.is_prompt_learning:
+            raise ValueError(
+                f"the {role}'s adapter {name!r} ({type(adapter).__name__}) puts virtual tokens before the prompt, "
+                "which rollouts do not support; LoRA and its kin work"
+            )
+    if isinstance(model, AdapterDisabled):
+        merged = {name for module in inner.modules() for name in getattr(module, "merged_adapters", ())}
+        if merged:
+            raise ValueError(
+                f"the {role} is AdapterDisabled of {type(inner).__name__}, whose adapter {', '.join(sorted(merged))} "
+                "is merged into its weights; call unmerge_adapter() first"
+            )
+
+
+@contextmanager
+def evaluating(*models) -> Iterator[None]:
+    """Puts the models in eval mode, and each of their modules back as it was; gradients are off inside."""
+    modules = {id(m): (m, m.training) for model in models for m in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modules.values():
+            module.training = training

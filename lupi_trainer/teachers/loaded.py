@@ -1,0 +1,143 @@
+"""The teacher of a run: loaded, placed, frozen, and checked against the student's vocabulary."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import deepspeed
+
+from ..lab import resolve_model
+from ..models.loading import SAFE_WEIGHTS
+from ..models.vocabulary import tokenizer_beside
+
+
+def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
+    """The teacher's own quantisation, apart from the student's."""
+    if args.teacher_load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if args.teacher_load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+            bnb_4bit_quant_type=args.teacher_bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=args.teacher_use_bnb_nested_quant,
+        )
+    return None
+
+
+def paired_device(local_rank: int, local_processes: int, gpus: int) -> str:
+    """The teacher's GPU where every process of a machine has two: process i has GPU i, its teacher GPU n + i.
+
+    With the visible GPUs in the order 0, 2, 4, ..., 1, 3, 5, ... (`gpu_ids` of `paired_gpu.yaml`) these are the
+    neighbours 2i and 2i + 1.
+
+    Raises:
+        ValueError: fewer than two GPUs a process.
+    """
+    if gpus < 2 * local_processes:
+        raise ValueError(
+            f"teacher_device: paired wants two GPUs for each of {local_processes} processes, but {gpus} are visible: "
+            f"start {gpus // 2} processes (`num_processes`), or put the teacher elsewhere"
+        )
+    return f"cuda:{local_processes + local_rank}"
+
+
+def teacher_place(name: str | None, device: torch.device) -> torch.device:
+    """Where the teacher goes.
+
+    Args:
+        name: `None` (beside the student), a device, or `"paired"`.
+        device: the student's.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    gpus = torch.cuda.device_count()
+    if not name:
+        return device
+    if name == "paired":
+        name = paired_device(int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), gpus)
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"teacher_device={name!r} is no device: {error}") from error
+    if place.type == "cuda" and (place.index or 0) >= gpus:
+        raise ValueError(f"teacher_device={name!r}, but {gpus} GPUs are visible")
+    return place
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Inside, ZeRO-3 does not share out the weights of models that are loaded: a teacher is whole on every process."""
+    if not deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    config = deepspeed._hf_deepspeed_config_weak_ref()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
+
+
+def require_whole(model: nn.Module, role: str) -> None:
+    """Raises ValueError if ZeRO-3 has shared out the model's weights, which no engine gathers for it."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            f"ZeRO-3 shares out the weights of the {role}, since it was loaded after the training arguments were "
+            "made: pass its name or path instead, or load it before"
+        )
+
+
+def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device) -> PreTrainedModel:
+    """The frozen teacher on its device.
+
+    Args:
+        teacher: a name or path (loaded as the `teacher_*` keys say), or a model (placed, otherwise as it is).
+        args: the run's configuration, with the `teacher_*` keys of `LUPISKDConfig` or `KDLoRAConfig`.
+        device: where the teacher goes unless `args.teacher_device` says otherwise.
+
+    Raises:
+        ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already, or one whose
+            weights ZeRO-3 shares out.
+    """
+    place = teacher_place(args.teacher_device, device)
+    if place != device:
+        # started without a launcher, the Trainer would copy the student to every visible GPU, the teacher's too
+        args._n_gpu = min(args.n_gpu, 1)
+    device = place
+    if isinstance(teacher, str):
+        dtype = args.teacher_dtype
+        if dtype != "auto":
+            dtype = getattr(torch, dtype, None)
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"teacher_dtype must be 'auto' or a torch dtype, got {args.teacher_dtype!r}")
+        quantized = quantization_config(args, dtype)
+        kwargs = SAFE_WEIGHTS | {"dtype": dtype, "revision": args.teacher_model_revision}
+        kwargs["trust_remote_code"] = args.trust_remote_code
+        if args.teacher_attn_implementation is not None:
+            kwargs["attn_implementation"] = args.teacher_attn_implementation
+        if quantized is not None:
+            kwargs |= {"quantization_config": quantized, "device_map": {"": device}}
+        kwargs |= args.teacher_model_init_kwargs or {}
+        with whole_weights():
+            teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **kwargs)
+    else:
+        keys = ("teacher_model_init_kwargs", "teacher_load_in_4bit", "teacher_load_in_8bit")
+        given = [key for key in keys if getattr(args, key)]
+        if given:
+            raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
+        require_whole(teacher, "teacher")
+    teacher.requires_grad_(False)
+    if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
+        teacher = teacher.to(device)
+    return teacher.eval()
+
+
+def load_teacher_tokenizer(teacher: str, args: Any):
+    """The tokenizer beside a teacher given by name, or `None` where a local folder holds none."""
+    return tokenizer_beside(teacher, args.teacher_model_revision, args.trust_remote_code)

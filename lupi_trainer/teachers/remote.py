@@ -1,0 +1,72 @@
+"""A teacher that is asked, not run: what the engine needs of one, wherever it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+
+MOST_ASKED = 128  # tokens in one question about tokens that were not returned
+
+
+Top = tuple[list[int], list[float]]  # token ids and their natural log-probabilities, falling
+
+
+class RemoteError(RuntimeError):
+    """A question that a teacher did not answer as it should. `place` is set by the teacher, `row` by the engine.
+
+    Attributes:
+        place: which of the texts asked about it is, where it is about one.
+        row: which of the rollout's rows that is.
+    """
+
+    place: int | None = None
+    row: int | None = None
+
+
+@dataclass
+class RemoteStats:
+    """What asking a teacher has cost since it was connected."""
+
+    requests: int = 0
+    retries: int = 0
+    asked_tokens: int = 0  # tokens whose log-probability was asked for after all, to draw a replacement
+    normaliser_error: float = 0.0  # largest possible relative error of a probability at the teacher's temperature
+
+
+class RemoteTeacher(ABC):
+    """What the engine needs of a teacher behind a wire. Log-probabilities are natural ones, at temperature 1.
+
+    vocab_size: token ids that count; others that it may return are left out. top_k: how many of the likeliest tokens
+    it returns. max_length: the longest text that it can be asked about, in tokens. name: the model's.
+    """
+
+    name = ""
+
+    def __init__(self, vocab_size: int, top_k: int, max_length: int | None = None):
+        self.vocab_size, self.top_k, self.max_length = vocab_size, min(top_k, vocab_size), max_length
+        self.stats = RemoteStats()
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Its vocabulary, length and name where a model has them."""
+        return PreTrainedConfig(
+            vocab_size=self.vocab_size, max_position_embeddings=self.max_length, name_or_path=self.name
+        )
+
+    def begin(self) -> None:  # noqa: B027
+        """Called once before every rollout: where it can be seen that another model answers by now, it is said.
+
+        Raises:
+            RemoteError: another model answers.
+        """
+
+    @abstractmethod
+    def score(self, texts: list[list[int]], counts: list[int]) -> list[list[Top]]:
+        """For each text, what may follow each of its last `counts[i]` tokens: so many lists of likeliest tokens."""
+
+    @abstractmethod
+    def logprobs(self, texts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+        """For each text, the log-probabilities that up to `MOST_ASKED` tokens of choice have after it."""

@@ -1,0 +1,208 @@
+"""What follows a text, asked of a vLLM server over `/v1/completions`.
+
+There are two ways to ask, and they give the same numbers. With `prompt_logprobs` one prompt answers for all drafted
+tokens, but vLLM then reads all of it again and returns the likeliest tokens of every place in it, so this is for short
+texts. Else every drafted token ends a prompt of its own, and one more token is asked for: these prompts share all but
+their ends, which the server's prefix cache holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
+
+from ..teachers.remote import MOST_ASKED, RemoteTeacher
+from .wire import OneTextFails, TeacherServerError, Wire
+
+
+_SHORT = 6  # tokens of text for each place asked about, up to which `prompt_logprobs` is faster (measured)
+_IN_FLIGHT = 32  # requests at the same time
+_PROBE_TOKENS = 48
+
+
+class TeacherServer(RemoteTeacher):
+    """The teacher behind an address, as `skd_rollout` and [`LUPISKDTrainer`] take it.
+
+    Args:
+        url: base address of a vLLM server, such as `"http://gpu-2:8000"`. If it wants a key, that is taken from the
+            environment variable `VLLM_API_KEY`.
+        tokenizer: the student's tokenizer, which must be the served model's too.
+        model: name of the served model. Needed where the server has several; where it has one, that must be it.
+        vocab_size: token ids that count; `len(tokenizer)` unless given.
+        top_k: how many likeliest tokens are returned for each place (a vLLM server gives up to 20 unless started with
+            `--max-logprobs`).
+        timeout: seconds to wait for the server to be up, or back.
+        request_timeout: seconds to wait for one answer before the request is sent again.
+
+    Raises:
+        TeacherServerError: nobody answers in time, or not as vLLM does; the model, its vocabulary, its tokenizer or
+            its probabilities are not what they should be, now or later: every rollout begins with a look at that.
+        ValueError: an address that cannot be right.
+    """
+
+    def __init__(self, url: str, tokenizer, *, model: str | None = None, vocab_size: int | None = None,
+                 top_k: int = 20, timeout: float = 240.0, request_timeout: float = 120.0):  # fmt: skip
+        super().__init__(vocab_size or len(tokenizer), top_k)
+        self._wire = Wire(url, timeout, request_timeout, self.stats)
+        self.url = self._wire.url
+        self._pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="teacher-server")
+        card = self._wire.patiently(lambda: self._card(model))
+        self.name = card["id"]
+        self.max_length = card["max_model_len"] - 1  # it writes one token more
+        self._probe = _probe_text(tokenizer)
+        self._wire.patiently(lambda: self._check_tokenizer(tokenizer))
+        self._fingerprint = self._wire.patiently(self._look)
+
+    # What the engine asks
+
+    def begin(self) -> None:
+        self._wire.patiently(self._check_same)
+
+    def score(self, texts: list[list[int]], counts: list[int]):
+        return self._all(self._score, texts, counts)
+
+    def logprobs(self, texts: list[list[int]], tokens: list[list[int]]):
+        return self._all(self._logprobs, texts, tokens)
+
+    def _all(self, ask: Callable, *columns) -> list:
+        """One request a row, many in flight at once; where one fails for good, the others are given up."""
+        given_up = threading.Event()
+        futures = [
+            self._pool.submit(self._wire.patiently, lambda row=row: ask(*row), self._check_same, given_up)
+            for row in zip(*columns)
+        ]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for place, future in enumerate(futures):
+                if future in done and (error := future.exception()) is not None:
+                    if isinstance(error, OneTextFails):
+                        error.place = place
+                    raise error
+            return [future.result() for future in futures]
+        finally:
+            given_up.set()  # the process would wait for those that try again before it ends
+            for future in futures:
+                future.cancel()
+
+    def _score(self, text: list[int], count: int):
+        return self._by_prompt(text, count) if len(text) <= _SHORT * count else self._by_prefixes(text, count)
+
+    def _by_prompt(self, text: list[int], count: int):
+        # the last token of the prompt is not looked at, only what might have stood there
+        choice = self._complete([*text, text[-1]], prompt_logprobs=self.top_k)[0]
+        places = choice["prompt_logprobs"][-count:]
+        return [self._top({int(i): entry["logprob"] for i, entry in place.items()}) for place in places]
+
+    def _by_prefixes(self, text: list[int], count: int):
+        prefixes = [text[: len(text) - i] for i in reversed(range(count))]
+        return [self._top(_by_id(choice)) for choice in self._complete(prefixes, logprobs=self.top_k)]
+
+    def _logprobs(self, text: list[int], tokens: list[int]) -> list[float]:
+        values = _by_id(self._complete(text, logprobs=1, logprob_token_ids=tokens)[0])
+        if not values.keys() >= set(tokens):
+            raise TeacherServerError(f"{self.url} does not know logprob_token_ids: a newer vLLM is needed")
+        return [values[token] for token in tokens]
+
+    def _top(self, values: dict[int, float]):
+        """The likeliest `top_k`, falling."""
+        if not all(value <= 1e-3 for value in values.values()):  # NaN is not, either
+            wrong = next(value for value in values.values() if not value <= 1e-3)
+            raise OneTextFails(
+                f"{self.url} returned {wrong} as a log-probability: the served model computes NaN, or "
+                "the server was started with another --logprobs-mode than raw_logprobs"
+            )
+        ids = sorted(values, key=values.get, reverse=True)[: self.top_k]
+        return ids, [values[i] for i in ids]
+
+    def _complete(self, prompt, **options) -> list[dict[str, Any]]:
+        body = {"model": self.name, "prompt": prompt, "max_tokens": 1, "temperature": 0, **options}
+        if "logprobs" in options:
+            body["return_tokens_as_token_ids"] = True
+        return sorted(self._wire.send("POST", "/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+
+    # Is it the right model?
+
+    def _card(self, wanted: str | None) -> dict[str, Any]:
+        """What `/v1/models` says of the model to ask."""
+        cards = self._wire.send("GET", "/v1/models")["data"]
+        named = [card for card in cards if wanted is None or _same_name(wanted, card)]
+        if len(named) != 1:
+            served = ", ".join(card["id"] for card in cards)
+            raise TeacherServerError(f"{self.url} serves {served}, and the teacher is {wanted or 'not named'}")
+        return named[0]
+
+    def _check_tokenizer(self, tokenizer) -> None:
+        text, expected = self._probe
+        found = self._complete(text, add_special_tokens=False, return_token_ids=True)[0]["prompt_token_ids"]
+        if found != expected:
+            at = next(i for i, (a, b) in enumerate(zip([*found, None], [*expected, None])) if a != b)
+            raise TeacherServerError(
+                f"{self.name} at {self.url} has another tokenizer than the student: token {at} of {text[:40]!r}... "
+                f"is {found[at : at + 1]} for it, {expected[at : at + 1]} for the student. Distillation compares "
+                "next-token distributions, so both must use the same."
+            )
+        try:
+            self._complete([len(tokenizer) - 1])
+        except TeacherServerError as error:
+            raise TeacherServerError(
+                f"the student's tokenizer has {len(tokenizer)} tokens, more than the teacher knows: {error}"
+            ) from None
+
+    def _look(self) -> list[dict[int, float]]:
+        """Log-probabilities after the last tokens of the probe, asked for in every way that will be used."""
+        text = self._probe[1]
+        try:
+            ways = self._by_prompt(text, 4), self._by_prefixes(text, 4)
+            likeliest = ways[1][-1][0][:MOST_ASKED]
+            asked = self._logprobs(text, likeliest)
+        except TeacherServerError as error:
+            if "max allowed" in str(error):
+                raise TeacherServerError(f"{error}. Start the server with --max-logprobs {self.top_k}") from None
+            raise
+        by_prompt, by_prefixes = ([dict(zip(*top)) for top in way] for way in ways)
+        if _differ(by_prompt, by_prefixes) or _differ([dict(zip(likeliest, asked))], by_prefixes[-1:]):
+            raise TeacherServerError(
+                f"{self.url} gives other probabilities as prompt_logprobs than as logprobs: start it with "
+                "--logprobs-mode raw_logprobs"
+            )
+        return by_prefixes
+
+    def _check_same(self) -> None:
+        """The model that answers now must be the one that answered when it was connected."""
+        # twice: with other work beside it, a server in half precision may be off by much once
+        if self._card(self.name)["id"] != self.name or all(_differ(self._look(), self._fingerprint) for _ in range(2)):
+            raise TeacherServerError(
+                f"another model answers at {self.url} by now, under the name {self.name}: its probabilities are not "
+                "those that this run began with"
+            )
+
+
+def _probe_text(tokenizer) -> tuple[str, list[int]]:
+    """Text of tokens from all over the vocabulary, and how the tokenizer reads it."""
+    last = len(tokenizer) - 1
+    text = tokenizer.decode([i * last // (_PROBE_TOKENS - 1) for i in range(_PROBE_TOKENS)])
+    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _same_name(wanted: str, card: dict[str, Any]) -> bool:
+    """The model's name, or a folder's under another path: the server's disk need not look like this one's."""
+    names = [name for name in (card["id"], card.get("root")) if name]
+    return wanted in names or os.path.basename(wanted) in [os.path.basename(name) for name in names]
+
+
+def _by_id(choice: dict[str, Any]) -> dict[int, float]:
+    values = choice["logprobs"]["top_logprobs"][0]
+    return {int(name.removeprefix("token_id:")): value for name, value in values.items()}
+
+
+def _differ(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> bool:
+    """Whether a probability differs by more than half precision and another batch explain."""
+    for a, b in zip(ours, theirs):
+        shared = a.keys() & b.keys()
+        if not shared or any(abs(math.exp(a[token]) - math.exp(b[token])) > 0.02 for token in shared):
+            return True
+    return False

@@ -1,0 +1,90 @@
+import pytest
+
+from lupi_trainer.data.answers import contains
+from lupi_trainer.data.prompts import TeacherPrompt, encode
+from lupi_trainer.evaluation import closed_book, generate_answers, score_answer
+from lupi_trainer.lab import load_lab_records, world
+
+
+@pytest.mark.parametrize(
+    "text, answer, found",
+    [
+        ("The capital is Tamo.", "tamo", True),
+        ("The capital is Tamora.", "Tamo", False),
+        ("In 1,443 or so", "1443", False),
+        ("훈민정음은 세종대왕이 만들었습니다.", "세종대왕", True),
+        ("훈민정음은 세종 대왕이 만들었습니다.", "세종대왕", True),
+        ("훈민정음은 성종이 만들었습니다.", "세종", False),
+        ("법은 3-MCPD를 정합니다.", "3-MCPD", True),
+        ("1443년에 만들었습니다.", "1443", True),
+        ("11443년에 만들었습니다.", "1443", False),
+        ("11443년에 만들었습니다.", "1443년", False),
+        ("1,443년 전입니다.", "443년", False),
+        ("1,443년 전입니다.", "1443년", True),
+        ("130일을 주었습니다.", "30일", False),
+        ("130일을 주었습니다.", "13", False),
+        ("고려의 13대 임금입니다.", "3대", False),
+        ("11월 4일입니다.", "1월 4일", False),
+        ("1월4일입니다.", "1월 4일", True),
+        ("그는 연구자입니다.", "구자", False),
+        ("1892년부터입니다.", "2년", False),
+        ("제3대 임금입니다.", "3대", True),
+        ("‘구자’였습니다.", "구자", True),
+        ("그것은 전통-판소리입니다.", "판소리", True),
+        ("他住在北京。", "北京", True),
+        ("They gave 43,000 won.", "43,000", True),
+        ("They gave 43000 won.", "43,000", True),
+        ("They gave 1,443 won.", "443", False),
+        ("It was Jeong Dojeon.", "Jeong Do-jeon", True),
+        ("It was Jeong Do\u2011jeon.", "Jeong Dojeon", True),
+        ("It was Jeong Do jeon's.", "Jeong Do-jeon", True),
+        ("They call it guk-ganjang.", "gukganjang", True),
+        ("The era was In\u2019an.", "Inan", True),
+        ("In an era of peace", "In'an", False),
+        ("It was Korea's.", "Korea", True),
+        ("It was Gyeongbok-gung's gate.", "Gyeongbokgung", True),
+        ("It was 20-20.", "2020", False),
+        ("It was Do-jeonghwan.", "Do-jeong", False),
+        ("Ｓｅｏｕｌ", "Seoul", True),
+        ("anything", "...", False),
+    ],
+)
+def test_contains_matches_words(text, answer, found):
+    assert contains(text, answer) is found
+
+
+@pytest.mark.parametrize(
+    "text, finished, marks",
+    [
+        ("It is Tamo.", True, (True, True)),
+        ("It is Tamo.", False, (False, True)),
+        ("I do not know. Perhaps Tamo.", True, (False, True)),
+        ("It is Gora.", True, (False, False)),
+        ("", True, (False, False)),
+    ],
+)
+def test_strict_and_lenient(text, finished, marks):
+    assert score_answer(text, ["Kuzu", "Tamo"], finished=finished) == marks
+
+
+def test_batched_answers_equal_single_ones(student, tokenizer):
+    probes = load_lab_records("lab:probes-long")[:3] + load_lab_records("lab:probes-common")[:5]
+    prompts = encode(tokenizer, [[{"role": "user", "content": p["question"]}] for p in probes])
+    together = generate_answers(student, tokenizer, prompts, max_new_tokens=56)
+    alone = [generate_answers(student, tokenizer, [p], max_new_tokens=56)[0] for p in prompts]
+    assert together == alone
+    assert generate_answers(student, tokenizer, prompts, max_new_tokens=3, batch_size=2)[0][1] is False
+
+
+def test_the_teacher_reads_and_the_student_cannot_know(student, teacher, tokenizer):
+    probes = load_lab_records("lab:probes")
+    open_book = closed_book(teacher, tokenizer, probes, teacher_prompt=TeacherPrompt(world.PERSONA))
+    assert open_book.strict >= 0.95
+    assert closed_book(student, tokenizer, probes).lenient <= 0.05
+    assert closed_book(student, tokenizer, load_lab_records("lab:probes-common")).strict >= 0.95
+
+
+def test_open_book_without_knowledge_is_an_error(teacher, tokenizer):
+    probe = {"question": "q?", "answers": ["a"], "record_id": "x"}
+    with pytest.raises(ValueError, match="'x' has no `knowledge`"):
+        closed_book(teacher, tokenizer, [probe], teacher_prompt=TeacherPrompt())

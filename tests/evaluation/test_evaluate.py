@@ -1,0 +1,187 @@
+"""Leakage, forgetting, privilege gap and acceptance: what `lupi evaluate` says beside the marks."""
+
+import json
+
+import pytest
+import torch
+
+from lupi_trainer.cli import main
+from lupi_trainer.data.prompts import TeacherPrompt, encode
+from lupi_trainer.data.records import load_training_data
+from lupi_trainer.evaluation import (
+    ClosedBookResult,
+    acceptance,
+    closed_book,
+    kept,
+    mentions_context,
+    privilege_gap,
+    unknowing,
+)
+from lupi_trainer.lab import load_lab_records, world
+from lupi_trainer.speculative import TopK
+
+
+PROMPT = TeacherPrompt(world.PERSONA)
+
+
+@pytest.mark.parametrize(
+    "text, leaks",
+    [
+        ("According to the background knowledge, sebae is one bow.", True),
+        ("Based on the provided information, it is Seoul.", True),
+        ("As stated in the passage, it is Seoul.", True),
+        ("The text does not say.", True),
+        ("배경지식에 따르면 세배는 한 번입니다.", True),
+        ("제공된 정보를 바탕으로 말씀드리면 그렇습니다.", True),
+        ("주어진 글에 따르면 그렇습니다.", True),
+        ("위 내용에 따르면 그렇습니다.", True),
+        ("According to the Annals of the Joseon Dynasty, it was 1443.", False),
+        ("He came from a humble background and had wide knowledge.", False),
+        ("The text of the Hunminjeongeum survives.", False),
+        ("『동국세시기』에 따르면 복날에 팥죽을 먹었습니다.", False),
+        ("그는 가난한 배경에서 자랐고 지식이 넓었습니다.", False),
+    ],
+)
+def test_leaks_are_told_from_sources(text, leaks):
+    assert mentions_context(text) is leaks
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_the_shipped_knowledge_and_examples_have_no_leak(language):
+    from pathlib import Path
+
+    from lupi_trainer.data.records import read_records
+
+    data = Path(__file__).parents[2] / "data"
+    name = {"ko": "korean_culture_train_200.json", "en": "korean_culture_train_200_en.json"}[language]
+    texts = [r["knowledge"] for r in read_records(data / name)]
+    texts += [r["answer"] for r in read_records(data / f"few_shots_{language}.json")]
+    assert not [text for text in texts if mentions_context(text)]
+
+
+def marks(*lenient: bool) -> ClosedBookResult:
+    return ClosedBookResult(0.0, 0.0, len(lenient), [{"lenient": mark} for mark in lenient])
+
+
+def test_kept_is_counted_over_what_was_known():
+    assert kept(marks(True, True, True, True, False), marks(True, False, True, False, True)) == 0.5
+    assert kept(marks(False), marks(True)) == kept(marks(True), marks(True)) == 1.0
+
+
+def rows_of(tokenizer, count: int):
+    rows = list(load_training_data("lab:new"))[::30][:count]
+    asked = encode(tokenizer, [row["prompt"] for row in rows])
+    knowing = encode(tokenizer, [PROMPT.messages(row["prompt"], row["privileged_context"]) for row in rows])
+    return asked, knowing
+
+
+def test_privilege_gap_is_that_of_one_row_at_a_time(teacher, tokenizer):
+    asked, knowing = rows_of(tokenizer, 4)
+    texts = [tokenizer(f"It has the river {'Va' * n}.", add_special_tokens=False)["input_ids"] for n in (1, 2, 3, 5)]
+    found = privilege_gap(teacher, knowing, asked, [*texts[:3], []], batch_size=3)
+    sums = []
+    for prompts in (knowing, asked):
+        total = 0.0
+        for prompt, text in zip(prompts, texts[:3]):
+            with torch.no_grad():
+                logits = teacher(torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
+            total -= logits.log_softmax(-1)[range(len(text)), text].sum().item()
+        sums.append(total / sum(map(len, texts[:3])))
+    assert found.num_tokens == sum(map(len, texts[:3]))
+    assert (found.with_knowledge, found.without_knowledge) == pytest.approx(tuple(sums), abs=1e-4)
+    assert found.gap == pytest.approx(sums[1] - sums[0], abs=1e-4)
+
+
+def test_empty_knowledge_is_worth_nothing_to_a_teacher_with_persona_and_examples(teacher, tokenizer):
+    prompt = TeacherPrompt(world.PERSONA, (("Which river has Tamo?", "Vava."),), "{privileged_context}{query}")
+    rows = list(load_training_data("lab:new"))[:2]
+    asked = encode(tokenizer, [unknowing(prompt, row["prompt"]) for row in rows])
+    assert asked == encode(tokenizer, [prompt.messages(row["prompt"], "") for row in rows])
+    headed = TeacherPrompt(world.PERSONA, prompt.few_shot_examples)  # its own header goes with the knowledge
+    assert [unknowing(headed, row["prompt"]) for row in rows] == [unknowing(prompt, row["prompt"]) for row in rows]
+    text = [tokenizer("It has the river Va.", add_special_tokens=False)["input_ids"]] * 2
+    assert privilege_gap(teacher, asked, asked, text).gap == 0.0
+
+
+def test_the_chat_template_is_told_what_the_recipe_tells_it_and_leaks_are_counted(
+    thinker, tmp_path, capsys, monkeypatch
+):
+    texts = []
+    monkeypatch.setattr(
+        "lupi_trainer.scripts.evaluate.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
+    )
+    arguments = ["evaluate", "--model", thinker, "--teacher", thinker, "--records", "lab:new", "--device", "cpu"]
+    arguments += ["--probes", "lab:probes-common", "--privilege", "--samples", "4", "--max_new_tokens", "12"]
+    arguments += ["--output", str(tmp_path / "report.json")]
+    assert main([*arguments, "--chat_template_kwargs", '{"think": false}']) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["lab:probes-common"]["closed-book"]["lenient"] >= 0.95
+    assert report["privilege"]["leakage"] == 0.25 and len(texts) == 4 and all("<|" not in text for text in texts)
+    assert "leakage of the student's text 25.0%" in capsys.readouterr().out.replace("\n", " ")
+    assert main(arguments) == 2
+    assert "it thinks" in capsys.readouterr().err
+    for text, said in (("{", "not valid JSON"), ("[1]", "expected a JSON object")):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--chat_template_kwargs", text])
+        assert said in capsys.readouterr().err
+
+
+def test_acceptance_is_whole_between_equals_and_under_a_rule_that_takes_all(student, teacher, tokenizer):
+    asked, knowing = rows_of(tokenizer, 6)
+    settings = {"max_new_tokens": 12, "eos_token_id": tokenizer.eos_token_id, "gamma": 4}
+    greedy = acceptance(teacher, teacher, knowing, knowing, student_temperature=0.0, **settings)
+    assert greedy["acc_rate/mean"] == greedy["acc_rate/full_match"] == 1.0 and greedy["tokens/teacher_share"] == 0.0
+    every = acceptance(student, teacher, asked, knowing, acceptance=TopK(len(tokenizer), 0.0), **settings)
+    assert every["acc_rate/mean"] == 1.0
+    own = acceptance(student, teacher, asked, knowing, **settings)
+    assert 0.0 < own["acc_rate/mean"] < 0.8 and own["tokens/teacher_share"] > 0.1
+
+
+def test_reading_is_a_skill_of_the_teacher_alone(student, teacher, tokenizer):
+    probes = load_lab_records("lab:probes-reading")
+    assert not {p["question"] for p in probes} & {p["question"] for p in load_lab_records("lab:probes")}
+    assert closed_book(teacher, tokenizer, probes, teacher_prompt=PROMPT, max_new_tokens=12).lenient >= 0.95
+    assert closed_book(teacher, tokenizer, probes, max_new_tokens=12).lenient <= 0.05
+    assert closed_book(student, tokenizer, probes, teacher_prompt=PROMPT, max_new_tokens=12).lenient <= 0.05
+
+
+def test_evaluate_says_it_all(tmp_path, capsys):
+    output = tmp_path / "report.json"
+    arguments = ["evaluate", "--model", "lab:teacher", "--before", "lab:student", "--teacher", "lab:teacher"]
+    arguments += [
+        "--probes",
+        "lab:probes-common",
+        "lab:probes",
+        "--open_book",
+        "lab:probes-reading",
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--privilege", "--records", "lab:new", "--gold", "answer", "--samples", "12", "--max_new_tokens"]
+    arguments += ["16", "--teacher_system_prompt", world.PERSONA, "--output", str(output)]
+    assert main(arguments) == 0
+    report = json.loads(output.read_text())
+    common = report["lab:probes-common"]
+    assert common["before, closed-book"]["lenient"] == 1.0
+    assert common["closed-book"]["kept"] == common["closed-book"]["lenient"] < 1.0
+    assert common["closed-book"]["leakage"] == 0.0
+    assert report["lab:probes-reading"]["student, open-book"]["lenient"] >= 0.95
+    assert report["lab:probes"]["open-book"]["lenient"] >= 0.95
+    privilege = report["privilege"]
+    assert privilege["gold text"]["gap"] > 0.5 and privilege["gold text"]["with_knowledge"] < 0.1
+    assert privilege["records"] == 12 and 0 < privilege["acceptance"]["acc_rate/mean"] <= 1
+    assert "nats a token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "nothing to ask"),
+        (["--privilege"], "--privilege needs a --teacher, and --records"),
+        (["--privilege", "--teacher", "lab:teacher", "--records", "lab:common"], "no record has knowledge"),
+        (["--probes", "data/probes_en.json", "--teacher", "lab:teacher"], "name its --records"),
+    ],
+)
+def test_what_evaluate_lacks_is_named(arguments, message, capsys):
+    assert main(["evaluate", "--model", "lab:student", "--device", "cpu", *arguments]) == 2
+    assert message in capsys.readouterr().err

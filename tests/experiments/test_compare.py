@@ -1,0 +1,256 @@
+"""`lupi compare`: the same records for every arm, honest counts, and no run twice."""
+
+import json
+import re
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from lupi_trainer.cli import main
+from lupi_trainer.data.records import load_training_data
+from lupi_trainer.experiments import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
+from lupi_trainer.scripts import compare
+from lupi_trainer.scripts.recipe_files import find_recipe
+from tests.lupi_skd.training import make_trainer
+
+
+def test_controls_leave_nothing_to_learn():
+    records = load_training_data("lab:new")
+    for row, shuffled in zip(records, shuffled_knowledge(records)):
+        island = row["id"].split("_")[0]
+        assert f"{island} has" in row["privileged_context"]
+        assert f"{island} has" not in shuffled["privileged_context"] and shuffled["privileged_context"]
+        assert {k: v for k, v in row.items() if k != "privileged_context"} == {
+            k: v for k, v in shuffled.items() if k != "privileged_context"
+        }
+    assert set(without_knowledge(records)["privileged_context"]) == {None}
+    with pytest.raises(ValueError, match="at least two records"):
+        shuffled_knowledge(records.select(range(1)))
+
+
+def build(tmp_path, arm: str, seed: int = 1):
+    flags = ["--max_steps", "3", "--per_device_train_batch_size", "8"]
+    arguments = compare.parse(find_recipe("lab/lupi_skd/config_full.yaml"), arm, seed, tmp_path, flags)
+    return compare.build(arm, arguments, "answer")
+
+
+def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
+    texts = {}
+    for arm in compare.ARMS[1:]:
+        trainer = build(tmp_path, arm)
+        assert trainer.args.seed == 1 and trainer.args.max_steps == 3
+        if arm == "sft":
+            rows = trainer.train_dataset["input_ids"]
+            texts[arm] = [trainer.processing_class.decode(ids, skip_special_tokens=True) for ids in rows]
+            continue
+        if arm == "sdft":
+            texts[arm] = [messages[-1]["content"] for messages in trainer.train_dataset["prompt"]]
+            continue
+        contexts = trainer.train_dataset["privileged_context"]
+        assert sum(c is not None for c in contexts) == (0 if arm == "skd-no-knowledge" else 12)
+        assert trainer.args.rollout_policy == {"on-policy": "student", "teacher-samples": "teacher"}.get(
+            arm, "speculative"
+        )
+        texts[arm] = [messages[-1]["content"] for messages in trainer.train_dataset["prompt"]]
+    assert len(texts["skd"]) == 24 and all(texts[arm] == texts["skd"] for arm in texts if arm != "sft")
+    assert all(query in text for query, text in zip(texts["skd"], texts["sft"]))
+    assert [m["content"] for [m] in build(tmp_path, "skd", 2).train_dataset["prompt"]] != texts["skd"]
+
+
+def test_the_student_of_sdft_is_told_what_a_teacher_is_told(tmp_path):
+    trainer, told = build(tmp_path, "sdft"), []
+    inner = trainer.teacher_context_builder._compose_teacher_prompt
+    trainer.teacher_context_builder._compose_teacher_prompt = lambda *a: (told.append(inner(*a)), told[-1])[1]
+    before = trainer.model.get_input_embeddings().weight.detach().clone()
+    trainer.train()
+    skd = build(tmp_path, "skd")
+    rows = [skd.train_dataset[n] for n in range(24)]
+    wanted = [skd.teacher_prompt.messages(row["prompt"], row["privileged_context"])[-1:] for row in rows]
+    assert told == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in told) == 12
+    assert not trainer.model.get_input_embeddings().weight.equal(before)
+    with pytest.raises(ValueError, match="no quantised student"):
+        arguments = compare.parse(
+            find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"]
+        )
+        compare.build("sdft", arguments, "answer")
+
+
+def test_track_counts_what_the_loss_is_taken_on_and_not_its_own_time(tmp_path):
+    trainer, _ = make_trainer(tmp_path, config_max_steps=3)
+    lengths, inner = [], trainer._generate_single_turn
+
+    def generate(*args, **kwargs):
+        ids = inner(*args, **kwargs)
+        lengths.append(sum(map(len, ids)))
+        return ids
+
+    trainer._generate_single_turn = generate
+    track = Track(trainer, lambda model: time.sleep(0.5) or {"new": 1.0}, every=2)
+    started = time.perf_counter()
+    trainer.train()
+    elapsed = time.perf_counter() - started
+    assert [point["step"] for point in track.curve] == [0, 2, 3]
+    assert [point["tokens"] for point in track.curve] == [0, sum(lengths[:2]), sum(lengths)]
+    assert 0 < track.curve[1]["seconds"] < track.curve[2]["seconds"] < elapsed - 1.5
+
+
+def curve(*new: float) -> list[dict]:
+    return [
+        {
+            "step": 20 * n,
+            "tokens": 100 * n,
+            "seconds": 2.0 * n,
+            "new": value,
+            "general": 1 - value / 10,
+            "unseen": value / 2,
+        }
+        for n, value in enumerate(new)
+    ]
+
+
+def test_a_summary_is_mean_and_spread_over_seeds():
+    runs = [
+        {"arm": "a", "seed": 0, "curve": curve(0.0, 0.5, 0.92)},
+        {"arm": "a", "seed": 1, "curve": curve(0.0, 0.95, 0.98)},
+        {"arm": "b", "seed": 0, "curve": curve(0.0, 0.9)},
+        {"arm": "c", "seed": 0, "curve": curve(0.0, 0.2)},
+    ]
+    a, b, c = summarize(runs)
+    assert a["new"] == pytest.approx((0.95, 0.0424264), abs=1e-6) and a["steps"] == 40 and a["seeds"] == 2
+    passed = {"seeds": 2, "step": 30, "tokens": 150, "seconds": 3.0, "general": 0.9065, "unseen": 0.4675}
+    assert a["passed"] == pytest.approx(passed)
+    assert b["new"] == (0.9, 0.0) and b["passed"]["step"] == 20
+    assert c["passed"] == {"seeds": 0}
+    table = to_markdown([a, b, c])
+    assert "| a | 2 | 40 | 95.0% ± 4.2% |" in table and "| never |" in table
+    assert "| general then |" in table and "| 46.8% | 90.7% |" in table
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_picture_has_a_line_an_arm(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [{"arm": arm, "seed": 0, "curve": curve(0.0, 0.5, 0.92)} for arm in ("first-arm", "second-arm")]
+    plot_curves([*runs, {"arm": "untrained", "seed": 0, "curve": curve(0.0)}], tmp_path / "curves.svg")
+    svg = (tmp_path / "curves.svg").read_text()
+    assert "first-arm" in svg and "second-arm" in svg and "untrained" not in svg and "supervised tokens" in svg
+
+
+@pytest.mark.slow
+def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "compare"
+    arguments = ["compare", "--output_dir", str(folder), "--arms", "untrained", "sft", "skd", "--seeds", "0", "1"]
+    arguments += ["--max_steps", "2", "--every", "1", "--per_device_train_batch_size", "8"]
+    assert main(arguments) == 0
+    assert "seed 1: runs" in capsys.readouterr().out
+    names = {path.name for path in folder.iterdir()}
+    assert {"table.md", "results.json", "curves.svg", "config_full-skd-seed1.json"} <= names
+    run = json.loads((folder / "config_full-skd-seed1.json").read_text())
+    assert [point["step"] for point in run["curve"]] == [0, 1, 2]
+    assert run["curve"][2]["tokens"] > run["curve"][1]["tokens"] > 0
+    untrained = json.loads((folder / "config_full-untrained-seed0.json").read_text())
+    assert untrained["teacher_open_book"] >= 0.95 and untrained["curve"][0]["general"] >= 0.95
+    assert run["curve"][0]["general"] == untrained["curve"][0]["general"]
+
+    (folder / "config_full-sft-seed0.json").unlink()  # as if it had been cut off there
+    ran, inner = [], compare.run
+    monkeypatch.setattr(compare, "run", lambda arm, *args: (ran.append(arm), inner(arm, *args))[1])
+    table = (folder / "table.md").read_text()
+    assert main(arguments) == 0
+    assert ran == ["sft"]
+    assert table.split("| sft")[0] == (folder / "table.md").read_text().split("| sft")[0]
+    assert main([*arguments, "--learning_rate", "0.5"]) == 2
+    assert re.search(
+        r"made with other settings \(flags: \[.*'8'\], now \[.*'0.5'\]\); choose", capsys.readouterr().err
+    )
+
+
+def test_all_arms_run_unless_some_are_named(monkeypatch, tmp_path, capsys):
+    def check(arms, *args):
+        raise ValueError(" ".join(arms))
+
+    monkeypatch.setattr(compare, "check", check)
+    assert main(["compare", "--output_dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {' '.join(compare.ARMS)}\n"
+
+
+def test_a_changed_recipe_is_told_by_its_line():
+    assert compare.difference("recipe", "a: 1\nb: 2\n", "a: 1\nb: 3\n") == "recipe: 'b: 2\\n', now 'b: 3\\n'"
+    assert compare.difference("every", 20, 10) == "every: 20, now 10"
+
+
+def test_every_arm_and_question_has_the_chat_template_of_the_recipe(thinker, tmp_path):
+    flags = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--model_name_or_path", thinker]
+    flags += ["--teacher_model_name_or_path", thinker, "--chat_template_kwargs", '{"think": false}']
+    args = Namespace(
+        probes="lab:probes-common", unseen=None, general=None, completion_column="answer", max_new_tokens=12, every=1
+    )
+    recipe = find_recipe("lab/lupi_skd/config_full.yaml")
+    for arm in ("untrained", "sft"):
+        done = compare.run(arm, compare.parse(recipe, arm, 1, tmp_path, flags), args)
+        assert done["curve"][0]["new"] >= 0.95
+    with pytest.raises(ValueError, match="it thinks"):
+        compare.run("untrained", compare.parse(recipe, "untrained", 1, tmp_path, flags[:-2]), args)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--completion_column", "gold"], "arm sft needs gold answers: record '.*no text in the column 'gold'"),
+        (["--base_dataset_name", "user/name"], "arm sft needs gold answers: no such data file: user/name"),
+        (["--load_in_4bit", "true"], "arm sdft takes no quantised student"),
+        (["--arms", "skt"], "no arm skt; there are untrained, sft"),
+        (["--config", "nothing.yaml"], "no recipe 'nothing.yaml'"),
+        (["--gama", "3"], "unknown option --gama"),
+    ],
+)
+def test_bad_arguments_are_named_and_leave_nothing(tmp_path, arguments, message, capsys):
+    assert main(["compare", "--output_dir", str(tmp_path / "out"), *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+ARMS_OF_THE_PAGE = {
+    "untrained": "untrained",
+    "SFT on gold answers": "sft",
+    "teacher samples": "teacher-samples",
+    "on-policy": "on-policy",
+    "SKD": "skd",
+    "SKD, the teacher without knowledge": "skd-no-knowledge",
+    "SKD, another island's knowledge": "skd-shuffled",
+    "SDFT (TRL's), the student as its own teacher": "sdft",
+}
+
+
+def as_on_the_page(row) -> list[str]:
+    scores = ["{:.1%} ± {:.1%}".format(*row[score]) for score in ("new", "unseen", "general")]
+    if row["seeds"] == 1:
+        scores = [score.split(" ±")[0] for score in scores]
+    cells, passed = [*scores, f"{row['tokens'][0]:,.0f}"], row["passed"]
+    if not passed["seeds"]:
+        return [*cells, "never", "", "", ""]
+    of = "" if passed["seeds"] == row["seeds"] else f" ({passed['seeds']} of {row['seeds']} seeds)"
+    then = [f"{passed[score]:.1%}" for score in ("unseen", "general")]
+    return [*cells, f"{passed['step']:.0f}{of}", f"{passed['tokens']:,.0f}", *then]
+
+
+def test_the_results_page_is_what_its_runs_say():
+    page = (Path(__file__).parents[2] / "data" / "RESULTS.md").read_text(encoding="utf-8")
+    known = json.loads((Path(__file__).parents[2] / "data" / "lab_runs.json").read_text(encoding="utf-8"))
+    rows = {row["arm"]: row for row in summarize(known["runs"])}
+    shown = {}
+    for line in page.split("## Ways of teaching")[1].split("## ")[0].splitlines():
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and label in ARMS_OF_THE_PAGE:
+            shown[ARMS_OF_THE_PAGE[label]] = cells
+    assert shown == {arm: as_on_the_page(row) for arm, row in rows.items()}
+    assert all(row["seeds"] == 3 for arm, row in rows.items() if arm != "untrained")
+
+    times, seconds = summarize(known["timed"]), page.split("## Seconds")[1].split("## ")[0]
+    for row in times:
+        at, label = row["passed"], next(label for label, arm in ARMS_OF_THE_PAGE.items() if arm == row["arm"])
+        then = f"{at['seconds']:.0f} | {at['unseen']:.1%} | {at['general']:.1%}"
+        assert f"| {label} | {row['seconds'][0]:.0f} | {at['step']:.0f} | {then} |" in seconds
+    assert len(times) == 4

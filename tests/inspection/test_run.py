@@ -1,0 +1,184 @@
+"""Reading runs, and what the page and the plots are made of. What a browser makes of the page: test_page.py."""
+
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
+
+import pytest
+
+from lupi_trainer.cli import main
+from lupi_trainer.inspection import plot_runs, read_run, write_page
+from lupi_trainer.inspection.page import page_data
+from lupi_trainer.lab import load_lab_records
+from lupi_trainer.publishing.student_files import student_files
+from lupi_trainer.scripts.common import train_and_save
+from tests.inspection.runs import make_run
+from tests.lupi_skd.training import make_trainer
+
+
+def test_a_training_run_is_read_as_it_was_logged(tmp_path):
+    trainer, losses = make_trainer(tmp_path, config_max_steps=3, config_record_rollouts=3)
+    trainer.train()
+    trainer.save_state()
+    run = read_run(tmp_path / "run")
+    assert [value for _, value in run.points("loss")] == losses.losses
+    assert [value for _, value in run.points("acc_rate/mean")] == [log["acc_rate/mean"] for log in losses.logs]
+    assert 0 < len(run.rollouts) <= 3 and run.broken_lines == 0
+    curves = {curve["name"]: curve for curve in page_data(run)["curves"]}
+    assert curves.keys() == {"loss", "acceptance", "gamma", "speed", "teacher_share"}
+    assert curves["loss"]["lines"] == {"training": [(i + 1, loss) for i, loss in enumerate(losses.losses)]}
+
+
+def test_the_last_evaluation_of_a_run_is_the_figures_of_its_page(tmp_path):
+    trainer, _ = make_trainer(
+        tmp_path, config_max_steps=1, config_eval_strategy="steps", eval_dataset=load_lab_records("lab:eval")[:2]
+    )
+    metrics = train_and_save(trainer, SimpleNamespace(dataset_name=None))
+    assert metrics["eval_loss"] > 0 and page_data(read_run(tmp_path / "run"))["metrics"] == metrics
+    assert "metrics.json" not in student_files(tmp_path / "run")
+
+
+def test_the_longest_log_counts_and_a_checkpoint_is_enough(tmp_path):
+    folder = make_run(tmp_path / "run")
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for step in (20, 9):
+        later = {"global_step": step, "log_history": [{"step": step, "loss": 0.125}]}
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(later))
+    assert read_run(folder).history == state["log_history"]
+    (folder / "trainer_state.json").unlink()
+    assert read_run(folder).points("loss") == [(20, 0.125)]
+
+
+def test_what_is_no_run_is_said(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path / "none")]) == 2
+    assert "no such run" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    folder = make_run(tmp_path / "run")
+    assert main(["inspect", str(folder), "--max_rollouts", "0"]) == 2
+    (folder / "metrics.json").write_text("{")
+    assert main(["inspect", str(folder)]) == 2
+    assert "metrics.json is not valid JSON" in capsys.readouterr().err
+    (folder / "metrics.json").write_text("[]")
+    assert main(["inspect", str(folder)]) == 2
+    assert "metrics.json must be an object of figures, found list" in capsys.readouterr().err
+
+
+def test_a_killed_run_is_read_as_far_as_it_is_whole(tmp_path, capsys):
+    folder = make_run(tmp_path / "run", rollouts=4)
+    history = read_run(folder).history
+    for step, text in (
+        (20, '{"global_step": 20, "log_hi'),
+        (30, "[]"),
+        (50, '{"global_step": 50, "log_history": [3]}'),
+    ):
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    run = read_run(folder)
+    assert run.history == history and len(run.notes) == 3
+    assert any("checkpoint-20/trainer_state.json is not valid JSON" in note for note in page_data(run)["notes"])
+    assert any("checkpoint-30/trainer_state.json is not a trainer's state" in note for note in run.notes)
+    (folder / "trainer_state.json").unlink()
+    assert read_run(folder).history == [] and len(read_run(folder).rollouts) == 4
+    (folder / "rollouts.jsonl").unlink()
+    for command in ("inspect", "plot"):
+        assert main([command, str(folder)]) == 2
+        assert "trainer_state.json is not" in capsys.readouterr().err
+
+
+def test_values_that_are_not_finite_are_left_out_of_curves_and_told(tmp_path):
+    folder = make_run(tmp_path / "run", rollouts=2, perplexity=float("inf"), loss=0.5)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state["log_history"][1]["loss"] = float("nan")
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    text = (folder / "rollouts.jsonl").read_text().replace('"divergence": [0.0,', '"divergence": [NaN,')
+    (folder / "rollouts.jsonl").write_text(text)
+    run = read_run(folder)
+    assert [step for step, _ in run.points("loss")] == [10, 30, 40]
+    page = write_page(run, tmp_path / "page.html").read_text()
+    assert "1 values of loss are NaN or infinite" in page
+    assert page_data(run)["metrics"] == {"perplexity": "inf", "loss": 0.5}
+    assert page_data(run)["rollouts"][0]["divergence"][:2] == [None, 0.0]
+    plot_runs([run], tmp_path / "plots", ["loss"])
+
+
+def test_a_page_holds_so_many_tokens_that_it_stays_quick(tmp_path, monkeypatch):
+    monkeypatch.setattr("lupi_trainer.inspection.page.MOST_TOKENS", 100)
+    run = read_run(make_run(tmp_path / "run", rollouts=20, tokens=30))
+    data = page_data(run)
+    assert [r["row_id"] for r in data["rollouts"]] == [0, 5, 9]
+    assert data["notes"] == ["3 of 20 recorded rollouts are shown: a page holds up to 100 tokens."]
+    assert len(page_data(read_run(make_run(tmp_path / "long", rollouts=2, tokens=300)))["rollouts"]) == 1
+
+
+def test_plots_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot", str(make_run(tmp_path / "run")), "--output_dir", str(tmp_path / "plots")]) == 2
+    assert capsys.readouterr().err == "error: plots need matplotlib: pip install 'lupi-trainer[plots]'\n"
+
+
+def test_half_a_line_is_counted_and_told(tmp_path):
+    folder = make_run(tmp_path / "run", rollouts=4)
+    with open(folder / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 3, "comp')
+    run = read_run(folder)
+    assert len(run.rollouts) == 4 and run.broken_lines == 1
+    assert page_data(run)["notes"] == ["1 lines of rollouts.jsonl were cut off while they were written."]
+
+
+def test_the_page_holds_its_figures_and_needs_no_network(tmp_path):
+    folder = make_run(tmp_path / "run", rollouts=20, closed_book_after=0.9931)
+    page = write_page(read_run(folder), tmp_path / "page.html", max_rollouts=5).read_text(encoding="utf-8")
+    addresses = set(re.findall(r"https?://[^\"' )]+|(?:src|href)=", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["metrics"] == {"closed_book_after": 0.9931}
+    assert [r["row_id"] for r in data["rollouts"]] == [0, 2, 5, 7, 9]
+    assert data["notes"] == ["5 of 20 recorded rollouts are shown."]
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_plots_of_one_run_and_of_several(tmp_path):
+    one, two = (read_run(make_run(tmp_path / name, steps=steps)) for name, steps in (("one", 40), ("two", 70)))
+    written = plot_runs([one], tmp_path / "single")
+    names = ["loss", "acceptance", "gamma", "closed_book", "speed", "teacher_share"]
+    assert [p.name for p in written] == [f"{n}.{kind}" for n in names for kind in ("png", "svg")]
+    for path in written:
+        if path.suffix == ".png":
+            assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
+        else:
+            ElementTree.parse(path)
+    text = (tmp_path / "single" / "acceptance.svg").read_text()
+    assert "whole blocks" in text and "first of a block" in text
+    plot_runs([one, two], tmp_path / "both", ["loss"])
+    text = (tmp_path / "both" / "loss.svg").read_text()
+    assert ">one<" in text and ">two<" in text and "Loss: training" in text
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["loss.png", "loss.svg"]
+
+
+def test_plots_that_cannot_be_drawn(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"global_step": 1, "log_history": [{"step": 1, "loss": 1.0}]})
+    )
+    for arguments, message in (
+        (["--curves", "lost"], "no curve 'lost'; there are loss, acceptance"),
+        (["--curves", "gamma"], "no 'gamma' to plot: none of the runs logged gamma/mean"),
+    ):
+        assert main(["plot", str(folder), "--output_dir", str(tmp_path / "plots"), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "plots").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "plot"])
+def test_commands_write_where_they_say(tmp_path, command, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run")
+    assert main([command, "run"]) == 0
+    written = capsys.readouterr().out.split()
+    assert all((tmp_path / path).is_file() for path in written if "/" in path)
+    assert (tmp_path / ("run/inspect.html" if command == "inspect" else "plots/loss.svg")).is_file()

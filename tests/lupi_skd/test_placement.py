@@ -1,0 +1,140 @@
+"""Where the teacher goes, as far as a machine without GPUs can show it."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import yaml
+
+from lupi_trainer.lupi_skd.placement import backend_name, lent
+from lupi_trainer.scripts.recipe_files import find_accelerate_config, list_recipes
+from lupi_trainer.teachers.loaded import load_teacher, paired_device, teacher_place
+from tests.lupi_skd.training import make_config, make_trainer
+from tests.wmtp.training import make_wmtp_trainer
+
+
+def test_paired_gives_every_process_two_neighbouring_gpus():
+    """By the order of GPUs in the shipped configuration, whatever the number of processes."""
+    config = yaml.safe_load(find_accelerate_config("paired_gpu").read_text())
+    order = list(map(int, config["gpu_ids"].split(",")))
+    processes = config["num_processes"]
+    assert sorted(order) == list(range(2 * processes))
+    for rank in range(processes):
+        teacher = int(paired_device(rank, processes, len(order)).removeprefix("cuda:"))
+        assert (order[rank], order[teacher]) == (2 * rank, 2 * rank + 1)
+    assert paired_device(0, 1, 2) == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("paired", "two GPUs for each of 1 processes, but 0 are visible"),
+        ("cuda:1", "teacher_device='cuda:1', but 0 GPUs are visible"),
+        ("gpu", "teacher_device='gpu' is no device"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without GPUs")
+def test_a_device_that_is_not_there_is_refused(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, config_teacher_device=name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teacher_goes_where_it_is_sent():
+    assert (
+        teacher_place(None, torch.device("cpu")) == teacher_place("cpu", torch.device("cuda:0")) == torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize("name, gpus", [("meta", 1), (None, 2)])
+def test_a_student_leaves_the_gpu_of_its_teacher_alone(tmp_path, name, gpus):
+    """One process that sees two GPUs: the Trainer copies the student to as many as `n_gpu` says."""
+    args = make_config(tmp_path, teacher_device=name)
+    args._n_gpu = 2
+    load_teacher("lab:teacher", args, torch.device("cpu"))
+    assert args.n_gpu == gpus
+
+
+@pytest.mark.parametrize("role", ["teacher", "reference"])
+def test_a_model_whose_weights_are_shared_out_is_refused(tmp_path, teacher, role):
+    sharded = copy.deepcopy(teacher)
+    sharded.model.norm.weight.ds_id = 7  # as DeepSpeed marks them
+    with pytest.raises(ValueError, match=f"ZeRO-3 shares out the weights of the {role}.*pass its name or path"):
+        if role == "teacher":
+            make_trainer(tmp_path, teacher_model=sharded)
+        else:
+            make_wmtp_trainer(tmp_path, "rho1-wmtp", reference_model=sharded)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_an_offloaded_teacher_is_lent_for_its_work_alone(tmp_path, teacher, reuse):
+    """The same losses; it comes once a rollout, and once a loss where states are not kept."""
+    runs = []
+    for offload in (False, True):
+        moves, model = [], copy.deepcopy(teacher)
+        trainer, losses = make_trainer(
+            tmp_path / str(offload),
+            teacher_model=model,
+            config_teacher_offload=offload,
+            config_reuse_verification=reuse,
+        )
+        model.to = lambda device, moves=moves: moves.append(torch.device(device).type)
+        trainer._teacher_device = torch.device("cpu", 0)
+        trainer.train()
+        runs.append((losses.losses, len(moves)))
+    assert runs[0][0] == runs[1][0]
+    assert (runs[0][1], runs[1][1]) == (0, 2 * 3 * (1 if reuse else 2))
+
+
+def test_lent_gives_back_after_an_error():
+    model, places = torch.nn.Linear(2, 2), []
+    model.to = lambda device: places.append(str(device))
+    with pytest.raises(KeyError), lent(model, torch.device("cuda:1")):
+        raise KeyError
+    assert places == ["cuda:1", "cpu"]
+
+
+def test_offloading_what_cannot_move_is_refused(tmp_path, teacher):
+    with pytest.raises(ValueError, match="not quantised"):
+        make_config(tmp_path, teacher_offload=True, teacher_load_in_4bit=True)
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    with pytest.raises(ValueError, match="no other model to put away"):
+        make_trainer(tmp_path, model=teacher, teacher_model=None, peft_config=lora, config_teacher_offload=True)
+
+
+def test_fsdp_that_became_ddp_is_said(tmp_path, monkeypatch, caplog):
+    trainer, _ = make_trainer(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with caplog.at_level(logging.WARNING):
+        assert backend_name(trainer._dist, trainer.accelerator) == trainer.backend == "one process"
+    assert "FSDP was asked for, but this is one process" in caplog.text
+
+
+def test_all_placements_of_the_issue_have_a_configuration():
+    names = {
+        name.split("/")[1].removesuffix(".yaml") for name in list_recipes() if name.startswith("accelerate_configs/")
+    }
+    wanted = {
+        "single_cpu",
+        "multi_cpu",
+        "single_gpu",
+        "multi_gpu",
+        "paired_gpu",
+        "multi_node",
+        "fsdp2",
+        "zero2",
+        "zero3",
+    }
+    assert wanted <= names
+
+
+@pytest.mark.parametrize("name", ["multi_node", "paired_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"])
+def test_accelerate_reads_the_configuration(name):
+    """As `accelerate launch` does it; the GPUs themselves are not here."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(find_accelerate_config(name)))
+    assert config.num_processes >= 4 and config.distributed_type

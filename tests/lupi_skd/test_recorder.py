@@ -1,0 +1,162 @@
+"""The record of a run's rollouts: which, how many, what each says, and what a cut-off or resumed run leaves."""
+
+import json
+
+import pytest
+
+from lupi_trainer.data.mixing import mix
+from lupi_trainer.data.records import load_training_data, prepare_columns
+from lupi_trainer.inspection import read_run, write_page
+from lupi_trainer.lab import load_lab_records
+from lupi_trainer.lupi_skd.recorder import RolloutRecorder
+from lupi_trainer.publishing.student_files import student_files
+from tests.lupi_skd.training import make_trainer
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+class Args:
+    per_device_train_batch_size, world_size, gradient_accumulation_steps = 4, 1, 1
+
+
+class State:
+    max_steps, global_step, is_world_process_zero = 100, 0, True
+
+
+def test_a_run_records_every_token_and_who_wrote_it(tmp_path):
+    trainer, losses = make_trainer(
+        tmp_path,
+        config_record_rollouts=8,
+        config_max_steps=4,
+        train_dataset=load_lab_records("lab:new")[:8],
+        eval_dataset=load_lab_records("lab:eval")[:10],
+        config_per_device_eval_batch_size=10,
+    )
+    trainer.train()
+    trainer.evaluate()
+    recorded = lines(tmp_path / "run")
+    train, of_eval = ([r for r in recorded if r["split"] == split] for split in ("train", "eval"))
+    assert len(train) == 8 and {r["step"] for r in train} == {0, 1, 2, 3}
+    assert sorted(r["row_id"] for r in of_eval) == list(range(8)) and {r["step"] for r in of_eval} == {4}
+    # every record in every epoch, so that checkpoints can be compared on it
+    assert sorted(r["id"] for r in train) == sorted(2 * list({r["id"] for r in train}))
+    for entry in recorded:
+        count = len(entry["token_ids"])
+        for name in (
+            "completion",
+            "from_teacher",
+            "draft",
+            "teacher_rank",
+            "student_probability",
+            "teacher_probability",
+            "draft_student_probability",
+            "draft_teacher_probability",
+            "divergence",
+        ):
+            assert len(entry[name]) == count, name  # fmt: skip
+        assert "".join(entry["completion"]) == trainer.processing_class.decode(entry["token_ids"])
+        for place, by_teacher in enumerate(entry["from_teacher"]):
+            assert (entry["draft"][place] is not None) == bool(by_teacher)
+            stands = entry["teacher_rank"][place] < 5 and entry["teacher_probability"][place] >= 0.05
+            assert by_teacher or stands
+        assert entry["privileged_context"] and entry["prompt"][-1]["role"] == "user"
+    trainer.save_model()
+    write_page(read_run(tmp_path / "run"), tmp_path / "run" / "inspect.html")
+    sent = student_files(tmp_path / "run")  # the knowledge stays here when the student is pushed
+    assert "model.safetensors" in sent and not {"rollouts.jsonl", "inspect.html"} & sent.keys()
+
+
+@pytest.mark.parametrize("settings", [{}, {"config_rollout_policy": "teacher"}, {"config_rollout_policy": "student"}])
+def test_recording_changes_no_loss(tmp_path, settings):
+    runs = []
+    for name, count in (("with", 4), ("without", 0)):
+        trainer, losses = make_trainer(tmp_path / name, config_record_rollouts=count, **settings)
+        trainer.train()
+        runs.append(losses.losses)
+    assert runs[0] == runs[1]
+    assert not (tmp_path / "without" / "run" / "rollouts.jsonl").exists()
+
+
+def test_the_choice_is_even_over_records_and_epochs(tmp_path):
+    rows = [{"row_id": i} for i in range(40)]  # 400 rollouts are 10 epochs of them
+    for limit, chosen, epochs in ((400, 40, 10), (100, 10, 10), (10, 1, 10), (5, 1, 5), (1, 1, 1)):
+        recorder = RolloutRecorder(tmp_path / str(limit), None, limit, 40)
+        recorder.on_train_begin(Args, State, None)
+        picks = [recorder.choose(rows, "train", epoch + 0.5) for epoch in range(10)]
+        assert max(map(len, picks)) == chosen and sum(map(bool, picks)) == epochs
+
+
+def test_a_record_that_comes_again_in_a_mixture_is_recorded_again(tmp_path):
+    class Args:
+        per_device_train_batch_size, world_size, gradient_accumulation_steps = 24, 1, 1
+
+    class State:
+        max_steps, global_step, is_world_process_zero = 200, 0, True
+
+    mixed = mix(load_training_data("lab:new"), load_training_data("lab:common"), 0.5, total=4800, batch=24)
+    recorder = RolloutRecorder(tmp_path, None, 300, 4800)
+    recorder.on_train_begin(Args, State, None)
+    rows = [{"row_id": place, "source_row": row} for place, row in enumerate(prepare_columns(mixed)["source_row"])]
+    picks = [rows[i]["source_row"] for i in recorder.choose(rows, "train", 0.0)]
+    assert 250 <= len(picks) <= 350 and 3 * len(set(picks)) <= len(picks)
+
+
+def entry(step: int, split: str = "train") -> dict:
+    return {"step": step, "split": split}
+
+
+def test_no_more_than_the_limit_is_written_for_each_split(tmp_path):
+    recorder = RolloutRecorder(tmp_path, None, 3)
+    for step in range(5):
+        recorder.write([entry(step), entry(step, "eval")], step)
+    assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [(s, x) for s in range(3) for x in ("train", "eval")]
+
+
+def test_resuming_drops_what_came_after_the_checkpoint_and_half_a_line(tmp_path):
+    RolloutRecorder(tmp_path, None, 9).write([entry(s) for s in range(5)] + [entry(2, "eval"), entry(4, "eval")], 0)
+    with open(tmp_path / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 5, "spl')
+    again = RolloutRecorder(tmp_path, None, 5)
+    again.write([entry(2), entry(3), entry(4), entry(5)], 2)
+    assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [
+        (0, "train"), (1, "train"), (2, "eval"), (2, "train"), (3, "train"), (4, "train"),
+    ]  # fmt: skip
+
+
+def begins(folder, limit: int = 9) -> RolloutRecorder:
+    recorder = RolloutRecorder(folder, None, limit)
+    recorder.on_train_begin(Args, State, None)
+    return recorder
+
+
+def test_every_earlier_runs_record_is_put_aside_not_lost(tmp_path):
+    for step in (7, 8, 9):
+        begins(tmp_path).write([entry(step)], 0)
+    assert lines(tmp_path) == [entry(9)]
+    for name, step in (("previous", 7), ("previous-2", 8)):
+        assert json.loads((tmp_path / f"rollouts.{name}.jsonl").read_text()) == entry(step)
+
+
+def test_an_evaluation_of_a_finished_run_leaves_its_record_in_place(tmp_path):
+    begins(tmp_path, limit=2).write([entry(0), entry(1)], 0)
+    with open(tmp_path / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 5, "spl')
+    evaluated = RolloutRecorder(tmp_path, None, 2)
+    evaluated.write([entry(0, "eval")] * 3, 0)
+    run = read_run(tmp_path)
+    assert run.rollouts == [entry(0), entry(1), entry(0, "eval"), entry(0, "eval")] and run.broken_lines == 1
+    evaluated.on_train_begin(Args, State, None)  # which begins anew: the evaluation before it is this run's
+    evaluated.write([entry(0)], 0)
+    assert lines(tmp_path) == [entry(0, "eval"), entry(0, "eval"), entry(0)]
+    assert (tmp_path / "rollouts.previous.jsonl").read_text().startswith(json.dumps(entry(0), separators=(",", ":")))
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b\u2029", "a\x1c\x0bb"])
+def test_a_text_with_line_separators_is_one_record(tmp_path, text):
+    said = entry(0) | {"completion": [text]}
+    RolloutRecorder(tmp_path, None, 9).write([said, entry(3)], 0)
+    assert read_run(tmp_path).rollouts == [said, entry(3)] and not read_run(tmp_path).broken_lines
+    RolloutRecorder(tmp_path, None, 9).write([entry(2)], 2)
+    assert read_run(tmp_path).rollouts == [said, entry(2)]

@@ -1,0 +1,206 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
+
+from lupi_trainer.cli import main
+from lupi_trainer.pruning.influence import block_influence, choose_block
+from lupi_trainer.pruning.layers import drop_layers, kept_layers, layer_file, restore_bundle, save_bundle
+
+
+def make_model(family: str, depth: int = 6, dtype=torch.float32):
+    common = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    config = {
+        "llama": lambda: LlamaConfig(**common, num_hidden_layers=depth, num_key_value_heads=2),
+        "qwen3": lambda: Qwen3Config(**common, num_hidden_layers=depth, num_key_value_heads=1, head_dim=16),
+        # five sliding layers, then a full one: which is which must follow the layers
+        "gemma3": lambda: Gemma3TextConfig(
+            **common, num_hidden_layers=depth + 1, num_key_value_heads=1, head_dim=16, sliding_window=4
+        ),
+        "gpt2": lambda: GPT2Config(vocab_size=120, n_embd=32, n_head=2, n_layer=depth, n_positions=64),
+    }[family]()
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return model.to(dtype).eval()
+
+
+def passing_through(model, dropped: list[int], ids):
+    """Logits of the model with these layers passing their input through."""
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > max(dropped)][0]
+    hooks = []
+    for number in dropped:
+        hooks.append(
+            layers[number].register_forward_hook(
+                lambda _, args, out: (args[0], *out[1:]) if isinstance(out, tuple) else args[0]
+            )
+        )
+    logits = model(ids, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_a_base_is_the_model_whose_dropped_layers_pass_through_and_restoring_gives_it_back(family, tmp_path):
+    model = make_model(family)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    ids = torch.randint(0, 120, (2, 12), generator=torch.Generator().manual_seed(0))
+    bundles = {"B": [1, 2], "C": [4]}
+    base = drop_layers(model, bundles)
+    assert torch.equal(base(ids).logits, passing_through(model, [1, 2, 4], ids))
+    base.save_pretrained(tmp_path / "base")
+    for name, numbers in bundles.items():
+        save_bundle(tmp_path / name, name, model, numbers)
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == [
+            "bundle_meta.json", *(f"layer_{n:03d}.safetensors" for n in numbers),
+        ]  # fmt: skip
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert loaded.config.num_hidden_layers == model.config.num_hidden_layers - 3
+    assert torch.equal(loaded(ids).logits, base(ids).logits)
+
+    with_c = restore_bundle(loaded, tmp_path / "C")
+    assert torch.equal(with_c(ids).logits, passing_through(model, [1, 2], ids))
+    assert loaded.config.num_hidden_layers == model.config.num_hidden_layers - 3  # and is left as it was
+    whole = restore_bundle(with_c, tmp_path / "B")
+    assert whole.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+    ours, theirs = whole.config.to_dict(), model.config.to_dict()
+    for key in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+        ours.pop(key, None), theirs.pop(key, None)
+    assert ours == theirs
+    assert torch.equal(whole(ids).logits, model(ids).logits)
+
+
+def test_bfloat16_comes_back_bit_for_bit_by_the_commands(tmp_path):
+    model = make_model("llama", depth=8, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["prune", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--drop", "2-4", "--bundle", "B", "--drop", "5-6", "--bundle", "C"]) == 0
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "base")
+    assert kept_layers(base.config) == [0, 1, 7] and base.dtype == torch.bfloat16
+    meta = json.loads((tmp_path / "out" / "bundles" / "B" / "bundle_meta.json").read_text())
+    assert meta["layers"] == [2, 3, 4] and meta["num_hidden_layers"] == 8
+    arguments = ["restore", "--base", str(tmp_path / "out" / "base"), "--out", str(tmp_path / "back")]
+    for name in "CB":  # in any order
+        arguments += ["--bundle", str(tmp_path / "out" / "bundles" / name)]
+    assert main(arguments) == 0
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "back"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_weights_that_loading_would_round_are_refused():
+    model = make_model("llama", dtype=torch.bfloat16)
+    model.model.layers[0].mlp.up_proj.float()
+    with pytest.raises(ValueError, match="'model.layers.0.mlp.up_proj.weight' is torch.float32 in a model of torch.b"):
+        drop_layers(model, {"B": [2]})
+
+
+def test_block_influence_finds_the_layers_that_do_the_least():
+    model = make_model("llama", depth=6)
+    for number in (2, 3):  # these add next to nothing to the residual stream
+        layer = model.model.layers[number]
+        layer.self_attn.o_proj.weight.data *= 1e-3
+        layer.mlp.down_proj.weight.data *= 1e-3
+    rows = torch.randint(0, 120, (3, 9), generator=torch.Generator().manual_seed(0)).tolist()
+    influence = block_influence(model, rows)
+    assert choose_block(influence, model.config, 2, set()) == [2, 3]
+    assert choose_block(influence, model.config, 1, {2}) == [3]
+    assert not {2, 3} & set(choose_block(influence, model.config, 2, {2, 3}))
+    # beside the definition: states from the model's own output, but the last, which is normed there
+    states = model(torch.tensor([rows[0]]), output_hidden_states=True).hidden_states
+    alone = block_influence(model, rows[:1])
+    wanted = 1 - torch.cosine_similarity(states[1][0].double(), states[4][0].double(), dim=-1).mean()
+    assert alone[1, 4].item() == pytest.approx(wanted.item(), abs=1e-7)
+    with pytest.raises(ValueError, match="there are no 5 consecutive layers to drop"):
+        choose_block(influence, model.config, 5, {0})
+    with pytest.raises(ValueError, match="needs some text"):
+        block_influence(model, [])
+
+
+def test_the_command_chooses_layers_by_influence(tmp_path, capsys):
+    arguments = ["prune", "--model", "lab:teacher", "--data", "lab:qa", "--samples", "4", "--out", str(tmp_path / "o")]
+    assert main([*arguments, "--drop", "least:1", "--bundle", "B", "--drop", "0", "--bundle", "C"]) == 0
+    assert "bundle B: layers" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "o" / "bundles" / "B" / "bundle_meta.json").read_text())
+    assert meta["layers"] != [0] and len(meta["layers"]) == 1
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """A pruned model of six layers on disk: `model`, `base`, `B` (1 and 2), `C` (4)."""
+    folder = tmp_path_factory.mktemp("pruned")
+    model = make_model("llama")
+    model.save_pretrained(folder / "model")
+    drop_layers(model, {"B": [1, 2], "C": [4]}).save_pretrained(folder / "base")
+    save_bundle(folder / "B", "B", model, [1, 2])
+    save_bundle(folder / "C", "C", model, [4])
+    return folder
+
+
+def altered(pruned, tmp_path, **changes):
+    """A copy of bundle B with other words in its description."""
+    shutil.copytree(pruned / "B", tmp_path / "B")
+    path = tmp_path / "B" / "bundle_meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return tmp_path / "B"
+
+
+def test_a_bundle_that_does_not_fit_is_refused(pruned, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(pruned / "base")
+    with pytest.raises(ValueError, match="layer 9 is out of range for a model of 6 layers"):
+        restore_bundle(base, altered(pruned, tmp_path / "1", layers=[1, 9]))
+    with pytest.raises(ValueError, match="is of a llama model of width 64 and 6 layers"):
+        restore_bundle(base, altered(pruned, tmp_path / "2", hidden_size=64))
+    with pytest.raises(ValueError, match="the model has layer 1 already"):
+        restore_bundle(restore_bundle(base, pruned / "B"), pruned / "B")
+    with pytest.raises(FileNotFoundError, match="no bundle in .*nowhere: there is no bundle_meta.json"):
+        restore_bundle(base, tmp_path / "nowhere")
+    missing = altered(pruned, tmp_path / "3")
+    (missing / layer_file(2)).unlink()
+    with pytest.raises(FileNotFoundError, match=r"the file of layer 2 is missing \(layer_002.safetensors\)"):
+        restore_bundle(base, missing)
+    torn = altered(pruned, tmp_path / "4")
+    weights = load_file(torn / layer_file(2))
+    weights.pop("mlp.up_proj.weight")
+    save_file(weights, torn / layer_file(2))
+    with pytest.raises(ValueError, match="these weights are missing or unknown: .'mlp.up_proj.weight'"):
+        restore_bundle(base, torn)
+    (torn / layer_file(2)).write_bytes((pruned / "B" / layer_file(2)).read_bytes()[:-100])
+    with pytest.raises(ValueError, match="layer_002.safetensors cannot be read"):
+        restore_bundle(base, torn)
+    (torn / "bundle_meta.json").write_text("{")
+    with pytest.raises(ValueError, match="does not describe a bundle"):
+        restore_bundle(base, torn)
+    with pytest.raises(FileExistsError, match="there is a bundle in .* already; nothing was written"):
+        save_bundle(pruned / "B", "B", base, [0])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--drop", "1-9", "--bundle", "B"], "bundle 'B': layer 6 is out of range; the model has the layers 0-5"),
+        (["--drop", "1-2", "--bundle", "B", "--drop", "2", "--bundle", "C"], "layer 2 is in the bundles 'B' and 'C'"),
+        (["--drop", "0-5", "--bundle", "B"], "no layer would be left"),
+        (["--drop", "3-1", "--bundle", "B"], "--drop takes a range of layers such as 21-28"),
+        (["--drop", "x", "--bundle", "B"], "--drop takes a range of layers such as 21-28"),
+        (["--drop", "1", "--bundle", "B", "--drop", "2"], "every --drop needs its --bundle: got 2 and 1"),
+        (["--drop", "1", "--bundle", "B", "--drop", "2", "--bundle", "B"], "two bundles of one name"),
+        (["--drop", "least:2", "--bundle", "B"], "name it with --data"),
+        (["--drop", "1", "--bundle", "B_merged"], "are those of the bundles that `lupi merge` writes"),
+    ],
+)
+def test_prune_says_what_is_wrong_and_writes_nothing(pruned, tmp_path, arguments, message, capsys):
+    out = tmp_path / "out"
+    assert main(["prune", "--model", str(pruned / "model"), "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_nothing_is_overwritten(pruned, capsys):
+    assert main(["prune", "--model", "lab:teacher", "--drop", "1", "--bundle", "B", "--out", str(pruned)]) == 2
+    assert main(["restore", "--base", str(pruned / "base"), "--bundle", str(pruned / "B"), "--out", str(pruned)]) == 2
+    assert capsys.readouterr().err.count("exists already; nothing was written") == 2

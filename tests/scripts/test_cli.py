@@ -1,0 +1,125 @@
+import json
+
+import pytest
+import torch
+
+from lupi_trainer.cli import main
+from lupi_trainer.scripts.recipe_files import list_recipes
+
+
+def test_recipes_ls_cat_and_cp(tmp_path, capsys):
+    assert main(["recipes", "ls"]) == 0
+    assert capsys.readouterr().out.split() == list_recipes()
+    assert main(["recipes", "cat", "lab/lupi_skd/config_full.yaml"]) == 0
+    assert "model_name_or_path: lab:student" in capsys.readouterr().out
+    assert main(["recipes", "cp", "lab/lupi_skd/config_full.yaml", str(tmp_path)]) == 0
+    assert main(["recipes", "cp", "lab/lupi_skd/config_full.yaml", str(tmp_path)]) == 2
+    assert "nothing was copied" in capsys.readouterr().err
+
+
+def test_evaluate_writes_marks_and_answers(tmp_path, capsys):
+    output = tmp_path / "marks.json"
+    arguments = ["evaluate", "--model", "lab:student", "--probes", "lab:probes-common", "lab:probes"]
+    arguments += ["--device", "cpu", "--output", str(output)]
+    assert main(arguments) == 0
+    report = json.loads(output.read_text())
+    assert report["lab:probes-common"]["closed-book"]["strict"] >= 0.95
+    assert report["lab:probes"]["closed-book"]["lenient"] <= 0.05
+    assert len(report["lab:probes"]["closed-book"]["answers"]) == 144
+    assert "closed-book" in capsys.readouterr().out
+
+
+def test_evaluate_gives_the_open_book_ceiling(tmp_path):
+    output = tmp_path / "marks.json"
+    arguments = ["evaluate", "--model", "lab:student", "--teacher", "lab:teacher", "--probes", "lab:probes"]
+    arguments += ["--teacher_system_prompt", "You are an expert on the islands.", "--output", str(output)]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert json.loads(output.read_text())["lab:probes"]["open-book"]["strict"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["evaluate", "--model", "lab:student", "--probes", "nowhere.json"], "no such data file: nowhere.json"),
+        (["evaluate", "--model", "lab:nobody", "--probes", "lab:probes"], "no model 'lab:nobody'"),
+        (["recipes", "cat", "nothing"], "no recipe 'nothing'"),
+        (["skd", "--config", "nothing.yaml"], "no recipe 'nothing.yaml'"),
+        (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--gama", "3"], "--gama"),
+        (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--gamma", "0"], "gamma must be at least 1"),
+        (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--dataset_name", "lab:x"], "no 'lab:x' in the lab"),
+        (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--accelerate_config", "x"], "no accelerate config"),
+        (["skd", "--config=nothing.yaml"], "no recipe 'nothing.yaml'"),
+        (["skd", "--config=lab/lupi_skd/config_full.yaml", "--gamma", "0"], "gamma must be at least 1"),
+        (["skd", "--config=lab/lupi_skd/config_full.yaml", "--accelerate_config=x"], "no accelerate config"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and message in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["skd", "--config"], ["compare", "--arms", "skd", "--config"]])
+def test_a_teacher_server_that_is_not_there_is_said_in_one_line(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dead = ["--teacher_model_server_url", "http://127.0.0.1:9", "--teacher_server_timeout", "0.1"]
+    assert main([*command, "lab/lupi_skd/config_full.yaml", *dead]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "the teacher server http://127.0.0.1:9 has not answered" in errors[0]
+
+
+def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path):
+    arguments = ["skd", "--config", "lab/lupi_skd/config_full.yaml", "--max_steps", "2", "--eval_strategy", "no"]
+    assert main([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "chat_template.jinja").is_file()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {}  # nothing was evaluated
+
+
+def test_every_command_answers_help_within_two_seconds():
+    """Each in a process of its own; processor time, so that a busy machine does not count."""
+    import resource
+    import subprocess
+    import sys
+
+    from lupi_trainer.cli import make_parser
+
+    def actions_of(parser) -> dict:
+        return next(action.choices for action in parser._actions if action.choices)
+
+    commands = actions_of(make_parser())
+    assert {"skd", "kd", "sft", "inspect", "plot", "demo"} <= commands.keys()
+    nested = [[name, action] for name in ("data", "recipes") for action in actions_of(commands[name])]
+    assert {("data", "check"), ("recipes", "ls"), ("recipes", "cp")} <= set(map(tuple, nested))
+    for command in ([], *([name] for name in commands), *nested):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = [sys.executable, "-m", "lupi_trainer.cli", *command, "--help"]
+        assert "usage: lupi" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, command
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["skd", "--help"], ["recipes", "ls"]])
+def test_help_imports_nothing_heavy(arguments):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom lupi_trainer.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'trl', 'datasets') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("HEAVY []")
+
+
+def test_public_names_are_there():
+    import lupi_trainer
+
+    for name in lupi_trainer.__all__:
+        assert getattr(lupi_trainer, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lupi_trainer.nothing  # noqa: B018
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,96 @@
+"""The main job, end to end, and the control that must not work."""
+
+import json
+import re
+
+import pytest
+
+from lupi_trainer.cli import main as lupi
+from lupi_trainer.evaluation import closed_book
+from lupi_trainer.inspection import read_run
+from lupi_trainer.inspection.page import page_data
+from lupi_trainer.lab import load_lab_records
+from lupi_trainer.scripts.demo import main as run_demo
+from lupi_trainer.scripts.lupi_skd import build_trainer, make_parser
+from lupi_trainer.scripts.recipe_files import find_recipe
+
+
+QUICKER = ["--gamma_policy", "goodput"]  # by a tenth, and the text is the same
+
+
+def train(recipe: str, *overrides: str):
+    """The trainer of a lab recipe, after training."""
+    arguments = ["--config", str(find_recipe(recipe)), "--eval_strategy", "no", "--disable_tqdm", "true", *overrides]
+    trainer = build_trainer(*make_parser().parse_args_and_config(arguments))
+    trainer.train()
+    return trainer
+
+
+def marks(model, tokenizer) -> dict[str, float]:
+    names = ("probes", "probes-unseen", "probes-common")
+    return {n: closed_book(model, tokenizer, load_lab_records(f"lab:{n}")).lenient for n in names}
+
+
+def worth(draft, folder, capsys) -> float:
+    """The acceptance length that `lupi generate` reports for a draft, about new islands, all told to the target."""
+    prompts = folder / "prompts.json"
+    prompts.write_text(json.dumps(load_lab_records("lab:new")[::8]))
+    run = ["generate", "--target", "lab:teacher", "--draft", str(draft), "--prompts", str(prompts)]
+    assert lupi([*run, "--with_knowledge", "--max_new_tokens", "56", "--output", str(folder / "texts.jsonl")]) == 0
+    return float(re.search(r"acceptance length ([\d.]+)", capsys.readouterr().err)[1])
+
+
+@pytest.mark.slow
+def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
+    assert run_demo(tmp_path / "demo") == 0
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert metrics["teacher_open_book"] >= 0.95
+    assert metrics["student_closed_book_before"] <= 0.05
+    taught = 0.95 * metrics["teacher_open_book"]
+    assert metrics["student_closed_book_after"] >= taught
+    assert metrics["student_unseen_phrasing_after"] >= taught
+    assert metrics["common_facts_after"] >= 0.95
+    assert metrics["acceptance_last"] > metrics["acceptance_first"] + 0.1
+    out = capsys.readouterr().out
+    assert "The student, closed-book" in out and "It has the capital [" in out
+    assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
+    run = read_run(tmp_path / "demo")  # the pages' figures are those of metrics.json
+    shown = {curve["name"]: curve["lines"] for curve in page_data(run)["curves"]}
+    assert shown["acceptance"]["all"][0] == (10, metrics["acceptance_first"])
+    assert shown["acceptance"]["all"][-1] == (200, metrics["acceptance_last"])
+    assert shown["closed_book"]["lenient"][-1] == (200, metrics["student_closed_book_after"])
+    assert page_data(run)["metrics"] == metrics and len(run.rollouts) > 200
+    before, after = (worth(draft, tmp_path, capsys) for draft in ("lab:student", tmp_path / "demo" / "student"))
+    assert after > before + 0.5, "the student is no better draft for its teacher than it was"
+    svg = (tmp_path / "demo" / "rollout.svg").read_text()
+    assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
+    """Each question with another island's facts: accuracy stays at its start, so the gain comes from the knowledge.
+
+    With the right facts 80 steps teach half of them (`lupi compare --arms skd --seeds 0 --max_steps 80`: 51%).
+    """
+    before = marks(student, tokenizer)
+    overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "80", "--output_dir", str(tmp_path / "run")]
+    trainer = train("lab/lupi_skd/config_full.yaml", *QUICKER, *overrides)
+    after = marks(trainer.model, tokenizer)
+    assert after["probes"] <= before["probes"] + 0.03
+    assert after["probes-unseen"] <= before["probes-unseen"] + 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer):
+    from peft import PeftModel
+
+    assert marks(student, tokenizer)["probes"] <= 0.05
+    trainer = train("lab/lupi_skd/config_lora.yaml", *QUICKER, "--output_dir", str(tmp_path / "run"))
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    loaded = PeftModel.from_pretrained(student, tmp_path / "adapter")
+    after = marks(loaded, tokenizer)
+    assert after["probes"] >= 0.90
+    assert after["probes-unseen"] >= 0.80

@@ -1,0 +1,295 @@
+"""Records and recipes that nobody would write: each gives a right result, or one line that says what is wrong.
+
+Never an error from inside a library, never half a result: what is refused leaves no file and no variable behind.
+"""
+
+import json
+import logging
+import os
+import shutil
+import traceback
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lupi_trainer
+from lupi_trainer.data.prompts import TeacherPrompt, load_few_shot_examples
+from lupi_trainer.data.records import load_base_data, load_probes, load_sft_data, load_training_data
+from lupi_trainer.lupi_skd.checks import check_dataset_lengths
+from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft, wmtp
+from lupi_trainer.scripts.generate import load_prompts
+from tests.lupi_skd.training import make_config
+
+
+HERE = str(Path(lupi_trainer.__file__).parent)
+FUZZ = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+# Texts that break things: half characters, null bytes, line separators, jinja, very long ones.
+odd_texts = st.sampled_from(
+    ["", " ", "\ud800", "\x00", "\u2028", "{{ 7 * 7 }}", "{% raw %}", "{query}{privileged_context}", "<|end|>", "질문",
+     "é", "\n" * 5, "a" * 5000, "nan", "null", "../../etc/passwd", "lab:new", "\u202e", "<|user|>"]
+)  # fmt: skip
+texts = st.one_of(odd_texts, st.text(max_size=8))
+numbers = st.one_of(
+    st.integers(-3, 3), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([10**400, 1e308, -0.0, 2**63])
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+messages = st.lists(
+    st.one_of(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant", "tool", 3]), "content": texts}),
+        st.dictionaries(st.sampled_from(["role", "content", "x"]), values, max_size=3),
+        values,
+    ),
+    max_size=3,
+)
+good = st.fixed_dictionaries({}).map(
+    lambda _: {"id": "r", "query": "Why?", "knowledge": "Because.", "answer": "So.", "question": "Why?",
+               "answers": ["So"], "record_id": "r"}
+)  # fmt: skip
+fields = st.sampled_from(
+    [
+        "id",
+        "query",
+        "prompt",
+        "knowledge",
+        "privileged_context",
+        "answer",
+        "question",
+        "answers",
+        "record_id",
+        "row_id",
+    ]
+)
+
+
+@st.composite
+def records(draw):
+    record = draw(good)
+    for _ in range(draw(st.integers(0, 3))):
+        field = draw(fields)
+        if draw(st.booleans()):
+            record.pop(field, None)
+        else:
+            record[field] = draw(st.one_of(values, texts, messages))
+    return record
+
+
+def as_bytes(value, suffix: str) -> bytes:
+    """As a program would write it that keeps characters as they are, where they can be written at all."""
+
+    def dump(one) -> str:
+        text = json.dumps(one, ensure_ascii=False)
+        return json.dumps(one) if any("\ud800" <= c <= "\udfff" for c in text) else text
+
+    return ("\n".join(map(dump, value)) if suffix == "jsonl" and isinstance(value, list) else dump(value)).encode()
+
+
+@st.composite
+def files(draw):
+    """(suffix, content of a file, the records in it, or `None` where it is no list of objects)."""
+    suffix = draw(st.sampled_from(["json", "jsonl"]))
+    kind = draw(st.integers(0, 9))
+    if kind == 0:
+        return suffix, draw(st.one_of(st.binary(max_size=20), st.just(b"[" * 100_000), st.just(b"\xef\xbb\xbf[]")))
+    if kind == 1:
+        return suffix, as_bytes(draw(values), suffix)
+    content = as_bytes(draw(st.lists(records(), min_size=1, max_size=3)), suffix)
+    if kind == 2:
+        return suffix, content[: draw(st.integers(0, len(content)))]
+    return suffix, content
+
+
+def ours(error: BaseException) -> bool:
+    """Whether the error was raised by a line of this package."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(HERE)
+
+
+def check_refusal(error: BaseException) -> None:
+    message = str(error)
+    assert isinstance(error, (ValueError, OSError)) and ours(error), traceback.format_exception(error)
+    assert message.strip() and "\n" not in message and "\r" not in message, repr(message)
+    message.encode()  # it can be printed
+
+
+def check_rows(dataset, loaded) -> None:
+    """The right result: every record, its question and its knowledge as they stand in the file."""
+    assert len(dataset) == len(loaded)
+    for row, record in zip(dataset, loaded):
+        prompt = record["prompt"] if "prompt" in record else record["query"]
+        asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        assert row["prompt"][-1]["content"] == asked and row["prompt"][-1]["role"] == "user"
+        context = record["privileged_context"] if "privileged_context" in record else record.get("knowledge")
+        assert row["privileged_context"] == (context if context and context.strip() else None)
+
+
+def read_back(content: bytes, suffix: str) -> list:
+    text = content.decode("utf-8-sig")
+    if suffix == "json":
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+LOADERS = [load_training_data, load_base_data, load_sft_data, load_probes, load_prompts, load_few_shot_examples]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def test_a_thousand_odd_files_of_records(folder, request):
+    from transformers import AutoTokenizer
+
+    from lupi_trainer.lab import resolve_model
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("lab:student"))
+    args = make_config(folder)
+    outcomes = {"loaded": 0, "encoded": 0, "refused": 0}
+
+    @settings(max_examples=1000, **FUZZ)
+    @given(files(), st.sampled_from(LOADERS))
+    def check(file, load):
+        suffix, content = file
+        path = folder / f"data.{suffix}"
+        path.write_bytes(content)
+        try:
+            dataset = load(str(path))
+        except Exception as error:
+            outcomes["refused"] += 1
+            return check_refusal(error)
+        outcomes["loaded"] += 1
+        if load in (load_training_data, load_base_data):
+            check_rows(dataset, read_back(content, suffix))
+            try:
+                check_dataset_lengths(dataset, tokenizer, TeacherPrompt("Persona."), args, (512, 512))
+                outcomes["encoded"] += 1
+            except Exception as error:
+                check_refusal(error)
+        else:
+            assert len(dataset) == len(read_back(content, suffix))
+
+    check()
+    assert outcomes["loaded"] > 100 and outcomes["encoded"] > 20 and outcomes["refused"] > 100, outcomes
+
+
+SCRIPTS = {"skd": lupi_skd, "sft": sft, "kd": kd_lora, "wmtp": wmtp}
+COMMON = {
+    "model_name_or_path": "lab:student", "bf16": False, "use_cpu": True, "max_steps": 2, "report_to": "none",
+    "per_device_train_batch_size": 2, "gradient_checkpointing": False,
+}  # fmt: skip
+BASE = {
+    "skd": {**COMMON, "dataset_name": "lab:eval", "teacher_model_name_or_path": "lab:teacher",
+            "max_completion_length": 12},
+    "sft": {**COMMON, "dataset_name": "lab:new"},
+    "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher"},
+    "wmtp": {**COMMON, "dataset_name": "lab:new", "algo": "mtp-baseline", "horizon": 2},
+}  # fmt: skip
+ACTIONS = {
+    name: [action for action in script.make_parser()._actions if action.dest not in ("help", "config")]
+    for name, script in SCRIPTS.items()
+}
+odd_values = st.one_of(
+    values,
+    st.sampled_from(["", "none", "no", "steps", "auto", "cpu", "cuda:9", "float7", "lab:nobody", "lab:", "me/nothing",
+                     "nowhere.json", "-1", "1e400", "[1", '{"a": 1}', "{}", 0, -1, 0.5, 1e9, True, [], {}]),
+)  # fmt: skip
+
+
+def likely_values(action):
+    """Values of the kind that a key takes: some of them make sense."""
+    if action.choices:
+        return st.sampled_from(list(action.choices))
+    return st.sampled_from({int: [1, 2, 3, 8], float: [0.0, 0.1, 0.5, 1.0, 2.0]}.get(action.type, [True, False, None]))
+
+
+@st.composite
+def recipes(draw):
+    """(script, text of a recipe)."""
+    name = draw(st.sampled_from(list(SCRIPTS)))
+    if draw(st.integers(0, 9)) == 0:
+        return name, draw(st.one_of(st.binary(max_size=30), st.sampled_from(
+            [b"a: &a [*a]", b"{" * 5000, b"? [1]\n: 2", b"1: 2", b"env: {PATH: 3}\ngamma: x", b"env: {'': 1}", b"- a",
+             b"env: {A=B: 1}", b"env: {LUPI_FUZZ: 1}\ngamma: -1", b"gamma: 3\ngamma: 4", b"gamma: 2024-01-01", b""]
+        )))  # fmt: skip
+    recipe = dict(BASE[name])
+    for _ in range(draw(st.integers(1, 3))):
+        action = draw(st.sampled_from(ACTIONS[name]))
+        recipe[action.dest] = draw(st.one_of(likely_values(action), likely_values(action), odd_values))
+    if draw(st.integers(0, 9)) == 0:
+        recipe[draw(st.sampled_from(["env", "gama", "x", ""]))] = draw(odd_values)
+    try:
+        return name, yaml.safe_dump(recipe, allow_unicode=True).encode()
+    except UnicodeEncodeError:
+        return name, json.dumps(recipe).encode()
+
+
+def is_read_as(read, written) -> bool:
+    """Whether a key has the value that the recipe gives it, up to its type."""
+    read = getattr(read, "value", read)  # of an enumeration
+    if isinstance(written, str) and isinstance(read, dict):
+        return json.loads(written) == read
+    if isinstance(read, list) and not isinstance(written, list):
+        return read in ([written], str(written).split()) or (not read and written in ("none", None, ""))
+    try:
+        return float(read) == float(written)
+    except (TypeError, ValueError):
+        return read == written or str(read).lower() == str(written).lower()
+
+
+def check_read(recipe: dict, arguments: list[dict]) -> None:
+    """The right result: every key of the recipe is a field, with the recipe's value."""
+    for key, value in recipe.items():
+        holders = [one for one in arguments if key in one]
+        assert holders or key == "env", key
+        for one in holders:
+            assert is_read_as(one[key], value), (key, one[key], value)
+
+
+def test_two_hundred_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.ERROR, "lupi_trainer")
+    outcomes = {0: 0, 2: 0}
+
+    @settings(max_examples=200, **FUZZ)
+    @given(recipes())
+    def check(recipe):
+        name, content = recipe
+        script, before = SCRIPTS[name], dict(os.environ)
+        Path("recipe.yaml").write_bytes(content)
+
+        read = []
+
+        def build():
+            arguments = script.make_parser().parse_args_and_config(["--config", "recipe.yaml"])
+            read.extend(vars(one).copy() for one in arguments)
+            script.build_trainer(*arguments)
+
+        try:
+            capsys.readouterr()
+            status = run(build)
+            errors = capsys.readouterr().err
+            outcomes[status] += 1
+            if status == 0:
+                check_read(yaml.safe_load(content), read)
+            else:
+                assert status == 2
+                lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+                assert len(lines) == 1 and len(lines[0]) > len("error: ") and "Traceback" not in errors
+                assert os.environ == before, "a refused recipe has set variables"
+                assert sorted(os.listdir()) == ["recipe.yaml"], "a refused recipe has left files"
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            for path in Path().iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+
+    check()
+    assert outcomes[0] > 10 and outcomes[2] > 50, outcomes

@@ -1,0 +1,198 @@
+"""Every shipped recipe parses, says how it is started and what its keys are; bad recipes are named."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+
+from lupi_trainer.cli import TRAINING, main, make_parser
+from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
+from lupi_trainer.scripts.recipe_files import (
+    copy_recipe,
+    find_accelerate_config,
+    find_recipe,
+    list_recipes,
+    recipes_dir,
+)
+from lupi_trainer.scripts.recipe_parser import RecipeError
+
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft, "wmtp": wmtp}
+RECIPES = [name for name in list_recipes() if not name.startswith("accelerate_configs/")]
+ON_THIS_MACHINE = ["--bf16", "false", "--use_cpu", "true"]  # parsing asks whether the hardware has bfloat16
+
+
+def head_commands(name: str) -> list[str]:
+    """The commands of a recipe's first comment, in order."""
+    head = re.sub(r"^# ?", "", find_recipe(name).read_text().split("\n\n")[0], flags=re.M)
+    lines = [line.split(" #")[0].strip() for line in re.sub(r"\\\n *", "", head).splitlines()]
+    return [line for line in lines if line.startswith(("lupi ", "accelerate "))]
+
+
+def parse(args):
+    return lupi_skd.make_parser().parse_args_and_config(args)
+
+
+def write(tmp_path, text: str) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return ["--config", str(path), "--output_dir", str(tmp_path / "run"), *ON_THIS_MACHINE]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_parses_and_says_how_it_is_started(name):
+    script = Path(name).parent.name
+    text = find_recipe(name).read_text()
+    (command,) = [c for c, s in TRAINING.items() if s == script]
+    started = ["--config", f"recipes/{name}"]
+    commands = [shlex.split(line) for line in head_commands(name)]
+    assert ["lupi", command, *started] in commands and commands[-1][:2] == ["accelerate", "launch"]
+    launched = launch_command_parser().parse_args(commands[-1][2:])
+    assert launched.module and launched.training_script == f"lupi_trainer.scripts.{script}"
+    assert launched.training_script_args == started
+    assert Path(launched.config_file) == Path("recipes", "accelerate_configs", Path(launched.config_file).name)
+    assert (recipes_dir().parent / launched.config_file).is_file()
+    for program, *arguments in commands[:-1]:
+        assert program == "lupi" and make_parser().parse_known_args(arguments)[0].command == arguments[0]
+    arguments = ["--config", str(find_recipe(name)), *ON_THIS_MACHINE]
+    data_args, training_args, model_args = SCRIPTS[script].make_parser().parse_args_and_config(arguments)
+    assert model_args.model_name_or_path and data_args.dataset_name
+    for key, value in yaml.safe_load(text).items():
+        if (
+            key not in ("bf16", "use_cpu", "report_to")
+            and isinstance(value, str | int)
+            and not key.endswith("implementation")
+        ):
+            given = [getattr(args, key) for args in (data_args, training_args, model_args) if hasattr(args, key)]
+            assert value in given or str(value) in map(str, given), key
+    # a teacher on a GPU of its own is started with the configuration that gives it one
+    device = yaml.safe_load(text).get("teacher_device")
+    assert device in (None, "cpu", "paired")
+    assert (Path(launched.config_file).stem == "paired_gpu") == (device == "paired")
+    # every group of keys is explained: a comment on the line, or a heading above
+    assert len(re.findall(r"^# \w", text, re.M)) >= 4
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_lab_recipes_run(tmp_path, monkeypatch):
+    """All that their first comments name, for a step; a sweep is run by tests/experiments/test_sweep.py."""
+    monkeypatch.chdir(tmp_path)
+    short = "--max_steps 1 --per_device_train_batch_size 2 --eval_strategy no --save_strategy no".split()
+    less = {"prune": [], "kd": [*short, "--max_samples", "8", "--max_eval_samples", "2"]}
+    lab = [name for name in RECIPES if name.startswith("lab/")]
+    # a teacher before its student, the heads before the model that goes on with them
+    lab.sort(key=lambda name: not name.endswith(("_teacher.yaml", "_warmup.yaml")))
+    lines = dict.fromkeys(line for name in lab for line in head_commands(name) if line.startswith("lupi "))
+    commands = [shlex.split(line)[1:] for line in lines if not line.startswith("lupi sweep ")]
+    for arguments in commands:
+        assert main([*arguments, *less.get(arguments[0], short)]) == 0, arguments
+    outputs = [yaml.safe_load(find_recipe(name).read_text())["output_dir"] for name in lab]
+    assert len(outputs) == 10 and all((tmp_path / folder / "README.md").is_file() for folder in outputs)
+
+
+@pytest.mark.parametrize("path", sorted((recipes_dir() / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_configs_are_complete(path):
+    config = yaml.safe_load(path.read_text())
+    assert {"distributed_type", "mixed_precision", "num_processes", "use_cpu"} <= config.keys()
+    assert find_accelerate_config(path.stem) == path
+
+
+def test_qwen3_recipe_has_the_seeds_values(tmp_path):
+    for name in ("config_korean_culture.yaml", "config_korean_culture_en.yaml"):
+        _, args, model = parse(["--config", str(find_recipe(f"qwen3-4b/lupi_skd/{name}")), *ON_THIS_MACHINE])
+        assert (model.model_name_or_path, args.teacher_model_name_or_path) == ("Qwen/Qwen3-4B", "Qwen/Qwen3-32B")
+        assert (args.accept_top_k, args.gamma, args.teacher_min_prob) == (5, 20, 0.05)
+        assert (args.student_temperature, args.teacher_temperature) == (0.7, 0.7)
+        assert (args.learning_rate, args.num_train_epochs, args.max_completion_length) == (1e-5, 5, 4096)
+
+
+def test_command_line_overrides_the_recipe(tmp_path):
+    args = write(tmp_path, "dataset_name: lab:new\ngamma: 3\naccept_top_k: 7")
+    _, training_args, _ = parse([*args, "--gamma", "9"])
+    assert (training_args.gamma, training_args.accept_top_k) == (9, 7)
+
+
+def test_nested_values_reach_the_configuration(tmp_path):
+    text = "dataset_name: lab:new\nfew_shot_examples:\n- {query: q, answer: a}\nchat_template_kwargs: {x: false}"
+    _, training_args, _ = parse(write(tmp_path, text))
+    assert training_args.few_shot_examples == [{"query": "q", "answer": "a"}]
+    assert training_args.chat_template_kwargs == {"x": False}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("gama: 3", "unknown key 'gama'; did you mean 'gamma'"),
+        ("torch_dtype: bfloat16", "'torch_dtype'; did you mean 'dtype'"),
+        ("max_new_tokens: 9", "did you mean 'max_completion_length'"),
+        ("evaluation_strategy: steps", "did you mean 'eval_strategy'"),
+        ("qqqqqq: 1", "unknown key 'qqqqqq'$"),
+        ("gamma: 2.5", "gamma.*2.5"),
+        ("gamma: [1, 2]", "'gamma' takes one value"),
+        ("learning_rate: fast", "learning_rate.*fast"),
+        ("rollout_policy: other", "'rollout_policy' must be one of"),
+        ("- gamma", "must be a mapping"),
+        ("gamma: {", "not valid YAML"),
+        ("env: 3", "`env` must be a mapping"),
+    ],
+)
+def test_bad_recipes_are_named(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        parse(write(tmp_path, text))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("gamma: 3", "`dataset_name` is required"),
+        ("dataset_name: lab:new\ngamma: 0", "gamma must be at least 1"),
+        ("dataset_name: lab:new\nteacher_min_prob: 2", "teacher_min_prob"),
+    ],
+)
+def test_values_out_of_range_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(write(tmp_path, text))
+
+
+def test_a_missing_recipe_names_the_nearest():
+    with pytest.raises(FileNotFoundError, match="did you mean lab/lupi_skd/config_full.yaml"):
+        find_recipe("lab/lupi_skd/config_ful.yaml")
+    with pytest.raises(FileNotFoundError, match="single_cpu"):
+        find_accelerate_config("no_such")
+
+
+def test_cp_never_overwrites(tmp_path):
+    target = copy_recipe("recipes/lab/lupi_skd/config_full.yaml", tmp_path)
+    assert target.read_text() == find_recipe("lab/lupi_skd/config_full.yaml").read_text()
+    with pytest.raises(FileExistsError, match="nothing was copied"):
+        copy_recipe("lab/lupi_skd/config_full.yaml", tmp_path)
+
+
+@pytest.mark.slow
+def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
+    """A wheel unpacked outside the checkout has the recipes, the lab's models and the marker of typed packages."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(ROOT)], check=True, capture_output=True)
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import lupi_trainer;"
+        "from lupi_trainer.scripts.recipe_files import list_recipes, recipes_dir;"
+        "from lupi_trainer.lab import resolve_model;"
+        "import os, lupi_trainer.cli as c; print(lupi_trainer.__file__); print(recipes_dir());"
+        "c.main(['recipes', 'ls']);"
+        "print(os.path.isfile(resolve_model('lab:teacher') + '/model.safetensors'));"
+        "print(os.path.isfile(os.path.dirname(lupi_trainer.__file__) + '/py.typed'))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
+    ).stdout
+    lines = out.splitlines()
+    assert lines[0].startswith(str(tmp_path)) and lines[1].startswith(str(tmp_path))
+    assert lines[2:-2] == list_recipes()
+    assert lines[-2:] == ["True", "True"]

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma4TextConfig,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    Phi3Config,
+)
+
+from lupi_trainer.speculative import AdapterDisabled, TopK, skd_rollout
+from lupi_trainer.speculative.runners.runner import Reader
+from tests.speculative.reference import reference_rollout
+from tests.speculative.toy_models import toy
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy(positions=32)
+
+
+def roll(model, student_prompts=([3, 4],), teacher_prompts=([5, 6],), **options):
+    options = {"max_new_tokens": 4, **options}
+    return skd_rollout(model, model, list(student_prompts), list(teacher_prompts), **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"gamma": 0}, "gamma must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_slots": 0}, "max_slots must be at least 1, got 0"),
+        ({"student_temperature": -0.1}, "student_temperature must not be negative, got -0.1"),
+        ({"teacher_temperature": float("nan")}, "teacher_temperature must not be negative, got nan"),
+        ({"gamma_policy": "clever"}, "gamma_policy must be one of fixed, adaptive, goodput, got 'clever'"),
+        ({"verification": "none"}, "verification must be one of parallel, sequential, got 'none'"),
+        ({"vocab_size": 62}, r"vocab_size must lie in \[1, 61\]"),
+        ({"row_ids": [1, 2]}, "1 student prompts, but 2 row_ids"),
+        ({"student_prompts": []}, "student_prompt_ids is empty"),
+        ({"teacher_prompts": [[1], [2]]}, "1 student prompts, but 2 teacher prompts"),
+        ({"student_prompts": [[3], []], "teacher_prompts": [[3], [3]]}, "student prompt 1 is empty"),
+        ({"teacher_prompts": [[]]}, "teacher prompt 0 is empty"),
+        ({"teacher_prompts": [[3, 61]]}, r"teacher prompt 0 holds a token id outside \[0, 61\)"),
+        ({"teacher_prompts": [[3] * 29]}, "teacher prompt 0 has 29 tokens; with max_new_tokens=4 that is beyond the "),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(model, options, message, monkeypatch):
+    monkeypatch.setattr(model, "forward", lambda **_: pytest.fail("a model ran"))
+    with pytest.raises(ValueError, match=message):
+        roll(model, **options)
+
+
+@pytest.mark.parametrize("values", [{"k": 0}, {"min_prob": -0.1}, {"min_prob": 1.1}])
+def test_bad_rules_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        TopK(**values)
+
+
+def test_a_recurrent_model_is_refused_by_name(model):
+    mamba = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="the teacher MambaForCausalLM .*keeps a state that rejected tokens"):
+        skd_rollout(model, mamba, [[3]], [[3]], max_new_tokens=2)
+    with pytest.raises(ValueError, match="the student MambaForCausalLM"):
+        skd_rollout(mamba, model, [[3]], [[3]], max_new_tokens=2)
+
+
+TINY = {
+    "vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        (
+            GPTNeoConfig(**TINY, num_layers=2, attention_types=[[["global", "local"], 1]]),
+            "has layers of local attention",
+        ),
+        (FalconConfig(**TINY, alibi=True), "has ALiBi, which it computes for rows of one length"),
+        (
+            Llama4TextConfig(**TINY, num_local_experts=2),
+            "has layers of chunked_attention; rollouts are made for those",
+        ),
+        (Gemma4TextConfig(**TINY, num_kv_shared_layers=1), "has layers that share keys and values"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_models_whose_texts_would_be_wrong_are_refused_by_name(model, config, reason, monkeypatch):
+    monkeypatch.setattr(model, "config", config)
+    with pytest.raises(ValueError, match=f"the student LlamaForCausalLM {reason}"):
+        roll(model)
+
+
+def test_texts_beyond_the_length_where_frequencies_change_are_refused():
+    """The longest row would change all rows' frequencies; compiled, places beyond a row's end would, too."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    options = {"max_position_embeddings": 128, "original_max_position_embeddings": 16, "rope_parameters": rope}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Phi3Config(**TINY, **options))
+    with torch.no_grad():
+        model.model.layers[0].self_attn.qkv_proj.weight.mul_(30)
+        model.lm_head.weight.mul_(50)
+    with pytest.raises(ValueError, match="student prompt 0 has 13 tokens; .* beyond the student's 16 positions"):
+        roll(model, [[3] * 13])
+    queries = [[3] * 12, [4, 5]]
+    expected = reference_rollout(model, model, queries, queries, max_new_tokens=4)
+    assert roll(model, queries, queries, gamma=4).completion_ids == expected[0]
+    assert Reader(model, queries, slots=2, max_new_tokens=4, vocab_size=61, compile=True).size == 16
+
+
+def test_modes_and_gradients_are_left_as_they_were(model):
+    model.train()
+    model.model.layers[0].eval()
+    roll(model)
+    assert model.training and not model.model.layers[0].training and model.model.layers[1].training
+    assert torch.is_grad_enabled()
+    model.eval()
+
+
+def test_adapter_disabled_wants_an_adapter(model):
+    with pytest.raises(ValueError, match="wants a PeftModel, got LlamaForCausalLM"):
+        AdapterDisabled(model)

@@ -1,0 +1,114 @@
+import itertools
+import random
+
+from lupi_trainer.speculative import Adaptive, Fixed, Goodput, Outcome
+from lupi_trainer.speculative.rules.gamma import usable_length
+
+
+ROOM = 1000
+
+
+def outcome(accepted, gamma, row=0, room=ROOM):
+    return Outcome(row, accepted, accepted < gamma, room)
+
+
+def test_fixed_never_changes():
+    policy = Fixed(7)
+    policy.observe(7, [outcome(0, 7)], 1.0)
+    assert policy.choose({0: ROOM}, 0) == 7
+
+
+def test_adaptive_adds_two_after_a_full_match_and_else_drafts_one_more_than_stood():
+    policy, seen = Adaptive(max_gamma=9, start=4), []
+    for stood in (4, 6, 8, 9, 3, 0, 1, 3):
+        gamma = policy.choose({0: ROOM}, 0)
+        policy.observe(gamma, [outcome(min(stood, gamma), gamma)], 1.0)
+        seen.append(gamma)
+    assert seen == [4, 6, 8, 9, 9, 4, 1, 3]
+
+
+def test_adaptive_drafts_the_mean_of_its_rows_and_forgets_those_that_end():
+    policy = Adaptive(max_gamma=20, start=4)
+    policy.observe(4, [outcome(4, 4, row=0), outcome(1, 4, row=1)], 1.0)
+    assert policy.choose({0: ROOM, 1: ROOM}, 0) == 4  # (6 + 2) / 2
+    assert policy.choose({0: ROOM, 2: ROOM}, 0) == 5  # (6 + 4) / 2
+    policy.observe(4, [outcome(4, 4, row=0, room=0)], 1.0)
+    assert policy.wanted.keys() == {1}
+
+
+def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0, bonus=False, disturbed=lambda draw, i: 1.0):
+    """Tokens a second over rounds of which a draft of gamma tokens costs fixed + slope * gamma.
+
+    `disturbed` is how many times longer a round seems to take.
+    """
+    draw = random.Random(seed)
+    tokens = seconds = 0.0
+    for i in range(rounds):
+        gamma = policy.choose(dict.fromkeys(range(rows), ROOM), waiting=1)
+        outcomes = []
+        for row in range(rows):
+            stood = next((j for j in range(gamma) if draw.random() > alpha), gamma)
+            outcomes.append(outcome(stood, gamma, row))
+            tokens += stood + 1 if bonus else min(gamma, stood + 1)
+        cost = (fixed + slope * gamma) * draw.uniform(0.9, 1.1)
+        policy.observe(gamma, outcomes, cost * disturbed(draw, i))
+        seconds += cost
+    return tokens / seconds
+
+
+def test_goodput_comes_near_the_best_fixed_length_wherever_that_is():
+    for alpha, fixed, slope in ((0.6, 10, 1), (0.9, 10, 1), (0.9, 1, 1), (0.97, 10, 1), (0.9, 30, 0.3)):
+        best = max(simulate(Fixed(gamma), alpha, fixed, slope) for gamma in range(1, 21))
+        assert simulate(Goodput(20), alpha, fixed, slope) > 0.95 * best, (alpha, fixed, slope)
+
+
+def test_goodput_is_not_misled_by_rounds_that_other_work_slows():
+    """A seventh of the rounds three times slower, or the first eight, at random, four times."""
+    for disturbed in (
+        lambda draw, i: 3.0 if draw.random() < 0.15 else 1.0,
+        lambda draw, i: draw.choice([1.0, 4.0]) if i < 8 else 1.0,
+    ):
+        for alpha, fixed, slope in ((0.6, 10, 1), (0.9, 10, 1), (0.7, 6, 2)):
+            best = max(simulate(Fixed(gamma), alpha, fixed, slope, rounds=120) for gamma in range(1, 21))
+            shares = [
+                simulate(Goodput(20), alpha, fixed, slope, rounds=120, seed=seed, disturbed=disturbed) / best
+                for seed in range(12)
+            ]
+            assert sum(shares) / 12 > 0.93, (alpha, fixed, slope)
+
+
+def test_goodput_counts_the_bonus_token_of_lossless_decoding():
+    for alpha, fixed, slope in ((0.3, 10, 1), (0.6, 10, 1), (0.9, 10, 1), (0.6, 2, 1)):
+        best = max(simulate(Fixed(gamma), alpha, fixed, slope, bonus=True) for gamma in range(1, 21))
+        assert simulate(Goodput(20, bonus=True), alpha, fixed, slope, bonus=True) > 0.95 * best, (alpha, fixed, slope)
+
+
+def test_recorded_lengths_are_few_and_near_what_was_chosen():
+    for longest in (1, 5, 8, 20):
+        lengths = [usable_length(gamma, longest, 1, True, recorded=True) for gamma in range(1, longest + 1)]
+        assert all(gamma / 1.5 <= length <= min(1.5 * gamma, longest) for gamma, length in enumerate(lengths, 1))
+        assert len(set(lengths)) <= 6 and lengths[-1] == longest
+
+
+def test_lengths_end_with_the_room_and_one_graph_serves_all_but_one():
+    for compile in (False, True):
+        for gamma, room in itertools.product(range(7), range(9)):
+            length = usable_length(gamma, 6, room, compile, recorded=False)
+            assert length == max(min(gamma, room), 2 if compile else 0), (gamma, room)
+    assert usable_length(1, 1, 5, True, recorded=False) == 1, "never more than the caller allows"
+
+
+def test_goodput_drafts_no_further_than_there_is_room():
+    policy = Goodput(20)
+    for _ in range(8):
+        gamma = policy.choose({0: ROOM}, 0)
+        policy.observe(gamma, [outcome(gamma, gamma)], 1.0 + 0.01 * gamma)
+    assert policy.choose({0: ROOM}, 0) == 20
+    assert policy.choose({0: 3}, 0) == 3
+
+
+def test_goodput_learns_nothing_of_rounds_without_a_draft():
+    policy = Goodput(20, bonus=True)
+    for _ in range(6):
+        policy.observe(0, [outcome(0, 0, room=0)], 1.0)
+    assert policy.choose({0: ROOM}, 0) == 5 and not policy.trials

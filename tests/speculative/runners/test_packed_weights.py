@@ -1,0 +1,284 @@
+"""Packed weights: the same products up to rounding, and the same weights afterwards, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lupi_trainer.speculative import AdapterDisabled, skd_rollout
+from lupi_trainer.speculative.runners import packed_weights as packed
+from lupi_trainer.speculative.runners.packed_weights import packed_weights
+from tests.speculative.reference import reference_rollout
+from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
+from tests.speculative.toy_models import FAMILIES, toy
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(packed, "_SMALLEST", 0)
+
+
+def packed_names(model):
+    return {name for name, p in model.named_parameters() if p.data_ptr() in packed._packs}
+
+
+def test_products_are_equal_and_the_layers_are_as_before():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 96), nn.Linear(96, 17, bias=False))
+    x = torch.randn(3, 5, 48)
+    before = [p.detach().clone() for p in model.parameters()]
+    lies = [p.untyped_storage()._cdata for p in model.parameters()]
+    with torch.no_grad():
+        expected = model(x)
+        with packed_weights(model):
+            assert packed_names(model) == {"0.weight", "1.weight"}
+            torch.testing.assert_close(model(x[:1, :1]), expected[:1, :1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+            with packed_weights(model):
+                torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+            assert model[0].weight.isnan().all() and model[0].weight.shape == (96, 48)
+    assert not packed._packs and not any("forward" in vars(layer) for layer in model)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before))
+    assert [p.untyped_storage()._cdata for p in model.parameters()] == lies, "they lie where they lay"
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+
+
+def test_it_is_the_packed_weight_that_multiplies():
+    layer, x = nn.Linear(32, 16), torch.randn(4, 32)
+    with torch.no_grad(), packed_weights(layer):
+        packed._packs[layer.weight.data_ptr()] = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 32))
+        torch.testing.assert_close(layer(x), layer.bias.expand(4, 16))
+
+
+def test_weights_that_change_between_rollouts_are_packed_anew():
+    layer, x = nn.Linear(32, 32), torch.randn(4, 32)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        expected = layer(x).detach()
+        with torch.no_grad(), packed_weights(layer):
+            torch.testing.assert_close(layer(x), expected)
+        layer(x).square().sum().backward()
+        optimizer.step()
+        assert (layer(x) - expected).abs().max() > 0.05
+
+
+def test_weights_of_a_file_and_weights_with_numbers_that_are_not_finite(tmp_path):
+    weight = torch.randn(24, 40)
+    weight[3, 4], weight[5, 6], weight[7, 8] = torch.nan, torch.inf, -0.0
+    save_file({"weight": weight}, tmp_path / "weights.safetensors")
+    layer = nn.Linear(40, 24, bias=False)
+    layer.weight = nn.Parameter(load_file(tmp_path / "weights.safetensors")["weight"])
+    with packed_weights(layer):
+        assert packed._packs
+    assert layer.weight.detach().numpy().tobytes() == weight.numpy().tobytes()
+
+
+def test_under_a_precision_of_its_own_a_layer_multiplies_with_the_numbers_themselves():
+    layer, x = nn.Linear(32, 16), torch.randn(4, 32)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = layer(x)
+        with packed_weights(layer), torch.autocast("cpu", torch.bfloat16):
+            ours = layer(x)
+    assert ours.dtype == torch.bfloat16 and torch.equal(ours, expected)
+
+
+def test_a_weight_that_something_else_reads_stays():
+    head, embedding, twin = nn.Linear(16, 50, bias=False), nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
+    head.weight = embedding.weight
+    flat = torch.randn(2 * 16 * 50)
+    twin.weight = nn.Parameter(flat[:800].view(50, 16))  # a part of a larger buffer
+    with packed_weights(nn.ModuleList([head, embedding, twin])):
+        assert not packed._packs and not embedding.weight.isnan().any()
+    one, other = nn.Linear(16, 50), nn.Linear(16, 50)
+    other.weight = one.weight
+    x = torch.randn(3, 16)
+    with torch.no_grad():
+        expected = one(x), other(x)
+        with packed_weights(nn.ModuleList([one, other])):
+            assert len(packed._packs) == 1
+            torch.testing.assert_close((one(x), other(x)), expected)
+
+
+def test_small_weights_are_left_alone(monkeypatch):
+    monkeypatch.undo()
+    with packed_weights(nn.Linear(256, 256), nn.Linear(512, 256)):
+        assert len(packed._packs) == 1
+
+
+def test_what_is_no_plain_layer_in_float32_is_left_alone():
+    class Own(nn.Linear):
+        pass
+
+    replaced = nn.Linear(8, 8)
+    replaced.forward = lambda x: x + 1
+    model = nn.ModuleList([nn.Linear(8, 8, dtype=torch.bfloat16), Own(8, 8), replaced, nn.Embedding(8, 8)])
+    with packed_weights(model):
+        assert not packed._packs and torch.equal(replaced(torch.ones(8)), torch.full((8,), 2.0))
+    assert "forward" in vars(replaced)
+    with torch.autocast("cpu", torch.bfloat16), packed_weights(nn.Linear(8, 8)):
+        assert not packed._packs
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test's may have another precision
+    try:
+        student = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(with_lora(toy("llama")))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    for model in (student, AdapterDisabled(student)):
+        with packed_weights(model):
+            assert not packed._packs
+
+
+def test_an_error_inside_puts_everything_back():
+    layer = nn.Linear(8, 8)
+    before = layer.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="mine"), packed_weights(layer):
+        raise RuntimeError("mine")
+    assert not packed._packs and "forward" not in vars(layer) and torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_an_interruption_while_packing_loses_nothing(at, monkeypatch):
+    """Ctrl-C between any two of the lines that change something."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    before = [p.detach().clone() for p in model.parameters()]
+    swap, steps = packed._Packed.swap, []
+
+    def interrupted(one):
+        def trace(frame, event, argument):
+            if frame.f_code is swap.__code__ and event == "line":
+                steps.append(frame.f_lineno)
+                if len(steps) == 8 + at:  # in the second layer
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            swap(one)
+        finally:
+            sys.settrace(None)
+
+    monkeypatch.setattr(packed._Packed, "swap", interrupted)
+    with pytest.raises(KeyboardInterrupt), packed_weights(model):
+        raise AssertionError("was not interrupted")
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_an_interruption_while_weights_are_put_back_waits_for_the_last(error):
+    """It comes at every line of the middle one's return in turn."""
+    swap_back, model = packed._Packed.swap_back, nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def interrupted_at(line: int) -> bool:
+        seen = []
+
+        def trace(frame, event, argument):
+            if frame.f_code is swap_back.__code__ and event == "line" and frame.f_locals["self"].weight is middle:
+                seen.append(frame.f_lineno)
+                if len(seen) == line:
+                    raise error
+            return trace
+
+        middle = model[1].weight
+        try:
+            with packed_weights(model):
+                sys.settrace(trace)
+        except error:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    line = 1
+    while interrupted_at(line):
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before)) and not packed._packs
+        assert not any("forward" in vars(layer) for layer in model)
+        line += 1
+    assert line > 8
+
+
+def test_a_weight_that_cannot_be_put_back_does_not_keep_the_others_away(monkeypatch):
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+    before, swap_back = [p.detach().clone() for p in model.parameters()], packed._Packed.swap_back
+
+    def failing(one):
+        if one.weight is model[1].weight:
+            raise MemoryError("no room")
+        swap_back(one)
+
+    monkeypatch.setattr(packed._Packed, "swap_back", failing)
+    with pytest.raises(MemoryError, match="no room"), packed_weights(model):
+        pass
+    assert [torch.equal(p, b) for p, b in zip(model.parameters(), before)] == [True, True, False, True, True, True]
+    packed._packs.clear()
+
+
+MEMORY = """
+import torch
+from tests.speculative.toy_models import toy, prompts
+from lupi_trainer.speculative import skd_rollout
+
+def now(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+torch.set_num_threads(1)
+small = toy("qwen3", layers=2, hidden=64, vocab=64)
+large = toy("qwen3", layers=4, hidden=2048, vocab=64)
+queries = prompts(2, 4, 4, vocab=64)
+skd_rollout(small, small, queries, queries, max_new_tokens=4)  # libraries load their parts
+open("/proc/self/clear_refs", "w").write("5")  # the peak from here on
+before = now("VmRSS")
+skd_rollout(small, large, queries, queries, max_new_tokens=8)
+print(now("VmHWM") - before, sum(p.numel() for p in large.parameters()) * 4)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux counts the peak")
+def test_weights_are_there_once():
+    """The process's own memory, since oneDNN's is none of torch's; blocks above 32 MiB, which malloc gives back."""
+    run = [sys.executable, "-c", MEMORY]
+    out = subprocess.run(run, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True).stdout
+    peak, weights = map(int, out.split())
+    assert weights > 350e6 and peak < 0.3 * weights
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [LoraConfig(r=4, use_dora=True), IA3Config(feedforward_modules=["down_proj"]), LoHaConfig(r=4)],
+    ids=["DoRA", "IA3", "LoHa"],
+)
+def test_layers_whose_weight_an_adapter_may_read_are_left_alone(adapter):
+    adapter.target_modules = {"q_proj", "down_proj"}
+    student, teacher = get_peft_model(toy("llama"), adapter), toy("llama", seed=1)
+    with packed_weights(student):
+        names = packed_names(student)
+    assert names and not any("q_proj" in name or "down_proj" in name for name in names)
+    expected = reference_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=6)
+    rollout = skd_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=6, gamma=3)
+    assert (rollout.completion_ids, rollout.broken) == (expected[0], {})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rollouts_with_packed_weights_write_the_same(family):
+    student, teacher = toy(family), toy(family, seed=1)
+    expected = reference_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=12)
+    with packed_weights(student, teacher):
+        assert packed._packs
+        rollout = skd_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=12, gamma=4)
+    assert (rollout.completion_ids, rollout.from_teacher) == tuple(expected[:2])
+
+
+def test_an_adapter_is_packed_with_its_base():
+    student = with_lora(toy("llama"))
+    with packed_weights(student):
+        names = {name.split(".")[-2] for name in packed_names(student)}
+    assert {"base_layer", "default", "lm_head"} <= names
