@@ -201,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--max_new_tokens", type=int, default=256)
     command.add_argument("--num_draft_tokens", type=int, default=5, help="tokens that the draft proposes a round")
     command.add_argument(
-        "--draft_length", choices=("fixed", "goodput"), default="fixed",
+        "--gamma_policy", choices=("fixed", "goodput"), default="fixed",
         help="goodput: as many as promise the most tokens a second, --num_draft_tokens at most",
     )  # fmt: skip
     command.add_argument("--compile", action="store_true", help="compile both models' forwards")

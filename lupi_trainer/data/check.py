@@ -37,13 +37,13 @@ def is_text_list(value: Any) -> bool:
 
 
 def word_runs(text: str, length: int) -> set[str]:
-    """Every run of `length` words of a text, normalised; the whole text where it has fewer."""
+    """Every run of `length` words of a text, normalized; the whole text where it has fewer."""
     words = normalize(text).split()
     return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
 
 
 def letter_runs(text: str) -> set[str]:
-    """Every run of three letters of a normalised text, spaces left out."""
+    """Every run of three letters of a normalized text, spaces left out."""
     letters = text.replace(" ", "")
     return {letters[i : i + 3] for i in range(len(letters) - 2)}
 

@@ -218,7 +218,7 @@ def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:
 
 
 def prepare_columns(dataset: Dataset | IterableDataset | DatasetDict | dict | list | None):
-    """Check and normalise what was given to a trainer: a dataset, a list of records, or a dictionary of either.
+    """Check and normalize what was given to a trainer: a dataset, a list of records, or a dictionary of either.
 
     A streaming dataset is checked record by record as it is read.
     """

@@ -1,4 +1,4 @@
-"""Perplexity on labelled tokens, weighted by tokens over the whole set."""
+"""Perplexity on labeled tokens, weighted by tokens over the whole set."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MAX_LOGITS = 1 << 24  # logits built at a time
 
 @dataclass
 class PerplexityResult:
-    """`perplexity = exp(nll)`; `nll` is the mean over `num_tokens` labelled tokens, in nats."""
+    """`perplexity = exp(nll)`; `nll` is the mean over `num_tokens` labeled tokens, in nats."""
 
     perplexity: float
     nll: float
@@ -31,9 +31,9 @@ class PerplexityResult:
 def perplexity(
     model: nn.Module, rows: Sequence[dict[str, Any]], *, pad_token_id: int = 0, batch_size: int = 8
 ) -> PerplexityResult:
-    """The exponential of the mean negative log-likelihood of all labelled tokens of a set.
+    """The exponential of the mean negative log-likelihood of all labeled tokens of a set.
 
-    Every token counts the same, whichever record or batch it stands in. Only labelled positions meet the `lm_head`.
+    Every token counts the same, whichever record or batch it stands in. Only labeled positions meet the `lm_head`.
 
     Args:
         model: a causal language model (or a `PeftModel`).
@@ -42,7 +42,7 @@ def perplexity(
         batch_size: rows a forward, the longest ones first.
 
     Raises:
-        ValueError: no token is labelled.
+        ValueError: no token is labeled.
     """
     was_training = model.training
     model.eval()
@@ -65,9 +65,9 @@ def perplexity(
             states = backbone(
                 input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
             ).last_hidden_state
-            labelled = labels[:, 1:] != -100
-            states = states[:, :-1][labelled.to(states.device)].to(head.weight.device)
-            targets = labels[:, 1:][labelled].to(head.weight.device)
+            labeled = labels[:, 1:] != -100
+            states = states[:, :-1][labeled.to(states.device)].to(head.weight.device)
+            targets = labels[:, 1:][labeled].to(head.weight.device)
             step = max(1, MAX_LOGITS // head.weight.size(0))
             for part, target in zip(states.split(step), targets.split(step)):
                 total += F.cross_entropy(head.logits(part), target, reduction="sum").item()
@@ -75,6 +75,6 @@ def perplexity(
     finally:
         model.train(was_training)
     if count == 0:
-        raise ValueError("no token is labelled, so there is no perplexity")
+        raise ValueError("no token is labeled, so there is no perplexity")
     nll = total / count
     return PerplexityResult(math.exp(min(nll, 700.0)), nll, count)

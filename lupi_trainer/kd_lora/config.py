@@ -49,10 +49,10 @@ class KDLoRAConfig(SFTConfig):
         teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):
             4-bit type of the teacher: `"nf4"` or `"fp4"`.
         teacher_use_bnb_nested_quant (`bool`, *optional*, defaults to `False`):
-            Quantise the teacher's quantisation constants too.
+            Quantize the teacher's quantization constants too.
         teacher_quantization_samples (`int`, *optional*, defaults to `0`):
-            Before training, measure what quantisation does to the teacher: the KL from the unquantised to the
-            quantised teacher over so many training records, logged as `teacher/quantization_kl`. The unquantised
+            Before training, measure what quantization does to the teacher: the KL from the unquantized to the
+            quantized teacher over so many training records, logged as `teacher/quantization_kl`. The unquantized
             teacher is loaded for that, and let go of. `0` measures nothing.
 
     > [!NOTE]
@@ -91,10 +91,10 @@ class KDLoRAConfig(SFTConfig):
         default="nf4", metadata={"help": "4-bit type of the teacher.", "choices": ["nf4", "fp4"]}
     )
     teacher_use_bnb_nested_quant: bool = field(
-        default=False, metadata={"help": "Quantise the teacher's quantisation constants too."}
+        default=False, metadata={"help": "Quantize the teacher's quantization constants too."}
     )
     teacher_quantization_samples: int = field(
-        default=0, metadata={"help": "Records on which the quantised teacher is compared with the unquantised one."}
+        default=0, metadata={"help": "Records on which the quantized teacher is compared with the unquantized one."}
     )
 
     def __post_init__(self):

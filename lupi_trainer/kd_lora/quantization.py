@@ -1,4 +1,4 @@
-"""What quantisation does to a teacher, measured: the KL from the unquantised to the quantised one."""
+"""What quantization does to a teacher, measured: the KL from the unquantized to the quantized one."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,11 +13,11 @@ from .states import teacher_states
 
 @torch.no_grad()
 def quantization_kl(quantized: nn.Module, reference: nn.Module, batches: Iterable[dict[str, Any]]) -> float:
-    """Mean KL(reference || quantized) over labelled tokens, in nats, at temperature 1.
+    """Mean KL(reference || quantized) over labeled tokens, in nats, at temperature 1.
 
     Args:
         quantized: the teacher as it trains the student.
-        reference: the same teacher before quantisation.
+        reference: the same teacher before quantization.
         batches: collated records: `input_ids`, `labels` [B, S] (-100 where nothing counts) and what goes with them.
     """
     device = next(quantized.parameters()).device
@@ -26,8 +26,8 @@ def quantization_kl(quantized: nn.Module, reference: nn.Module, batches: Iterabl
     for batch in batches:
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         labels = batch["labels"][:, 1:].to(device)
-        labelled = labels != -100
-        ours, theirs = (teacher_states(model, inputs, labelled) for model in (quantized, reference))
-        total += chunked_kd_ce(ours, heads[0], theirs, heads[1], labels[labelled], 1.0, 1.0).total.item()
-        count += int(labelled.sum())
+        labeled = labels != -100
+        ours, theirs = (teacher_states(model, inputs, labeled) for model in (quantized, reference))
+        total += chunked_kd_ce(ours, heads[0], theirs, heads[1], labels[labeled], 1.0, 1.0).total.item()
+        count += int(labeled.sum())
     return total / max(count, 1)

@@ -1,4 +1,4 @@
-"""Hidden states at labelled positions, of the student and of the frozen teacher."""
+"""Hidden states at labeled positions, of the student and of the frozen teacher."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 
-def labelled_states(model: nn.Module, inputs: dict[str, Any], labelled: torch.Tensor, role: str) -> torch.Tensor:
-    """The last hidden states from which labelled tokens are predicted.
+def labeled_states(model: nn.Module, inputs: dict[str, Any], labeled: torch.Tensor, role: str) -> torch.Tensor:
+    """The last hidden states from which labeled tokens are predicted.
 
     Args:
         model: a causal language model (or a `PeftModel`), not wrapped for several processes.
         inputs: what its backbone reads: `input_ids` [B, S] and whatever goes with them, on its device.
-        labelled: [B, S - 1] bool, true at t where token t + 1 is labelled.
+        labeled: [B, S - 1] bool, true at t where token t + 1 is labeled.
         role: `"student"` or `"teacher"`, for the error.
 
     Returns:
@@ -31,13 +31,13 @@ def labelled_states(model: nn.Module, inputs: dict[str, Any], labelled: torch.Te
     if is_peft_model(model):
         model = model.base_model.model
     states = model.base_model(**inputs, use_cache=False).last_hidden_state
-    return states[:, :-1][labelled.to(states.device)]
+    return states[:, :-1][labeled.to(states.device)]
 
 
 @torch.no_grad()
-def teacher_states(teacher: nn.Module, inputs: dict[str, Any], labelled: torch.Tensor) -> torch.Tensor:
-    """[`labelled_states`] of the teacher, computed on its own device and in its own dtype, on the labels' device."""
+def teacher_states(teacher: nn.Module, inputs: dict[str, Any], labeled: torch.Tensor) -> torch.Tensor:
+    """[`labeled_states`] of the teacher, computed on its own device and in its own dtype, on the labels' device."""
     device = next(teacher.parameters()).device
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     with torch.autocast(device.type, enabled=False):
-        return labelled_states(teacher, inputs, labelled, "teacher").to(labelled.device)
+        return labeled_states(teacher, inputs, labeled, "teacher").to(labeled.device)

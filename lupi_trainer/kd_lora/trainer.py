@@ -18,14 +18,14 @@ from ..publishing.papers import DISTILLATION, KD_LORA
 from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_tokenizer
 from ..training.checkpoints import SealedCheckpoints
-from ..training.finite_steps import SoundSteps
+from ..training.finite_steps import FiniteSteps
 from ..training.private import ForwardRedirection
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
-from .states import labelled_states, teacher_states
+from .states import labeled_states, teacher_states
 
 
-SUMS = ("ce", "kd", "entropy", "correct", "labelled", "read")  # what is summed over tokens, in this order
+SUMS = ("ce", "kd", "entropy", "correct", "labeled", "read")  # what is summed over tokens, in this order
 
 
 def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int | None) -> None:
@@ -41,15 +41,15 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
-    The loss is `kd_alpha * T^2 * KL(teacher || student at T) + (1 - kd_alpha) * CE` over labelled tokens
+    The loss is `kd_alpha * T^2 * KL(teacher || student at T) + (1 - kd_alpha) * CE` over labeled tokens
     ([`~lupi_trainer.losses.kd_ce_loss`]), computed in chunks so that neither model's logits are built in full.
     Everything else is [`~trl.SFTTrainer`]'s. The two terms are logged apart as `loss/ce` and `loss/kd` (with its
     factor T^2, so that the weighted sum is the loss), and every evaluation has `eval_perplexity`, the exponential of
-    the mean cross-entropy over all labelled tokens of the set.
+    the mean cross-entropy over all labeled tokens of the set.
 
     Example:
 
@@ -194,23 +194,23 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
     def _kd_ce_loss(self, student, inputs, num_items_in_batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, [B, len(SUMS)] sums of every row), inside the student's own forward."""
         labels = inputs["labels"][:, 1:]
-        labelled = labels != -100
+        labeled = labels != -100
         backbone_inputs = {k: v for k, v in inputs.items() if k != "labels"}
-        hidden = labelled_states(student, backbone_inputs, labelled, "student")
+        hidden = labeled_states(student, backbone_inputs, labeled, "student")
         head = Head(student, student.config.get_text_config().vocab_size)
         hidden = hidden.to(head.weight.device)
         teacher_hidden = None
         if self.teacher_model is not None:
             if self._teacher_head is None:  # frozen: brought to the student's device once
                 self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
-            teacher_hidden = teacher_states(self.teacher_model, backbone_inputs, labelled).to(hidden.device)
-        targets = labels[labelled].to(hidden.device)
+            teacher_hidden = teacher_states(self.teacher_model, backbone_inputs, labeled).to(hidden.device)
+        targets = labels[labeled].to(hidden.device)
         alpha = self.args.kd_alpha if teacher_hidden is not None else 0.0
         out = chunked_kd_ce(hidden, head, teacher_hidden, self._teacher_head, targets, alpha, self.args.kd_temperature)
-        count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
+        count = labeled.sum() if num_items_in_batch is None else num_items_in_batch
         loss = out.total / torch.as_tensor(count, device=out.total.device).clamp(min=1)
         per_token = [out.ce, out.kd * self.args.kd_temperature**2, out.entropy, out.correct, torch.ones_like(out.ce)]
-        row_of_token = labelled.nonzero()[:, 0].to(hidden.device)
+        row_of_token = labeled.nonzero()[:, 0].to(hidden.device)
         sums = torch.zeros(labels.size(0), len(SUMS), dtype=out.ce.dtype, device=hidden.device)
         sums[:, :-1].index_add_(0, row_of_token, torch.stack([x.to(out.ce.dtype) for x in per_token], dim=1))
         read = inputs["attention_mask"].sum(dim=1) if "attention_mask" in inputs else labels.size(1) + 1
@@ -222,23 +222,23 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
             return ""
         if self._sums["train"][SUMS.index("kd")].isfinite():
             return ""
-        return " by the teacher's part alone (another `teacher_dtype`, or no quantisation, may help)"
+        return " by the teacher's part alone (another `teacher_dtype`, or no quantization, may help)"
 
     # What is logged
 
     def _means(self, mode: str, num_processes: int) -> dict[str, float]:
-        """Means over all labelled tokens since the last call; the sums begin again."""
+        """Means over all labeled tokens since the last call; the sums begin again."""
         if self._sums[mode] is None:
             return {}
         sums, self._sums[mode] = self._sums[mode].double(), None
         if num_processes > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         sums = dict(zip(SUMS, sums.tolist()))
-        labelled = max(sums["labelled"], 1.0)
-        means = {"loss/ce": sums["ce"] / labelled}
+        labeled = max(sums["labeled"], 1.0)
+        means = {"loss/ce": sums["ce"] / labeled}
         if self.teacher_model is not None:
-            means["loss/kd"] = sums["kd"] / labelled
-        means |= {"entropy": sums["entropy"] / labelled, "mean_token_accuracy": sums["correct"] / labelled}
+            means["loss/kd"] = sums["kd"] / labeled
+        means |= {"entropy": sums["entropy"] / labeled, "mean_token_accuracy": sums["correct"] / labeled}
         if mode == "train":
             self._total_train_tokens += int(sums["read"])
             means["num_tokens"] = self._total_train_tokens
@@ -255,8 +255,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
         """The parent's, with the loss and its parts weighted by tokens over the whole set, and the perplexity."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._sums["eval"] is None or self._sums["eval"][SUMS.index("labelled")] == 0:  # TRL may have left out all
-            raise ValueError("no token of the evaluation set is labelled, so there is no perplexity")
+        if self._sums["eval"] is None or self._sums["eval"][SUMS.index("labeled")] == 0:  # TRL may have left out all
+            raise ValueError("no token of the evaluation set is labeled, so there is no perplexity")
         means = self._means("eval", num_processes=1)  # gathered already, batch by batch
         if means:
             alpha = self.args.kd_alpha if self.teacher_model is not None else 0.0

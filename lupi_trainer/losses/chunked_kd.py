@@ -33,8 +33,8 @@ class KDCELoss:
     correct: torch.Tensor
 
 
-def _normalise(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(probabilities [n, V], log of the normaliser [n, 1])."""
+def _normalize(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(probabilities [n, V], log of the normalizer [n, 1])."""
     log_z = logits.logsumexp(dim=-1, keepdim=True)
     return (logits - log_z).exp_(), log_z
 
@@ -61,7 +61,7 @@ class _ChunkedKDCE(torch.autograd.Function):
                 states = hidden[rows].to(dtype)
                 target = labels[rows, None]
                 logits = student.logits(states)
-                probs, log_z = _normalise(logits)
+                probs, log_z = _normalize(logits)
                 gold = logits.gather(1, target)
                 ce[rows] = (log_z - gold).squeeze(1)
                 correct[rows] = gold.squeeze(1) >= logits.amax(dim=-1)
@@ -75,7 +75,7 @@ class _ChunkedKDCE(torch.autograd.Function):
                     soft.div_(temperature)
                     shared = soft.size(1)
                     student_soft = logits[:, :shared] / temperature
-                    soft_probs, soft_log_z = _normalise(soft)
+                    soft_probs, soft_log_z = _normalize(soft)
                     student_soft_log_z = student_soft.logsumexp(dim=-1, keepdim=True)
                     gap = torch.linalg.vecdot(soft_probs, soft.sub_(student_soft))
                     kd[rows] = gap + (student_soft_log_z - soft_log_z).squeeze(1)
@@ -118,7 +118,7 @@ def chunked_kd_ce(
     """[`~lupi_trainer.losses.kd_ce_loss`] summed over tokens, from hidden states, in chunks of tokens.
 
     Args:
-        student_hidden: [N, H_student], at labelled positions only, each one place before its label.
+        student_hidden: [N, H_student], at labeled positions only, each one place before its label.
         student: the student's head, all of its columns.
         teacher_hidden: [N, H_teacher] on the student's device, or `None`: cross-entropy alone.
         teacher: the teacher's head, cut to the columns that both models have, on the student's device.

@@ -25,20 +25,20 @@ def kd_ce_loss(
         kd_temperature: T > 0 of both distributions in the KL (in nats); the cross-entropy is at temperature 1.
 
     Returns:
-        Scalar, the mean over labelled tokens; 0 where there are none.
+        Scalar, the mean over labeled tokens; 0 where there are none.
 
     Raises:
         ValueError: `kd_alpha` or `kd_temperature` out of range.
     """
     check_kd_arguments(kd_alpha, kd_temperature)
-    labelled = labels != -100
-    student, teacher = student_logits[labelled], teacher_logits[labelled]
+    labeled = labels != -100
+    student, teacher = student_logits[labeled], teacher_logits[labeled]
     shared = min(student.size(-1), teacher.size(-1))
-    ce = F.cross_entropy(student, labels[labelled], reduction="sum")
+    ce = F.cross_entropy(student, labels[labeled], reduction="sum")
     student_log_probs = F.log_softmax(student[:, :shared] / kd_temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher[:, :shared] / kd_temperature, dim=-1)
     kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
-    return (kd_alpha * kd_temperature**2 * kl + (1 - kd_alpha) * ce) / labelled.sum().clamp(min=1)
+    return (kd_alpha * kd_temperature**2 * kl + (1 - kd_alpha) * ce) / labeled.sum().clamp(min=1)
 
 
 def check_kd_arguments(kd_alpha: float, kd_temperature: float) -> None:

@@ -65,7 +65,7 @@ class LUPISKDConfig(DistillationConfig):
             Temperature at which the student drafts.
         teacher_temperature (`float`, *optional*, defaults to `0.7`):
             Temperature at which the teacher verifies and replaces. Of a served teacher, a probability at another
-            temperature than 1 is known up to an error whose bound is logged (`teacher_server/normaliser_error`).
+            temperature than 1 is known up to an error whose bound is logged (`teacher_server/normalizer_error`).
         verification (`str`, *optional*, defaults to `"parallel"`):
             `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
         compile_rollout (`bool`, *optional*, defaults to `False`):
@@ -109,7 +109,7 @@ class LUPISKDConfig(DistillationConfig):
         teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):
             4-bit type of the teacher: `"nf4"` or `"fp4"`.
         teacher_use_bnb_nested_quant (`bool`, *optional*, defaults to `False`):
-            Quantise the teacher's quantisation constants too.
+            Quantize the teacher's quantization constants too.
 
         > Parameters that control a teacher on a vLLM server
 
@@ -207,7 +207,7 @@ class LUPISKDConfig(DistillationConfig):
         default="nf4", metadata={"help": "4-bit type of the teacher.", "choices": ["nf4", "fp4"]}
     )
     teacher_use_bnb_nested_quant: bool = field(
-        default=False, metadata={"help": "Quantise the teacher's quantisation constants too."}
+        default=False, metadata={"help": "Quantize the teacher's quantization constants too."}
     )
 
     # Parameters that control a teacher on a vLLM server
@@ -253,7 +253,7 @@ class LUPISKDConfig(DistillationConfig):
             raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
         if self.teacher_offload and (self.teacher_load_in_4bit or self.teacher_load_in_8bit):
             raise ValueError(
-                "teacher_offload is for a teacher that is not quantised: a quantised one stays where it is"
+                "teacher_offload is for a teacher that is not quantized: a quantized one stays where it is"
             )
         for name, neutral in _UNSUPPORTED.items():
             if getattr(self, name) != neutral:

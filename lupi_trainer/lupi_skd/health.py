@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..speculative import RemoteError, Rollout
-from ..training.finite_steps import SoundSteps
+from ..training.finite_steps import FiniteSteps
 from .metrics import RolloutTotals
 
 
@@ -86,7 +86,7 @@ def rollout_health(
     if broken == of_all:
         raise FloatingPointError(
             f"the teacher's logits are NaN or infinite at every record of the batch ({names(rows)}): load it in "
-            "another `teacher_dtype`, or without quantisation"
+            "another `teacher_dtype`, or without quantization"
         )
     totals.broken += int(broken)
     metrics = {
@@ -98,7 +98,7 @@ def rollout_health(
     return metrics, int(broken)
 
 
-class NamedSteps(SoundSteps):
+class NamedSteps(FiniteSteps):
     """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
 
     def _unsound_where(self) -> str:

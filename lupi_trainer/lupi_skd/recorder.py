@@ -3,7 +3,7 @@
 One JSON object a line. `step` (optimizer steps done), `split` (`train` or `eval`), `id` and `row_id` of the record,
 `prompt` (messages), `privileged_context` (text or null), and one entry for each token in every list: `completion`
 (text), `token_ids`, `from_teacher` (0 or 1), `student_probability`, `teacher_probability` (of the token, at the
-rollout's temperatures), `teacher_rank` (of the student's draft, 0 for the teacher's favourite), `divergence`
+rollout's temperatures), `teacher_rank` (of the student's draft, 0 for the teacher's favorite), `divergence`
 (KL(teacher || student) in nats at temperature 1), and where the teacher wrote, else null: `draft` (text of the
 student's refused token), `draft_student_probability`, `draft_teacher_probability`.
 """

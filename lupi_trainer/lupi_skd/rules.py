@@ -7,7 +7,7 @@ from ..speculative import (
     AcceptanceRule,
     AcceptNone,
     AdaptiveTopK,
-    DraftLength,
+    GammaPolicy,
     Goodput,
     JensenShannon,
     RelativeProbability,
@@ -70,7 +70,7 @@ def rule_of(args: Any, vocab_size: int) -> AcceptanceRule:
     return make_rule(args.acceptance_rule, args.acceptance_kwargs, args.accept_top_k, args.teacher_min_prob)
 
 
-def make_gamma_policy(name: str, gamma: int) -> str | DraftLength:
+def make_gamma_policy(name: str, gamma: int) -> str | GammaPolicy:
     """The draft-length policy of a run; what an object learns is kept from one rollout to the next.
 
     Args:

@@ -72,7 +72,7 @@ class Head:
     Under ZeRO-3 it is gathered once, and kept for as long as the head or its gradient needs it.
 
     Raises:
-        ValueError: the head has no dense weight (it is quantised or wrapped by an adapter).
+        ValueError: the head has no dense weight (it is quantized or wrapped by an adapter).
     """
 
     def __init__(self, model: nn.Module, vocab_size: int, device: torch.device | None = None):
@@ -87,7 +87,7 @@ class Head:
             if weight is None or weight.dim() != 2 or not weight.is_floating_point():
                 raise ValueError(
                     f"the lm_head of {type(model).__name__} has no dense weight ({type(head).__name__}): keep it out "
-                    "of quantisation and adapters"
+                    "of quantization and adapters"
                 )
             device = device or weight.device
             self.weight = weight[:vocab_size].to(device)

@@ -93,7 +93,7 @@ def mix_in_base(
 
 
 def student_arguments(training_args, model_args) -> dict[str, Any]:
-    """Keyword arguments of a trainer for the student that a recipe names: weights, quantisation, adapter.
+    """Keyword arguments of a trainer for the student that a recipe names: weights, quantization, adapter.
 
     Raises:
         ValueError: no student is named.

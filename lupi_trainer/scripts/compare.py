@@ -62,7 +62,7 @@ def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: s
     """Refuse, before the first run, an arm that could not be built later.
 
     Raises:
-        ValueError: no gold answer to a record (named), or no such file; a quantised student for SDFT.
+        ValueError: no gold answer to a record (named), or no such file; a quantized student for SDFT.
     """
     data_args, _, model_args = arguments
     if "sft" in arms:
@@ -72,7 +72,7 @@ def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: s
             except (ValueError, OSError) as error:
                 raise ValueError(f"the arm sft needs gold answers: {error}; --completion_column, or --arms") from error
     if "sdft" in arms and (model_args.load_in_4bit or model_args.load_in_8bit):
-        raise ValueError("the arm sdft takes no quantised student: leave it out of --arms, or the quantisation")
+        raise ValueError("the arm sdft takes no quantized student: leave it out of --arms, or the quantization")
 
 
 def difference(key: str, old: Any, new: Any) -> str:

@@ -48,7 +48,7 @@ class Progress(TrainerCallback):
 
 
 def paint(tokenizer, rollout: Rollout, row: int = 0) -> Text:
-    """One completion in two colours: green what the student wrote, red in brackets what the teacher put in."""
+    """One completion in two colors: green what the student wrote, red in brackets what the teacher put in."""
     text, ids, written, students = Text(), rollout.completion_ids[row], "", ""
     for n, by_teacher in enumerate(rollout.from_teacher[row]):
         # the text that this token adds, so that byte and space pieces come out as they read

@@ -275,7 +275,7 @@ def main(args: argparse.Namespace) -> int:
             target, draft, prompt_ids, max_new_tokens=args.max_new_tokens,
             num_draft_tokens=args.num_draft_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
             repetition_penalty=args.repetition_penalty, eos_token_id=sorted(eos), seed=args.seed,
-            max_slots=args.batch_size, verification=args.verification, draft_length=args.draft_length,
+            max_slots=args.batch_size, verification=args.verification, gamma_policy=args.gamma_policy,
             compile=args.compile, on_tokens=completions,
         )  # fmt: skip
         seconds = time.perf_counter() - started

@@ -143,7 +143,7 @@ def load_for_stage(qa: QAArguments, arguments: dict[str, Any], training_args: KD
     if arguments["peft_config"] is None:
         raise ValueError("a stage trains an adapter: leave `use_peft` on")
     if arguments["quantization_config"] is not None:
-        raise ValueError("a stage is merged into its layers, so its student cannot be quantised")
+        raise ValueError("a stage is merged into its layers, so its student cannot be quantized")
     kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs, None
     return load_stage(
         arguments["model"], qa.bundles_dir, qa.stage, **{k: v for k, v in kwargs.items() if v is not None}

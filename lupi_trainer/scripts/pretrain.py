@@ -73,7 +73,7 @@ STUDENT_STAGES = (Stage(300, context=0.1, common=0.6),)
 
 
 def make_batch(rng: random.Random, tokenizer, size: int, stage: Stage):
-    """input_ids, labels: [size, S], right-padded; only answers are labelled."""
+    """input_ids, labels: [size, S], right-padded; only answers are labeled."""
     samples, all_facts = [], len(world.RELATIONS)
     for _ in range(size):
         kind = rng.random()

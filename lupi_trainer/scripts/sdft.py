@@ -32,7 +32,7 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
         shared: keys of the recipe that every trainer has, and their values.
 
     Raises:
-        ValueError: no student is named, or a quantised one; or a `knowledge_template` with words after the question.
+        ValueError: no student is named, or a quantized one; or a `knowledge_template` with words after the question.
     """
     if not training_args.knowledge_template.endswith("{query}"):
         raise ValueError("with SDFTTrainer, knowledge_template must end with {query}")
@@ -50,7 +50,7 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
     )
     arguments = student_arguments(config, model_args)
     if arguments.pop("quantization_config") is not None:
-        raise ValueError("SDFTTrainer takes no quantised student: leave out load_in_4bit and load_in_8bit")
+        raise ValueError("SDFTTrainer takes no quantized student: leave out load_in_4bit and load_in_8bit")
     records = load_training_data(
         data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
     )

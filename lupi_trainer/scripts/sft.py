@@ -11,7 +11,7 @@ from typing import Any
 from ..data.records import load_sft_data
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
-from ..training.finite_steps import SoundSteps
+from ..training.finite_steps import FiniteSteps
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 from .recipe_parser import RecipeParser
@@ -50,7 +50,7 @@ def build_trainer(
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         pass
 
     def load(name: str, **kwargs):

@@ -25,7 +25,7 @@ from .rules.acceptance import (
     TopK,
     TopP,
 )
-from .rules.gamma import Adaptive, DraftLength, Fixed, Goodput, Outcome
+from .rules.gamma import Adaptive, Fixed, GammaPolicy, Goodput, Outcome
 from .runners.lockstep import Lockstep
 
 
@@ -36,7 +36,7 @@ __all__ = [
     "AdaptiveTopK",
     "AdapterDisabled",
     "Block",
-    "DraftLength",
+    "GammaPolicy",
     "DraftSource",
     "Fixed",
     "Goodput",

@@ -16,7 +16,7 @@ from ..models.vocabulary import tokenizer_beside
 
 
 def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
-    """The teacher's own quantisation, apart from the student's."""
+    """The teacher's own quantization, apart from the student's."""
     if args.teacher_load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     if args.teacher_load_in_4bit:
@@ -33,7 +33,7 @@ def paired_device(local_rank: int, local_processes: int, gpus: int) -> str:
     """The teacher's GPU where every process of a machine has two: process i has GPU i, its teacher GPU n + i.
 
     With the visible GPUs in the order 0, 2, 4, ..., 1, 3, 5, ... (`gpu_ids` of `paired_gpu.yaml`) these are the
-    neighbours 2i and 2i + 1.
+    neighbors 2i and 2i + 1.
 
     Raises:
         ValueError: fewer than two GPUs a process.

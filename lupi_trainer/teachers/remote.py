@@ -33,7 +33,7 @@ class RemoteStats:
     requests: int = 0
     retries: int = 0
     asked_tokens: int = 0  # tokens whose log-probability was asked for after all, to draw a replacement
-    normaliser_error: float = 0.0  # largest possible relative error of a probability at the teacher's temperature
+    normalizer_error: float = 0.0  # largest possible relative error of a probability at the teacher's temperature
 
 
 class RemoteTeacher(ABC):

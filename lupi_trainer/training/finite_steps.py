@@ -3,7 +3,7 @@
 import torch
 
 
-class SoundSteps:
+class FiniteSteps:
     """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step.
 
     One question to the device an optimizer step. With float16, whose loss scaler skips steps with overflown

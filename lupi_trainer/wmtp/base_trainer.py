@@ -17,7 +17,7 @@ from ..models.mtp_heads import MTPHeads
 from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
-from ..training.finite_steps import SoundSteps
+from ..training.finite_steps import FiniteSteps
 from ..training.private import ForwardRedirection
 from .config import WMTPConfig
 from .drafting import draft_metrics
@@ -28,7 +28,7 @@ from .weighted_loss import Batch, counted, means, row_sums, text_segments, weigh
 logger = logging.getLogger(__name__)
 
 
-class BaseWMTPTrainer(Published, SealedCheckpoints, SoundSteps, SFTTrainer):
+class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
     """
     Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
 

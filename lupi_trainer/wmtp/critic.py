@@ -33,9 +33,9 @@ def check_rewards(rewards: list[Any]) -> None:
 
 
 def judged_places(labels: torch.Tensor) -> torch.Tensor:
-    """labels [B, S] -> [B, S] bool: labelled tokens, and the one before each, from which its advantage is counted."""
-    labelled = labels != -100
-    return labelled | torch.nn.functional.pad(labelled[:, 1:], (0, 1))
+    """labels [B, S] -> [B, S] bool: labeled tokens, and the one before each, from which its advantage is counted."""
+    labeled = labels != -100
+    return labeled | torch.nn.functional.pad(labeled[:, 1:], (0, 1))
 
 
 def fit_critic(

@@ -1,6 +1,6 @@
 """Time and peak memory of the chunked KD-LoRA loss over the dense one: `python -m tests.benchmarks.kd_loss`.
 
-Forward and backward from hidden states, one sequence of 1,024 labelled tokens, a vocabulary of 32,000, heads that are
+Forward and backward from hidden states, one sequence of 1,024 labeled tokens, a vocabulary of 32,000, heads that are
 frozen as in a LoRA run.
 """
 

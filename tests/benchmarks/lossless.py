@@ -81,7 +81,7 @@ def weights(model) -> int:
 
 @torch.no_grad()
 def agreement(draft, ids: torch.Tensor, texts: list[list[int]]) -> float:
-    """How often the draft's favourite is the next token of greedy texts: what it is accepted at, token by token."""
+    """How often the draft's favorite is the next token of greedy texts: what it is accepted at, token by token."""
     text = torch.tensor(texts, device=ids.device)
     guesses = draft(torch.cat([ids, text], 1)).logits[:, ids.shape[1] - 1 : -1].argmax(-1)
     return (guesses == text).float().mean().item()
@@ -104,7 +104,7 @@ def lossless(setting: Setting, repeats: int, new_tokens: int = 64) -> Iterator[d
         common = (target, draft, ids, texts)
         contenders = {
             "four": _ours(*common, "four", new_tokens, num_draft_tokens=4),
-            "goodput": _ours(*common, "goodput", new_tokens, num_draft_tokens=20, draft_length="goodput"),
+            "goodput": _ours(*common, "goodput", new_tokens, num_draft_tokens=20, gamma_policy="goodput"),
             "compiled": _ours(*common, "compiled", new_tokens, num_draft_tokens=8, compile=True),
             "generate": _theirs(*common, "generate", new_tokens),
         }

@@ -86,7 +86,7 @@ def test_an_adapter_on_the_head_is_refused_wherever_its_weight_is_read(rows, tmp
             make(tmp_path, model=adapted(), peft_config=None, processing_class=lab_tokenizer())
 
 
-def test_nothing_labelled_is_an_error():
+def test_nothing_labeled_is_an_error():
     model = tiny_model("llama", lab_tokenizer())
-    with pytest.raises(ValueError, match="no token is labelled"):
+    with pytest.raises(ValueError, match="no token is labeled"):
         perplexity(model, [{"input_ids": [5, 6], "labels": [-100, -100]}])

@@ -70,7 +70,7 @@ def test_the_student_of_sdft_is_told_what_a_teacher_is_told(tmp_path):
     wanted = [skd.teacher_prompt.messages(row["prompt"], row["privileged_context"])[-1:] for row in rows]
     assert told == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in told) == 12
     assert not trainer.model.get_input_embeddings().weight.equal(before)
-    with pytest.raises(ValueError, match="no quantised student"):
+    with pytest.raises(ValueError, match="no quantized student"):
         arguments = compare.parse(
             find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"]
         )
@@ -200,7 +200,7 @@ def test_every_arm_and_question_has_the_chat_template_of_the_recipe(thinker, tmp
     [
         (["--completion_column", "gold"], "arm sft needs gold answers: record '.*no text in the column 'gold'"),
         (["--base_dataset_name", "user/name"], "arm sft needs gold answers: no such data file: user/name"),
-        (["--load_in_4bit", "true"], "arm sdft takes no quantised student"),
+        (["--load_in_4bit", "true"], "arm sdft takes no quantized student"),
         (["--arms", "skt"], "no arm skt; there are untrained, sft"),
         (["--config", "nothing.yaml"], "no recipe 'nothing.yaml'"),
         (["--gama", "3"], "unknown option --gama"),

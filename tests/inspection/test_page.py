@@ -79,7 +79,7 @@ def test_every_token_tells_its_story(tmp_path, page):
         }
         return { tips, hidden: document.getElementById("tip").hidden, text: tokens.map((t) => t.textContent).join(""),
                  writers: tokens.map((t) => Number(t.classList.contains("teacher"))), rollout,
-                 colours: ["teacher", "student"].map((w) =>
+                 colors: ["teacher", "student"].map((w) =>
                     getComputedStyle(document.querySelector("#columns ." + w)).backgroundColor),
                  prompt: document.getElementById("prompt").textContent,
                  knowledge: document.querySelector("#knowledge p").textContent };
@@ -87,7 +87,7 @@ def test_every_token_tells_its_story(tmp_path, page):
     )
     rollout = seen["rollout"]
     assert seen["text"] == "".join(rollout["completion"]) and seen["writers"] == rollout["from_teacher"]
-    assert seen["colours"][0] != seen["colours"][1] and seen["hidden"]
+    assert seen["colors"][0] != seen["colors"][1] and seen["hidden"]
     assert seen["prompt"] == "Question 0 </script><b>?" and seen["knowledge"] == "Knowledge 0."
     place = rollout["from_teacher"].index(1)
     chance = f"{100 * rollout['draft_teacher_probability'][place]:.1f}%"
@@ -116,7 +116,7 @@ def test_search_sort_and_compare(tmp_path, page):
         const others = [...document.querySelectorAll("#compare option")].map((o) => o.textContent);
         change("compare", document.querySelectorAll("#compare option")[1].value, "change");
         const columns = [...document.querySelectorAll("#columns h2")].map((h) => h.textContent.split(" · ")[0]);
-        change("colour", "divergence", "change");
+        change("color", "divergence", "change");
         const heat = getComputedStyle(document.querySelector("#columns .token")).backgroundColor;
         change("search", "설7", "input");
         return { all, sorted, found, others, columns, heat, korean: listed() };
@@ -163,7 +163,7 @@ def test_light_and_dark(tmp_path, page):
     script = "return getComputedStyle(document.body).backgroundColor;"
     light = browse(tmp_path, page, script)
     dark = browse(tmp_path, page, script, "--blink-settings=preferredColorScheme=0")
-    brightness = [sum(map(int, re.findall(r"\\d+|[0-9]+", colour)[:3])) for colour in (light, dark)]
+    brightness = [sum(map(int, re.findall(r"\\d+|[0-9]+", color)[:3])) for color in (light, dark)]
     assert brightness[0] > 700 and brightness[1] < 100
 
 

@@ -11,7 +11,7 @@ from lupi_trainer.kd_lora import trainer as kd_lora_trainer
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.losses.reference import kd_ce_loss
 from lupi_trainer.wmtp import base_trainer
-from tests.kd_lora.training import lab_tokenizer, labelled_dataset, make_kd_config, make_kd_trainer
+from tests.kd_lora.training import lab_tokenizer, labeled_dataset, make_kd_config, make_kd_trainer
 from tests.lupi_skd.training import Losses
 from tests.models.families import tiny_model, train_tokenizer
 from tests.wmtp.training import make_wmtp_trainer
@@ -61,7 +61,7 @@ def test_without_distillation_a_run_is_trl_s_sft(tmp_path, changes):
     )  # fmt: skip
     their_losses = Losses()
     theirs = SFTTrainer(
-        resolve_model("lab:student"), args=args, train_dataset=labelled_dataset(lab_tokenizer()),
+        resolve_model("lab:student"), args=args, train_dataset=labeled_dataset(lab_tokenizer()),
         peft_config=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM"), callbacks=[their_losses],
     )  # fmt: skip
     ours.train()
@@ -93,7 +93,7 @@ def test_packing_trains_on_the_same_answers(tmp_path):
     runs = []
     for packed in (False, True):
         trainer, losses = make_kd_trainer(
-            tmp_path, train_dataset=labelled_dataset(lab_tokenizer(), count=8), config_max_steps=1,
+            tmp_path, train_dataset=labeled_dataset(lab_tokenizer(), count=8), config_max_steps=1,
             config_per_device_train_batch_size=8, config_packing=packed, config_max_length=512,
         )  # fmt: skip
         trainer.train()
@@ -123,7 +123,7 @@ def test_only_the_adapter_moves(tmp_path):
 
 
 def test_evaluation_is_weighted_by_tokens_over_the_whole_set(tmp_path):
-    data = labelled_dataset(lab_tokenizer(), count=13)
+    data = labeled_dataset(lab_tokenizer(), count=13)
     trainer, _ = make_kd_trainer(tmp_path, eval_dataset=data, config_per_device_eval_batch_size=4)
     metrics = trainer.evaluate()
     nll, tokens, dense = 0.0, 0, 0.0
@@ -156,7 +156,7 @@ def test_families_with_a_padded_teacher_vocabulary(tmp_path, family):
         tiny_model(family, tokenizer),
         tiny_model(family, tokenizer, vocab_size=640, hidden_size=48, seed=1),
     )
-    rows = labelled_dataset(tokenizer, count=8)
+    rows = labeled_dataset(tokenizer, count=8)
     trainer, losses = make_kd_trainer(tmp_path, student, teacher, rows, processing_class=tokenizer)
     trainer.model.eval()
     batch = batch_of(trainer)
@@ -223,14 +223,14 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
     )
     with pytest.raises(ValueError, match="PromptTuningConfig is not supported"):
         make_kd_trainer(tmp_path, model=prompted, peft_config=None)
-    longest = max(map(len, labelled_dataset(lab_tokenizer())["input_ids"]))
+    longest = max(map(len, labeled_dataset(lab_tokenizer())["input_ids"]))
     with pytest.raises(ValueError, match=rf"row number \d+ has {longest} tokens and labels: cut to max_length"):
         make_kd_trainer(tmp_path, config_max_length=longest - 1)
-    silent = labelled_dataset(lab_tokenizer(), count=2).map(lambda row: {"labels": [-100] * len(row["labels"])})
-    with pytest.raises(ValueError, match="no token of the evaluation set is labelled"):
-        make_kd_trainer(tmp_path, eval_dataset=labelled_dataset(lab_tokenizer()))[0].evaluate(silent)
+    silent = labeled_dataset(lab_tokenizer(), count=2).map(lambda row: {"labels": [-100] * len(row["labels"])})
+    with pytest.raises(ValueError, match="no token of the evaluation set is labeled"):
+        make_kd_trainer(tmp_path, eval_dataset=labeled_dataset(lab_tokenizer()))[0].evaluate(silent)
     tokenizer = lab_tokenizer()
-    long = labelled_dataset(tokenizer, count=4).map(lambda row: {k: v * 60 for k, v in row.items()})
+    long = labeled_dataset(tokenizer, count=4).map(lambda row: {k: v * 60 for k, v in row.items()})
     trainer, _ = make_kd_trainer(tmp_path, train_dataset=long)
     with pytest.raises(ValueError, match="beyond the 512 positions of the student model: lower `max_length`"):
         trainer.train()
@@ -238,7 +238,7 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
 
 @pytest.mark.parametrize("module, make", [(kd_lora_trainer, make_kd_trainer), (base_trainer, make_wmtp_trainer)])
 def test_the_tokenizer_is_of_the_revision_of_the_weights(tmp_path, monkeypatch, module, make):
-    data = labelled_dataset(lab_tokenizer())
+    data = labeled_dataset(lab_tokenizer())
 
     def load(name, revision=None, **_):
         raise InterruptedError(revision)

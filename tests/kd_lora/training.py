@@ -13,7 +13,7 @@ def lab_tokenizer():
     return AutoTokenizer.from_pretrained(resolve_model("lab:student"))
 
 
-def labelled_dataset(tokenizer, count=16, name="lab:common") -> Dataset:
+def labeled_dataset(tokenizer, count=16, name="lab:common") -> Dataset:
     """Questions of the lab as token ids, with labels on the answer only; rows of different lengths."""
     records = load_lab_records(name)
     rows = []
@@ -50,7 +50,7 @@ def make_kd_trainer(tmp_path, model="lab:student", teacher_model="lab:teacher", 
     config = {k.removeprefix("config_"): kwargs.pop(k) for k in list(kwargs) if k.startswith("config_")}
     kwargs.setdefault("peft_config", LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM"))
     if train_dataset is None:
-        train_dataset = labelled_dataset(kwargs.get("processing_class") or lab_tokenizer())
+        train_dataset = labeled_dataset(kwargs.get("processing_class") or lab_tokenizer())
     losses = Losses()
     trainer = KDLoRATrainer(
         model,

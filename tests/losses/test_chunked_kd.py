@@ -66,11 +66,11 @@ def scene(seed=0, rows=3, length=7, student_vocab=23, teacher_vocab=23, **studen
 
 
 def chunked(ours, theirs, states, teacher_states, labels, alpha, temperature):
-    labelled = labels != -100
+    labeled = labels != -100
     shared = min(ours.lm_head.out_features, theirs.lm_head.out_features)
     return chunked_kd_ce(
-        states[labelled], Head(ours, ours.lm_head.out_features), teacher_states[labelled],
-        Head(theirs, shared), labels[labelled], alpha, temperature,
+        states[labeled], Head(ours, ours.lm_head.out_features), teacher_states[labeled],
+        Head(theirs, shared), labels[labeled], alpha, temperature,
     )  # fmt: skip
 
 
@@ -135,9 +135,9 @@ def test_gradient_is_the_numerical_one(monkeypatch):
         with torch.no_grad():  # only so that the head's own parameters are not asked for
             head = Head(ours, 23)
         head.weight, head.bias = weight, bias
-        labelled = labels != -100
+        labeled = labels != -100
         out = chunked_kd_ce(
-            states[labelled], head, teacher_states[labelled], Head(theirs, 23), labels[labelled], 0.4, 2.0
+            states[labeled], head, teacher_states[labeled], Head(theirs, 23), labels[labeled], 0.4, 2.0
         )
         return out.total
 

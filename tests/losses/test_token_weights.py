@@ -1,4 +1,4 @@
-"""Weights of heads on hand-made cases: alignment, normalisation, selection, advantages, the shuffled control."""
+"""Weights of heads on hand-made cases: alignment, normalization, selection, advantages, the shuffled control."""
 
 import pytest
 import torch

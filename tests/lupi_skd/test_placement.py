@@ -14,7 +14,7 @@ from tests.lupi_skd.training import make_config, make_trainer
 from tests.wmtp.training import make_wmtp_trainer
 
 
-def test_paired_gives_every_process_two_neighbouring_gpus():
+def test_paired_gives_every_process_two_neighboring_gpus():
     """By the order of GPUs in the shipped configuration, whatever the number of processes."""
     config = yaml.safe_load(find_accelerate_config("paired_gpu").read_text())
     order = list(map(int, config["gpu_ids"].split(",")))
@@ -96,7 +96,7 @@ def test_lent_gives_back_after_an_error():
 
 
 def test_offloading_what_cannot_move_is_refused(tmp_path, teacher):
-    with pytest.raises(ValueError, match="not quantised"):
+    with pytest.raises(ValueError, match="not quantized"):
         make_config(tmp_path, teacher_offload=True, teacher_load_in_4bit=True)
     from peft import LoraConfig
 

@@ -76,7 +76,7 @@ def damage(tmp_path, what):
         ("weights", FileNotFoundError, "no mtp_heads.safetensors"),
         ("cut", ValueError, "cannot be read"),
         ("not json", ValueError, "does not describe MTPHeads"),
-        ({"colour": 3}, ValueError, "does not describe MTPHeads"),
+        ({"color": 3}, ValueError, "does not describe MTPHeads"),
         ({"horizon": 5}, ValueError, r"'heads.3.linear.bias' is missing there"),
         ({"horizon": 3}, ValueError, r"'heads.2.linear.bias' is \(32,\) there, and unknown"),
         ({"hidden_size": 16}, ValueError, r"'heads.0.linear.bias' is \(32,\) there, and \(16,\)"),

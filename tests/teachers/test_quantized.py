@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lupi_trainer.kd_lora.quantization import quantization_kl
-from tests.kd_lora.training import lab_tokenizer, labelled_dataset, make_kd_trainer
+from tests.kd_lora.training import lab_tokenizer, labeled_dataset, make_kd_trainer
 from tests.lupi_skd.training import make_trainer
 
 
@@ -63,7 +63,7 @@ def test_a_4bit_teacher_trains_the_student_in_a_fraction_of_the_memory(tmp_path,
     assert losses.logs[0]["teacher/quantization_kl"] == trainer.quantization_kl
 
 
-def test_a_4bit_teacher_writes_and_teaches_as_its_dequantised_weights_do(tmp_path, teacher_path):
+def test_a_4bit_teacher_writes_and_teaches_as_its_dequantized_weights_do(tmp_path, teacher_path):
     options = {"config_max_steps": 2, "config_per_device_train_batch_size": 2, "config_max_completion_length": 8}
     quantized, losses = make_trainer(tmp_path, teacher_model=teacher_path, config_teacher_load_in_4bit=True, **options)
     whole = AutoModelForCausalLM.from_pretrained(teacher_path)
@@ -83,9 +83,9 @@ def test_a_4bit_teacher_writes_and_teaches_as_its_dequantised_weights_do(tmp_pat
         assert ours["tokens/teacher_share"] > 0
 
 
-def test_a_teacher_that_is_not_quantised_has_no_error(teacher_path):
+def test_a_teacher_that_is_not_quantized_has_no_error(teacher_path):
     tokenizer = lab_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(teacher_path).eval()
-    rows = labelled_dataset(tokenizer, count=2)
+    rows = labeled_dataset(tokenizer, count=2)
     batches = ({k: torch.tensor([v]) for k, v in row.items()} for row in rows)
     assert quantization_kl(model, model, batches) == pytest.approx(0.0, abs=1e-6)

@@ -29,7 +29,11 @@ SETTINGS = {  # two optimizer steps an epoch, logs and checkpoints at steps of t
     "log_rollout_blocks": True,
     "max_completion_length": 24,
 }
-MIXED = {"gamma_policy": "tests.training.killed:Wandering", "shuffle_dataset": False, "train_sampling_strategy": "sequential"}
+MIXED = {
+    "gamma_policy": "tests.training.killed:Wandering",
+    "shuffle_dataset": False,
+    "train_sampling_strategy": "sequential",
+}
 MEASURED = ("step_time", "runtime", "per_second")  # times
 
 
@@ -144,5 +148,7 @@ def train(
 def server():
     """Where the processes come from: each starts in a fraction of a second, with no thread of another's."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.killed", "trl.trainer.distillation_trainer", "transformers.trainer"])
+    context.set_forkserver_preload(
+        ["tests.training.killed", "trl.trainer.distillation_trainer", "transformers.trainer"]
+    )
     return context

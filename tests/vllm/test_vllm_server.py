@@ -95,7 +95,7 @@ def test_the_same_tokens_are_accepted_for_200_prompts(served, student, teacher, 
         "teacher's share": round(sum(map(sum, theirs.from_teacher)) / tokens, 3),
         "requests": remote.stats.requests - before,
         "asked_tokens": remote.stats.asked_tokens,
-        "normaliser_error": remote.stats.normaliser_error,
+        "normalizer_error": remote.stats.normalizer_error,
         "seconds, server": round(seconds, 1),
         "seconds, here": round(local_seconds, 1),
     }

@@ -15,7 +15,7 @@ from .source import Proposal, Texts
 
 
 class HeadsDraft:
-    """Each head's favourite token, as a [`DraftSource`].
+    """Each head's favorite token, as a [`DraftSource`].
 
     Args:
         model: the target, whose `lm_head` turns the heads' states into tokens.
@@ -27,7 +27,7 @@ class HeadsDraft:
         ValueError: a horizon of 1, which looks nowhere ahead.
     """
 
-    reader = None
+    runner = None
     forwards = 0
 
     def __init__(self, model, heads):
@@ -66,5 +66,5 @@ class HeadsDraft:
         self.states[:a] = known.gather(1, last[..., None].expand(-1, -1, known.shape[2]))
         self.count[:a] = (self.count[:a] + accepted + 1).clamp(max=window)
 
-    def told(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
+    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
         pass

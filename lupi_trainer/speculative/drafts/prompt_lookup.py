@@ -25,7 +25,7 @@ class PromptLookup:
     longest: int = 3
     shortest: int = 1
 
-    reader = None
+    runner = None
     forwards = 0
 
     def __post_init__(self):
@@ -53,5 +53,5 @@ class PromptLookup:
         drafted = tokens.gather(1, steps.clamp(max=width - 1))
         return Proposal(drafted, None, (known - start).clamp(max=gamma))
 
-    def told(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
+    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
         pass

@@ -9,7 +9,7 @@ import torch
 
 from ..rules.logits import is_distribution
 from ..rules.speculative_sampling import RoundNoise, Sampling
-from ..runners.runner import Reader
+from ..runners.runner import Runner
 from ..runners.slots import Slots
 
 
@@ -49,7 +49,7 @@ class Proposal:
 class DraftSource(Protocol):
     """What the loop needs of a source of drafts."""
 
-    reader: Reader | None  # a model's, whose rows move with the slots
+    runner: Runner | None  # a model's, whose rows move with the slots
 
     @property
     def forwards(self) -> int:
@@ -58,7 +58,7 @@ class DraftSource(Protocol):
     def propose(self, slots: Slots, texts: Texts, gamma: int, noise: RoundNoise) -> Proposal:
         """Drafts `gamma` tokens for each slot in use."""
 
-    def told(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
+    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
         """Learns how many of `gamma` tokens stand, [A]; `whole`: all of them in some row that goes on."""
 
 
@@ -69,18 +69,18 @@ class DraftModel:
     round feeds such a row two tokens, the lacking one and the last.
     """
 
-    def __init__(self, reader: Reader, vocab_size: int, sampling: Sampling):
-        self.reader, self.vocab_size, self.sampling = reader, vocab_size, sampling
-        self.behind = torch.zeros_like(reader.base)  # [slots]: tokens that the cache lacks; moves with the rows
+    def __init__(self, runner: Runner, vocab_size: int, sampling: Sampling):
+        self.runner, self.vocab_size, self.sampling = runner, vocab_size, sampling
+        self.behind = torch.zeros_like(runner.base)  # [slots]: tokens that the cache lacks; moves with the rows
         self.any_behind = self.caught_up = False
 
     @property
     def forwards(self) -> int:
-        return self.reader.forwards
+        return self.runner.forwards
 
     def propose(self, slots: Slots, texts: Texts, gamma: int, noise: RoundNoise) -> Proposal:
         a, home = slots.used, slots.n.device
-        n, row, longest = slots.n[:a], slots.row[:a], slots.longest(self.reader)
+        n, row, longest = slots.n[:a], slots.row[:a], slots.longest(self.runner)
         seen = texts.seen(row, n, self.vocab_size) if self.sampling.repetition_penalty != 1 else None
         tokens, kept, sound = [], [], []
         self.caught_up = gamma == 0 and self.any_behind
@@ -88,7 +88,7 @@ class DraftModel:
             self._first(texts, row, n, longest)
         for i in range(gamma):
             logits = self._first(texts, row, n, longest) if i == 0 else self._read(tokens[-1], n + i, longest + i)
-            logits = self.sampling.penalise(self._widened(logits.to(home)), seen)
+            logits = self.sampling.penalize(self._widened(logits.to(home)), seen)
             sound.append(is_distribution(logits))
             if self.sampling.temperature == 0:
                 token = logits.argmax(-1)
@@ -104,28 +104,28 @@ class DraftModel:
         return Proposal(drafted, torch.stack(kept, 1) if kept else None, count)
 
     def _first(self, texts: Texts, row: torch.Tensor, n: torch.Tensor, longest: int) -> torch.Tensor:
-        if not (self.any_behind or self.reader.compile):
+        if not (self.any_behind or self.runner.compile):
             return self._read(texts.at(row, n, 0, 1), n, longest)
         # a row that is not behind is fed its last token and, after it, one that is overwritten before anyone sees it
         behind = self.behind[: len(row)]
         fed = texts.at(row, n, behind.to(row.device), 2)
-        if len(row) == 1 and not self.reader.compile:
+        if len(row) == 1 and not self.runner.compile:
             longest -= 1  # it is behind, or it would not be here: the place of a single row must be exact
         return self._read(fed, n.to(behind.device) - behind, longest, behind)
 
     def _read(self, tokens, written, longest: int, at=None) -> torch.Tensor:
         """tokens [A, Q] at `written` [A] -> logits [A, V] of the last, or of token `at` [A]."""
-        known = self.reader.model.get_input_embeddings().weight.shape[0]
+        known = self.runner.model.get_input_embeddings().weight.shape[0]
         # a token that only the target has is read as another one: a worse draft, the same text
-        tokens = tokens.to(self.reader.device).clamp(max=known - 1)
-        logits, _ = self.reader.read(tokens, written.to(self.reader.device), longest)
+        tokens = tokens.to(self.runner.device).clamp(max=known - 1)
+        logits, _ = self.runner.read(tokens, written.to(self.runner.device), longest)
         return logits[:, -1] if at is None else logits[torch.arange(len(at), device=at.device), at]
 
     def _widened(self, logits: torch.Tensor) -> torch.Tensor:
         lacking = self.vocab_size - logits.shape[-1]
         return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf) if lacking else logits
 
-    def told(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
+    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
         lacks = (accepted == gamma) & (not self.caught_up)
         self.behind[: slots.used] = lacks.long().to(self.behind.device)
         self.any_behind = whole and not self.caught_up

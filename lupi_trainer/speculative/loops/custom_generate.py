@@ -74,7 +74,7 @@ def draft_and_verify(
     draft_model=None,
     num_draft_tokens: int = 5,
     verification: str = "block",
-    draft_length="fixed",
+    gamma_policy="fixed",
     compile: bool = False,
     **model_kwargs,
 ):
@@ -90,7 +90,7 @@ def draft_and_verify(
     return scores and hidden states; statistics are what `speculative_generate` alone returns.
 
     Raises:
-        ValueError: there is no draft, or something was asked for that drafting cannot honour (named).
+        ValueError: there is no draft, or something was asked for that drafting cannot honor (named).
     """
     if draft_model is None:
         raise ValueError("draft_model is missing: pass a model, or PromptLookup()")
@@ -104,7 +104,7 @@ def draft_and_verify(
     output = speculative_generate(
         model, draft_model, prompts, max_new_tokens=generation_config.max_length - input_ids.shape[1],
         num_draft_tokens=num_draft_tokens, eos_token_id=eos, verification=verification,
-        draft_length=draft_length, compile=compile, seed=int(torch.randint(2**62, ())),
+        gamma_policy=gamma_policy, compile=compile, seed=int(torch.randint(2**62, ())),
         **_sampling(logits_processor, generation_config.do_sample),
     )  # fmt: skip
     longest = max(map(len, output.completion_ids))

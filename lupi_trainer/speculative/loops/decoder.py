@@ -16,13 +16,13 @@ from types import SimpleNamespace
 import torch
 
 from ..drafts.source import DraftModel, DraftSource, Texts
-from ..rules.gamma import DraftLength, Fixed, Goodput, Outcome, usable_length
+from ..rules.gamma import Fixed, GammaPolicy, Goodput, Outcome, usable_length
 from ..rules.logits import is_distribution
 from ..rules.noise import row_keys
 from ..rules.speculative_sampling import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
 from ..runners.attention import ragged_attention
 from ..runners.packed_weights import packed_weights
-from ..runners.runner import Reader
+from ..runners.runner import Runner
 from ..runners.slots import Slots
 from ..runners.support import base_model, evaluating, require_support, text_config
 from .request import _at_least_one, _check_prompts, _one_of
@@ -43,7 +43,7 @@ class SpeculativeStats:
     accepted_lengths: list[int] = field(default_factory=list)  # [i]: blocks of which i drafted tokens stand
     target_forwards: int = 0  # without the prefill
     draft_forwards: int = 0
-    draft_lengths: list[int] = field(default_factory=list)  # one a round
+    gamma_history: list[int] = field(default_factory=list)  # one a round
 
     @property
     def acceptance_length(self) -> float:
@@ -75,11 +75,11 @@ class SpeculativeOutput:
 class Decoder:
     """One call of `speculative_generate`. A is the number of slots in use, g the draft length."""
 
-    def __init__(self, target: Reader, source: DraftSource, slots: Slots, texts: Texts, *, max_new_tokens: int,
-                 num_draft_tokens: int, draft_length: DraftLength, sampling: Sampling, verification: str,
+    def __init__(self, target: Runner, source: DraftSource, slots: Slots, texts: Texts, *, max_new_tokens: int,
+                 num_draft_tokens: int, gamma_policy: GammaPolicy, sampling: Sampling, verification: str,
                  eos: list[int], keys: torch.Tensor, on_tokens=None):  # fmt: skip
         self.target, self.source, self.slots, self.texts = target, source, slots, texts
-        self.limit, self.num_draft_tokens, self.draft_length = max_new_tokens, num_draft_tokens, draft_length
+        self.limit, self.num_draft_tokens, self.gamma_policy = max_new_tokens, num_draft_tokens, gamma_policy
         self.sampling, self.verification, self.keys = sampling, _VERIFICATIONS[verification], keys
         self.eos = torch.tensor(eos, dtype=torch.long, device=keys.device)
         self.on_tokens = on_tokens
@@ -92,7 +92,7 @@ class Decoder:
         while running := self.slots.running():
             # the last token is the target's
             rooms = {self.slots.owner[slot]: self.limit - self.slots.written[slot] - 1 for slot in running}
-            chosen = self.draft_length.choose(rooms, len(self.slots.waiting))
+            chosen = self.gamma_policy.choose(rooms, len(self.slots.waiting))
             gamma, longest = min(_whole("a draft length", chosen, least=0), self.num_draft_tokens), max(rooms.values())
             gamma = usable_length(gamma, self.num_draft_tokens, longest, self.target.compile, self.target.recorded)
             self._round(running, gamma)
@@ -119,12 +119,12 @@ class Decoder:
             self.stats.count_block(*report[slot][:3])
             self.slots.written[slot] += report[slot][2]
         self.stats.rounds += 1
-        self.stats.draft_lengths.append(gamma)
+        self.stats.gamma_history.append(gamma)
         self._learn(running, gamma, report, seconds)
         if self.on_tokens is not None:
             ended = self._tell(new.tolist(), report, running)
         whole = any(report[slot][1] == gamma for slot in running if slot not in ended)
-        self.source.told(self.slots, gamma, accepted, whole)
+        self.source.observe(self.slots, gamma, accepted, whole)
         for slot in ended:
             self.written[self.slots.owner[slot]] = self.slots.written[slot]
         self.slots.retire(ended)
@@ -135,7 +135,7 @@ class Decoder:
             drafted, stood, _, over, _ = report[slot]
             room = 0 if over else self.limit - self.slots.written[slot]
             outcomes.append(Outcome(self.slots.owner[slot], stood, stood < drafted, room))
-        self.draft_length.observe(gamma, outcomes, seconds)
+        self.gamma_policy.observe(gamma, outcomes, seconds)
 
     def verify(self, proposal, count: torch.Tensor, noise: RoundNoise):
         """Returns how many drafted tokens stand [A], the target's token after them [A], and where it has none [A]."""
@@ -154,7 +154,7 @@ class Decoder:
     def _judge(self, logits: torch.Tensor, sound: torch.Tensor, proposal, count: torch.Tensor, noise: RoundNoise):
         drafts, a = proposal.tokens, self.slots.used
         if self.sampling.repetition_penalty != 1:
-            logits = self.sampling.penalise(logits, self._seen(self.slots.row[:a], self.slots.n[:a], drafts))
+            logits = self.sampling.penalize(logits, self._seen(self.slots.row[:a], self.slots.n[:a], drafts))
         if self.sampling.temperature == 0:
             return verify_greedy(logits, drafts, count)
         q = proposal.chances
@@ -218,7 +218,7 @@ def speculative_generate(
     *,
     max_new_tokens: int,
     num_draft_tokens: int = 5,
-    draft_length: str | DraftLength = "fixed",
+    gamma_policy: str | GammaPolicy = "fixed",
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -243,7 +243,7 @@ def speculative_generate(
         prompt_ids: B ragged lists of token ids.
         max_new_tokens: the longest completion, in tokens.
         num_draft_tokens: tokens that the draft proposes a round; where a policy chooses, the most.
-        draft_length: "fixed", "goodput" (the length that promises the most tokens a second, from measured times and
+        gamma_policy: "fixed", "goodput" (the length that promises the most tokens a second, from measured times and
             acceptance), or a policy object. Above temperature 0 a text depends on the lengths, its law does not.
         temperature, top_k, top_p, repetition_penalty: applied to both models alike, in the order and with the meaning
             that transformers gives them; `top_k=0` keeps every token.
@@ -269,10 +269,10 @@ def speculative_generate(
         repetition_penalty=repetition_penalty,
     )  # fmt: skip
     _one_of("verification", verification, tuple(_VERIFICATIONS))
-    _one_of("draft_length", draft_length, ("fixed", "goodput"))
-    if isinstance(draft_length, str):
-        fixed = draft_length == "fixed"
-        draft_length = Fixed(num_draft_tokens) if fixed else Goodput(num_draft_tokens, bonus=True)
+    _one_of("gamma_policy", gamma_policy, ("fixed", "goodput"))
+    if isinstance(gamma_policy, str):
+        fixed = gamma_policy == "fixed"
+        gamma_policy = Fixed(num_draft_tokens) if fixed else Goodput(num_draft_tokens, bonus=True)
     models = {"target": target} if _is_source(draft) else {"target": target, "draft": draft}
     for role, model in models.items():
         if not hasattr(base_model(model), "config"):
@@ -288,18 +288,18 @@ def speculative_generate(
         size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
         shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile,
                  "widest": num_draft_tokens + 2}  # fmt: skip
-        reader, source = Reader(target, prompts, vocab_size=size, **shape), draft
+        runner, source = Runner(target, prompts, vocab_size=size, **shape), draft
         if not _is_source(draft):
-            smaller = Reader(draft, prompts, vocab_size=min(size, text_config(draft).vocab_size), **shape)
+            smaller = Runner(draft, prompts, vocab_size=min(size, text_config(draft).vocab_size), **shape)
             source = DraftModel(smaller, size, sampling)
-        readers = [reader] if source.reader is None else [reader, source.reader]
-        slots = Slots(readers, rows, capacity, reader.device)
+        runners = [runner] if source.runner is None else [runner, source.runner]
+        slots = Slots(runners, rows, capacity, runner.device)
         if isinstance(source, DraftModel):
             slots.track(source.behind, lambda rows: source.behind.new_zeros(len(rows)))
         return Decoder(
-            reader, source, slots, _texts(prompts, max_new_tokens, reader.device), max_new_tokens=max_new_tokens,
-            num_draft_tokens=num_draft_tokens, draft_length=draft_length, sampling=sampling,
-            verification=verification, eos=eos, keys=row_keys(seed, list(range(rows)), reader.device),
+            runner, source, slots, _texts(prompts, max_new_tokens, runner.device), max_new_tokens=max_new_tokens,
+            num_draft_tokens=num_draft_tokens, gamma_policy=gamma_policy, sampling=sampling,
+            verification=verification, eos=eos, keys=row_keys(seed, list(range(rows)), runner.device),
             on_tokens=on_tokens,
         ).run()  # fmt: skip
 

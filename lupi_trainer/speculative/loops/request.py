@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...teachers.remote import RemoteTeacher
 from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
-from ..rules.gamma import Adaptive, DraftLength, Fixed, Goodput
+from ..rules.gamma import Adaptive, Fixed, GammaPolicy, Goodput
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.support import require_support, text_config, usable_positions
 
@@ -24,7 +24,7 @@ class Request:
     teacher_prompts: list[list[int]]
     max_new_tokens: int
     gamma: int
-    gamma_policy: DraftLength
+    gamma_policy: GammaPolicy
     acceptance: AcceptanceRule
     student_temperature: float
     teacher_temperature: float

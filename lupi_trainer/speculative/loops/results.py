@@ -62,7 +62,7 @@ class Block:
     drafted: list[int]
     accepted: int  # how many of them stand
     correction: int | None  # what the teacher wrote in place of the first that does not
-    teacher_rank: list[int]  # of each drafted token, 0 for the teacher's favourite
+    teacher_rank: list[int]  # of each drafted token, 0 for the teacher's favorite
     teacher_probability: list[float]  # of each drafted token, at the teacher's temperature
     ended: bool
     seconds: float  # of the whole round

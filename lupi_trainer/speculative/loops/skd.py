@@ -15,8 +15,8 @@ from ..rules.acceptance import AcceptNone, Judged
 from ..rules.gamma import Outcome, usable_length
 from ..rules.logits import is_distribution, probability, rank
 from ..rules.noise import row_keys
-from ..runners.remote_runner import RemoteReader
-from ..runners.runner import Reader
+from ..runners.remote_runner import RemoteRunner
+from ..runners.runner import Runner
 from ..runners.slots import Slots
 from .request import Request
 from .results import Block, Rollout, RolloutStats
@@ -34,9 +34,9 @@ class Engine:
         slots, limit, rows = request.slots, request.max_new_tokens, len(request.row_ids)
         shape = {"slots": slots, "max_new_tokens": limit, "vocab_size": request.vocab_size}
         shape |= {"compile": request.compile, "lockstep": request.lockstep, "widest": request.gamma}
-        self.student = Reader(student, request.student_prompts, **shape)
+        self.student = Runner(student, request.student_prompts, **shape)
         if isinstance(teacher, RemoteTeacher):
-            self.teacher = RemoteReader(
+            self.teacher = RemoteRunner(
                 teacher,
                 request.teacher_prompts,
                 slots=slots,
@@ -47,15 +47,15 @@ class Engine:
                 device=self.student.device,
             )
         else:
-            self.teacher = Reader(teacher, request.teacher_prompts, **shape)
+            self.teacher = Runner(teacher, request.teacher_prompts, **shape)
         # Nobody drafts in vain, unless a caller looks at drafts or another process in lockstep may run the student.
         self.nothing_stands = isinstance(request.acceptance, AcceptNone)
         shown = on_block is not None or request.trace_rows or request.lockstep.together
         self.teacher_alone = self.nothing_stands and not shown and not isinstance(teacher, RemoteTeacher)
-        self.readers = [self.teacher] if self.teacher_alone else [self.student, self.teacher]
+        self.runners = [self.teacher] if self.teacher_alone else [self.student, self.teacher]
         device = self.teacher.device
-        self.recorded = any(reader.recorded for reader in self.readers)
-        self.slots = Slots(self.readers, rows, slots, device)
+        self.recorded = any(runner.recorded for runner in self.runners)
+        self.slots = Slots(self.runners, rows, slots, device)
         last = torch.tensor([[s[-1], t[-1]] for s, t in zip(request.student_prompts, request.teacher_prompts)])
         blank = torch.tensor(request.acceptance.initial_state(), dtype=torch.float64, device=device)
         # each row's last token, which neither model has read yet, and what the acceptance rule remembers of it
@@ -297,15 +297,15 @@ class Engine:
     def _clear(self, slots: list[int]) -> None:
         """Zeroes what dropped tokens left in these slots: numbers that are not finite would reach those after them."""
         for slot in slots:
-            for reader in self.readers:
-                reader.clear(slot, len(reader.prompts[self.slots.owner[slot]]) - 1 + self.slots.written[slot])
+            for runner in self.runners:
+                runner.clear(slot, len(runner.prompts[self.slots.owner[slot]]) - 1 + self.slots.written[slot])
 
     def _retire(self, slots: list[int]) -> None:
         for slot in slots:
             self.lengths[self.slots.owner[slot]] = self.slots.written[slot]
             if self.slots.owner[slot] in self.broken:
-                for reader in self.readers:
-                    reader.clear(slot)
+                for runner in self.runners:
+                    runner.clear(slot)
         self.slots.retire(slots)
 
     def _tell(self, drafts, logits, running: list[int], outcomes: list[Outcome], seconds: float) -> None:
@@ -335,7 +335,7 @@ class Engine:
         self.stats.student_forwards = self.student.forwards
         self.stats.teacher_forwards = self.teacher.forwards
         kept = None if self.hidden is None else [h[:n] for h, n in zip(self.hidden, self.lengths)]
-        remote = isinstance(self.teacher, RemoteReader)
+        remote = isinstance(self.teacher, RemoteRunner)
         return Rollout(
             completion_ids=[row[:n] for row, n in zip(tokens, self.lengths)],
             from_teacher=[row[:n] for row, n in zip(by_teacher, self.lengths)],

@@ -21,7 +21,7 @@ class TokenTrace:
 
     row: int
     draft: list[int]  # the student's token, whether it stood or not
-    teacher_rank: list[int]  # of the draft, 0 for the teacher's favourite
+    teacher_rank: list[int]  # of the draft, 0 for the teacher's favorite
     draft_student_probability: list[float]
     draft_teacher_probability: list[float]
     student_probability: list[float]  # of the committed token

@@ -98,7 +98,7 @@ class AdaptiveTopK:
 
     The row's k starts at `k`. After every token the moving average of success is updated, `ema = decay * ema + (1 -
     decay) * accepted`; k falls by `step` while it is above `r_plus` and rises by `step` while it is below `r_minus`.
-    At each place the teacher's normalised entropy H in [0, 1] shifts it: `clip(round(k) + round(s * (2 * H - 1)),
+    At each place the teacher's normalized entropy H in [0, 1] shifts it: `clip(round(k) + round(s * (2 * H - 1)),
     k_min, k_max)`. `min_prob` is as in `TopK`; it is 0 here because at most 1 / min_prob tokens can pass it.
     """
 

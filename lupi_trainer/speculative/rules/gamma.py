@@ -30,7 +30,7 @@ def usable_length(gamma: int, longest: int, room: int, compile: bool, recorded: 
     return min([*powers, longest], key=lambda length: max(length / max(gamma, 1), gamma / length))
 
 
-class DraftLength(Protocol):
+class GammaPolicy(Protocol):
     """A gamma policy: asked before every round, told after it."""
 
     def choose(self, rooms: dict[int, int], waiting: int) -> int:

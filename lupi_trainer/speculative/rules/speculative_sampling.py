@@ -33,7 +33,7 @@ class Sampling:
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
 
-    def penalise(self, logits: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    def penalize(self, logits: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
         """logits, seen (bool) [..., V] -> logits in which tokens of the text so far are less likely.
 
         Source: arXiv 1909.05858, section 4.1, with negative logits multiplied, as transformers does.

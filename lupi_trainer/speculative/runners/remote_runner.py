@@ -1,6 +1,6 @@
 """A teacher that is asked, not run: somewhere else, and known by its likeliest tokens alone.
 
-It takes the place of a `Reader`. What it does not return is bounded by what it does: no other token is likelier than
+It takes the place of a `Runner`. What it does not return is bounded by what it does: no other token is likelier than
 the least likely one returned, and together they have the rest of the probability. A replacement is drawn from the full
 distribution all the same: with the noise known for every token, few of the others could win, and those are asked for.
 """
@@ -17,8 +17,8 @@ from ...teachers.remote import MOST_ASKED, RemoteError, RemoteTeacher
 from ..rules.noise import TEACHER, gumbel
 
 
-class RemoteReader:
-    """Reads as a `Reader` does; the text of a row takes the place of its keys and values."""
+class RemoteRunner:
+    """Reads as a `Runner` does; the text of a row takes the place of its keys and values."""
 
     recorded, least_batch = False, 0
 
@@ -112,7 +112,7 @@ class RemoteReader:
         return torch.minimum((left.log() - others.log()).float(), lower)
 
     def _note_error(self, ids, logprobs, left, others, least) -> None:
-        """Keeps how far probabilities at another temperature than 1 can be off, their normaliser being a bound."""
+        """Keeps how far probabilities at another temperature than 1 can be off, their normalizer being a bound."""
         if self.temperature in (0.0, 1.0) or self.teacher.top_k >= self.vocab_size:
             return
         power = 1 / self.temperature
@@ -120,7 +120,7 @@ class RemoteReader:
         most = left.log() + (power - 1) * least if power > 1 else equal
         error = (most - (power * logprobs).logsumexp(-1)).exp()
         error = error.masked_fill((ids == self.vocab_size).all(-1), 0.0).max().item()
-        self.teacher.stats.normaliser_error = max(self.teacher.stats.normaliser_error, error)
+        self.teacher.stats.normalizer_error = max(self.teacher.stats.normalizer_error, error)
 
     def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
         """logits [A, Q, V], at [A] -> tokens [A] drawn from the full distribution at place `at`, where `wanted` [A].

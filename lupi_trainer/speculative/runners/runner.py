@@ -47,7 +47,7 @@ def _prefill_tokens(model, rows: int, slots: int) -> int:
     return min(max(held // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
 
 
-class Reader:
+class Runner:
     """A model with a `RaggedCache` of `slots` rows for prompts of any length and completions of `max_new_tokens`."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Reader:
         host knows it (at least; of a single row, exactly).
         """
         if tokens.shape[1] > self.widest and self.by_length:
-            raise ValueError(f"{tokens.shape[1]} tokens a row, and the reader was made for {self.widest}")
+            raise ValueError(f"{tokens.shape[1]} tokens a row, and the runner was made for {self.widest}")
 
         def run(model, seen, tokens, offsets):
             return call(read, model, self.cache, tokens, offsets, seen, self.vocab_size, keep_hidden,
@@ -160,12 +160,12 @@ class Reader:
         lengths = [len(self.prompts[row]) - 1 for row in rows]
         index = torch.tensor(slots, dtype=torch.long, device=self.device)
         self.base[index] = torch.tensor(lengths, dtype=torch.long, device=self.device)
-        readers = {held: slot for slot, held in enumerate(self.held) if slot not in slots}  # prompt -> who keeps it
+        runners = {held: slot for slot, held in enumerate(self.held) if slot not in slots}  # prompt -> who keeps it
         fresh, copies = [], []
         for slot, prompt in zip(slots, [self.first[row] for row in rows]):
             if self.held[slot] == prompt:
                 continue
-            donor = readers.setdefault(prompt, slot)
+            donor = runners.setdefault(prompt, slot)
             (fresh if donor == slot else copies).append((donor, slot))
             self.held[slot] = prompt
         groups = self._groups([slot for _, slot in fresh])

@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 import torch
 
-from .runner import Reader
+from .runner import Runner
 
 
 class Slots:
     """The running rows of a rollout, and the queue behind them.
 
     Slots 0 to `used` - 1 are in use. A row that has ended gives its slot to the next waiting row; when none waits,
-    the last slot's row moves there, so that the batch shrinks; below the least that the readers take, slots idle.
+    the last slot's row moves there, so that the batch shrinks; below the least that the runners take, slots idle.
     """
 
-    def __init__(self, readers: list[Reader], rows: int, slots: int, device: torch.device):
-        self.readers, self.least = readers, max((reader.least_batch for reader in readers), default=0)
+    def __init__(self, runners: list[Runner], rows: int, slots: int, device: torch.device):
+        self.runners, self.least = runners, max((runner.least_batch for runner in runners), default=0)
         self.in_step = False  # prompts are read at the same time as on other processes, or nothing is
         self.waiting = list(range(rows))
         self.owner: list[int | None] = []  # slot -> row, None where it idles
@@ -41,9 +41,9 @@ class Slots:
         """The slots whose row has not ended."""
         return [slot for slot, row in enumerate(self.owner) if row is not None]
 
-    def longest(self, reader: Reader) -> int:
+    def longest(self, runner: Runner) -> int:
         """The largest position that a running row feeds next."""
-        return max(len(reader.prompts[self.owner[slot]]) - 1 + self.written[slot] for slot in self.running())
+        return max(len(runner.prompts[self.owner[slot]]) - 1 + self.written[slot] for slot in self.running())
 
     def admit(self, slots: list[int]) -> None:
         """Puts the next waiting rows into the given slots, and has their prompts read."""
@@ -53,8 +53,8 @@ class Slots:
                 self.owner.append(row)
                 self.written.append(0)
             self.owner[slot], self.written[slot] = row, 0
-        for reader in self.readers:
-            reader.admit(slots, rows)
+        for runner in self.runners:
+            runner.admit(slots, rows)
         if not slots:
             return
         index = torch.tensor(slots, device=self.n.device)
@@ -80,7 +80,7 @@ class Slots:
             self.owner[slot], self.written[slot] = self.owner[last], self.written[last]
             for state in (self.row, self.n, *(state for state, _ in self.states)):
                 state[slot] = state[last]
-            for reader in self.readers:
-                reader.move(last, slot, self.written[slot])
+            for runner in self.runners:
+                runner.move(last, slot, self.written[slot])
         self.owner.pop()
         self.written.pop()

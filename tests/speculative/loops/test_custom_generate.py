@@ -34,8 +34,8 @@ def batch():
         {},
         {"num_draft_tokens": 2},
         {"draft_model": PromptLookup()},
-        {"draft_length": "goodput"},
-        {"draft_length": Fixed(3), "eos_token_id": torch.tensor([7, 15])},
+        {"gamma_policy": "goodput"},
+        {"gamma_policy": Fixed(3), "eos_token_id": torch.tensor([7, 15])},
     ],
 )
 def test_greedy_text_is_that_of_generate(target, draft, options):
@@ -46,7 +46,7 @@ def test_greedy_text_is_that_of_generate(target, draft, options):
     assert (expected[:, -1] == 0).any(), "some rows must end early"
 
 
-def test_penalty_and_lengths_are_honoured(target, draft):
+def test_penalty_and_lengths_are_honored(target, draft):
     one = {"input_ids": batch()["input_ids"][:1, 2:]}
     plain = {"max_length": 30, "do_sample": False, "repetition_penalty": 1.3, "eos_token_id": None, "pad_token_id": 0}
     expected = target.generate(**one, **plain)
@@ -76,7 +76,7 @@ def test_what_is_given_is_passed_on(target, draft, monkeypatch):
         return SpeculativeOutput([[5]] * 4, SpeculativeStats())
 
     monkeypatch.setattr(custom_generate, "speculative_generate", generate)
-    options = {"compile": True, "draft_length": "goodput", "num_draft_tokens": 3, "verification": "token"}
+    options = {"compile": True, "gamma_policy": "goodput", "num_draft_tokens": 3, "verification": "token"}
     target.generate(**batch(), max_new_tokens=4, custom_generate=draft_and_verify, draft_model=draft, **options)
     assert options.items() <= seen.items()
 
@@ -98,7 +98,7 @@ class Never(StoppingCriteria):
         ({"verification": "tree"}, "verification must be one of"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused(target, draft, options, words):
+def test_what_cannot_be_honored_is_refused(target, draft, options, words):
     options = {"draft_model": draft, "max_new_tokens": 4, "do_sample": False, "eos_token_id": 2, **options}
     with pytest.raises(ValueError, match=words):
         target.generate(**batch(), custom_generate=draft_and_verify, pad_token_id=0, **options)

@@ -83,11 +83,11 @@ def test_the_text_is_the_targets_own(family, kind):
 
 @pytest.mark.parametrize("kind", ["equal", "close", "unrelated"])
 def test_the_draft_length_may_be_chosen(kind):
-    output = generate("qwen3", kind, num_draft_tokens=7, draft_length="goodput", max_slots=3)
+    output = generate("qwen3", kind, num_draft_tokens=7, gamma_policy="goodput", max_slots=3)
     assert output.completion_ids == greedy("qwen3")
     stats = output.stats
-    assert len(stats.draft_lengths) == stats.rounds and sum(stats.draft_lengths) == stats.draft_forwards
-    assert len(set(stats.draft_lengths)) > 1 and max(stats.draft_lengths) <= 7
+    assert len(stats.gamma_history) == stats.rounds and sum(stats.gamma_history) == stats.draft_forwards
+    assert len(set(stats.gamma_history)) > 1 and max(stats.gamma_history) <= 7
     if kind == "equal":
         assert stats.accepted == stats.drafted > 0
 
@@ -110,7 +110,7 @@ class Told(Fixed):
 
 def test_a_policy_of_draft_lengths_learns_what_every_round_did():
     policy = Told(3)
-    output = generate("llama", "close", num_draft_tokens=3, draft_length=policy, max_slots=4)
+    output = generate("llama", "close", num_draft_tokens=3, gamma_policy=policy, max_slots=4)
     assert output.completion_ids == greedy("llama")
     told = policy.outcomes
     assert sum(o.accepted for o in told) == output.stats.accepted
@@ -133,15 +133,15 @@ class Cycle(Fixed):
 @pytest.mark.parametrize("slots", [None, 1])
 def test_rounds_without_a_draft_do_not_leave_the_drafts_cache_behind(slots):
     policy = Cycle(2, 0, 0, 0, 3, 0)
-    output = generate("llama", "equal", num_draft_tokens=3, draft_length=policy, max_slots=slots)
+    output = generate("llama", "equal", num_draft_tokens=3, gamma_policy=policy, max_slots=slots)
     assert output.completion_ids == greedy("llama")
-    assert output.stats.accepted == output.stats.drafted > 0 and 0 in output.stats.draft_lengths
+    assert output.stats.accepted == output.stats.drafted > 0 and 0 in output.stats.gamma_history
 
 
 @pytest.mark.parametrize("length", [2.5, -1, None])
 def test_a_draft_length_that_is_none_is_refused(length):
     with pytest.raises(ValueError, match=f"a draft length must be .*, got {length}"):
-        generate("llama", "equal", draft_length=Cycle(length))
+        generate("llama", "equal", gamma_policy=Cycle(length))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

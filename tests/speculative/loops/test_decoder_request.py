@@ -35,7 +35,7 @@ def model():
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
         ({"top_p": 1.1}, r"top_p must lie in \(0, 1\], got 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be positive, got 0.0"),
-        ({"draft_length": "clever"}, "draft_length must be one of fixed, goodput, got 'clever'"),
+        ({"gamma_policy": "clever"}, "gamma_policy must be one of fixed, goodput, got 'clever'"),
         ({"verification": "tree"}, "verification must be one of block, token, got 'tree'"),
     ],
 )

@@ -67,7 +67,7 @@ def chi_square(sampling, gamma, verification, rows=ROWS, seed=3, draft=None, who
         pair()[0], draft or pair()[1], [PROMPT] * rows, max_new_tokens=WINDOW * (gamma + 1), num_draft_tokens=gamma,
         verification=verification, seed=seed, on_tokens=after_three_rounds, max_slots=SLOTS, **sampling,
     )  # fmt: skip
-    assert output.stats.draft_lengths == [gamma] * (WINDOW * rows // SLOTS)
+    assert output.stats.gamma_history == [gamma] * (WINDOW * rows // SLOTS)
     assert not whole or output.stats.drafted == gamma * output.stats.blocks
     tokens = torch.tensor([ids[:WINDOW] for ids in output.completion_ids])
     place = torch.tensor([VOCAB ** (WINDOW - 1 - i) for i in range(WINDOW)])
@@ -172,7 +172,7 @@ def test_a_stale_draft_cache_is_seen(monkeypatch, temperature, verification):
     options = {"max_new_tokens": 24, "num_draft_tokens": 2, "temperature": temperature, "verification": verification}
     stats = speculative_generate(target, target, QUERIES, **options).stats
     assert stats.accepted == stats.drafted > 0 and stats.rounds == 8
-    monkeypatch.setattr(draft_source.DraftModel, "told", lambda self, *args: None)
+    monkeypatch.setattr(draft_source.DraftModel, "observe", lambda self, *args: None)
     stats = speculative_generate(target, target, QUERIES, **options).stats
     assert stats.accepted < 0.9 * stats.drafted
 

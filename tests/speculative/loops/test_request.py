@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from lupi_trainer.speculative import AdapterDisabled, TopK, skd_rollout
-from lupi_trainer.speculative.runners.runner import Reader
+from lupi_trainer.speculative.runners.runner import Runner
 from tests.speculative.reference import reference_rollout
 from tests.speculative.toy_models import toy
 
@@ -108,7 +108,7 @@ def test_texts_beyond_the_length_where_frequencies_change_are_refused():
     queries = [[3] * 12, [4, 5]]
     expected = reference_rollout(model, model, queries, queries, max_new_tokens=4)
     assert roll(model, queries, queries, gamma=4).completion_ids == expected[0]
-    assert Reader(model, queries, slots=2, max_new_tokens=4, vocab_size=61, compile=True).size == 16
+    assert Runner(model, queries, slots=2, max_new_tokens=4, vocab_size=61, compile=True).size == 16
 
 
 def test_modes_and_gradients_are_left_as_they_were(model):

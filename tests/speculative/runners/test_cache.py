@@ -9,7 +9,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from lupi_trainer.speculative import skd_rollout
 from lupi_trainer.speculative.runners.attention import ragged_attention
 from lupi_trainer.speculative.runners.cache import RaggedCache
-from lupi_trainer.speculative.runners.runner import Reader
+from lupi_trainer.speculative.runners.runner import Runner
 from tests.speculative.reference import reference_rollout
 from tests.speculative.scene import Scene
 from tests.speculative.toy_models import FAMILIES, MORE_FAMILIES, VOCAB, prompts, toy
@@ -28,17 +28,17 @@ def uncached(model, tokens, width):
 def test_logits_after_random_rejections_equal_uncached_ones(family, attention):
     model = toy(family, attention=attention)
     rows = prompts(5, 1, 20, seed=3)
-    reader = Reader(model, rows, slots=5, max_new_tokens=LIMIT, vocab_size=VOCAB)
+    runner = Runner(model, rows, slots=5, max_new_tokens=LIMIT, vocab_size=VOCAB)
     generator = torch.Generator().manual_seed(4)
     texts, base = [row[:-1] for row in rows], [len(row) - 1 for row in rows]
     worst = 0.0
     with torch.no_grad(), ragged_attention(model):
-        reader.admit(list(range(5)), list(range(5)))
+        runner.admit(list(range(5)), list(range(5)))
         for step in range(10):
             width = 1 + step % 6
             fed = torch.randint(3, VOCAB, (5, width), generator=generator)
             written = torch.tensor([len(text) - b for text, b in zip(texts, base)])
-            logits, _ = reader.read(fed, written, max(map(len, texts)))
+            logits, _ = runner.read(fed, written, max(map(len, texts)))
             for row in range(5):
                 expected = uncached(model, texts[row] + fed[row].tolist(), width)
                 worst = max(worst, (logits[row] - expected).abs().max().item())
@@ -53,10 +53,10 @@ def test_a_row_at_the_wrong_place_is_noticed(family):
     """The negative control of the test above: one row read one position too late."""
     model = toy(family)
     rows = prompts(2, 12, 12)
-    reader = Reader(model, rows, slots=2, max_new_tokens=LIMIT, vocab_size=VOCAB)
+    runner = Runner(model, rows, slots=2, max_new_tokens=LIMIT, vocab_size=VOCAB)
     with torch.no_grad(), ragged_attention(model):
-        reader.admit([0, 1], [0, 1])
-        logits, _ = reader.read(torch.tensor([[5, 6], [5, 6]]), torch.tensor([0, 1]), 12)
+        runner.admit([0, 1], [0, 1])
+        logits, _ = runner.read(torch.tensor([[5, 6], [5, 6]]), torch.tensor([0, 1]), 12)
     errors = [(logits[i] - uncached(model, rows[i][:-1] + [5, 6], 2)).abs().max().item() for i in range(2)]
     assert errors[0] < 1e-5 and errors[1] > 1e-2
 
@@ -109,16 +109,16 @@ def test_a_common_prefix_and_equal_prompts_are_read_once(monkeypatch):
     model = toy("llama")
     persona = list(range(3, 28))
     rows = [persona + [30], persona + [31, 32], persona + [31, 32], persona + [31, 32]]
-    reader = Reader(model, rows, slots=3, max_new_tokens=LIMIT, vocab_size=VOCAB)
+    runner = Runner(model, rows, slots=3, max_new_tokens=LIMIT, vocab_size=VOCAB)
     read = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: read.append(inputs["input_ids"]) or forward(**inputs))
     with torch.no_grad(), ragged_attention(model):
-        reader.admit([0, 1, 2], [0, 1, 2])
+        runner.admit([0, 1, 2], [0, 1, 2])
         assert [tuple(ids.shape) for ids in read] == [(1, 25), (1, 1)]  # the prefix, and [31] once for rows 1 and 2
-        reader.admit([0], [3])  # a slot that has been given back; rows 1 and 2 hold the same prompt
+        runner.admit([0], [3])  # a slot that has been given back; rows 1 and 2 hold the same prompt
         assert len(read) == 2
-        logits, _ = reader.read(torch.tensor([[30], [32], [32]]), torch.zeros(3, dtype=torch.long), 30)
+        logits, _ = runner.read(torch.tensor([[30], [32], [32]]), torch.zeros(3, dtype=torch.long), 30)
     monkeypatch.undo()
     torch.testing.assert_close(logits[0, 0], uncached(model, persona + [31, 30], 1)[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits[2, 0], uncached(model, persona + [31, 32], 1)[0], atol=1e-5, rtol=1e-5)

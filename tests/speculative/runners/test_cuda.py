@@ -7,7 +7,7 @@ import torch
 
 from lupi_trainer.speculative import speculative_generate
 from lupi_trainer.speculative.runners import graphs, kernels
-from lupi_trainer.speculative.runners import runner as reader
+from lupi_trainer.speculative.runners import runner as runner
 from lupi_trainer.speculative.runners.attention import attends_by_length, ragged_attention
 from tests.speculative.scene import Scene
 from tests.speculative.toy_models import FAMILIES, perturbed, prompts, toy
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def made(monkeypatch):
-    """The `Graphs` of every reader."""
+    """The `Graphs` of every runner."""
     seen = []
-    monkeypatch.setattr(reader, "Graphs", lambda recorder: seen.append(graphs.Graphs(recorder)) or seen[-1])
+    monkeypatch.setattr(runner, "Graphs", lambda recorder: seen.append(graphs.Graphs(recorder)) or seen[-1])
     return seen
 
 
@@ -52,7 +52,7 @@ def test_logits_in_half_precision_are_those_of_the_masks(family, compile, made, 
     def read():
         with torch.no_grad(), ragged_attention(model):
             by_length = attends_by_length(model)
-            one = reader.Reader(model, rows, 5, 30, 61, compile=compile, widest=4)
+            one = runner.Runner(model, rows, 5, 30, 61, compile=compile, widest=4)
             one.admit(list(range(5)), list(range(5)))
             written = torch.zeros(5, dtype=torch.long, device="cuda")
             steps = [one.read(tokens, written + 3 * i, 60 + 3 * i)[0] for i, tokens in enumerate(fed)]

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lupi_trainer.speculative import AdapterDisabled, JensenShannon, skd_rollout, speculative_generate
 from lupi_trainer.speculative.runners import graphs, kernels
-from lupi_trainer.speculative.runners import runner as reader
+from lupi_trainer.speculative.runners import runner as runner
 from lupi_trainer.speculative.runners import steps as compiled
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_kernels import on_cpu  # noqa: F401
@@ -84,8 +84,8 @@ def replayed(monkeypatch):
         made.append(graphs.Graphs(recorder))
         return made[-1]
 
-    monkeypatch.setattr(reader, "recorder_for", lambda model: TapeRecorder())
-    monkeypatch.setattr(reader, "Graphs", new_graphs)
+    monkeypatch.setattr(runner, "recorder_for", lambda model: TapeRecorder())
+    monkeypatch.setattr(runner, "Graphs", new_graphs)
     monkeypatch.setattr(compiled, "_compiled", lambda function: function)
     TapeRecorder.recordings = 0
     return made
@@ -104,7 +104,7 @@ def test_replayed_rollouts_equal_the_reference(family, replayed):
 
 def test_recorded_attention_looks_at_parts_of_a_long_cache(replayed, monkeypatch):
     """A recording looks at the slots that it was made with: few parts, since each is another recording."""
-    monkeypatch.setattr(reader, "_WHOLE", 0)
+    monkeypatch.setattr(runner, "_WHOLE", 0)
     scene = Scene("gemma3", rows=3, longest=90)
     scene.check(scene.roll(gamma=4, compile=True))
     spans = {kind[1] for model in replayed for kind, *_ in model._calls}

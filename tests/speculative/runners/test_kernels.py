@@ -12,7 +12,7 @@ import torch.nn.attention.varlen as varlen
 from lupi_trainer.speculative import AdapterDisabled, skd_rollout, speculative_generate
 from lupi_trainer.speculative.runners import kernels
 from lupi_trainer.speculative.runners.attention import attends_by_length, ragged_attention
-from lupi_trainer.speculative.runners.runner import Reader
+from lupi_trainer.speculative.runners.runner import Runner
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_cache import uncached
 from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
@@ -62,13 +62,13 @@ def test_logits_after_random_rejections_equal_uncached_ones(family, on_cpu, monk
     worst = 0.0
     with torch.no_grad(), ragged_attention(model):
         assert attends_by_length(model)
-        reader = Reader(model, rows, slots=5, max_new_tokens=40, vocab_size=VOCAB, widest=6)
-        reader.admit(list(range(5)), list(range(5)))
+        runner = Runner(model, rows, slots=5, max_new_tokens=40, vocab_size=VOCAB, widest=6)
+        runner.admit(list(range(5)), list(range(5)))
         for step in range(10):
             width = 1 + step % 6
             fed = torch.randint(3, VOCAB, (5, width), generator=generator)
             written = torch.tensor([len(text) - b for text, b in zip(texts, base)])
-            logits, _ = reader.read(fed, written, max(map(len, texts)))
+            logits, _ = runner.read(fed, written, max(map(len, texts)))
             for row in range(5):
                 expected = uncached(model, texts[row] + fed[row].tolist(), width)
                 worst = max(worst, (logits[row] - expected).abs().max().item())
@@ -128,10 +128,10 @@ def test_drafts_beyond_the_last_position(on_cpu):
 def test_more_tokens_than_the_reader_was_made_for(on_cpu):
     model = toy("llama")
     with torch.no_grad(), ragged_attention(model):
-        reader = Reader(model, [[3, 4], [5]], slots=2, max_new_tokens=4, vocab_size=VOCAB, widest=2)
-        reader.admit([0, 1], [0, 1])
-        with pytest.raises(ValueError, match="3 tokens a row, and the reader was made for 2"):
-            reader.read(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long), 1)
+        runner = Runner(model, [[3, 4], [5]], slots=2, max_new_tokens=4, vocab_size=VOCAB, widest=2)
+        runner.admit([0, 1], [0, 1])
+        with pytest.raises(ValueError, match="3 tokens a row, and the runner was made for 2"):
+            runner.read(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long), 1)
 
 
 def test_who_attends_by_length(on_cpu):

@@ -69,10 +69,10 @@ def test_temperatures_without_a_bound(temperature):
     other = Scene("qwen3", rule=TopK(8, 0.0), student_temperature=0.0, teacher_temperature=temperature)
     teacher = Asked(other.teacher, 8)
     other.check(skd_rollout(other.student, teacher, *other.prompts, eos_token_id=[7, 8], gamma=4, **other.options))
-    assert teacher.stats.normaliser_error == 0.0
+    assert teacher.stats.normalizer_error == 0.0
 
 
-def test_the_bound_on_the_normaliser_holds(scene):
+def test_the_bound_on_the_normalizer_holds(scene):
     teacher = Asked(scene.teacher, 6)
     rollout = skd_rollout(
         scene.student, teacher, *scene.prompts, eos_token_id=[7, 8], return_teacher_hidden=True, **scene.options
@@ -84,7 +84,7 @@ def test_the_bound_on_the_normaliser_holds(scene):
         left = (1 - known.exp().sum(-1)).clamp(min=0)
         spread = (known / 0.7).exp().sum(-1) + 55 * (left / 55) ** (1 / 0.7)
         worst = max(worst, (((exact / 0.7).exp().sum(-1) - spread) / spread).max().item())
-    assert 0 < worst <= teacher.stats.normaliser_error < math.inf
+    assert 0 < worst <= teacher.stats.normalizer_error < math.inf
 
 
 def test_what_was_returned_comes_back_for_every_completion_token(scene):

@@ -11,7 +11,7 @@ import torch
 
 from lupi_trainer.speculative import AdapterDisabled, JensenShannon, skd_rollout
 from lupi_trainer.speculative.runners import packed_weights as packed
-from lupi_trainer.speculative.runners import runner as reader
+from lupi_trainer.speculative.runners import runner as runner
 from lupi_trainer.speculative.runners import steps as module
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
@@ -45,10 +45,10 @@ def test_compiled_rollouts_are_equal_and_compile_nothing_twice(tracing, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])
 def test_one_graph_serves_all_spans_of_attention(tracing, monkeypatch, family):
-    monkeypatch.setattr(reader, "_BUCKET", 8)
-    spans, visible = set(), reader.Reader._visible
+    monkeypatch.setattr(runner, "_BUCKET", 8)
+    spans, visible = set(), runner.Runner._visible
     monkeypatch.setattr(
-        reader.Reader, "_visible", lambda r, needed: spans.add(visible(r, needed)) or visible(r, needed)
+        runner.Runner, "_visible", lambda r, needed: spans.add(visible(r, needed)) or visible(r, needed)
     )
     scene = Scene(family, rows=3, longest=40)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -69,9 +69,9 @@ def test_one_graph_serves_all_draft_lengths_and_keeps_hidden_states(tracing):
 
 @pytest.mark.slow
 def test_one_graph_serves_all_batches_from_two_rows_on(tracing, monkeypatch):
-    sizes, reads = [], reader.Reader.read
+    sizes, reads = [], runner.Runner.read
     monkeypatch.setattr(
-        reader.Reader, "read", lambda r, tokens, *given: sizes.append(len(tokens)) or reads(r, tokens, *given)
+        runner.Runner, "read", lambda r, tokens, *given: sizes.append(len(tokens)) or reads(r, tokens, *given)
     )
     scene = Scene("qwen3")
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -129,10 +129,10 @@ def test_without_a_compiler_the_rollout_says_so_and_goes_on(compiling):
 
 def test_caches_of_a_whole_training_have_few_sizes():
     """Past `_GRAPHS` shapes, a model would run without compilation for good."""
-    sizes = {size: reader._compiled_size(size) for size in range(1, 8193)}
+    sizes = {size: runner._compiled_size(size) for size in range(1, 8193)}
     assert all(size <= slots <= max(1.5 * size, size + 63) for size, slots in sizes.items())
-    draft_lengths = 4
-    assert draft_lengths * len(set(sizes.values())) < module._GRAPHS
+    gamma_history = 4
+    assert gamma_history * len(set(sizes.values())) < module._GRAPHS
 
 
 def test_a_model_is_tried_once(monkeypatch):
