@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.integrations import deepspeed
 
 from .lab import resolve_model
-from .loading import SAFE_WEIGHTS
+from .loading import SAFE_WEIGHTS, keep_4bit_exact
 
 
 def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
@@ -131,6 +131,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         if given:
             raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
         require_whole(teacher, "teacher")
+    keep_4bit_exact(teacher)
     teacher.requires_grad_(False)
     if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
         teacher = teacher.to(device)

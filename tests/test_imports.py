@@ -35,7 +35,7 @@ ALLOWED = {
     "teacher_server": {"speculative", "teacher_server"},
     "checkpoints": {"wrapping"},
     "wrapping": set(),
-    "sound_steps": set(),
+    "sound_steps": {"loading"},
     "lupi_skd": {
         "publishing",
         "callbacks",

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..heads import Head
 from ..lab import resolve_model
-from ..loading import NO_CODE, SAFE_WEIGHTS
+from ..loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..teacher import check_vocabularies, require_whole, tokenizer_beside, whole_weights
 from .chunked_loss import chunked_ce
 from .weighted_loss import trunk_states
@@ -161,6 +161,7 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
     else:
         require_whole(model, "reference")
         check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
+    keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
     return Reference(model, args.reference_cache_dir)
