@@ -21,7 +21,7 @@ def repository_options(args: Any) -> dict[str, Any]:
 
 
 def keep_4bit_exact(model: nn.Module) -> None:
-    """Have bitsandbytes compute a model's 4-bit layers with their dequantised weights, on every CPU alike.
+    """Have bitsandbytes compute a model's 4-bit layers with their dequantized weights, on every CPU alike.
 
     On a CPU with AVX512-BF16 it would pack such a layer the first time that it is run in eval mode, for good: scales
     are rounded to bfloat16 and so is the product, which has no backward, so that an adapter would learn nothing;

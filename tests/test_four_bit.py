@@ -107,7 +107,7 @@ def load_as_reference(model, tmp_path):
 
 
 @pytest.mark.parametrize("load", [load_as_teacher, load_as_reference])
-def test_a_frozen_model_is_its_dequantised_weights(tmp_path, load):
+def test_a_frozen_model_is_its_dequantized_weights(tmp_path, load):
     model = load(four_bit(save_model(tmp_path / "model")), tmp_path)
     x = torch.randn(3, 5, 128)
     for layer in layers_of(model):
