@@ -209,7 +209,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--top_k", type=int, default=0, help="0 keeps every token")
     command.add_argument("--top_p", type=float, default=1.0)
     command.add_argument("--repetition_penalty", type=float, default=1.0)
-    command.add_argument("--verification", choices=("block", "token"), default="block", help="above temperature 0")
+    command.add_argument(
+        "--block_verification",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="verify drafted tokens jointly, not one by one; above temperature 0",
+    )
+    for former in ("--verification", "--draft_length"):  # refused with today's name
+        command.add_argument(former, help=argparse.SUPPRESS)
     command.add_argument("--stop", nargs="+", default=[], help="strings that end a completion")
     command.add_argument("--with_knowledge", action="store_true", help="put each record's knowledge into its prompt")
     command.add_argument("--system_prompt", help="persona, with --with_knowledge")

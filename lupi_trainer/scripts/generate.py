@@ -13,7 +13,7 @@ from ..lab import resolve_model
 from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
-from ..speculative.loops.decoder import check_room, check_settings
+from ..speculative.loops.checks import at_least_one, check_prompts_by_config, check_sampling, refuse_former
 from .evaluate import load_model
 
 
@@ -65,10 +65,11 @@ def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import find_adapter_config_file
 
-    check_settings(
-        max_new_tokens=args.max_new_tokens, num_draft_tokens=args.num_draft_tokens, batch_size=args.batch_size,
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, repetition_penalty=args.repetition_penalty,
-    )  # fmt: skip
+    refuse_former(verification=args.verification, draft_length=args.draft_length)
+    at_least_one(
+        max_new_tokens=args.max_new_tokens, num_draft_tokens=args.num_draft_tokens, batch_size=args.batch_size
+    )
+    check_sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     if "" in args.stop:
         raise ValueError("--stop holds an empty string, which would end every completion before it begins")
     models = {"target": args.target} | ({} if args.draft in (LOOKUP, HEADS) else {"draft": args.draft})
@@ -80,7 +81,7 @@ def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
     prompt_ids = encode_prompts(tokenizers["target"], records, _written(args))
     for role, path in paths.items():
         if find_adapter_config_file(path) is None:  # an adapter's base is known once it is loaded
-            check_room(role, AutoConfig.from_pretrained(path, **NO_CODE), prompt_ids, args.max_new_tokens)
+            check_prompts_by_config(role, AutoConfig.from_pretrained(path, **NO_CODE), prompt_ids, args.max_new_tokens)
 
 
 def _written(args: argparse.Namespace) -> TeacherPrompt | None:
@@ -191,7 +192,7 @@ def closing_lines(stats: SpeculativeStats, rows: int, seconds: float) -> str:
     lengths = ", ".join(f"{i}: {n / stats.blocks:.0%}" for i, n in enumerate(stats.accepted_lengths))
     return (
         f"{rows} completions, {stats.committed} tokens: acceptance length {stats.acceptance_length:.2f}, "
-        f"{stats.acceptance_rate:.0%} of {stats.drafted} drafted tokens stand, {stats.rounds} rounds, "
+        f"{stats.acceptance_rate:.0%} of {stats.drafted} drafted tokens accepted, {stats.rounds} rounds, "
         f"{stats.committed / seconds:.0f} tokens a second\n"
         f"accepted a round: {lengths}"
     )
@@ -275,7 +276,7 @@ def main(args: argparse.Namespace) -> int:
             target, draft, prompt_ids, max_new_tokens=args.max_new_tokens,
             num_draft_tokens=args.num_draft_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
             repetition_penalty=args.repetition_penalty, eos_token_id=sorted(eos), seed=args.seed,
-            max_slots=args.batch_size, verification=args.verification, gamma_policy=args.gamma_policy,
+            max_slots=args.batch_size, block_verification=args.block_verification, gamma_policy=args.gamma_policy,
             compile=args.compile, on_tokens=completions,
         )  # fmt: skip
         seconds = time.perf_counter() - started

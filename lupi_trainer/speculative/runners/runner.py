@@ -109,26 +109,34 @@ class Runner:
         return self._call(run, (read, keep_hidden), longest, tokens.shape[1], tokens, written)
 
     def draft(
-        self, tokens, written, longest: int, gamma: int, temperature: float, keys, keep: bool | torch.Tensor
-    ):  # fmt: skip
+        self,
+        tokens: torch.Tensor,
+        written: torch.Tensor,
+        longest: int,
+        gamma: int,
+        temperature: float,
+        keys: torch.Tensor,
+        keep_logits: bool,
+        rows: torch.Tensor | None = None,
+    ):
         """tokens [A, 1] -> the next `gamma` tokens of each row [A, gamma], drawn with the noise of `keys` [A].
 
-        Also returns which of them came from a distribution [A, gamma] bool, and the logits [A, gamma, V] if `keep` is
-        true, those of the rows `keep` [P] if it is a tensor, else None.
+        Also returns which of them came from a distribution [A, gamma] bool, and, with `keep_logits`, the logits of
+        `rows` [P, gamma, V] (None: of all), else None.
         """
         at_once = self.compile and not self.recorded and self.device.type == "cpu"
         step = compiled_write if self.compile else write
-        kept = keep is not False if self.compile else keep  # a graph keeps all: which rows are wanted changes
+        in_loop = None if self.compile else rows  # a graph keeps all rows, since the wanted ones change
 
         def run(model, seen, tokens, offsets, keys, written):
-            steps = span(gamma) if at_once else gamma
-            return call(draft, model, self.cache, tokens, offsets, seen, self.vocab_size, steps, kept, temperature,
-                        keys, written, step, compile=at_once)[:3]  # fmt: skip
+            fed = tokens, offsets, seen, self.vocab_size, span(gamma) if at_once else gamma
+            drawn = temperature, keys, written
+            return call(draft, model, self.cache, *fed, *drawn, keep_logits, in_loop, step, compile=at_once)[:3]
 
         self.forwards += gamma
-        kind = draft, gamma, kept, temperature
-        drafts, sound, logits = self._call(run, kind, longest, gamma, tokens, written, keys, written)
-        return drafts, sound, logits[keep] if kept is not keep else logits
+        kind = draft, gamma, keep_logits, temperature
+        drafts, valid, logits = self._call(run, kind, longest, gamma, tokens, written, keys, written)
+        return drafts, valid, logits[rows] if self.compile and rows is not None else logits
 
     def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
         """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
