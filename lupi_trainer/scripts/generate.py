@@ -10,6 +10,7 @@ from pathlib import Path
 from ..data.prompts import TeacherPrompt, encode
 from ..data.records import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
 from ..lab import resolve_model
+from ..models.generation import eos_token_ids
 from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
@@ -248,10 +249,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         draft, _ = load_model(args.draft, args.dtype, args.device, chat=False)
     prompt_ids = encode_prompts(tokenizer, records, _written(args))
-    eos = target.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None} | stop_ids(
-        tokenizer, args.stop
-    )
+    eos = {*eos_token_ids(target, tokenizer), *stop_ids(tokenizer, args.stop)}
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not getattr(tokenizer, "chat_template", None):
         errors.print(f"{args.target} has no chat template: prompts are continued as plain text", markup=False)
