@@ -21,7 +21,7 @@ from ..rules.logits import is_distribution
 from ..rules.noise import row_keys
 from ..rules.speculative_sampling import RoundNoise, Sampling, verify_blocks, verify_greedy, verify_tokens
 from ..runners.attention import ragged_attention
-from ..runners.packed_weights import packed_weights
+from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.runner import Runner
 from ..runners.slots import Slots
 from ..runners.support import base_model, evaluating, require_support, text_config
@@ -227,6 +227,7 @@ def speculative_generate(
     seed: int = 0,
     max_slots: int | None = None,
     compile: bool = False,
+    pack_weights: PackWeights = "auto",
     verification: str = "block",
     on_tokens: Callable[[int, list[int]], bool | None] | None = None,
 ) -> SpeculativeOutput:
@@ -251,6 +252,9 @@ def speculative_generate(
         seed: address of the noise.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         compile: compile the forwards of both models, and on a GPU record them as CUDA graphs.
+        pack_weights: "auto" lays the larger linear layers of models in float32 on CPUs out as the processor wants them
+            until all rows have ended; True insists on it, for every model; False leaves all as they are. Texts are
+            the same but for rounding.
         verification: "block" or "token"; matters above temperature 0 alone.
         on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.
 
@@ -284,7 +288,7 @@ def speculative_generate(
         _check_prompts(role, model, prompts, max_new_tokens, text_config(model).vocab_size)
     eos = token_ids("eos_token_id", eos_token_id)
     used = models.values()
-    with evaluating(*used), ragged_attention(*used), packed_weights(*used):
+    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
         size, capacity = text_config(target).vocab_size, rows if max_slots is None else min(max_slots, rows)
         shape = {"slots": capacity, "max_new_tokens": max_new_tokens, "compile": compile,
                  "widest": num_draft_tokens + 2}  # fmt: skip

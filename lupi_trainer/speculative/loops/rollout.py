@@ -8,7 +8,7 @@ from ...teachers.remote import RemoteTeacher
 from ..rules.acceptance import AcceptanceRule, TopK
 from ..runners.attention import ragged_attention
 from ..runners.lockstep import Lockstep
-from ..runners.packed_weights import packed_weights
+from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
 from .request import make_request
 from .results import Rollout
@@ -36,6 +36,7 @@ def skd_rollout(
     max_slots: int | None = None,
     verification: str = "parallel",
     compile: bool = False,
+    pack_weights: PackWeights = "auto",
     on_block=None,
     on_round=None,
     trace_rows: Sequence[int] = (),
@@ -67,6 +68,9 @@ def skd_rollout(
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
             graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
+        pack_weights: "auto" lays the larger linear layers of models in float32 on CPUs out as the processor wants them
+            until the rollout has ended; True insists on it, for every model; False leaves all as they are. Texts are
+            the same but for rounding.
         on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
             `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
@@ -87,6 +91,7 @@ def skd_rollout(
         seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
         return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile, lockstep=lockstep,
     )  # fmt: skip
-    models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
-    with evaluating(*models), ragged_attention(*models), packed_weights(*models):
+    models = {"student": student} | ({} if isinstance(teacher, RemoteTeacher) else {"teacher": teacher})
+    used = models.values()
+    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
         return Engine(student, teacher, request, on_block, on_round).run()
