@@ -15,6 +15,7 @@ from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
 from ..speculative.loops.decoder import check_room, check_settings
+from ..speculative.runners.packed_weights import pack_setting
 from .evaluate import load_model
 
 
@@ -274,7 +275,7 @@ def main(args: argparse.Namespace) -> int:
             num_draft_tokens=args.num_draft_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
             repetition_penalty=args.repetition_penalty, eos_token_id=sorted(eos), seed=args.seed,
             max_slots=args.batch_size, verification=args.verification, gamma_policy=args.gamma_policy,
-            compile=args.compile, on_tokens=completions,
+            compile=args.compile, pack_weights=pack_setting(args.pack_weights), on_tokens=completions,
         )  # fmt: skip
         seconds = time.perf_counter() - started
     if streaming:

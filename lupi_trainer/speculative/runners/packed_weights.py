@@ -107,10 +107,10 @@ def _require_own_thread(packed: _PackedWeight) -> None:
 
 
 def pack_setting(value: PackWeights | str) -> PackWeights:
-    """Returns "auto", True or False, of which the last two may be text, too; raises ValueError for all else."""
+    """Returns "auto", True or False, also of their text in a command or a recipe; raises ValueError for all else."""
     texts = [str(setting).lower() for setting in SETTINGS]
     for setting, text in zip(SETTINGS, texts):
-        if value is setting or value == text:
+        if value is setting or (isinstance(value, str) and value.lower() == text):
             return setting
     raise ValueError(f"pack_weights must be one of {', '.join(texts)}, got {value!r}")
 
