@@ -171,17 +171,27 @@ def test_texts_are_the_same_under_every_setting(setting):
     counts = set()
     expected = reference_rollout(student, teacher, QUERIES, INFORMED, max_new_tokens=12)
     rollout = skd_rollout(
-        student, teacher, QUERIES, INFORMED, max_new_tokens=12, gamma=4, pack_weights=setting,
+        student,
+        teacher,
+        QUERIES,
+        INFORMED,
+        max_new_tokens=12,
+        gamma=4,
+        pack_weights=setting,
         on_round=lambda _: counts.add((number_packed(student) > 0, number_packed(teacher) > 0)),
-    )  # fmt: skip
+    )
     assert (rollout.completion_ids, rollout.from_teacher) == tuple(expected[:2])
     greedy = reference_rollout(
         teacher, teacher, QUERIES, QUERIES, max_new_tokens=12, student_temperature=0, teacher_temperature=0
     )[0]
     output = speculative_generate(
-        teacher, student, QUERIES, max_new_tokens=12, pack_weights=setting,
+        teacher,
+        student,
+        QUERIES,
+        max_new_tokens=12,
+        pack_weights=setting,
         on_tokens=lambda *_: counts.add((number_packed(student) > 0, number_packed(teacher) > 0)),
-    )  # fmt: skip
+    )
     assert output.completion_ids == greedy
     assert counts == {(setting is not False,) * 2}
     assert as_before(student, before[0]) and as_before(teacher, before[1])
