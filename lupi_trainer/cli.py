@@ -205,6 +205,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="goodput: as many as promise the most tokens a second, --num_draft_tokens at most",
     )  # fmt: skip
     command.add_argument("--compile", action="store_true", help="compile both models' forwards")
+    command.add_argument(
+        "--pack_weights",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="lay float32 weights out for the CPU meanwhile; auto: where that can be done; true: or refuse to run",
+    )
     command.add_argument("--temperature", type=float, default=0.0)
     command.add_argument("--top_k", type=int, default=0, help="0 keeps every token")
     command.add_argument("--top_p", type=float, default=1.0)

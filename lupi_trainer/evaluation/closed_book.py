@@ -8,6 +8,7 @@ import torch
 
 from ..data.answers import score_answer
 from ..data.prompts import TeacherPrompt, encode
+from ..models.generation import eos_token_ids
 from .leakage import mentions_context
 
 
@@ -51,8 +52,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
-    eos = model.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    eos = eos_token_ids(model, tokenizer)
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     out: dict[int, tuple[str, bool]] = {}
     tokens = 0
@@ -74,7 +74,7 @@ def generate_answers(
                 top_p=None,
                 top_k=None,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=sorted(eos),
+                eos_token_id=eos,
             )[:, length:].tolist()
             for i, ids in zip(rows, generated):
                 end = next((n for n, token in enumerate(ids) if token in eos), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import DistillationConfig
 
+from ..speculative.runners.packed_weights import pack_setting
 from ..training.plugins import is_plugin
 from .rules import RULES, make_gamma_policy, make_rule
 from .served import check_served_settings
@@ -70,6 +71,10 @@ class LUPISKDConfig(DistillationConfig):
             `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
         compile_rollout (`bool`, *optional*, defaults to `False`):
             Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
+        pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
+            Lay the larger linear layers of models in float32 on a CPU out as the processor wants them, for the time
+            of a rollout: `"auto"` where that can be done (not in mixed precision), `True` or a refusal to run where it
+            cannot, `False` never. The text is the same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
@@ -186,6 +191,9 @@ class LUPISKDConfig(DistillationConfig):
         metadata={"help": "One teacher forward a block or a token.", "choices": list(VERIFICATIONS)},
     )
     compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
+    pack_weights: str = field(  # or a bool, as a recipe's `true` is
+        default="auto", metadata={"help": "Lay float32 weights out for the CPU in a rollout: auto, true or false."}
+    )
     max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
     reuse_verification: bool = field(
         default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
@@ -262,6 +270,12 @@ class LUPISKDConfig(DistillationConfig):
                     f"{name}={getattr(self, name)!r} has no meaning here: the rollout samples at student_temperature "
                     f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
                 )
+        if pack_setting(self.pack_weights) is True:
+            if self.device.type != "cpu":
+                raise ValueError(f"pack_weights=True is for a CPU, and the student trains on {self.device}")
+            if self.bf16 or self.fp16:
+                kind = "bf16" if self.bf16 else "fp16"
+                raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
         make_gamma_policy(self.gamma_policy, self.gamma)
         make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
         if self.teacher_model_server_url is not None:

@@ -25,6 +25,7 @@ from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import AdapterDisabled, Lockstep, skd_rollout
+from ..speculative.runners.packed_weights import pack_setting
 from ..teachers.loaded import load_teacher, load_teacher_tokenizer
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
@@ -308,6 +309,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
                     max_slots=self.args.max_slots,
                     verification=self.args.verification,
                     compile=self.args.compile_rollout,
+                    pack_weights=pack_setting(self.args.pack_weights),
                     on_block=self._log_block if self.args.log_rollout_blocks else None,
                     on_round=bar.on_round,
                     trace_rows=recorded,

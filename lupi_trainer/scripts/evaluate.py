@@ -11,6 +11,7 @@ from ..data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot
 from ..data.records import load_probes, load_sft_data, load_training_data
 from ..evaluation import acceptance, closed_book, kept, mentions_context, privilege_gap, unknowing
 from ..lab import resolve_model
+from ..models.generation import eos_token_ids
 from ..models.loading import NO_CODE, SAFE_WEIGHTS
 from ..models.vocabulary import check_vocabularies
 from ..speculative import TopK, skd_rollout
@@ -148,12 +149,12 @@ def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
     knowing = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
     without = encode(tokenizer, [unknowing(prompt, row["prompt"]) for row in rows], **kwargs)
-    own_end = student.generation_config.eos_token_id
-    ends = sorted({tokenizer.eos_token_id, *(own_end if isinstance(own_end, list) else [own_end])} - {None})
     settings = {
-        "max_new_tokens": args.max_new_tokens, "eos_token_id": ends, "vocab_size": vocab_size,
+        "max_new_tokens": args.max_new_tokens,
+        "eos_token_id": eos_token_ids(student, tokenizer),
+        "vocab_size": vocab_size,
         "max_slots": args.batch_size,
-    }  # fmt: skip
+    }
     found = acceptance(student, teacher, asked, knowing, **settings)
     own = skd_rollout(
         student, student, asked, asked, acceptance=TopK(vocab_size, 0.0), student_temperature=0.0, **settings

@@ -10,10 +10,12 @@ from pathlib import Path
 from ..data.prompts import TeacherPrompt, encode
 from ..data.records import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
 from ..lab import resolve_model
+from ..models.generation import eos_token_ids
 from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
 from ..speculative.loops.checks import at_least_one, check_prompts_by_config, check_sampling, refuse_former
+from ..speculative.runners.packed_weights import pack_setting
 from .evaluate import load_model
 
 
@@ -249,10 +251,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         draft, _ = load_model(args.draft, args.dtype, args.device, chat=False)
     prompt_ids = encode_prompts(tokenizer, records, _written(args))
-    eos = target.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None} | stop_ids(
-        tokenizer, args.stop
-    )
+    eos = {*eos_token_ids(target, tokenizer), *stop_ids(tokenizer, args.stop)}
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not getattr(tokenizer, "chat_template", None):
         errors.print(f"{args.target} has no chat template: prompts are continued as plain text", markup=False)
@@ -277,7 +276,7 @@ def main(args: argparse.Namespace) -> int:
             num_draft_tokens=args.num_draft_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
             repetition_penalty=args.repetition_penalty, eos_token_id=sorted(eos), seed=args.seed,
             max_slots=args.batch_size, block_verification=args.block_verification, gamma_policy=args.gamma_policy,
-            compile=args.compile, on_tokens=completions,
+            compile=args.compile, pack_weights=pack_setting(args.pack_weights), on_tokens=completions,
         )  # fmt: skip
         seconds = time.perf_counter() - started
     if streaming:

@@ -12,6 +12,7 @@ from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.lab import load_lab_records, resolve_model
 from lupi_trainer.lupi_skd import trainer as lupi_skd_trainer
 from lupi_trainer.speculative import AdapterDisabled
+from lupi_trainer.speculative.runners import packed_weights
 from tests.lupi_skd.training import make_config, make_trainer
 
 
@@ -154,6 +155,18 @@ def test_settings_of_speed_change_no_loss(tmp_path, settings):
     trainer, losses = make_trainer(tmp_path / "b", **{f"config_{k}": v for k, v in settings.items()})
     trainer.train()
     assert losses.losses == pytest.approx(expected.losses, abs=1e-4)
+
+
+def test_weights_are_packed_in_rollouts_as_the_setting_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_weights, "_SMALLEST", 0)
+    pack, packed, logged = packed_weights._PackedWeight.pack, [], []
+    monkeypatch.setattr(packed_weights._PackedWeight, "pack", lambda one, use: packed.append(one) or pack(one, use))
+    for setting in (False, True):
+        trainer, losses = make_trainer(tmp_path / str(setting), config_pack_weights=setting, config_max_steps=2)
+        trainer.train()
+        assert bool(packed) == setting
+        logged.append(losses.losses)
+    assert logged[0] == pytest.approx(logged[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lupi_trainer.evaluation.closed_book import generate_answers
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts import generate
 from lupi_trainer.scripts.generate import Completions, Lines
+from lupi_trainer.speculative.runners import packed_weights
 from tests.models.families import tiny_model, train_tokenizer
 
 
@@ -65,6 +66,22 @@ def test_settings_of_speed_change_no_text(prompts, tmp_path, tracing, extra):
         texts.append([row["completion"] for row in read(output)])
     assert texts[0] == texts[1]
     assert (counters["stats"]["unique_graphs"] > 0) == (extra == ["--compile"])
+
+
+@pytest.mark.parametrize("setting, packed", [("auto", True), ("true", True), ("false", False)])
+def test_weights_are_packed_as_the_setting_says(prompts, tmp_path, monkeypatch, setting, packed):
+    monkeypatch.setattr(packed_weights, "_SMALLEST", 0)
+    pack, packs = packed_weights._PackedWeight.pack, []
+    monkeypatch.setattr(packed_weights._PackedWeight, "pack", lambda one, use: packs.append(one) or pack(one, use))
+    arguments = [*PAIR, "--prompts", str(prompts), "--output", str(tmp_path / "out.jsonl"), "--max_new_tokens", "4"]
+    assert main([*arguments, "--pack_weights", setting]) == 0
+    assert bool(packs) == packed
+
+
+def test_weights_that_cannot_be_packed_are_named(prompts, capsys):
+    assert main([*PAIR, "--prompts", str(prompts), "--pack_weights", "true"]) == 2
+    error = capsys.readouterr().err
+    assert "pack_weights=True: the target" in error and "no linear layer of 131072 numbers" in error
 
 
 @pytest.fixture

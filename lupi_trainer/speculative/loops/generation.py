@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..drafts.source import is_source
 from ..rules.gamma import GammaPolicy
 from ..runners.attention import ragged_attention
-from ..runners.packed_weights import packed_weights
+from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
 from .checks import check_sampling, refuse_former, token_ids
 from .decoder import Decoder
@@ -31,6 +31,7 @@ def speculative_generate(
     seed: int = 0,
     max_slots: int | None = None,
     compile: bool = False,
+    pack_weights: PackWeights = "auto",
     block_verification: bool = True,
     on_tokens: Callable[[int, list[int]], bool | None] | None = None,
     verification=None,
@@ -57,6 +58,9 @@ def speculative_generate(
         seed: address of the noise.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         compile: compile the forwards of both models, and on a GPU record them as CUDA graphs.
+        pack_weights: "auto" lays the larger linear layers of models in float32 on CPUs out as the processor wants them
+            until all rows have ended; True insists on it, for every model; False leaves all as they are. Texts are
+            the same but for rounding.
         block_verification: verify drafted tokens jointly, which accepts at least as many, or (`False`) one by one;
             matters above temperature 0 alone.
         on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.
@@ -81,6 +85,7 @@ def speculative_generate(
         block_verification=block_verification,
     )
     request.check(target, draft)
-    models = [target] if is_source(draft) else [target, draft]
-    with evaluating(*models), ragged_attention(*models), packed_weights(*models):
+    models = {"target": target} if is_source(draft) else {"target": target, "draft": draft}
+    used = models.values()
+    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
         return Decoder(target, draft, request, on_tokens).run()

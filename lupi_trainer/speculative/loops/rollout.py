@@ -8,7 +8,7 @@ from ...teachers.remote import RemoteTeacher
 from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..runners.attention import ragged_attention
 from ..runners.lockstep import Alone, Lockstep
-from ..runners.packed_weights import packed_weights
+from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
 from .checks import token_ids
 from .request import Request
@@ -38,6 +38,7 @@ def skd_rollout(
     max_slots: int | None = None,
     verification: str = "parallel",
     compile: bool = False,
+    pack_weights: PackWeights = "auto",
     on_block=None,
     on_round=None,
     trace_rows: Sequence[int] = (),
@@ -69,6 +70,9 @@ def skd_rollout(
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
             graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
+        pack_weights: "auto" lays the larger linear layers of models in float32 on CPUs out as the processor wants them
+            until the rollout has ended; True insists on it, for every model; False leaves all as they are. Texts are
+            the same but for rounding.
         on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
             `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
@@ -107,7 +111,8 @@ def skd_rollout(
     drafts_matter = on_block is not None or request.trace_rows or request.lockstep.together
     remote = isinstance(teacher, RemoteTeacher)
     alone = isinstance(acceptance, AcceptNone) and not drafts_matter and not remote
-    models = [student] if remote else [student, teacher]
-    with evaluating(*models), ragged_attention(*models), packed_weights(*models):
+    models = {"student": student} if remote else {"student": student, "teacher": teacher}
+    used = models.values()
+    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
         # nothing holds the caches when weights are put back
         return (TeacherOnly if alone else SKD)(student, teacher, request, on_block, on_round).run()

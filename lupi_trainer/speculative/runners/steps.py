@@ -21,6 +21,8 @@ from ..rules.noise import STUDENT, sample
 _GRAPHS = 64  # shapes that one step may be compiled for
 _BACKEND = "inductor"
 
+# What must outlive a rollout, beside torch's own caches of compiled code: a model that could not be compiled is not
+# tried again, and one that was asked for hidden states is not asked again. Models that are gone leave nothing here.
 _refused: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> functions that could not be compiled
 _opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for hidden states before
 
@@ -166,6 +168,5 @@ def compiled_write(model, cache, tokens, offsets, visible, vocab_size, temperatu
     """`write`, compiled; with a `span` of visible slots, for all batches."""
     if isinstance(visible, torch.Tensor):
         any_shape(tokens, offsets, keys, positions)
-    return call(
-        write, model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions, compile=True
-    )  # fmt: skip
+    given = tokens, offsets, visible, vocab_size, temperature, keys, positions
+    return call(write, model, cache, *given, compile=True)
