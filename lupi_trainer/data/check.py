@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import contains, normalize
-from .records import PROBE_COLUMNS, describe
+from .records import PROBE_COLUMNS, record_name
 
 
 TEXTS, LISTS = ("id", "category", "query", "knowledge"), ("sources", "weakness_addressed")
@@ -98,7 +98,7 @@ def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_wor
         Problems of the kinds `field`, `length`, `word_count`, `id` (used twice) and `duplicate` (queries or knowledge
         that are nearly the same), in the order of the records.
     """
-    names = [describe(record, number) for number, record in enumerate(records)]
+    names = [record_name(record, number) for number, record in enumerate(records)]
     found: list[list[Problem]] = [[] for _ in records]
     first: dict[str, int] = {}
     for number, record in enumerate(records):
@@ -130,7 +130,7 @@ def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | N
     """
     rows = records or []
     knowledge = {r["id"]: r["knowledge"] for r in rows if is_text(r.get("id")) and is_text(r.get("knowledge"))}
-    names = ["probe of " + describe(probe, number) for number, probe in enumerate(probes)]
+    names = ["probe of " + record_name(probe, number) for number, probe in enumerate(probes)]
     found: list[list[Problem]] = [[] for _ in probes]
     questions = [normalize(probe["question"]) if is_text(probe.get("question")) else "" for probe in probes]
     accepted = [probe["answers"] if is_text_list(probe.get("answers")) else [] for probe in probes]

@@ -16,6 +16,8 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from .records import record_name
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -132,8 +134,7 @@ def mix(records: Dataset, base: Dataset, mixing: Any, *, total: int, batch: int 
     if "privileged_context" in base.column_names:
         for row in base:
             if row["privileged_context"] is not None:
-                name = row.get("id") or f"number {row.get('row_id')}"
-                raise ValueError(f"base record {name!r} has a `privileged_context`; base records must have none")
+                raise ValueError(f"base {record_name(row)} has a `privileged_context`; base records must have none")
     order = mixture(len(records), len(base), stages, total=total, batch=batch, seed=seed)
     mixed = concatenate_datasets([records, base]).select(order)
     if "row_id" in mixed.column_names:

@@ -8,6 +8,7 @@ import torch
 
 from ..data.answers import score_answer
 from ..data.prompts import TeacherPrompt, encode
+from ..data.records import record_name
 from .leakage import mentions_context
 
 
@@ -155,7 +156,7 @@ def closed_book(
         if teacher_prompt is None:
             return prompt
         if not probe.get("knowledge"):
-            raise ValueError(f"probe {probe['record_id']!r} has no `knowledge`, so it cannot be asked open-book")
+            raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
         return teacher_prompt.messages(prompt, probe["knowledge"])
 
     return ask(model, tokenizer, probes, messages, **kwargs)

@@ -6,15 +6,11 @@ from typing import Any
 from datasets import Dataset
 
 from ..data.prompts import TeacherPrompt, TemplateError, encode
+from ..data.records import record_name
 from .config import LUPISKDConfig
 
 
 logger = logging.getLogger(__name__)
-
-
-def record_name(row: dict[str, Any]) -> str:
-    """How messages name a record."""
-    return f"record {row['id']!r}" if row.get("id") else f"record number {row.get('row_id', '?')}"
 
 
 def check_length(

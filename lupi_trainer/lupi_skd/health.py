@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..data.records import record_name
 from ..speculative import RemoteError, Rollout
 from ..training.finite_steps import FiniteSteps
 from .metrics import RolloutTotals
@@ -16,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def names(rows: list[dict[str, Any]]) -> str:
-    """Records as messages name them: by `id`, else by number."""
-    return ", ".join(repr(row["id"]) if row.get("id") else f"number {row.get('row_id', '?')}" for row in rows)
+    """Records as messages name them."""
+    return ", ".join(map(record_name, rows))
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def errors_named(rows: list[dict[str, Any]]) -> Iterator[None]:
     except RemoteError as error:
         if error.row is None:
             raise
-        raise type(error)(f"record {names([rows[error.row]])}: {error}") from error
+        raise type(error)(f"{record_name(rows[error.row])}: {error}") from error
 
 
 def rollout_health(
@@ -55,7 +56,7 @@ def rollout_health(
     by_student = [rows[i] for i, who in rollout.broken.items() if who == "student"]
     if by_student:
         raise FloatingPointError(
-            f"the student's logits are NaN or infinite at record {names(by_student)}: its weights are broken. Go back "
+            f"the student's logits are NaN or infinite at {names(by_student)}: its weights are broken. Go back "
             "to the last checkpoint, with a lower learning rate or in bfloat16 or float32"
         )
     for i in rollout.broken:
@@ -80,7 +81,7 @@ def rollout_health(
     broken, of_all, empty, all_teacher, unfinished = counts.tolist()
     if rollout.broken:
         logger.warning(
-            f"the teacher's logits are NaN or infinite at record {names([rows[i] for i in rollout.broken])}: left out "
+            f"the teacher's logits are NaN or infinite at {names([rows[i] for i in rollout.broken])}: left out "
             "of this step"
         )
     if broken == of_all:
@@ -102,7 +103,7 @@ class NamedSteps(FiniteSteps):
     """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
 
     def _unsound_where(self) -> str:
-        return f", in a batch with record {names(self._unsound_rows() or self._batch_rows)}"
+        return f", in a batch with {names(self._unsound_rows() or self._batch_rows)}"
 
     @torch.no_grad()
     def _unsound_rows(self) -> list[dict[str, Any]]:

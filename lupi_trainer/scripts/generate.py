@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.prompts import TeacherPrompt, encode
-from ..data.records import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
+from ..data.records import LAB_PREFIX, load_lab_records, normalize_record, read_records, record_name
 from ..lab import resolve_model
 from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
@@ -123,7 +123,7 @@ def encode_prompts(tokenizer, records: list[dict], written: TeacherPrompt | None
     for number, record in enumerate(records):
         if len(record["prompt"]) > 1:
             raise ValueError(
-                f"{describe(record, number)}: {len(record['prompt'])} messages, but the target has no chat "
+                f"{record_name(record, number)}: {len(record['prompt'])} messages, but the target has no chat "
                 "template to write them with: give plain text, which is continued as it is"
             )
     return [tokenizer(record["prompt"][0]["content"])["input_ids"] for record in records]
