@@ -81,23 +81,6 @@ def load_few_shot_examples(source: str | list | None) -> tuple[tuple[str, str], 
     return tuple(examples)
 
 
-def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer that cannot write the prompts, before anything is trained.
-
-    Raises:
-        ValueError: no chat template, no end-of-sequence token, or no pad token.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "the tokenizer has no chat template, so the teacher's persona, examples and knowledge cannot be put into "
-            "their roles: use the tokenizer of a chat model or set `tokenizer.chat_template`"
-        )
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token: set `tokenizer.eos_token`")
-    if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no pad token: set `tokenizer.pad_token` (to `eos_token` if it has none)")
-
-
 class TemplateError(ValueError):
     """A conversation that the tokenizer's chat template cannot write.
 

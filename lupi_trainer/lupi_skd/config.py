@@ -7,9 +7,10 @@ from typing import Any
 
 from trl import DistillationConfig
 
+from ..data.prompts import KNOWLEDGE_TEMPLATE
 from ..training.plugins import is_plugin
+from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
-from .served import check_served_settings
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
@@ -64,7 +65,7 @@ class LUPISKDConfig(DistillationConfig):
         student_temperature (`float`, *optional*, defaults to `0.7`):
             Temperature at which the student drafts.
         teacher_temperature (`float`, *optional*, defaults to `0.7`):
-            Temperature at which the teacher verifies and replaces. Of a served teacher, a probability at another
+            Temperature at which the teacher verifies and replaces. Of a remote teacher, a probability at another
             temperature than 1 is known up to an error whose bound is logged (`teacher_server/normalizer_error`).
         verification (`str`, *optional*, defaults to `"parallel"`):
             `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
@@ -154,7 +155,7 @@ class LUPISKDConfig(DistillationConfig):
         default=None, metadata={"help": "Worked examples: JSON text or the path of a JSON file of {query, answer}."}
     )
     knowledge_template: str = field(
-        default="[Background Knowledge]\n{privileged_context}\n\n{query}",
+        default=KNOWLEDGE_TEMPLATE,
         metadata={"help": "The teacher's last user turn, with {privileged_context} and {query}."},
     )
     max_teacher_prompt_length: int = field(
@@ -264,7 +265,7 @@ class LUPISKDConfig(DistillationConfig):
         make_gamma_policy(self.gamma_policy, self.gamma)
         make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
         if self.teacher_model_server_url is not None:
-            check_served_settings(self)
+            check_remote_settings(self)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
 

@@ -7,12 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import load_probes, load_sft_data, load_training_data
 from ..evaluation import acceptance, closed_book, kept, mentions_context, privilege_gap, unknowing
 from ..lab import resolve_model
 from ..models.loading import NO_CODE, SAFE_WEIGHTS
-from ..models.vocabulary import check_vocabularies
+from ..models.vocabulary import check_tokenizer, check_vocabularies
 from ..speculative import TopK, skd_rollout
 from ..training.progress import WorkBar
 from .perplexity import report_perplexity

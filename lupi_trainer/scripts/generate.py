@@ -12,6 +12,7 @@ from ..data.records import LAB_PREFIX, load_lab_records, normalize_record, read_
 from ..lab import resolve_model
 from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
+from ..models.vocabulary import check_same_tokenizer
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
 from ..speculative.loops.decoder import check_room, check_settings
 from .evaluate import load_model
@@ -19,24 +20,6 @@ from .evaluate import load_model
 
 LOOKUP = "prompt-lookup"
 HEADS = "mtp-heads"
-
-
-def check_same_tokenizer(target, draft) -> None:
-    """Refuse a draft whose token ids mean other tokens; vocabularies that differ in padding alone pass.
-
-    Raises:
-        ValueError: the vocabularies differ; the message names a token.
-    """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    if ours == theirs:
-        return
-    different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))
-    token, number = different[0]
-    raise ValueError(
-        f"the tokenizers of target and draft differ, in {len(different)} entries: token {token!r} is "
-        f"{ours.get(token, 'unknown')} to the target and {theirs.get(token, 'unknown')} to the draft (first at id "
-        f"{number}); a draft must have the target's own tokens"
-    )
 
 
 def stop_ids(tokenizer, stop: list[str]) -> set[int]:

@@ -28,7 +28,7 @@ def served(teacher, tokenizer):
 @pytest.fixture
 def prompts(tokenizer):
     records = load_lab_records("lab:new")[:ROWS]
-    prompt = TeacherPrompt(world.PERSONA, [], "[Background Knowledge]\n{privileged_context}\n\n{query}")
+    prompt = TeacherPrompt(world.PERSONA)
     asked = [[{"role": "user", "content": r["query"]}] for r in records]
     informed = [prompt.messages(q, r["knowledge"]) for q, r in zip(asked, records)]
     return encode(tokenizer, asked), encode(tokenizer, informed)
