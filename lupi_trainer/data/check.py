@@ -1,7 +1,7 @@
 """What is wrong with a file of records, and with its probes, before anything is trained on them.
 
 A record has `id`, `category`, `query`, `knowledge`, `sources`, `word_count` and `weakness_addressed`; a probe has
-`record_id`, `question` and `answers`, of which the first stands in the knowledge of its record.
+`record_id`, `question` and `answers`, of which the first occurs in the knowledge of its record.
 """
 
 import math
@@ -37,7 +37,7 @@ def is_text_list(value: Any) -> bool:
 
 
 def word_runs(text: str, length: int) -> set[str]:
-    """Every run of `length` words of a text, normalized; the whole text where it has fewer."""
+    """Every run of `length` words of a text, normalized; all of the text where it has fewer."""
     words = normalize(text).split()
     return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
 
@@ -125,7 +125,7 @@ def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | N
 
     Returns:
         Problems of the kinds `field`, `record` (there is no such record), `answer` (the first accepted answer does not
-        stand in the knowledge), `leak` (an accepted answer stands in the question) and `duplicate` (a question asked
+        occur in the knowledge), `leak` (an accepted answer occurs in the question) and `duplicate` (a question asked
         twice, or two that have an answer in common and are nearly the same), in the order of the probes.
     """
     rows = records or []

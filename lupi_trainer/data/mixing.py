@@ -69,7 +69,7 @@ def _counts(stages: tuple[Stage, ...], total: int, batch: int) -> list[int]:
 
 
 def mixture_length(size: int, stages: tuple[Stage, ...], *, epochs: float, batch: int) -> int:
-    """Records of a run, in whole batches, in which `size` records with knowledge are each read `epochs` times.
+    """Records of a run, in full batches, in which `size` records with knowledge are each read `epochs` times.
 
     Raises:
         ValueError: the mixture has no share of them.
@@ -87,7 +87,7 @@ def mixture_length(size: int, stages: tuple[Stage, ...], *, epochs: float, batch
 def mixture(
     size: int, base_size: int, stages: tuple[Stage, ...], *, total: int, batch: int = 1, seed: int = 0
 ) -> list[int]:
-    """The order of a whole run.
+    """The order of a complete run.
 
     Args:
         size, base_size: records with knowledge, and base records; the latter are numbered on from the former.
@@ -115,7 +115,7 @@ def mixture(
 
 
 def mix(records: Dataset, base: Dataset, mixing: Any, *, total: int, batch: int = 1, seed: int = 0) -> Dataset:
-    """The records of a whole run in the order of [`mixture`], to be read once, unshuffled.
+    """The records of a complete run in the order of [`mixture`], to be read once, unshuffled.
 
     Args:
         records: with knowledge.

@@ -1,6 +1,6 @@
 """Who sees what: one question becomes the student's messages and the teacher's.
 
-The student sees the conversation as it stands. The teacher sees a persona, worked examples and, in the last user turn,
+The student sees the conversation as it is. The teacher sees a persona, worked examples and, in the last user turn,
 the knowledge; where there is no knowledge it sees exactly what the student sees. Roles are kept throughout.
 """
 

@@ -134,7 +134,7 @@ def tokenize_qa(
 ) -> TokenizedQA:
     """Prompt and answer as token ids, the loss on the answer (and the end of text) only.
 
-    A record that is longer than `seq_len` would lose its answer, which stands at the end, so it is dropped whole and
+    A record that is longer than `seq_len` would lose its answer, which is at the end, so the record is dropped and
     counted, never cut.
 
     Args:

@@ -1,4 +1,4 @@
-"""Does the student know it without being told? Closed-book questions, and what they are compared with."""
+"""Does the student know it without reading it? Closed-book questions, and what they are compared with."""
 
 from ..data.answers import score_answer
 from .acceptance import AcceptanceCounts, acceptance

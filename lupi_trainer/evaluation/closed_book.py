@@ -14,7 +14,7 @@ from .leakage import mentions_context
 
 @dataclass
 class ClosedBookResult:
-    """Marks over a set of probes (fractions of 1), and every answer that they stand on."""
+    """Marks over a set of probes (fractions of 1), and every answer that was marked."""
 
     strict: float
     lenient: float

@@ -38,11 +38,11 @@ def check_length(
             f"{name}: its teacher prompt has {len(teacher_ids)} tokens, beyond max_teacher_prompt_length="
             f"{args.max_teacher_prompt_length}. Raise the limit or shorten the knowledge; it is never cut."
         )
-    for role, ids, room in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
-        if room is not None and len(ids) + args.max_completion_length > room:
+    for role, ids, positions in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
+        if positions is not None and len(ids) + args.max_completion_length > positions:
             raise ValueError(
                 f"{name}: its {role} prompt has {len(ids)} tokens; with max_completion_length="
-                f"{args.max_completion_length} that is beyond the {room} positions of the {role} model"
+                f"{args.max_completion_length} that is beyond the {positions} positions of the {role} model"
             )
 
 

@@ -67,7 +67,7 @@ def teacher_kind(
             "with the adapter switched off"
         )
     if args.teacher_offload:
-        raise ValueError("teacher_offload: a self-taught student has no other model to put away")
+        raise ValueError("teacher_offload: a self-taught student has no other model to offload")
     return TeacherKind.SELF
 
 

@@ -265,7 +265,7 @@ class LUPISKDTrainer(
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
         for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
-                self._metrics[mode][key] = [value]  # a running total is logged as it stands
+                self._metrics[mode][key] = [value]  # a running total is logged as it is
             else:
                 self._metrics[mode][key].append(value)
         if isinstance(self.teacher_model, TeacherServer):

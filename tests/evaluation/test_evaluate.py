@@ -42,7 +42,7 @@ PROMPT = TeacherPrompt(world.PERSONA)
         ("그는 가난한 배경에서 자랐고 지식이 넓었습니다.", False),
     ],
 )
-def test_leaks_are_told_from_sources(text, leaks):
+def test_leaks_are_distinguished_from_sources(text, leaks):
     assert mentions_context(text) is leaks
 
 
@@ -104,9 +104,7 @@ def test_empty_knowledge_is_worth_nothing_to_a_teacher_with_persona_and_examples
     assert privilege_gap(teacher, asked, asked, text).gap == 0.0
 
 
-def test_the_chat_template_is_told_what_the_recipe_tells_it_and_leaks_are_counted(
-    thinker, tmp_path, capsys, monkeypatch
-):
+def test_the_chat_template_has_the_keyword_arguments_and_leaks_are_counted(thinker, tmp_path, capsys, monkeypatch):
     texts = []
     monkeypatch.setattr(
         "lupi_trainer.scripts.evaluate.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]

@@ -102,7 +102,7 @@ def test_offloading_what_cannot_move_is_refused(tmp_path, teacher):
     from peft import LoraConfig
 
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match="no other model to put away"):
+    with pytest.raises(ValueError, match="no other model to offload"):
         make_trainer(tmp_path, model=teacher, teacher_model=None, peft_config=lora, config_teacher_offload=True)
 
 

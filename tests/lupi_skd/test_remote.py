@@ -23,7 +23,7 @@ def on(server, tmp_path, **options):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_with_the_whole_vocabulary_it_is_training_with_the_teacher_here(server, tmp_path, beta):
+def test_with_the_full_vocabulary_it_is_training_with_the_teacher_here(server, tmp_path, beta):
     """Text, losses and weights of three steps."""
     runs = []
     for name in ("remote", "here"):
@@ -84,7 +84,7 @@ def test_rollout_policies_and_accumulation(server, tmp_path):
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_named_teacher_must_be_the_served_one(server, tmp_path):
+def test_a_named_teacher_must_be_the_one_on_the_server(server, tmp_path):
     server.names = ["lab-teacher"]
     with pytest.raises(TeacherServerError, match="serves lab-teacher, and the teacher is .*student"):
         on(server, tmp_path, teacher_model="lab:student")
