@@ -8,13 +8,14 @@ import torch
 
 from ..data.answers import score_answer
 from ..data.prompts import TeacherPrompt, encode
+from ..data.records import record_name
 from ..models.generation import eos_token_ids
 from .leakage import mentions_context
 
 
 @dataclass
 class ClosedBookResult:
-    """Marks over a set of probes (fractions of 1), and every answer that they stand on."""
+    """Marks over a set of probes (fractions of 1), and every answer that was marked."""
 
     strict: float
     lenient: float
@@ -155,7 +156,7 @@ def closed_book(
         if teacher_prompt is None:
             return prompt
         if not probe.get("knowledge"):
-            raise ValueError(f"probe {probe['record_id']!r} has no `knowledge`, so it cannot be asked open-book")
+            raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
         return teacher_prompt.messages(prompt, probe["knowledge"])
 
     return ask(model, tokenizer, probes, messages, **kwargs)

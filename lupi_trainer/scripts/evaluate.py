@@ -7,13 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import load_probes, load_sft_data, load_training_data
-from ..evaluation import acceptance, closed_book, kept, mentions_context, privilege_gap, unknowing
+from ..evaluation import acceptance, closed_book, kept, mentions_context, privilege_gap, without_knowledge
 from ..lab import resolve_model
 from ..models.generation import eos_token_ids
 from ..models.loading import NO_CODE, SAFE_WEIGHTS
-from ..models.vocabulary import check_vocabularies
+from ..models.vocabulary import check_tokenizer, check_vocabularies
 from ..speculative import TopK, skd_rollout
 from ..training.progress import WorkBar
 from .perplexity import report_perplexity
@@ -130,7 +130,7 @@ def report_marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[
 
 def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     """What the knowledge is worth to the teacher on the student's own text (and on gold text, if a column of it is
-    named), how much of the student's drafts stands before the teacher, and how many of the student's texts speak of
+    named), how much of the student's drafts the teacher accepts, and how many of the student's texts speak of
     given knowledge."""
     from rich.console import Console
     from rich.table import Table
@@ -147,15 +147,15 @@ def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     prompt = teacher_prompt(args)
     kwargs = args.chat_template_kwargs
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
-    knowing = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
-    without = encode(tokenizer, [unknowing(prompt, row["prompt"]) for row in rows], **kwargs)
+    informed = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
+    bare = encode(tokenizer, [without_knowledge(prompt, row["prompt"]) for row in rows], **kwargs)
     settings = {
         "max_new_tokens": args.max_new_tokens,
         "eos_token_id": eos_token_ids(student, tokenizer),
         "vocab_size": vocab_size,
         "max_slots": args.batch_size,
     }
-    found = acceptance(student, teacher, asked, knowing, **settings)
+    found = acceptance(student, teacher, asked, informed, **settings)
     own = skd_rollout(
         student, student, asked, asked, acceptance=TopK(vocab_size, 0.0), student_temperature=0.0, **settings
     )
@@ -169,7 +169,7 @@ def report_privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     leaks = [mentions_context(tokenizer.decode(ids, skip_special_tokens=True)) for ids in own.completion_ids]
     report = {"records": len(rows), "acceptance": found, "leakage": sum(leaks) / len(leaks)}
     for what, ids in texts.items():
-        gap = privilege_gap(teacher, knowing, without, ids)
+        gap = privilege_gap(teacher, informed, bare, ids)
         report[what] = gap.metrics()
         shown = [f"{value:.3f}" for value in (gap.with_knowledge, gap.without_knowledge, gap.gap)]
         table.add_row(what, *shown, str(gap.num_tokens))

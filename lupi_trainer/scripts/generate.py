@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.prompts import TeacherPrompt, encode
-from ..data.records import LAB_PREFIX, describe, load_lab_records, normalize_record, read_records
+from ..data.records import LAB_PREFIX, load_lab_records, normalize_record, read_records, record_name
 from ..lab import resolve_model
 from ..models.generation import eos_token_ids
 from ..models.loading import NO_CODE
 from ..models.mtp_heads import MTPHeads
+from ..models.vocabulary import check_same_tokenizer
 from ..speculative import HeadsDraft, PromptLookup, SpeculativeStats, speculative_generate
 from ..speculative.loops.checks import at_least_one, check_prompts_by_config, check_sampling, refuse_former
 from ..speculative.runners.packed_weights import pack_setting
@@ -21,24 +22,6 @@ from .evaluate import load_model
 
 LOOKUP = "prompt-lookup"
 HEADS = "mtp-heads"
-
-
-def check_same_tokenizer(target, draft) -> None:
-    """Refuse a draft whose token ids mean other tokens; vocabularies that differ in padding alone pass.
-
-    Raises:
-        ValueError: the vocabularies differ; the message names a token.
-    """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    if ours == theirs:
-        return
-    different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))
-    token, number = different[0]
-    raise ValueError(
-        f"the tokenizers of target and draft differ, in {len(different)} entries: token {token!r} is "
-        f"{ours.get(token, 'unknown')} to the target and {theirs.get(token, 'unknown')} to the draft (first at id "
-        f"{number}); a draft must have the target's own tokens"
-    )
 
 
 def stop_ids(tokenizer, stop: list[str]) -> set[int]:
@@ -126,7 +109,7 @@ def encode_prompts(tokenizer, records: list[dict], written: TeacherPrompt | None
     for number, record in enumerate(records):
         if len(record["prompt"]) > 1:
             raise ValueError(
-                f"{describe(record, number)}: {len(record['prompt'])} messages, but the target has no chat "
+                f"{record_name(record, number)}: {len(record['prompt'])} messages, but the target has no chat "
                 "template to write them with: give plain text, which is continued as it is"
             )
     return [tokenizer(record["prompt"][0]["content"])["input_ids"] for record in records]
