@@ -13,6 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..data.squad import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
+from ..experiments.sweep_results import RESULT
 from ..kd_lora import KDLoRAConfig, KDLoRATrainer
 from ..lab import LAB_PREFIX
 from ..pruning.stages import Stage, check_trained, load_stage, restrict_adapter
@@ -21,9 +22,6 @@ from . import setting_up
 from .common import student_arguments, train_and_save
 from .kd_flags import FLAGS
 from .recipe_parser import RecipeParser
-
-
-RESULT = "kd_result.json"
 
 
 @dataclass

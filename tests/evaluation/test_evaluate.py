@@ -108,7 +108,7 @@ def test_the_chat_template_is_told_what_the_recipe_tells_it_and_leaks_are_counte
 ):
     texts = []
     monkeypatch.setattr(
-        "lupi_trainer.scripts.evaluate.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
+        "lupi_trainer.scripts.reports.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
     )
     arguments = ["evaluate", "--model", thinker, "--teacher", thinker, "--records", "lab:new", "--device", "cpu"]
     arguments += ["--probes", "lab:probes-common", "--privilege", "--samples", "4", "--max_new_tokens", "12"]

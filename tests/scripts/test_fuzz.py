@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lupi_trainer
+from lupi_trainer.data.completions import load_prompts
 from lupi_trainer.data.prompts import TeacherPrompt, load_few_shot_examples
 from lupi_trainer.data.records import load_base_data, load_probes, load_sft_data, load_training_data
 from lupi_trainer.lupi_skd.checks import check_dataset_lengths
 from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft, wmtp
-from lupi_trainer.scripts.generate import load_prompts
 from tests.lupi_skd.training import make_config
 
 

@@ -6,11 +6,12 @@ import pytest
 from torch._dynamo.utils import counters
 
 from lupi_trainer.cli import main
+from lupi_trainer.data import completions
+from lupi_trainer.data.completions import Completions, Lines
 from lupi_trainer.data.prompts import encode
 from lupi_trainer.evaluation.closed_book import generate_answers
 from lupi_trainer.lab import load_lab_records
-from lupi_trainer.scripts import generate
-from lupi_trainer.scripts.generate import Completions, Lines
+from lupi_trainer.models import loading
 from tests.models.families import tiny_model, train_tokenizer
 
 
@@ -148,7 +149,7 @@ def test_rows_are_written_as_they_end(prompts, tmp_path, monkeypatch):
             if number == 4:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "Lines", Dying)
+    monkeypatch.setattr(completions, "Lines", Dying)
     arguments = [*PAIR, "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "24"]
     with pytest.raises(KeyboardInterrupt):
         main([*arguments, "--batch_size", "3"])
@@ -212,7 +213,7 @@ def test_tokenizers_that_differ_are_refused_and_padding_is_not(prompts, tmp_path
 def test_what_the_user_can_mend_is_said_in_one_line_and_before_weights_are_read(
     prompts, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(generate, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     for extra, words in [
