@@ -1,7 +1,7 @@
 """Brings README.md's figures and the pictures beside this file up to date with a run of the demo and data/RESULTS.md.
 
 make figures              # runs the demo, then `python docs/figures.py runs/demo`
-python docs/figures.py    # what stands in data/RESULTS.md alone
+python docs/figures.py    # what is in data/RESULTS.md alone
 """
 
 import itertools
@@ -51,13 +51,13 @@ def drafts(folder: Path) -> str:
     Raises:
         CalledProcessError: the command failed.
     """
-    lines = ["| who drafts | tokens a round | drafted tokens that stand |", "|---|---|---|"]
-    for who, draft in (("the student before", "lab:student"), ("the student after", folder / "student")):
+    lines = ["| draft model | tokens a round | drafted tokens accepted |", "|---|---|---|"]
+    for name, draft in (("the student before", "lab:student"), ("the student after", folder / "student")):
         command = [sys.executable, "-m", "lupi_trainer.cli", "generate", "--target", "lab:teacher", "--draft", draft]
         command += ["--prompts", "lab:new", "--with_knowledge", "--max_new_tokens", "56", "--output", os.devnull]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        length, share = re.search(r"acceptance length ([\d.]+), (\d+%)", said).groups()
-        lines.append(f"| {who} | {length} | {share} |")
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        length, share = re.search(r"acceptance length ([\d.]+), (\d+%)", printed).groups()
+        lines.append(f"| {name} | {length} | {share} |")
     return "\n".join(lines)
 
 
@@ -77,7 +77,7 @@ def results(text: str) -> str:
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
-    """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced.
+    """`text` with the lines between `<!-- NAME -->` and `<!-- /NAME -->` replaced.
 
     Raises:
         ValueError: a name that the text does not have, or has twice.

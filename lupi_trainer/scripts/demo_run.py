@@ -25,7 +25,7 @@ RECIPE = "lab/lupi_skd/config_full.yaml"
 PROBES = {
     "new facts, trained phrasings": "lab:probes",
     "new facts, unseen phrasings": "lab:probes-unseen",
-    "new facts, told at length": "lab:probes-long",
+    "new facts, described at length": "lab:probes-long",
     "old facts, not to be forgotten": "lab:probes-common",
 }
 

@@ -20,11 +20,11 @@ HEADS = "mtp-heads"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", required=True, help="whose text it is: a name, a path, or lab:NAME")
+    add("--target", required=True, help="the model whose text it is: a name, a path, or lab:NAME")
     add(
         "--draft",
         required=True,
-        help=f"who guesses it: a model with the same tokenizer, {LOOKUP}, or {HEADS} (its own)",
+        help=f"what drafts it: a model with the same tokenizer, {LOOKUP}, or {HEADS} (its own)",
     )
     add("--prompts", required=True, help="records with `prompt`: a JSON or JSONL file, or lab:NAME")
     add("--output", type=Path, help="write completions to this JSONL file (default: to the screen)")

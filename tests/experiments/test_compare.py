@@ -60,16 +60,16 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     assert [m["content"] for [m] in build(tmp_path, "skd", 2).train_dataset["prompt"]] != texts["skd"]
 
 
-def test_the_student_of_sdft_is_told_what_a_teacher_is_told(tmp_path):
-    trainer, told = build(tmp_path, "sdft"), []
+def test_the_teacher_side_of_sdft_reads_what_a_teacher_reads(tmp_path):
+    trainer, composed = build(tmp_path, "sdft"), []
     inner = trainer.teacher_context_builder._compose_teacher_prompt
-    trainer.teacher_context_builder._compose_teacher_prompt = lambda *a: (told.append(inner(*a)), told[-1])[1]
+    trainer.teacher_context_builder._compose_teacher_prompt = lambda *a: (composed.append(inner(*a)), composed[-1])[1]
     before = trainer.model.get_input_embeddings().weight.detach().clone()
     trainer.train()
     skd = build(tmp_path, "skd")
     rows = [skd.train_dataset[n] for n in range(24)]
     wanted = [skd.teacher_prompt.messages(row["prompt"], row["privileged_context"])[-1:] for row in rows]
-    assert told == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in told) == 12
+    assert composed == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in composed) == 12
     assert not trainer.model.get_input_embeddings().weight.equal(before)
     with pytest.raises(ValueError, match="no quantized student"):
         arguments = arms.parse(find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"])
@@ -175,7 +175,7 @@ def test_all_arms_run_unless_some_are_named(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {' '.join(arms.ARMS)}\n"
 
 
-def test_a_changed_recipe_is_told_by_its_line():
+def test_a_changed_recipe_is_shown_by_its_line():
     assert difference("recipe", "a: 1\nb: 2\n", "a: 1\nb: 3\n") == "recipe: 'b: 2\\n', now 'b: 3\\n'"
     assert difference("every", 20, 10) == "every: 20, now 10"
 

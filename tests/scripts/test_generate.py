@@ -90,12 +90,24 @@ def test_without_a_chat_template_plain_text_is_continued(prompts, tmp_path, plai
         alone = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
         assert row["completion"] == words.decode(alone, skip_special_tokens=True)
 
-    talk = [{"id": "t", "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-                                   {"role": "user", "content": "c"}]}]  # fmt: skip
+    talk = [
+        {
+            "id": "t",
+            "prompt": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": "c"},
+            ],
+        }
+    ]
     prompts.write_text("".join(json.dumps(record) + "\n" for record in talk))
-    for extra, message in ([], "3 messages, but the target has no chat template"), (
-        ["--with_knowledge"], "knowledge has no place in a plain text",
-    ):  # fmt: skip
+    for extra, message in (
+        ([], "3 messages, but the target has no chat template"),
+        (
+            ["--with_knowledge"],
+            "knowledge has no place in a plain text",
+        ),
+    ):
         assert main([*arguments, "--prompts", str(prompts), *extra]) == 2
         assert message in capsys.readouterr().err
 
@@ -109,13 +121,13 @@ def test_one_prompt_is_streamed(prompts, teacher, tokenizer, capsys):
 
 def test_stop_strings_end_the_text_before_them(prompts, tmp_path, teacher, tokenizer):
     output = tmp_path / "completions.jsonl"
-    whole = [text for text, _ in alone(teacher, tokenizer, questions(12), 24)]
-    stop = whole[0][2:4]
+    complete = [text for text, _ in alone(teacher, tokenizer, questions(12), 24)]
+    stop = complete[0][2:4]
     arguments = [*PAIR, "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "24"]
     assert main([*arguments, "--stop", stop, "no such words"]) == 0
     rows = read(output)
     assert rows[0]["ended_by"] == "stop"
-    for row, text in zip(rows, whole):
+    for row, text in zip(rows, complete):
         assert row["completion"].strip() == text.split(stop)[0].strip()
         assert (row["ended_by"] == "stop") == (stop in text)
         if row["ended_by"] == "stop":  # not those that were drafted after it
@@ -157,7 +169,7 @@ def test_rows_are_written_as_they_end(prompts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-def test_lines_are_whole_and_in_the_order_of_the_prompts(tmp_path, capsys, to_file):
+def test_lines_are_complete_and_in_the_order_of_the_prompts(tmp_path, capsys, to_file):
     path, written = tmp_path / "out" / "rows.jsonl", ""
     with Lines(path if to_file else None) as lines:
         for number, expected in ((1, []), (0, [0, 1]), (3, []), (4, []), (2, [2, 3, 4])):
