@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 
@@ -43,6 +42,8 @@ def main(args: argparse.Namespace) -> int:
     """
     if args.file is None and args.probes is None:
         raise ValueError("nothing to check: name a file of records, or one of probes with --probes")
+    from dataclasses import asdict
+
     from ..data.check import check_probes, check_records
 
     records, problems = None, []
