@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test browser test-browser test-vllm test-zero test-lab test-fast lint format bench figures clean
+.PHONY: demo test browser test-browser test-vllm test-zero test-lab test-machines test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -73,6 +73,9 @@ test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes
 
 test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped
 	$(BIN)/python -m pytest -m rebuild tests/lab/test_lab.py
+
+test-machines: .venv/.ready  ## The numerical tests with the kernels, threads and orders of other machines, one after another
+	$(BIN)/python -m tests.machines
 
 clean:
 	rm -rf .venv .venv-vllm .venv-zero build *.egg-info

@@ -1,4 +1,6 @@
-"""Brings README.md's figures and the pictures beside this file up to date with a run of the demo and data/RESULTS.md.
+"""Brings README.md's figures, and the pages and pictures beside this file, up to date.
+
+They come from a run of the demo and from data/RESULTS.md.
 
 make figures              # runs the demo, then `python docs/figures.py runs/demo`
 python docs/figures.py    # what is in data/RESULTS.md alone
@@ -87,7 +89,7 @@ def fill(text: str, parts: dict[str, str]) -> str:
             rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, p=part: m[1] + p + m[2], text, flags=re.DOTALL
         )
         if count != 1:
-            raise ValueError(f"README.md must have <!-- {name} --> ... <!-- /{name} --> once, found {count}")
+            raise ValueError(f"the page must have <!-- {name} --> ... <!-- /{name} --> once, found {count}")
     return text
 
 
@@ -112,16 +114,18 @@ def screenshot(run: Run, picture: Path) -> None:
 
 
 def main(folder: Path | None = None) -> None:
-    """Rewrite README.md's results and, from the demo's folder, its other figures and the two pictures.
+    """Rewrite README.md's results and, from the demo's folder, all other figures and the two pictures.
 
     The picture of the page comes last: it alone needs a browser.
     """
-    readme = ROOT / "README.md"
-    parts = {"results": results((ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8"))}
+    parts = {"README.md": {"results": results((ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8"))}}
     if folder is not None:
         run, metrics = read_run(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        parts |= {"demo-table": table(metrics), "demo-steps": steps(run), "drafts": drafts(folder)}
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), parts), encoding="utf-8")
+        parts["README.md"] |= {"demo-table": table(metrics), "demo-steps": steps(run)}
+        parts["docs/generation.md"] = {"drafts": drafts(folder)}
+    for page, its_parts in parts.items():
+        path = ROOT / page
+        path.write_text(fill(path.read_text(encoding="utf-8"), its_parts), encoding="utf-8")
     if folder is not None:
         shutil.copyfile(folder / "rollout.svg", ROOT / "docs" / "rollout.svg")
         screenshot(run, ROOT / "docs" / "inspect.png")

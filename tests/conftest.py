@@ -1,14 +1,20 @@
-"""What every test shares: no network, one thread (the models are tiny), and the lab's pair."""
+"""What every test shares: no network, one thread (the models are tiny), and the lab's pair.
+
+From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for another order of files and tests.
+"""
 
 import os
+import random
+import re
 from pathlib import Path
 
 
+THREADS = os.environ.get("TEST_THREADS", "1")
 os.environ.update(
     CI="1",
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
-    OMP_NUM_THREADS="1",
+    OMP_NUM_THREADS=THREADS,
     OMP_WAIT_POLICY="PASSIVE",  # where a test uses two threads, idle ones must not spin
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
@@ -23,16 +29,40 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from lupi_trainer.lab import resolve_model  # noqa: E402
 from lupi_trainer.speculative.runners import steps as compiled  # noqa: E402
+from tests.machines import describe  # noqa: E402
 from tests.publishing.hub_stub import TOKENS, HubStub  # noqa: E402
 
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
 VLLM = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"
+
+# a file that compares numbers is numerical in all its tests
+NUMERICAL = re.compile(r"\b(approx|assert_close|allclose|torch\.equal)\(")
+
+
+def pytest_report_header(config):
+    return describe()
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus):
+    if exitstatus == pytest.ExitCode.TESTS_FAILED:
+        terminalreporter.section("machine")
+        for line in describe():
+            terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(items):
+    files = {item.path for item in items}
+    numerical = {path for path in files if NUMERICAL.search(path.read_text(encoding="utf-8"))}
+    for item in items:
+        if item.path in numerical:
+            item.add_marker(pytest.mark.numerical)
     # two workers end together when the long ones come first, and those that ask for more time before all others
     items.sort(key=lambda item: ("slow" not in item.keywords, item.get_closest_marker("timeout") is None))
+    if seed := os.environ.get("TEST_SHUFFLE"):
+        noise = random.Random(seed)
+        places = {path: noise.random() for path in sorted(files)}
+        items.sort(key=lambda item: (places[item.path], noise.random()))  # a file's tests stay together
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

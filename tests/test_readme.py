@@ -1,4 +1,4 @@
-"""README.md: every command and every block of Python runs; its figures come from a run by one command."""
+"""README.md and the pages of docs/: every command and every block of Python runs; figures come from one command."""
 
 import os
 import pydoc
@@ -25,10 +25,13 @@ from tests.inspection.runs import make_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return [block for page in PAGES.values() for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
 
 
 def chains() -> list[list[str]]:
@@ -181,7 +184,7 @@ def test_figures_are_written_by_one_command(tmp_path):
     """All but the picture of the page, for which `make test-browser` has the browser."""
     names = [name for row in figures.ROWS.values() for name in row if name]
     run = read_run(make_run(tmp_path / "run", steps=200, **dict.fromkeys(names, 0.12345)))
-    parts = {"demo-table": figures.table(run.metrics), "demo-steps": figures.steps(run), "drafts": "a\n" * 3 + "b"}
+    parts = {"demo-table": figures.table(run.metrics), "demo-steps": figures.steps(run)}
     text = figures.fill(README, parts)
     assert text.count("12.3%") == len(names) and "step  200   loss 0.005   accepted 200.0%" in text
     assert figures.fill(text, parts) == text
@@ -208,7 +211,8 @@ def test_the_picture_of_the_page_comes_last(tmp_path, monkeypatch, has_browser):
     (run / "rollout.svg").write_text("<svg/>")
     for name in ("docs", "data"):
         (tmp_path / name).mkdir()
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    for page in ("README.md", "docs/generation.md"):
+        (tmp_path / page).write_text(PAGES[ROOT / page], encoding="utf-8")
     (tmp_path / "data" / "RESULTS.md").write_text("| arm | new | unseen | general | tokens |\n", encoding="utf-8")
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "drafts", lambda folder: "drafted")
@@ -222,7 +226,8 @@ def test_the_picture_of_the_page_comes_last(tmp_path, monkeypatch, has_browser):
         with pytest.raises(FileNotFoundError, match="make test-browser"):
             figures.main(run)
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "12.3%" in written and "drafted" in written and "general | tokens" not in written
+    assert "12.3%" in written and "general | tokens" not in written
+    assert "<!-- drafts -->\ndrafted\n" in (tmp_path / "docs" / "generation.md").read_text(encoding="utf-8")
     assert (tmp_path / "docs" / "rollout.svg").read_text() == "<svg/>"
 
 
@@ -233,24 +238,11 @@ def test_every_paper_is_cited():
     assert len(keys) == len(set(keys)) and all(f"`{key}`" in README for key in keys)
 
 
-def test_the_tree_names_every_file_and_nothing_else():
-    (tree,) = re.findall(r"```\n(lupi_trainer/\n.*?)```", README, re.DOTALL)
-    package, found = ROOT / "lupi_trainer", []
-    for line in tree.splitlines():
-        if not line.startswith("  "):
-            assert (ROOT / line.split()[0]).is_dir(), line
-            continue
-        for name in line.strip().split("  ")[0].split():
-            paths = list(package.glob(name.rstrip("/")))
-            assert paths and all(path.is_dir() == name.endswith("/") for path in paths), name
-            found += paths
-    there = [path for path in package.iterdir() if path.suffix in ("", ".py") and not path.name.startswith("__")]
-    assert sorted(found) == sorted(there)
-
-
 def test_every_accelerate_configuration_is_explained():
     rows = [
-        line.split("|")[1:-1] for line in README.splitlines() if re.match(r"\| `(single|paired|fsdp|zero|multi)", line)
+        line.split("|")[1:-1]
+        for line in PAGES[ROOT / "docs" / "recipes.md"].splitlines()
+        if re.match(r"\| `(single|paired|fsdp|zero|multi)", line)
     ]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(named) == sorted(path.stem for path in (ROOT / "recipes" / "accelerate_configs").glob("*.yaml"))
@@ -258,8 +250,14 @@ def test_every_accelerate_configuration_is_explained():
 
 
 def test_links_lead_somewhere():
-    for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for path, page in PAGES.items():
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", page):
+            assert (path.parent / link).exists(), (path.name, link)
+
+
+def test_readme_is_short_and_leads_to_every_page():
+    assert len(README.encode()) <= 10_000
+    assert all(f"](docs/{path.name})" in README for path in PAGES if path.parent.name == "docs")
 
 
 def test_help_explains_every_key():

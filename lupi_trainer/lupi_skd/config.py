@@ -103,7 +103,8 @@ class LUPISKDConfig(DistillationConfig):
         teacher_attn_implementation (`str`, *optional*):
             Attention implementation of a teacher given by name.
         teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Load the teacher in 4 bits (bitsandbytes).
+            Load the teacher in 4 bits (bitsandbytes; on a GPU, or on a CPU, where its layers are computed with their
+            dequantized weights: the faster bfloat16 product for single rows of some processors is not used).
         teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher in 8 bits (bitsandbytes).
         teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):

@@ -4,9 +4,11 @@ Without a word on it, transformers *asks at the terminal* whether a repository's
 pickled weights; every `from_pretrained` of this package says something.
 """
 
+import warnings
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
@@ -47,3 +49,43 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
     if chat:
         check_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def keep_4bit_exact(model: nn.Module) -> None:
+    """Have bitsandbytes compute a model's 4-bit layers with their dequantized weights, on every CPU alike.
+
+    On a CPU with AVX512-BF16 it would pack such a layer the first time that it is run in eval mode, for good: scales
+    are rounded to bfloat16 and so is the product, which has no backward, so that an adapter would learn nothing;
+    widths that are no multiples of a block fail. Layers that are packed already are unpacked, with a warning, since
+    their scales stay rounded (by 2**-8 of each at most). Call it before the first forward.
+    """
+    layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    packed = 0
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+        state = getattr(layer.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            layer.weight.data, state.absmax = _unpacked(layer.weight.data, state.absmax)
+            layer.weight.data = layer.weight.data.reshape(state.original_qshape)
+            if getattr(state, "original_storage_type", None) is not None:
+                layer.weight.data = layer.weight.data.view(state.original_storage_type)
+            state.dtype, state.packing_format_for_cpu = state.original_dtype, False
+            packed += 1
+    if packed:
+        warnings.warn(
+            f"{packed} 4-bit layers of {type(model).__name__} were run in eval mode before, and their scales rounded "
+            "to bfloat16 by bitsandbytes; load the model anew for its exact weights",
+            stacklevel=2,
+        )
+
+
+def _unpacked(weight: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bitsandbytes' layout for AVX512-BF16 -> its own: (two weights a byte, the first in the high half; scales).
+
+    weight: [N, K / 2] uint8; of 32 rows and two columns at a time, the low halves hold the first 16 rows (two columns
+    of a row side by side), the high halves the others. scales: [K / block, N].
+    """
+    rows, half = weight.shape
+    blocks = weight.reshape(rows // 32, half, 32)
+    values = torch.cat([blocks & 15, blocks >> 4], dim=-1).reshape(rows // 32, half, 32, 2).transpose(1, 2)
+    return values[..., 0] << 4 | values[..., 1], scales.T.reshape(-1).float()

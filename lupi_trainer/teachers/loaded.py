@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.integrations import deepspeed
 
 from ..lab import resolve_model
-from ..models.loading import SAFE_WEIGHTS
+from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import tokenizer_beside
 
 
@@ -132,6 +132,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         if given:
             raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
         require_whole(teacher, "teacher")
+    keep_4bit_exact(teacher)
     teacher.requires_grad_(False)
     if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
         teacher = teacher.to(device)

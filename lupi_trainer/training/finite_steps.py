@@ -2,9 +2,12 @@
 
 import torch
 
+from ..models.loading import keep_4bit_exact
+
 
 class FiniteSteps:
-    """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step.
+    """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step;
+    4-bit layers keep their backward on every CPU.
 
     One question to the device an optimizer step. With float16, whose loss scaler skips steps with overflown
     gradients by itself, only the loss is looked at.
@@ -14,6 +17,10 @@ class FiniteSteps:
     """
 
     _sound: torch.Tensor | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        keep_4bit_exact(self.model)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

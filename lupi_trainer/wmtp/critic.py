@@ -45,9 +45,11 @@ def fit_critic(
     learning_rate: float,
     device: torch.device,
     moments: tuple[float, float] | None = None,
-    average: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
 ) -> tuple[ValueHead, float]:
     """A value head fitted by least squares to the returns of one batch after another.
+
+    Every place counts alike, whichever process reads it; a batch without places is passed over.
 
     Args:
         batches: of (hidden [B, S, D], returns [B, S], places [B, S] bool), without gradients.
@@ -55,34 +57,40 @@ def fit_critic(
         learning_rate: of AdamW.
         device: of the value head.
         moments: mean and standard deviation of the returns; those of the first batch if omitted.
-        average: the mean of a tensor over all processes.
+        total: the sum of a tensor over all processes.
 
     Returns:
         The frozen head, and the share of the returns' variance that it explained in the last tenth of the batches,
         each judged before it was learned from; 0 is what a constant reaches.
 
     Raises:
-        ValueError: no batch.
+        ValueError: no batch with places.
     """
     critic, optimizer, history = None, None, []
     for hidden, returns, places in batches:
         wanted = returns[places].float()
+        count = total(torch.tensor(float(len(wanted)), device=wanted.device))
+        if not count:
+            continue
+        centered = critic is None and moments is None
         if critic is None:
             if moments is None:
-                mean = average(wanted.mean())
-                moments = mean.item(), average((wanted - mean).square().mean()).sqrt().item()
+                mean = total(wanted.sum()) / count
+                moments = mean.item(), (total((wanted - mean).square().sum()) / count).sqrt().item()
             critic = ValueHead(hidden_size, scale=max(moments[1], 1e-6)).to(device)
             critic.down.bias.data.fill_(moments[0] / critic.scale)
             optimizer = torch.optim.AdamW(critic.parameters(), lr=learning_rate, weight_decay=0.0)
         error = (critic(hidden[places]) - wanted).square()
-        (error.mean() / critic.scale**2).backward()
+        (error.sum() / count / critic.scale**2).backward()
         for parameter in critic.parameters():
-            parameter.grad = average(parameter.grad)
+            parameter.grad = total(parameter.grad)
+        if centered:  # at its own mean a batch has no slope but rounding, of which Adam would make a whole step
+            critic.down.bias.grad.zero_()
         optimizer.step()
         optimizer.zero_grad()
-        history.append(torch.stack([error.detach().mean(), wanted.mean(), wanted.square().mean()]))
+        history.append(torch.stack([error.detach().sum(), wanted.sum(), wanted.square().sum()]) / count)
     if critic is None:
         raise ValueError("there was no batch to train the critic on")
     tail = history[-max(1, len(history) // 10) :]
-    error, mean, square = average(torch.stack(tail).double().mean(dim=0)).tolist()
+    error, mean, square = total(torch.stack(tail).double().mean(dim=0)).tolist()
     return critic.requires_grad_(False).eval(), 1 - error / max(square - mean**2, 1e-12)

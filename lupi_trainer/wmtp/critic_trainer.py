@@ -91,8 +91,8 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
     def train_critic(self) -> None:
         """The first stage: `critic_steps` batches, in which nothing but the critic learns."""
 
-        def average(tensor: torch.Tensor) -> torch.Tensor:
-            return self.accelerator.reduce(tensor, reduction="mean")
+        def total(tensor: torch.Tensor) -> torch.Tensor:
+            return self.accelerator.reduce(tensor, reduction="sum")
 
         moments = None
         if self._rewarded:
@@ -106,7 +106,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
                 learning_rate=self.args.critic_learning_rate,
                 device=self.accelerator.device,
                 moments=moments,
-                average=average,
+                total=total,
             )
         self.model.train()
         self.log({"critic/explained_variance": explained})

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ..lab import resolve_model
 from ..losses.chunked_mtp import chunked_ce
 from ..models.lm_head import Head
-from ..models.loading import NO_CODE, SAFE_WEIGHTS
+from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
 from ..teachers.loaded import require_whole, whole_weights
 from .weighted_loss import trunk_states
@@ -162,6 +162,7 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
     else:
         require_whole(model, "reference")
         check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
+    keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
     return Reference(model, args.reference_cache_dir)

@@ -17,7 +17,7 @@ def server():
 
 
 def _member(function, folder: str, rank: int, processes: int, arguments: tuple) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from lupi_trainer.lab import load_lab_records, resolve_model
 from tests.kd_lora.training import make_kd_trainer
 from tests.lupi_skd.training import make_trainer
-from tests.wmtp.training import ALGORITHMS, make_wmtp_trainer
+from tests.wmtp.training import ALGORITHMS, make_wmtp_trainer, uneven_answers
 
 
 CONFIGS = Path(__file__).parents[2] / "recipes/accelerate_configs"
@@ -145,7 +145,8 @@ def train_others(rank: int, backend: str, folder: str, processes: int = 2) -> di
         with as_one_of(rank, processes, backend):
             config = {"per_device_train_batch_size": 4 // processes, "max_steps": 3, **settings(backend)}
             config.pop("ds3_gather_for_generation", None)
-            make = make_kd_trainer if name == "kd-lora" else partial(make_wmtp_trainer, algorithm=name)
+            uneven = partial(make_wmtp_trainer, train_dataset=uneven_answers())
+            make = make_kd_trainer if name == "kd-lora" else partial(uneven, algorithm=name)
             trainer, losses = make(Path(folder, name), **{f"config_{key}": value for key, value in config.items()})
             if backend == "ddp" and name != "critic-wmtp":  # whose critic is trained first
                 trainer.evaluate(trainer.train_dataset.select(range(4)))

@@ -15,7 +15,7 @@ from tests.lupi_skd.training import make_trainer
 from tests.training.wandb_files import read_history
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "seeing_a_run.md").read_text(encoding="utf-8")
 SEED_NAMES = {
     *("train/loss", "train/lr", "train/step"),
     *("acc_rate/mean", "acc_rate/first_token", "acc_rate/full_match"),
@@ -28,16 +28,15 @@ EVAL_NAMES = {"val/loss", "eval/loss", "eval/acc_rate/mean"}
 PROBE_NAMES = {"eval/closed_book_strict", "eval/closed_book_lenient"}
 
 
-def readme_names() -> set[str]:
-    """Those of the table in README's section on seeing a run, `a/{b,c}` spelled out."""
-    section = README.split("\n## Seeing a run\n")[1].split("\n## ")[0]
-    cells = re.findall(r"`([\w/]+)(?:\{([\w,]+)\})?`", "".join(x for x in section.splitlines() if x.startswith("|")))
+def page_names() -> set[str]:
+    """Those of the page's table, `a/{b,c}` spelled out."""
+    cells = re.findall(r"`([\w/]+)(?:\{([\w,]+)\})?`", "".join(x for x in PAGE.splitlines() if x.startswith("|")))
     return {room + name for room, names in cells for name in names.split(",")}
 
 
-def test_readme_names_what_is_reported():
-    told = SEED_NAMES | DESIGN_NAMES | PROBE_NAMES | {"val/loss", "gamma/history"}
-    assert readme_names() == told
+def test_the_page_names_what_is_reported():
+    reported = SEED_NAMES | DESIGN_NAMES | PROBE_NAMES | {"val/loss", "gamma/history"}
+    assert page_names() == reported
 
 
 def test_names_of_a_log():
@@ -88,7 +87,7 @@ def test_wandb_offline_holds_every_name_histogram_and_table(tmp_path, wandb_here
     together: dict = {}
     for entry in history:
         together |= entry
-    assert SEED_NAMES | DESIGN_NAMES | TRL_NAMES | EVAL_NAMES | PROBE_NAMES | readme_names() <= together.keys()
+    assert SEED_NAMES | DESIGN_NAMES | TRL_NAMES | EVAL_NAMES | PROBE_NAMES | page_names() <= together.keys()
     for entry, log in zip(steps, losses.logs):
         for name in ("acc_rate/mean", "tokens/total_drafted", "gamma/std"):
             assert entry[name] == pytest.approx(log[name])

@@ -11,9 +11,19 @@ ALGORITHMS = {"mtp-baseline": MTPBaselineTrainer, "critic-wmtp": CriticWMTPTrain
 
 
 def answers(count: int = 24, name: str = "lab:common") -> Dataset:
-    """Questions of the lab with their answers, of different lengths."""
+    """Questions of the lab with their answers."""
     data = load_sft_data(name)
     return data.select(range(0, len(data), max(1, len(data) // count))).select(range(count))
+
+
+def uneven_answers() -> Dataset:
+    """[`answers`] given once, twice or three times, so that the parts of a batch hold different numbers of tokens."""
+
+    def again(row, number):
+        (answer,) = row["completion"]
+        return {"completion": [answer | {"content": " ".join([answer["content"]] * (1 + number % 3))}]}
+
+    return answers().map(again, with_indices=True)
 
 
 def make_wmtp_config(tmp_path, **changes) -> WMTPConfig:
