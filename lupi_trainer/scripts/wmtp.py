@@ -3,7 +3,7 @@
 accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml \
     -m lupi_trainer.scripts.wmtp --algo rho1-wmtp --config recipes/lab/wmtp/config_joint.yaml
 
-`--tiny` stands for a recipe that runs everything in a minute on a CPU.
+`--tiny` is short for a recipe that runs everything in a minute on a CPU.
 """
 
 import sys

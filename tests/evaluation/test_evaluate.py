@@ -107,7 +107,7 @@ def test_empty_knowledge_is_worth_nothing_to_a_teacher_with_persona_and_examples
 def test_the_chat_template_has_the_keyword_arguments_and_leaks_are_counted(thinker, tmp_path, capsys, monkeypatch):
     texts = []
     monkeypatch.setattr(
-        "lupi_trainer.scripts.evaluate.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
+        "lupi_trainer.scripts.reports.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
     )
     arguments = ["evaluate", "--model", thinker, "--teacher", thinker, "--records", "lab:new", "--device", "cpu"]
     arguments += ["--probes", "lab:probes-common", "--privilege", "--samples", "4", "--max_new_tokens", "12"]
