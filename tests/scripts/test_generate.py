@@ -5,6 +5,7 @@ import json
 import pytest
 from torch._dynamo.utils import counters
 
+from lupi_trainer import speculative
 from lupi_trainer.cli import main
 from lupi_trainer.data import completions
 from lupi_trainer.data.completions import Completions, Lines
