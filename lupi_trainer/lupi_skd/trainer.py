@@ -20,6 +20,7 @@ from ..data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot
 from ..data.records import check_probes, last_user_text, prepare_columns
 from ..evaluation import closed_book
 from ..lab import resolve_model
+from ..losses.top_k import top_k_divergence_loss
 from ..models.lm_head import Head
 from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import GKD, SPECULATIVE_KD
@@ -40,7 +41,7 @@ from .placement import backend_name, lent
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
-from .served import connect_teacher, served_divergence_loss
+from .served import connect_teacher
 from .states import completion_states
 
 
@@ -390,7 +391,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         if "teacher_top" in inputs:
             device = student.weight.device
             rest = (inputs[name].to(device) for name in ("teacher_top", "completion_mask"))
-            return served_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
+            return top_k_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
         if self._is_self_taught:
             teacher = student
         else:
