@@ -21,7 +21,9 @@ from ..data.records import check_probes, last_user_text, prepare_columns
 from ..evaluation import closed_book
 from ..lab import resolve_model
 from ..losses.top_k import top_k_divergence_loss
+from ..models.backbone import completion_states
 from ..models.lm_head import Head
+from ..models.loading import resolve_student
 from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
@@ -42,7 +44,6 @@ from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
 from .served import connect_teacher
-from .states import completion_states
 
 
 logger = logging.getLogger(__name__)
@@ -121,11 +122,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
-        if isinstance(model, str):
-            model = resolve_model(model)
-        name = model if isinstance(model, str) else model.config._name_or_path or "student"
-        if args is None:
-            args = LUPISKDConfig(f"{name.split('/')[-1]}-LUPI-SKD")
+        model, name, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
         teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
         served = args.teacher_model_server_url is not None
         if (
