@@ -19,7 +19,7 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_tokenizer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import ForwardRedirection
+from ..training.private import ForwardRedirection, SFTHooks
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
 from .states import labeled_states, teacher_states
@@ -41,7 +41,7 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
@@ -86,8 +86,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         `ValueError`: no teacher where one is needed, vocabularies that do not match, or an option that cannot work.
     """
 
-    _tag_names = ["trl", "kd-lora"]
-    _name = "KD-LoRA"
+    model_tags = ["trl", "kd-lora"]
+    method_name = "KD-LoRA"
     _papers = (KD_LORA, DISTILLATION)
 
     def __init__(
@@ -107,7 +107,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
     ):
         if isinstance(model, str):
             model = resolve_model(model)
-        name = model if isinstance(model, str) else model.config._name_or_path or "student"
+        name = model if isinstance(model, str) else model.config.name_or_path or "student"
         if args is None:
             args = KDLoRAConfig(f"{name.split('/')[-1]}-KD-LoRA")
         refuse_prompt_learning(model, peft_config)
@@ -217,7 +217,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         sums[:, -1] = read
         return loss, sums.detach()
 
-    def _unsound_where(self) -> str:
+    def _where_not_finite(self) -> str:
         if self.teacher_model is None or not self._sums["train"][SUMS.index("ce")].isfinite():
             return ""
         if self._sums["train"][SUMS.index("kd")].isfinite():
@@ -240,8 +240,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
             means["loss/kd"] = sums["kd"] / labeled
         means |= {"entropy": sums["entropy"] / labeled, "mean_token_accuracy": sums["correct"] / labeled}
         if mode == "train":
-            self._total_train_tokens += int(sums["read"])
-            means["num_tokens"] = self._total_train_tokens
+            self.tokens_read += int(sums["read"])
+            means["num_tokens"] = self.tokens_read
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from trl import DistillationConfig
 
 from ..training.plugins import is_plugin
+from ..training.private import json_fields
 from .rules import RULES, make_gamma_policy, make_rule
 from .served import check_served_settings
 
@@ -19,6 +20,7 @@ VERIFICATIONS = ("parallel", "sequential")
 _UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
 
 
+@json_fields("acceptance_kwargs")
 @dataclass
 class LUPISKDConfig(DistillationConfig):
     r"""
@@ -133,8 +135,6 @@ class LUPISKDConfig(DistillationConfig):
     > - `max_completion_length`: Defaults to `4096` instead of `512`.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a loss that is not finite stops the run.
     """
-
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["acceptance_kwargs"]
 
     # Defaults that differ from the parent's
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})

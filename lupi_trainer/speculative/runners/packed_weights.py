@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from ...models.private import has_mixed_precision
+from .private import pack_weight, packed_product
 from .support import base_model
 
 
@@ -31,7 +33,7 @@ def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     pack = _packs[weight.data_ptr()]
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return linear(x, pack.to_dense(), bias)
-    return torch.ops.mkldnn._linear_pointwise(x, pack, bias, "none", [], "")
+    return packed_product(x, pack, bias)
 
 
 torch.library.impl("lupi_trainer::packed_linear", "CPU")(_packed_linear)
@@ -53,7 +55,7 @@ class _Packed:
 
     def __init__(self, weight: nn.Parameter, layers: list[nn.Linear]):
         self.weight, self.layers = weight, layers
-        self.pack = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.pack = pack_weight(weight.detach())
         self.stand_in = torch.full((1,), torch.nan).expand(weight.shape)
         # what else lies in this storage (an optimizer's view, a head that was cut) finds it again afterwards
         self.whole, self.storage = weight.data, weight.untyped_storage()
@@ -138,7 +140,7 @@ def packed_weights(*models) -> Iterator[None]:
     Results differ from the layers' own by rounding. Layers of any other kind are left alone, and so is all under
     autocast or where torch comes without oneDNN.
     """
-    mixed = torch.is_autocast_enabled("cpu") or any(hasattr(m, "_original_forward") for m in models)
+    mixed = torch.is_autocast_enabled("cpu") or any(map(has_mixed_precision, models))
     able = torch.backends.mkldnn.is_available() and not mixed
     packed: list[_Packed] = []
     try:
