@@ -19,7 +19,7 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_tokenizer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import ForwardRedirection, SFTHooks
+from ..training.private import SFTHooks, call_in_forward
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
 from .states import labeled_states, teacher_states
@@ -140,7 +140,6 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the tokens of all accumulated batches
-        self._forward_redirection = ForwardRedirection()
         self._teacher_head: Head | None = None
         self._sums = {"train": None, "eval": None}
         self.quantization_kl: float | None = None
@@ -176,9 +175,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
         student = self.accelerator.unwrap_model(model)
         # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
-            loss, row_sums = self._forward_redirection(
-                model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
-            )
+            loss, row_sums = call_in_forward(model, student, self._kd_ce_loss, student, inputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = row_sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(row_sums).sum(dim=0)

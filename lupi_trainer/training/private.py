@@ -7,7 +7,7 @@ and whose `super()` leads to the parent's. `tests/training/test_private.py` fail
 parameters or is not used as it is here, and when another file of the package uses a foreign private name. Those of
 models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_trainer/speculative/runners/private.py`.
 
-- Of TRL: `_ForwardRedirection`, `_chunked_divergence_loss`.
+- Of TRL: `_ForwardRedirection`, `_chunked_divergence_loss` (and `_CHUNKED_LM_HEAD_CHUNK_SIZE` of TRL 1.14).
 - Of TRL's trainers: `_name`, `_tag_names`, `_total_train_tokens` (`SFTTrainer`); `_dist`, `_metrics`,
   `_buffered_inputs`, `_generate_and_score_completions`, `_generate_single_turn`, `_compute_loss`
   (`DistillationTrainer`).
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -31,22 +32,31 @@ from accelerate.utils import DistributedType
 from torch.utils.data import Sampler
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import utils
-from trl.models.utils import _ForwardRedirection as ForwardRedirection
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
+
+from .versions import warn_if_newer
 
 
 __all__ = [
     "DistillationHooks",
-    "ForwardRedirection",
     "SFTHooks",
     "TrainerHooks",
+    "call_in_forward",
     "chunked_divergence_loss",
     "json_fields",
     "pad",
+    "takes",
     "unwrap_model_for_generation",
     "wrap_in_training",
 ]
+
+warn_if_newer()
+
+
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    return name in signature(function).parameters
 
 
 @wraps(distillation_trainer._chunked_divergence_loss)
@@ -61,7 +71,19 @@ def chunked_divergence_loss(*states_and_weights: torch.Tensor, **options):
         for tensor in (*states_and_weights, *options.values()):
             if isinstance(tensor, torch.Tensor):
                 tensor.ds_status = ZeroParamStatus.AVAILABLE
+    if takes(distillation_trainer._chunked_divergence_loss, "chunk_size"):  # TRL 1.14
+        options["chunk_size"] = distillation_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE
     return distillation_trainer._chunked_divergence_loss(*states_and_weights, **options)
+
+
+def call_in_forward(wrapper: Any, model: Any, method: Callable, *args: Any) -> Any:
+    """`method(*args)` as what the model's forward does, so that DDP, FSDP or DeepSpeed around it see a forward.
+
+    Args:
+        wrapper: the model as it is trained.
+        model: the model inside it.
+    """
+    return utils._ForwardRedirection()(wrapper, model, method, *args)
 
 
 @contextmanager
@@ -73,10 +95,16 @@ def unwrap_model_for_generation(model, accelerator, **options) -> Iterator:
     """
     inner = accelerator.unwrap_model(model)
     inner.forward = inner.forward
-    if inner.is_gradient_checkpointing:
+    checkpointing, key = inner.is_gradient_checkpointing, "gradient_checkpointing_kwargs"
+    if checkpointing:
         inner.disable_input_require_grads()
+    # TRL 1.15 and before switch checkpointing on again without the user's options
+    forgotten = None if takes(utils.unwrap_model_for_generation, key) else options.pop(key, None)
     with utils.unwrap_model_for_generation(model, accelerator, **options) as unwrapped:
         yield unwrapped
+    if checkpointing and forgotten is not None:
+        inner.disable_input_require_grads()
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=forgotten)
 
 
 def wrap_in_training(trainer: Any) -> None:
@@ -247,6 +275,16 @@ class SFTHooks(TrainerHooks):
 
 class DistillationHooks(TrainerHooks):
     """For a [`~trl.DistillationTrainer`]."""
+
+    eos_token_ids: list[int]
+    """Every token that ends a completion."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self, "eos_token_ids"):  # TRL 1.14 knows of the tokenizer's alone
+            ends, own = self.model.generation_config.eos_token_id, self.processing_class.eos_token_id
+            ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+            self.eos_token_ids = ends if own in ends else [own, *ends]
 
     @property
     def dist(self) -> Any:

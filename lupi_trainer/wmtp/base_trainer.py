@@ -18,7 +18,7 @@ from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import ForwardRedirection, SFTHooks
+from ..training.private import SFTHooks, call_in_forward
 from .config import WMTPConfig
 from .drafting import draft_metrics
 from .placing import given_heads, put_heads
@@ -76,7 +76,6 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
             self.model.requires_grad_(False)
         put_heads(self.model, heads, args)
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the positions of all accumulated batches
-        self._forward_redirection = ForwardRedirection()
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
 
     @property
@@ -104,9 +103,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
         inner = self.accelerator.unwrap_model(model)
         # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
-            loss, sums = self._forward_redirection(
-                model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch
-            )
+            loss, sums = call_in_forward(model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(sums).sum(dim=0)
