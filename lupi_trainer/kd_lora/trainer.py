@@ -20,7 +20,7 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_config
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import ForwardRedirection
+from ..training.private import SFTHooks, call_in_forward
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
 
@@ -41,7 +41,7 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
@@ -86,8 +86,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         `ValueError`: no teacher where one is needed, vocabularies that do not match, or an option that cannot work.
     """
 
-    _tag_names = ["trl", "kd-lora"]
-    _name = "KD-LoRA"
+    model_tags = ["trl", "kd-lora"]
+    method_name = "KD-LoRA"
     _papers = (KD_LORA, DISTILLATION)
 
     def __init__(
@@ -138,7 +138,6 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the tokens of all accumulated batches
-        self._forward_redirection = ForwardRedirection()
         self._teacher_head: Head | None = None
         self._sums = {"train": None, "eval": None}
         self.quantization_kl: float | None = None
@@ -169,9 +168,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         student = self.accelerator.unwrap_model(model)
         # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
-            loss, row_sums = self._forward_redirection(
-                model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
-            )
+            loss, row_sums = call_in_forward(model, student, self._kd_ce_loss, student, inputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = row_sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(row_sums).sum(dim=0)
@@ -209,7 +206,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         sums[:, -1] = read
         return loss, sums.detach()
 
-    def _unsound_where(self) -> str:
+    def _where_not_finite(self) -> str:
         if self.teacher_model is None or not self._sums["train"][SUMS.index("ce")].isfinite():
             return ""
         if self._sums["train"][SUMS.index("kd")].isfinite():
@@ -232,8 +229,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
             means["loss/kd"] = sums["kd"] / labeled
         means |= {"entropy": sums["entropy"] / labeled, "mean_token_accuracy": sums["correct"] / labeled}
         if mode == "train":
-            self._total_train_tokens += int(sums["read"])
-            means["num_tokens"] = self._total_train_tokens
+            self.tokens_read += int(sums["read"])
+            means["num_tokens"] = self.tokens_read
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

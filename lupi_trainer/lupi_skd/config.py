@@ -10,6 +10,7 @@ from trl import DistillationConfig
 from ..data.prompts import KNOWLEDGE_TEMPLATE
 from ..speculative.runners.packed_weights import pack_setting
 from ..training.plugins import is_plugin
+from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 
@@ -21,6 +22,7 @@ VERIFICATIONS = ("parallel", "sequential")
 _UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
 
 
+@json_fields("acceptance_kwargs")
 @dataclass
 class LUPISKDConfig(DistillationConfig):
     r"""
@@ -140,8 +142,6 @@ class LUPISKDConfig(DistillationConfig):
     > - `max_completion_length`: Defaults to `4096` instead of `512`.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a loss that is not finite stops the run.
     """
-
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["acceptance_kwargs"]
 
     # Defaults that differ from the parent's
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})

@@ -7,11 +7,11 @@ import torch
 from ..losses.top_k import top_k_divergence_loss
 from ..models.backbone import completion_states
 from ..models.lm_head import Head
-from ..training.private import chunked_divergence_loss
+from ..training.private import DistillationHooks, chunked_divergence_loss
 from .placement import on_device
 
 
-class PrivilegedLoss:
+class PrivilegedLoss(DistillationHooks):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
     _teacher_head: Head | None = None
@@ -46,7 +46,7 @@ class PrivilegedLoss:
         with self.accelerator.autocast():
             return super().compute_loss(*args, **kwargs)
 
-    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
+    def distillation_loss(self, unwrapped_student, inputs, num_items_in_batch):
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
         student = Head(unwrapped_student, self.shared_vocab_size)

@@ -96,8 +96,8 @@ class LUPISKDTrainer(
         loaded for training or written.
     """
 
-    _tag_names = ["trl", "lupi-skd"]
-    _name = "LUPI-SKD"
+    model_tags = ["trl", "lupi-skd"]
+    method_name = "LUPI-SKD"
     _papers = (SPECULATIVE_KD, GKD)
 
     def __init__(
@@ -155,9 +155,9 @@ class LUPISKDTrainer(
         if kind is TeacherKind.SELF:
             teacher = self_teacher(self.accelerator.unwrap_model(self.model))
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
-        self.backend = backend_name(self._dist, self.accelerator)
-        gathered = self._dist.is_zero3 and args.ds3_gather_for_generation
-        sharded = (self._dist.is_fsdp or self._dist.is_zero3) and not gathered
+        self.backend = backend_name(self.dist, self.accelerator)
+        gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
+        sharded = (self.dist.is_fsdp or self.dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
         self._rule = rule_of(args, self.shared_vocab_size)
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
@@ -170,12 +170,11 @@ class LUPISKDTrainer(
         self._recorder = None
         if args.record_rollouts:
             rows = len(train_dataset) if isinstance(train_dataset, Dataset) else None
-            self._recorder = RolloutRecorder(args.output_dir, self._tokenizer, args.record_rollouts, rows)
+            self._recorder = RolloutRecorder(args.output_dir, self.processing_class, args.record_rollouts, rows)
             self.add_callback(self._recorder)
 
-    def _set_signature_columns_if_needed(self):
-        if self._signature_columns is None:
-            self._signature_columns = ["prompt", "privileged_context", "id", "row_id", "source_row"]
+    def columns_read(self) -> list[str]:
+        return ["prompt", "privileged_context", "id", "row_id", "source_row"]
 
     @property
     def _is_self_taught(self) -> bool:
@@ -191,10 +190,10 @@ class LUPISKDTrainer(
         step = self.state.global_step if self.model.training else 0xFFFFFFFF
         return (self.args.seed << 32) | step
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def roll_out(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
         try:
-            output = super()._generate_and_score_completions(inputs)
+            output = super().roll_out(inputs)
             rollout, teacher_prompt_ids, left_out = self._rollout
         finally:
             self._rows, self._rollout = [], None
@@ -206,7 +205,7 @@ class LUPISKDTrainer(
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out
         prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
-        output["teacher_prompt_ids"] = pad(prompts, self._tokenizer.pad_token_id, "left").to(device)
+        output["teacher_prompt_ids"] = pad(prompts, self.processing_class.pad_token_id, "left").to(device)
         output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
         if rollout.teacher_hidden is not None:
             width = output["completion_ids"].size(1)
@@ -218,7 +217,7 @@ class LUPISKDTrainer(
             output["teacher_top"] = torch.nn.functional.pad(top, (0, 0, 0, missing))
         return output
 
-    def _generate_single_turn(self, prompt_ids, images=None, multimodal_fields=None, has_tool_images=False):
+    def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
@@ -232,7 +231,7 @@ class LUPISKDTrainer(
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as student,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.dist.summon_full_params(self.model_wrapped, recurse=False),
             self._teacher_on_device(),
             errors_named(self._rows),
         ):
@@ -266,12 +265,12 @@ class LUPISKDTrainer(
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
         for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
-                self._metrics[mode][key] = [value]  # a running total is logged as it is
+                self.metric_lists[mode][key] = [value]  # a running total is logged as it is
             else:
-                self._metrics[mode][key].append(value)
+                self.metric_lists[mode][key].append(value)
         if isinstance(self.teacher_model, TeacherServer):
             for key, value in vars(self.teacher_model.stats).items():
-                self._metrics[mode][f"teacher_server/{key}"] = [value]
+                self.metric_lists[mode][f"teacher_server/{key}"] = [value]
         if mode == "train" and self.args.report_to:
             self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
         if self._recorder is not None:
@@ -288,7 +287,7 @@ class LUPISKDTrainer(
             return []
         texts = []
         for row, ids, by_teacher in zip(self._rows, rollout.completion_ids, rollout.from_teacher):
-            marked = mark_teacher(token_pieces(self._tokenizer, ids), by_teacher)
+            marked = mark_teacher(token_pieces(self.processing_class, ids), by_teacher)
             texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / max(len(by_teacher), 1)))
         return texts
 

@@ -37,7 +37,7 @@ def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -
     if isinstance(model, str):
         model = name = resolve_model(model)
     else:
-        name = model.config._name_or_path or "student"
+        name = model.config.name_or_path or "student"
     if args is None:
         args = default_args(name.split("/")[-1])
     if isinstance(model, str):

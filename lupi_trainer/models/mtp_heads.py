@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
+from .private import leave_out_of_saves
+
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the language model inside a model, an adapter or a multimodal model."""
@@ -261,8 +263,7 @@ def attach_mtp_heads(model: nn.Module, heads: MTPHeads) -> None:
     """
     heads.check(model)
     model.mtp_heads = heads
-    if getattr(model, "_keys_to_ignore_on_save", None) is not None:
-        model._keys_to_ignore_on_save.update(f"mtp_heads.{name}" for name in heads.state_dict())
+    leave_out_of_saves(model, (f"mtp_heads.{name}" for name in heads.state_dict()))
 
 
 class ValueHead(_SavedHead):

@@ -51,7 +51,8 @@ def build_trainer(
     from trl import SFTTrainer
 
     class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
-        pass
+        method_name = "SFT"
+        model_tags = ["trl", "sft"]
 
     def load(name: str, **kwargs):
         rows = load_sft_data(name, data_args.completion_column)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.integrations import deepspeed
 
 from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
+from ..models.private import deepspeed_config, use_one_gpu_at_most
 from ..models.vocabulary import tokenizer_beside
 
 
@@ -75,7 +76,7 @@ def unsharded_weights() -> Iterator[None]:
     if not deepspeed.is_deepspeed_zero3_enabled():
         yield
         return
-    config = deepspeed._hf_deepspeed_config_weak_ref()
+    config = deepspeed_config()
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -108,7 +109,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
     place = teacher_place(args.teacher_device, device)
     if place != device:
         # started without a launcher, the Trainer would copy the student to every visible GPU, the teacher's too
-        args._n_gpu = min(args.n_gpu, 1)
+        use_one_gpu_at_most(args)
     device = place
     if isinstance(teacher, str):
         dtype = args.teacher_dtype

@@ -42,8 +42,8 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
     ```
     """
 
-    _tag_names = ["trl", "wmtp", "rho1-wmtp"]
-    _name = "Rho-1 WMTP"
+    model_tags = ["trl", "wmtp", "rho1-wmtp"]
+    method_name = "Rho-1 WMTP"
     _weights_paper = RHO_1
 
     def __init__(

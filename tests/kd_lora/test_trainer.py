@@ -254,4 +254,4 @@ def test_the_card_names_the_method(tmp_path):
     trainer.create_model_card("tiny")
     card = (tmp_path / "run" / "README.md").read_text()
     assert "KD-LoRA" in card and "2410.20777" in card and "kd-lora" in card
-    assert KDLoRATrainer._name == "KD-LoRA"
+    assert KDLoRATrainer.method_name == "KD-LoRA"

@@ -180,17 +180,17 @@ def test_resumed_it_goes_on_as_if_unbroken_and_keeps_few_checkpoints(tmp_path, a
 
 
 def test_a_critic_resumes_where_the_model_is_loaded_in_another_way(tmp_path, monkeypatch):
-    """DeepSpeed loads its own checkpoints, and never asks for `_load_from_checkpoint`."""
+    """DeepSpeed loads its own checkpoints, and never asks for `load_checkpoint`."""
     options = {"config_save_strategy": "steps", "config_save_steps": 1}
     first, _ = make_wmtp_trainer(tmp_path, "critic-wmtp", config_max_steps=1, **options)
     first.train()
-    monkeypatch.setattr(BaseWMTPTrainer, "_load_from_checkpoint", lambda *args: None)
+    monkeypatch.setattr(BaseWMTPTrainer, "load_checkpoint", lambda *args: None)
     again, losses = make_wmtp_trainer(tmp_path, "critic-wmtp", config_max_steps=2, **options)
     again.train(resume_from_checkpoint=True)
     assert [log["step"] for log in losses.logs] == [2]
     for name, tensor in first.value_head.state_dict().items():
         assert torch.equal(again.value_head.state_dict()[name], tensor)
-    again._save(str(tmp_path / "ungathered"), state_dict={})  # ZeRO-3's, where it does not gather for a save
+    again.save_student(str(tmp_path / "ungathered"), {})  # ZeRO-3's, where it does not gather for a save
     assert MTPHeads.from_pretrained(tmp_path / "ungathered").horizon == 4
 
 

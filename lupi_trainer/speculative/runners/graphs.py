@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...models.private import has_hook
 from .support import base_model
 
 
@@ -101,6 +102,6 @@ def recorder_for(model) -> CUDARecorder | None:
     devices = {tensor.device for tensor in (*inner.parameters(), *inner.buffers())}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         return None
-    if any(hasattr(module, "_hf_hook") for module in inner.modules()):
+    if any(map(has_hook, inner.modules())):
         return None
     return CUDARecorder(next(iter(devices)))

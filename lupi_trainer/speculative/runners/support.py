@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
+from ...models.private import is_stateful
 from ...teachers.self_taught import AdapterDisabled
 
 
@@ -62,7 +63,7 @@ def _obstacle(inner, config) -> str | None:
     known = " or ".join(sorted(_ROLLS_BACK))
     if strange == ["chunked_attention"]:
         return f" has layers of chunked_attention; rollouts are made for those of {known}"
-    if getattr(inner, "_is_stateful", False) or strange:
+    if is_stateful(inner) or strange:
         kinds = f" (layer types {', '.join(strange)})" if strange else ""
         return (
             f"{kinds} keeps a state that rejected tokens cannot be removed from; drafting and verifying need layers "
