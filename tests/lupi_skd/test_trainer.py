@@ -25,7 +25,7 @@ def one_batch(trainer, size: int = 4) -> dict:
 def loss_and_gradients(trainer, inputs):
     trainer.model.zero_grad()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    loss, *_ = trainer.distillation_loss(model, inputs, inputs["num_items_in_batch"])
+    loss, *_ = trainer._compute_loss(model, inputs, inputs["num_items_in_batch"])
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
