@@ -56,6 +56,9 @@ class RecipeParser(TrlParser):
     Values are checked against the type of their key as command-line values are: `gamma: 2.5` is refused.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+
     @staticmethod
     def refuse_secret(key: str, where: str, value: Any = None) -> None:
         """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
@@ -124,7 +127,8 @@ class RecipeParser(TrlParser):
             raise RecipeError(f"{path}: `env` must be a mapping of variable names to values")
         return recipe
 
-    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:
+    # the parent's `args` may be left out
+    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:  # ty: ignore[incompatible-method-override]
         """Dataclasses from command-line arguments; `--config FILE` (or `--config=FILE`) gives the defaults.
 
         Raises:
