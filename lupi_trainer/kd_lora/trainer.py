@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
+from ..data.squad import TokenizedQA
 from ..lab import resolve_model
 from ..losses.chunked_kd import chunked_kd_ce
 from ..models.backbone import labeled_states, teacher_states
@@ -89,6 +90,9 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
     model_tags = ["trl", "kd-lora"]
     method_name = "KD-LoRA"
     _papers = (KD_LORA, DISTILLATION)
+    args: KDLoRAConfig
+    model: Any
+    questions: dict[str, TokenizedQA]  # by split; of a trainer that a recipe has made
 
     def __init__(
         self,

@@ -57,7 +57,7 @@ class RecipeParser(TrlParser):
     Values are checked against the type of their key as command-line values are: `gamma: 2.5` is refused.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self.actions: list[Action] = []
         super().__init__(*args, **kwargs)
 
@@ -134,7 +134,8 @@ class RecipeParser(TrlParser):
             raise RecipeError(f"{path}: `env` must be a mapping of variable names to values")
         return recipe
 
-    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:
+    # the parent's `args` may be left out
+    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:  # ty: ignore[incompatible-method-override]
         """Dataclasses from command-line arguments; `--config FILE` (or `--config=FILE`) gives the defaults.
 
         Raises:

@@ -1,7 +1,7 @@
 """The teacher of a run: loaded, placed, frozen, and checked against the student's vocabulary."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,7 +71,7 @@ def teacher_place(name: str | None, device: torch.device) -> torch.device:
 
 
 @contextmanager
-def unsharded_weights() -> Iterator[None]:
+def unsharded_weights() -> Generator[None]:
     """Inside, ZeRO-3 does not shard the weights of models that are loaded: each process has a complete teacher."""
     if not deepspeed.is_deepspeed_zero3_enabled():
         yield

@@ -14,7 +14,7 @@ a kernel that takes them (`kernels.py`) does the rest. Prompts are read as befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -132,7 +132,7 @@ def _takes_lengths(model) -> bool:
 
 
 @contextmanager
-def _own_attention(model) -> Iterator[None]:
+def _own_attention(model) -> Generator[None]:
     """Lets a model attend by lengths, else by masks: flash and flex attention take neither."""
     config, inner = base_model(model).config, text_config(model)
     before, folded = attn_implementation(config), getattr(inner, _FOLDS, False)
@@ -155,7 +155,7 @@ def attends_by_length(model) -> bool:
 
 
 @contextmanager
-def ragged_attention(*models) -> Iterator[None]:
+def ragged_attention(*models) -> Generator[None]:
     """Inside, the models attend with per-row lengths when run on a `RaggedCache`; other calls are as before.
 
     On a GPU, in half precision, that goes by a kernel which takes lengths, if there is one (`kernels.find_kernel`);

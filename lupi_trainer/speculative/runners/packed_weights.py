@@ -13,10 +13,10 @@ the context manager lasts; nothing is kept in this module.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from types import MethodType
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import nn
@@ -59,7 +59,7 @@ def _forward(self, input: torch.Tensor) -> torch.Tensor:
 class _PackedWeight:
     """A weight, the layers that multiply with it, and the uses (`packed_weights`) that want it packed."""
 
-    def __init__(self, weight: nn.Parameter, layers: list[nn.Linear]):
+    def __init__(self, weight: torch.Tensor, layers: list[nn.Linear]):
         self.weight, self.layers = weight, layers
         self.uses: set[object] = set()
         self.thread = threading.get_ident()
@@ -122,7 +122,7 @@ def _is_mixed(model) -> bool:
     return torch.is_autocast_enabled("cpu") or has_mixed_precision(model)
 
 
-def _can_pack(module: nn.Module) -> bool:
+def _can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it is a plain layer of float32 on a CPU, whose forward nothing else has replaced."""
     if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
@@ -151,10 +151,10 @@ def _enclosing(modules: list[nn.Module]) -> list[_PackedWeight]:
     return list({id(packed): packed for packed in found if packed is not None}.values())
 
 
-def _chosen(modules: list[nn.Module]) -> dict[nn.Parameter, list[nn.Linear]]:
+def _chosen(modules: list[nn.Module]) -> dict[torch.Tensor, list[nn.Linear]]:
     """The weights to pack: those that nothing but such layers holds (a tied embedding reads its weight otherwise)."""
     read = {id(inner) for module in modules if _reads_weights(module) for inner in module.modules()}
-    layers: dict[nn.Parameter, list[nn.Linear]] = {}
+    layers: dict[torch.Tensor, list[nn.Linear]] = {}
     for module in modules:
         if _can_pack(module) and id(module) not in read:
             layers.setdefault(module.weight, []).append(module)
@@ -199,7 +199,7 @@ def _release(held: list[_PackedWeight], use: object) -> None:
 
 
 @contextmanager
-def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Iterator[None]:
+def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Generator[None]:
     """Inside, without gradients, larger linear layers of float32 on CPUs multiply with packed weights.
 
     Results differ from the layers' own by rounding. The weights come back bit for bit, however the context is left,

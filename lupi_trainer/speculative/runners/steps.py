@@ -120,7 +120,7 @@ def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, temperature
         token, logits = write(model, cache.twin(), token, *given)
         drafts.index_copy_(1, i[None], token)
         valid.index_copy_(1, i[None], is_distribution(logits)[:, None])
-        if keep_logits:
+        if kept is not None:
             kept.index_copy_(1, i[None], logits[:, None])
         return token.clone(), i + 1
 
