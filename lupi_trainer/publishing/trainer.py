@@ -1,4 +1,4 @@
-"""A trainer whose saved student is complete, tells where it comes from, holds no secret, and can be pushed."""
+"""A mix-in for trainers: a saved student is complete, has a model card, holds no secret, and can be pushed."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ class Published(TrainerHooks):
     """For a [`~transformers.Trainer`]: every saved student has a card and a generation config, and no secret in it.
 
     Put it first among the bases. A subclass that saves more (heads, a value head) does so in its own `save_student`,
-    and it is pushed with the rest. `dataset_name` is what the card says of the data, `_papers` are those that it
+    and it is pushed with the rest. `dataset_name` names the data on the card, `_papers` are those that it
     cites.
     """
 
@@ -175,7 +175,7 @@ class Published(TrainerHooks):
         return push_folder(self.args.output_dir, self.hub_model_id, **options)
 
     def push_checkpoint(self, folder: str) -> None:
-        """Send a checkpoint's student in the background; one that does not go through is said, and the run goes on."""
+        """Send a checkpoint's student in the background; a failure is logged as a warning, and the run goes on."""
         args = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
@@ -191,7 +191,7 @@ class Published(TrainerHooks):
         }
         # under names of their own, the files outlive the checkpoint, which a later one may remove while they are sent
         sent = Path(tempfile.mkdtemp(prefix=IN_FLIGHT, dir=args.output_dir))
-        with self._said_if_not_pushed(sent, self.state.global_step):
+        with self._warn_if_not_pushed(sent, self.state.global_step):
             for name, path in student_files(folder).items():
                 (sent / name).parent.mkdir(parents=True, exist_ok=True)
                 try:
@@ -202,14 +202,14 @@ class Published(TrainerHooks):
             self.push_in_progress = PushInProgress([job])
 
     def _push_and_remove(self, folder: Path, step: int, options: dict[str, Any]) -> None:
-        with self._said_if_not_pushed(folder, step):
+        with self._warn_if_not_pushed(folder, step):
             push_folder(folder, self.hub_model_id, **options)
         shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
     @contextmanager
-    def _said_if_not_pushed(folder: Path, step: int) -> Iterator[None]:
-        """What is wrong with a student on its way, or with the way, is a warning; its files on the way are removed."""
+    def _warn_if_not_pushed(folder: Path, step: int) -> Iterator[None]:
+        """An invalid student or a failed push is a warning; the copies made for it are removed."""
         try:
             yield
         except (ValueError, OSError) as error:
