@@ -3,7 +3,7 @@
 They come from a run of the demo and from data/RESULTS.md.
 
 make figures              # runs the demo, then `python docs/figures.py runs/demo`
-python docs/figures.py    # what stands in data/RESULTS.md alone
+python docs/figures.py    # what is in data/RESULTS.md alone
 """
 
 import itertools
@@ -57,8 +57,8 @@ def drafts(folder: Path) -> str:
     for name, draft in (("the student before", "lab:student"), ("the student after", folder / "student")):
         command = [sys.executable, "-m", "lupi_trainer.cli", "generate", "--target", "lab:teacher", "--draft", draft]
         command += ["--prompts", "lab:new", "--with_knowledge", "--max_new_tokens", "56", "--output", os.devnull]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        length, share = re.search(r"acceptance length ([\d.]+), (\d+%)", said).groups()
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        length, share = re.search(r"acceptance length ([\d.]+), (\d+%)", printed).groups()
         lines.append(f"| {name} | {length} | {share} |")
     return "\n".join(lines)
 
@@ -79,7 +79,7 @@ def results(text: str) -> str:
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
-    """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` replaced.
+    """`text` with the lines between `<!-- NAME -->` and `<!-- /NAME -->` replaced.
 
     Raises:
         ValueError: a name that the text does not have, or has twice.

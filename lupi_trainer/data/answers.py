@@ -8,7 +8,7 @@ import re
 import unicodedata
 
 
-# Scripts in which a particle follows a word without a space: their letters may stand right behind an accepted answer.
+# Scripts in which a particle follows a word without a space: their letters may follow an accepted answer.
 _HANGUL, _UNSPACED = r"\u1100-\u11ff\uac00-\ud7af", r"\u3040-\u30ff\u3400-\u9fff"
 _JOINED = _HANGUL + _UNSPACED
 _LETTER = re.compile(rf"[^\W_{_JOINED}]|,")  # a comma that [`_spell`] has left is one of thousands

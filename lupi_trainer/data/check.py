@@ -1,7 +1,7 @@
 """What is wrong with a file of records, and with its probes, before anything is trained on them.
 
 A record has `id`, `category`, `query`, `knowledge`, `sources`, `word_count` and `weakness_addressed`; a probe has
-`record_id`, `question` and `answers`, of which the first stands in the knowledge of its record.
+`record_id`, `question` and `answers`, of which the first occurs in the knowledge of its record.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import contains, normalize
-from .records import PROBE_COLUMNS, describe
+from .records import PROBE_COLUMNS, record_name
 
 
 TEXTS, LISTS = ("id", "category", "query", "knowledge"), ("sources", "weakness_addressed")
@@ -37,7 +37,7 @@ def is_text_list(value: Any) -> bool:
 
 
 def word_runs(text: str, length: int) -> set[str]:
-    """Every run of `length` words of a text, normalized; the whole text where it has fewer."""
+    """Every run of `length` words of a text, normalized; all of the text where it has fewer."""
     words = normalize(text).split()
     return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
 
@@ -98,7 +98,7 @@ def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_wor
         Problems of the kinds `field`, `length`, `word_count`, `id` (used twice) and `duplicate` (queries or knowledge
         that are nearly the same), in the order of the records.
     """
-    names = [describe(record, number) for number, record in enumerate(records)]
+    names = [record_name(record, number) for number, record in enumerate(records)]
     found: list[list[Problem]] = [[] for _ in records]
     first: dict[str, int] = {}
     for number, record in enumerate(records):
@@ -125,12 +125,12 @@ def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | N
 
     Returns:
         Problems of the kinds `field`, `record` (there is no such record), `answer` (the first accepted answer does not
-        stand in the knowledge), `leak` (an accepted answer stands in the question) and `duplicate` (a question asked
+        occur in the knowledge), `leak` (an accepted answer occurs in the question) and `duplicate` (a question asked
         twice, or two that have an answer in common and are nearly the same), in the order of the probes.
     """
     rows = records or []
     knowledge = {r["id"]: r["knowledge"] for r in rows if is_text(r.get("id")) and is_text(r.get("knowledge"))}
-    names = ["probe of " + describe(probe, number) for number, probe in enumerate(probes)]
+    names = ["probe of " + record_name(probe, number) for number, probe in enumerate(probes)]
     found: list[list[Problem]] = [[] for _ in probes]
     questions = [normalize(probe["question"]) if is_text(probe.get("question")) else "" for probe in probes]
     accepted = [probe["answers"] if is_text_list(probe.get("answers")) else [] for probe in probes]

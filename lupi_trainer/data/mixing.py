@@ -16,6 +16,8 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from .records import record_name
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -67,7 +69,7 @@ def _counts(stages: tuple[Stage, ...], total: int, batch: int) -> list[int]:
 
 
 def mixture_length(size: int, stages: tuple[Stage, ...], *, epochs: float, batch: int) -> int:
-    """Records of a run, in whole batches, in which `size` records with knowledge are each read `epochs` times.
+    """Records of a run, in full batches, in which `size` records with knowledge are each read `epochs` times.
 
     Raises:
         ValueError: the mixture has no share of them.
@@ -85,7 +87,7 @@ def mixture_length(size: int, stages: tuple[Stage, ...], *, epochs: float, batch
 def mixture(
     size: int, base_size: int, stages: tuple[Stage, ...], *, total: int, batch: int = 1, seed: int = 0
 ) -> list[int]:
-    """The order of a whole run.
+    """The order of a complete run.
 
     Args:
         size, base_size: records with knowledge, and base records; the latter are numbered on from the former.
@@ -113,7 +115,7 @@ def mixture(
 
 
 def mix(records: Dataset, base: Dataset, mixing: Any, *, total: int, batch: int = 1, seed: int = 0) -> Dataset:
-    """The records of a whole run in the order of [`mixture`], to be read once, unshuffled.
+    """The records of a complete run in the order of [`mixture`], to be read once, unshuffled.
 
     Args:
         records: with knowledge.
@@ -132,8 +134,7 @@ def mix(records: Dataset, base: Dataset, mixing: Any, *, total: int, batch: int 
     if "privileged_context" in base.column_names:
         for row in base:
             if row["privileged_context"] is not None:
-                name = row.get("id") or f"number {row.get('row_id')}"
-                raise ValueError(f"base record {name!r} has a `privileged_context`; base records must have none")
+                raise ValueError(f"base {record_name(row)} has a `privileged_context`; base records must have none")
     order = mixture(len(records), len(base), stages, total=total, batch=batch, seed=seed)
     mixed = concatenate_datasets([records, base]).select(order)
     if "row_id" in mixed.column_names:

@@ -1,6 +1,6 @@
 """Who sees what: one question becomes the student's messages and the teacher's.
 
-The student sees the conversation as it stands. The teacher sees a persona, worked examples and, in the last user turn,
+The student sees the conversation as it is. The teacher sees a persona, worked examples and, in the last user turn,
 the knowledge; where there is no knowledge it sees exactly what the student sees. Roles are kept throughout.
 """
 
@@ -79,23 +79,6 @@ def load_few_shot_examples(source: str | list | None) -> tuple[tuple[str, str], 
             raise ValueError(f"few-shot example {number} needs a `query` and an `answer`, got {example!r}")
         examples.append(tuple(pair))
     return tuple(examples)
-
-
-def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer that cannot write the prompts, before anything is trained.
-
-    Raises:
-        ValueError: no chat template, no end-of-sequence token, or no pad token.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "the tokenizer has no chat template, so the teacher's persona, examples and knowledge cannot be put into "
-            "their roles: use the tokenizer of a chat model or set `tokenizer.chat_template`"
-        )
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-sequence token: set `tokenizer.eos_token`")
-    if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no pad token: set `tokenizer.pad_token` (to `eos_token` if it has none)")
 
 
 class TemplateError(ValueError):

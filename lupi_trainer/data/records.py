@@ -76,10 +76,17 @@ def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
         raise ValueError(f"the records do not agree on the type of a column: {what}") from error
 
 
-def describe(record: dict[str, Any], number: int) -> str:
-    """How an error message names a record: by `id` where it has one, else by its place."""
+def record_name(record: dict[str, Any], number: int | None = None) -> str:
+    """How every message names a record: by `id` (a probe by `record_id`), and by its place.
+
+    Args:
+        record: a record or probe, of whatever columns.
+        number: its place among those that were given; without it, a record without a name is named by `row_id`.
+    """
     name = record.get("id") or record.get("record_id")
-    return f"record {name!r} (number {number})" if name else f"record number {number}"
+    if not name:
+        return f"record number {record.get('row_id', '?') if number is None else number}"
+    return f"record {name!r}" if number is None else f"record {name!r} (number {number})"
 
 
 def last_user_text(prompt: str | list[dict[str, str]]) -> str:
@@ -107,7 +114,7 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     Raises:
         ValueError: a column is missing, a type is wrong, or the query is empty; the message names the record.
     """
-    where = describe(record, number)
+    where = record_name(record, number)
     record = {**record}
     for alias, column in ALIASES.items():
         if alias in record and column not in record:
@@ -209,7 +216,7 @@ def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:
     for number, record in enumerate(records):
         answer = record.get(completion_column)
         if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(f"{describe(record, number)}: no text in the column {completion_column!r} to learn")
+            raise ValueError(f"{record_name(record, number)}: no text in the column {completion_column!r} to learn")
         prompt = normalize_record({"privileged_context": None, **record}, number)["prompt"]
         rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
     if not rows:
@@ -251,13 +258,13 @@ def check_probes(probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not probes:
         raise ValueError("there are no probe questions")
     for number, probe in enumerate(probes):
-        where = describe(probe, number)
+        where = f"probe of {record_name(probe, number)}"
         missing = [c for c in PROBE_COLUMNS if c not in probe]
         if missing:
-            raise ValueError(f"probe {where}: no {missing}; found {sorted(probe)}")
+            raise ValueError(f"{where}: no {missing}; found {sorted(probe)}")
         if not isinstance(probe["question"], str) or not probe["question"].strip():
-            raise ValueError(f"probe {where}: the question is empty")
+            raise ValueError(f"{where}: the question is empty")
         answers = probe["answers"]
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-            raise ValueError(f"probe {where}: `answers` must be a list of accepted strings, got {answers!r}")
+            raise ValueError(f"{where}: `answers` must be a list of accepted strings, got {answers!r}")
     return probes

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
-from .records import describe, load_hub_dataset, read_records
+from .records import load_hub_dataset, read_records, record_name
 
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,11 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 def _flatten_squad(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records of SQuAD's own file: articles of paragraphs of questions."""
     return [
-        {**{k: v for k, v in question.items() if k != "answers"}, "context": paragraph["context"],
-         "answers": [answer["text"] for answer in question["answers"]]}
+        {**question, "context": paragraph["context"], "answers": [answer["text"] for answer in question["answers"]]}
         for article in data
         for paragraph in article["paragraphs"]
         for question in paragraph["qas"]
-    ]  # fmt: skip
+    ]
 
 
 def _read_file(path: str) -> list[dict[str, Any]]:
@@ -52,7 +51,7 @@ def check_qa_record(record: dict[str, Any], number: int) -> dict[str, Any] | Non
     Raises:
         ValueError: a column is missing or of the wrong type; the message names the record.
     """
-    where = describe(record, number)
+    where = record_name(record, number)
     for column in ("context", "question"):
         if not isinstance(record.get(column), str) or not record[column].strip():
             raise ValueError(f"{where}: no text in `{column}`; found {sorted(record)}")
@@ -68,9 +67,11 @@ def check_qa_record(record: dict[str, Any], number: int) -> dict[str, Any] | Non
     if not answers:
         return None
     return {
-        "id": str(record.get("id") or number), "context": record["context"].strip(),
-        "question": record["question"].strip(), "answer": answers[0],
-    }  # fmt: skip
+        "id": str(record.get("id") or number),
+        "context": record["context"].strip(),
+        "question": record["question"].strip(),
+        "answer": answers[0],
+    }
 
 
 def load_qa_records(
@@ -133,7 +134,7 @@ def tokenize_qa(
 ) -> TokenizedQA:
     """Prompt and answer as token ids, the loss on the answer (and the end of text) only.
 
-    A record that is longer than `seq_len` would lose its answer, which stands at the end, so it is dropped whole and
+    A record that is longer than `seq_len` would lose its answer, which is at the end, so the record is dropped and
     counted, never cut.
 
     Args:

@@ -1,13 +1,15 @@
-"""Does the student know it without being told? Closed-book questions, and what they are compared with."""
+"""Does the student know it without reading it? Closed-book questions, and what they are compared with."""
 
 from ..data.answers import score_answer
+from .acceptance import AcceptanceCounts, acceptance
 from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, kept
 from .leakage import mentions_context
 from .perplexity import PerplexityResult, perplexity
-from .privilege import PrivilegeGap, acceptance, privilege_gap, unknowing
+from .privilege import PrivilegeGap, privilege_gap, without_knowledge
 
 
 __all__ = [
+    "AcceptanceCounts",
     "ClosedBookResult",
     "PerplexityResult",
     "PrivilegeGap",
@@ -20,5 +22,5 @@ __all__ = [
     "perplexity",
     "privilege_gap",
     "score_answer",
-    "unknowing",
+    "without_knowledge",
 ]

@@ -8,12 +8,14 @@ import torch
 
 from ..data.answers import score_answer
 from ..data.prompts import TeacherPrompt, encode
+from ..data.records import record_name
+from ..models.generation import eos_token_ids
 from .leakage import mentions_context
 
 
 @dataclass
 class ClosedBookResult:
-    """Marks over a set of probes (fractions of 1), and every answer that they stand on."""
+    """Marks over a set of probes (fractions of 1), and every answer that was marked."""
 
     strict: float
     lenient: float
@@ -51,8 +53,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
-    eos = model.generation_config.eos_token_id
-    eos = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    eos = eos_token_ids(model, tokenizer)
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     out: dict[int, tuple[str, bool]] = {}
     tokens = 0
@@ -74,7 +75,7 @@ def generate_answers(
                 top_p=None,
                 top_k=None,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=sorted(eos),
+                eos_token_id=eos,
             )[:, length:].tolist()
             for i, ids in zip(rows, generated):
                 end = next((n for n, token in enumerate(ids) if token in eos), None)
@@ -155,7 +156,7 @@ def closed_book(
         if teacher_prompt is None:
             return prompt
         if not probe.get("knowledge"):
-            raise ValueError(f"probe {probe['record_id']!r} has no `knowledge`, so it cannot be asked open-book")
+            raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
         return teacher_prompt.messages(prompt, probe["knowledge"])
 
     return ask(model, tokenizer, probes, messages, **kwargs)

@@ -1,4 +1,4 @@
-"""Perplexity on labeled tokens, weighted by tokens over the whole set."""
+"""Perplexity on labeled tokens, weighted by tokens over a complete set."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def perplexity(
 ) -> PerplexityResult:
     """The exponential of the mean negative log-likelihood of all labeled tokens of a set.
 
-    Every token counts the same, whichever record or batch it stands in. Only labeled positions meet the `lm_head`.
+    Every token counts the same, whichever record or batch it is in. Only labeled positions meet the `lm_head`.
 
     Args:
         model: a causal language model (or a `PeftModel`).

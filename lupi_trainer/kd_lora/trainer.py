@@ -16,7 +16,7 @@ from ..models.loading import repository_options
 from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import DISTILLATION, KD_LORA
 from ..publishing.trainer import Published
-from ..teachers.loaded import load_teacher, load_teacher_tokenizer
+from ..teachers.loaded import load_teacher, load_teacher_config
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from ..training.private import ForwardRedirection
@@ -121,6 +121,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
                     "no teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or switch distillation "
                     "off with `use_kd: false`"
                 )
+            if isinstance(teacher_model, str):
+                teacher_model = resolve_model(teacher_model)
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
@@ -151,12 +153,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         student_config = student.config if not isinstance(student, str) else None
         if student_config is None:
             student_config = AutoConfig.from_pretrained(student, **repository_options(args))
-        teacher_config = teacher.config if not isinstance(teacher, str) else None
-        if teacher_config is None:
-            teacher_config = AutoConfig.from_pretrained(
-                resolve_model(teacher), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
-            )
-            teacher_tokenizer = teacher_tokenizer or load_teacher_tokenizer(teacher, args)
+        teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
         self.shared_vocab_size = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer)
 
     def _measure_quantization(self, teacher_name: Any) -> float:

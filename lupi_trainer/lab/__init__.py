@@ -1,6 +1,6 @@
 """The embedded default: a tiny world, a tiny pair of models, and the main job done on two CPU cores in minutes.
 
-`lab:NAME` stands for a file of the lab wherever a model, a dataset or probes are named:
+`lab:NAME` names a file of the lab wherever a model, a dataset or probes are named:
 
 | name | what |
 |---|---|

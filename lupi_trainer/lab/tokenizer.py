@@ -1,4 +1,4 @@
-"""The lab's tokenizer: whole words, syllables of invented names, bytes for everything else; and a chat template."""
+"""The lab's tokenizer: complete words, syllables of invented names, bytes for everything else; and a chat template."""
 
 import re
 
@@ -37,9 +37,9 @@ def words() -> list[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer; it depends on nothing but the world, so it is the same every time."""
     specials = [PAD, END, *ROLES.values()]
-    pieces = [*words(), *(s.capitalize() for s in SYLLABLES)]
-    # a piece exists with and without the space before it: text that begins a turn or a line has none
-    vocab = dict.fromkeys(["<unk>", *specials, *(p for piece in pieces for p in (piece, "▁" + piece))], -1.0)
+    texts = [*words(), *(s.capitalize() for s in SYLLABLES)]
+    # a token exists with and without the space before it: text that begins a turn or a line has none
+    vocab = dict.fromkeys(["<unk>", *specials, *(t for text in texts for t in (text, "▁" + text))], -1.0)
     vocab.update(dict.fromkeys(SYLLABLES, -1.0))
     vocab.update(dict.fromkeys(["\n", "▁", "'s", *".,:;?!'\"()[]"], -1.0))
     vocab.update({f"<0x{b:02X}>": -10.0 for b in range(256)})

@@ -1,4 +1,4 @@
-"""The lab's world: islands that do not exist, so that no model can know their facts before it is told.
+"""The lab's world: islands that do not exist, so that no model can know their facts before it reads them.
 
 Everything is text, in the columns that the rest of the package reads: training records (`id`, `query`, `knowledge`,
 `answer`) and probes (`question`, `answers`, `record_id`). *Common* islands are what the shipped pair of models knows

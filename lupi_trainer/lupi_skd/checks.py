@@ -6,15 +6,11 @@ from typing import Any
 from datasets import Dataset
 
 from ..data.prompts import TeacherPrompt, TemplateError, encode
+from ..data.records import record_name
 from .config import LUPISKDConfig
 
 
 logger = logging.getLogger(__name__)
-
-
-def record_name(row: dict[str, Any]) -> str:
-    """How messages name a record."""
-    return f"record {row['id']!r}" if row.get("id") else f"record number {row.get('row_id', '?')}"
 
 
 def check_length(
@@ -42,11 +38,11 @@ def check_length(
             f"{name}: its teacher prompt has {len(teacher_ids)} tokens, beyond max_teacher_prompt_length="
             f"{args.max_teacher_prompt_length}. Raise the limit or shorten the knowledge; it is never cut."
         )
-    for role, ids, room in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
-        if room is not None and len(ids) + args.max_completion_length > room:
+    for role, ids, positions in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
+        if positions is not None and len(ids) + args.max_completion_length > positions:
             raise ValueError(
                 f"{name}: its {role} prompt has {len(ids)} tokens; with max_completion_length="
-                f"{args.max_completion_length} that is beyond the {room} positions of the {role} model"
+                f"{args.max_completion_length} that is beyond the {positions} positions of the {role} model"
             )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from trl import DistillationConfig
 
+from ..data.prompts import KNOWLEDGE_TEMPLATE
+from ..speculative.runners.packed_weights import pack_setting
 from ..training.plugins import is_plugin
+from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
-from .served import check_served_settings
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
@@ -52,24 +54,28 @@ class LUPISKDConfig(DistillationConfig):
             How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"`, `"goodput"`, or a class of your own as
             `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. It changes the speed, never the text.
         acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
-            Which drafted tokens stand: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability relative to
-            the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
+            Which drafted tokens are accepted: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability
+            relative to the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
             `"MODULE:CLASS"` or `"FILE.py:CLASS"`.
         acceptance_kwargs (`dict`, *optional*):
             Parameters of a rule other than `"top_k"`, as in `lupi_trainer.speculative`: for instance `{"p": 0.9}`.
         accept_top_k (`int`, *optional*, defaults to `5`):
-            A drafted token stands while it is among the teacher's `accept_top_k` likeliest tokens ...
+            A drafted token is accepted while it is among the teacher's `accept_top_k` likeliest tokens ...
         teacher_min_prob (`float`, *optional*, defaults to `0.05`):
             ... and the teacher gives it at least this probability (at `teacher_temperature`).
         student_temperature (`float`, *optional*, defaults to `0.7`):
             Temperature at which the student drafts.
         teacher_temperature (`float`, *optional*, defaults to `0.7`):
-            Temperature at which the teacher verifies and replaces. Of a served teacher, a probability at another
+            Temperature at which the teacher verifies and replaces. Of a remote teacher, a probability at another
             temperature than 1 is known up to an error whose bound is logged (`teacher_server/normalizer_error`).
         verification (`str`, *optional*, defaults to `"parallel"`):
             `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
         compile_rollout (`bool`, *optional*, defaults to `False`):
             Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
+        pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
+            Lay the larger linear layers of models in float32 on a CPU out as the processor wants them, for the time
+            of a rollout: `"auto"` where that can be done (not in mixed precision), `True` or a refusal to run where it
+            cannot, `False` never. The text is the same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
@@ -80,8 +86,8 @@ class LUPISKDConfig(DistillationConfig):
             Log every drafted block at level INFO.
         record_rollouts (`int`, *optional*, defaults to `0`):
             Record so many training rollouts, spread over the run, and at most as many of evaluations, token by token
-            in `rollouts.jsonl` in `output_dir`, for `lupi inspect`: who wrote each token, which draft was refused,
-            and what both models thought of it. `0` records none.
+            in `rollouts.jsonl` in `output_dir`, for `lupi inspect`: which model wrote each token, which draft was
+            rejected, and how likely both models found it. `0` records none.
 
         > Parameters that control the loss
 
@@ -116,8 +122,8 @@ class LUPISKDConfig(DistillationConfig):
 
         teacher_model_server_url (`str`, *optional*):
             Base URL of a vLLM server with the teacher, for instance `"http://localhost:8000"`. No teacher is loaded
-            then; one that is named must be the served one. Its prompts and the drafts are sent as token ids, and the
-            text and its replacements are those that the same teacher here would write.
+            then; one that is named must be the one on the server. Its prompts and the drafts are sent as token ids,
+            and the text and its replacements are those that the same teacher here would write.
         loss_top_k (`int`, *optional*, defaults to `20`):
             How many of the teacher's likeliest tokens the server returns for every token. The loss is over these and
             one bucket for the rest. A vLLM server gives up to 20 unless started with `--max-logprobs`.
@@ -155,7 +161,7 @@ class LUPISKDConfig(DistillationConfig):
         default=None, metadata={"help": "Worked examples: JSON text or the path of a JSON file of {query, answer}."}
     )
     knowledge_template: str = field(
-        default="[Background Knowledge]\n{privileged_context}\n\n{query}",
+        default=KNOWLEDGE_TEMPLATE,
         metadata={"help": "The teacher's last user turn, with {privileged_context} and {query}."},
     )
     max_teacher_prompt_length: int = field(
@@ -172,12 +178,14 @@ class LUPISKDConfig(DistillationConfig):
         metadata={"help": f"How the draft length goes on: {', '.join(GAMMA_POLICIES)}, FILE.py:CLASS."},
     )
     acceptance_rule: str = field(
-        default="top_k", metadata={"help": f"Which drafted tokens stand: {', '.join(RULES)}, FILE.py:CLASS."}
+        default="top_k", metadata={"help": f"Which drafted tokens are accepted: {', '.join(RULES)}, FILE.py:CLASS."}
     )
     acceptance_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Parameters of an acceptance rule other than top_k, as JSON."}
     )
-    accept_top_k: int = field(default=5, metadata={"help": "A draft stands among the teacher's so many likeliest."})
+    accept_top_k: int = field(
+        default=5, metadata={"help": "A draft is accepted among the teacher's so many likeliest."}
+    )
     teacher_min_prob: float = field(default=0.05, metadata={"help": "Least teacher probability of a draft."})
     student_temperature: float = field(default=0.7, metadata={"help": "Temperature at which the student drafts."})
     teacher_temperature: float = field(default=0.7, metadata={"help": "Temperature at which the teacher verifies."})
@@ -186,6 +194,9 @@ class LUPISKDConfig(DistillationConfig):
         metadata={"help": "One teacher forward a block or a token.", "choices": list(VERIFICATIONS)},
     )
     compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
+    pack_weights: str = field(  # or a bool, as a recipe's `true` is
+        default="auto", metadata={"help": "Lay float32 weights out for the CPU in a rollout: auto, true or false."}
+    )
     max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
     reuse_verification: bool = field(
         default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
@@ -262,10 +273,16 @@ class LUPISKDConfig(DistillationConfig):
                     f"{name}={getattr(self, name)!r} has no meaning here: the rollout samples at student_temperature "
                     f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
                 )
+        if pack_setting(self.pack_weights) is True:
+            if self.device.type != "cpu":
+                raise ValueError(f"pack_weights=True is for a CPU, and the student trains on {self.device}")
+            if self.bf16 or self.fp16:
+                kind = "bf16" if self.bf16 else "fp16"
+                raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
         make_gamma_policy(self.gamma_policy, self.gamma)
         make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
         if self.teacher_model_server_url is not None:
-            check_served_settings(self)
+            check_remote_settings(self)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..data.records import record_name
 from ..speculative import RemoteError, Rollout
 from ..training.finite_steps import FiniteSteps
 from .metrics import RolloutTotals
@@ -16,19 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 def names(rows: list[dict[str, Any]]) -> str:
-    """Records as messages name them: by `id`, else by number."""
-    return ", ".join(repr(row["id"]) if row.get("id") else f"number {row.get('row_id', '?')}" for row in rows)
+    """Records as messages name them."""
+    return ", ".join(map(record_name, rows))
 
 
 @contextmanager
 def errors_named(rows: list[dict[str, Any]]) -> Iterator[None]:
-    """While `rows` are rolled out: what a served teacher cannot say about one of them is said with its record."""
+    """While `rows` are rolled out: what a remote teacher cannot say about one of them is said with its record."""
     try:
         yield
     except RemoteError as error:
         if error.row is None:
             raise
-        raise type(error)(f"record {names([rows[error.row]])}: {error}") from error
+        raise type(error)(f"{record_name(rows[error.row])}: {error}") from error
 
 
 def rollout_health(
@@ -45,17 +46,17 @@ def rollout_health(
 
     Returns:
         metrics: `rollout/broken_rows` (since the run began), and as shares of the rows `rollout/empty` (nothing but
-        the end token), `rollout/all_teacher` (no drafted token stands) and `rollout/unfinished` (cut at its limit);
-        and the number of tokens, over all processes, that are not to be counted in the loss.
+        the end token), `rollout/all_teacher` (no drafted token was accepted) and `rollout/unfinished` (cut at its
+        limit); and the number of tokens, over all processes, that are not to be counted in the loss.
 
     Raises:
         FloatingPointError: the student's logits are no distribution (its weights are broken), or the teacher's are
             none for every record of the batch.
     """
-    by_student = [rows[i] for i, who in rollout.broken.items() if who == "student"]
+    by_student = [rows[i] for i, writer in rollout.broken.items() if writer == "student"]
     if by_student:
         raise FloatingPointError(
-            f"the student's logits are NaN or infinite at record {names(by_student)}: its weights are broken. Go back "
+            f"the student's logits are NaN or infinite at {names(by_student)}: its weights are broken. Go back "
             "to the last checkpoint, with a lower learning rate or in bfloat16 or float32"
         )
     for i in rollout.broken:
@@ -63,14 +64,14 @@ def rollout_health(
         for kept in (rollout.teacher_hidden, rollout.teacher_top):
             if kept is not None:
                 kept[i] = kept[i].new_zeros(1, kept[i].shape[1])
-    sound = [i for i in range(len(rows)) if i not in rollout.broken]
-    completions = [rollout.completion_ids[i] for i in sound]
+    valid = [i for i in range(len(rows)) if i not in rollout.broken]
+    completions = [rollout.completion_ids[i] for i in valid]
     counts = torch.tensor(
         [
             len(rollout.broken),
             len(rows),
             sum(len(ids) == 1 and ids[-1] in eos_token_ids for ids in completions),
-            sum(all(rollout.from_teacher[i]) for i in sound),
+            sum(all(rollout.from_teacher[i]) for i in valid),
             sum(ids[-1] not in eos_token_ids for ids in completions),
         ],
         dtype=torch.float64,
@@ -80,7 +81,7 @@ def rollout_health(
     broken, of_all, empty, all_teacher, unfinished = counts.tolist()
     if rollout.broken:
         logger.warning(
-            f"the teacher's logits are NaN or infinite at record {names([rows[i] for i in rollout.broken])}: left out "
+            f"the teacher's logits are NaN or infinite at {names([rows[i] for i in rollout.broken])}: left out "
             "of this step"
         )
     if broken == of_all:
@@ -102,10 +103,10 @@ class NamedSteps(FiniteSteps):
     """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
 
     def _unsound_where(self) -> str:
-        return f", in a batch with record {names(self._unsound_rows() or self._batch_rows)}"
+        return f", in a batch with {names(self._rows_not_finite() or self._batch_rows)}"
 
     @torch.no_grad()
-    def _unsound_rows(self) -> list[dict[str, Any]]:
+    def _rows_not_finite(self) -> list[dict[str, Any]]:
         """The records of the batch whose own loss is not finite; none where weights are sharded."""
         if self._dist.is_fsdp or self._dist.is_zero3:
             return []

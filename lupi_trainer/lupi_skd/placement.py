@@ -1,4 +1,4 @@
-"""Where weights are: which backend shares out the student's, and where the teacher waits."""
+"""Where weights are: which backend shards the student's, and when an offloaded teacher is on its device."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def backend_name(dist, accelerator) -> str:
-    """What shares out the student's weights, as it is and not as it was asked for.
+    """What shards the student's weights, as it is and not as it was asked for.
 
     Accelerate turns FSDP into DDP where it has no accelerator, without a word: that is said here.
     """
@@ -30,8 +30,8 @@ def backend_name(dist, accelerator) -> str:
 
 
 @contextmanager
-def lent(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, `model` is on `device`; it comes from the CPU's memory for that, and goes back there."""
+def on_device(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, an offloaded `model` is on `device`; it is moved there from the CPU's memory, and back afterwards."""
     model.to(device)
     try:
         yield

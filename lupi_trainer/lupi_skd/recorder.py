@@ -5,7 +5,7 @@ One JSON object a line. `step` (optimizer steps done), `split` (`train` or `eval
 (text), `token_ids`, `from_teacher` (0 or 1), `student_probability`, `teacher_probability` (of the token, at the
 rollout's temperatures), `teacher_rank` (of the student's draft, 0 for the teacher's favorite), `divergence`
 (KL(teacher || student) in nats at temperature 1), and where the teacher wrote, else null: `draft` (text of the
-student's refused token), `draft_student_probability`, `draft_teacher_probability`.
+student's rejected token), `draft_student_probability`, `draft_teacher_probability`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RolloutRecorder(TrainerCallback):
                 continue  # it was left out
             ids, by_teacher, row = rollout.completion_ids[trace.row], rollout.from_teacher[trace.row], rows[trace.row]
 
-            def refused(values, by_teacher=by_teacher):
+            def rejected(values, by_teacher=by_teacher):
                 return [value if teacher else None for value, teacher in zip(values, by_teacher)]
 
             drafts = [
@@ -100,8 +100,8 @@ class RolloutRecorder(TrainerCallback):
                     "teacher_rank": trace.teacher_rank,
                     "student_probability": [_short(x) for x in trace.student_probability],
                     "teacher_probability": [_short(x) for x in trace.teacher_probability],
-                    "draft_student_probability": refused(_short(x) for x in trace.draft_student_probability),
-                    "draft_teacher_probability": refused(_short(x) for x in trace.draft_teacher_probability),
+                    "draft_student_probability": rejected(_short(x) for x in trace.draft_student_probability),
+                    "draft_teacher_probability": rejected(_short(x) for x in trace.draft_teacher_probability),
                     "divergence": [_short(x) for x in trace.divergence],
                 }
             )

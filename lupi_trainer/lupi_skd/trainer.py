@@ -1,53 +1,47 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DistillationTrainer
 
-from ..data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text, prepare_columns
-from ..evaluation import closed_book
-from ..lab import resolve_model
-from ..models.lm_head import Head
-from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
-from ..speculative import AdapterDisabled, Lockstep, skd_rollout
-from ..teachers.loaded import load_teacher, load_teacher_tokenizer
+from ..speculative import Lockstep, skd_rollout
+from ..speculative.runners.packed_weights import pack_setting
+from ..teachers.loaded import load_teacher
+from ..teachers.self_taught import AdapterDisabled, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
-from ..training.private import chunked_divergence_loss, pad, unwrap_model_for_generation
+from ..training.private import pad, unwrap_model_for_generation
 from ..training.progress import WorkBar
-from ..training.reporting import RolloutReport, open_trackio
+from ..training.reporting import RolloutReport
 from ..training.token_text import mark_teacher, token_pieces
 from .checks import check_batch, check_dataset_lengths, check_length
 from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
+from .loss import PrivilegedLoss
 from .metrics import RolloutTotals, rollout_metrics
-from .placement import backend_name, lent
+from .placement import backend_name
+from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
-from .served import connect_teacher, served_divergence_loss
-from .states import completion_states
+from .setup import TeacherKind, compare_models, name_of, student_tokenizer, teacher_kind, to_source
 
 
 logger = logging.getLogger(__name__)
 
 
-class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, DistillationTrainer):
+class LUPISKDTrainer(
+    Published, SealedCheckpoints, ExactResume, NamedSteps, PrivilegedLoss, ProbedEvaluation, DistillationTrainer
+):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
 
@@ -120,76 +114,35 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
-        if isinstance(model, str):
-            model = resolve_model(model)
-        name = model if isinstance(model, str) else model.config._name_or_path or "student"
+        student = to_source(model)
         if args is None:
-            args = LUPISKDConfig(f"{name.split('/')[-1]}-LUPI-SKD")
-        teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
-        served = args.teacher_model_server_url is not None
-        if (
-            teacher_model is None
-            and not served
-            and peft_config is None
-            and (isinstance(model, str) or not is_peft_model(model))
-        ):
-            raise ValueError(
-                "no teacher: pass `teacher_model`, set `teacher_model_name_or_path` or `teacher_model_server_url`, or "
-                "give the student a LoRA adapter (`peft_config`, `use_peft`), so that it can be its own teacher "
-                "with the adapter switched off"
-            )
+            args = LUPISKDConfig(f"{name_of(student).split('/')[-1]}-LUPI-SKD")
+        teacher = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
+        kind = teacher_kind(teacher, args, student, peft_config)
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
-        origin = {"trust_remote_code": args.trust_remote_code}
-        if isinstance(model, str):
-            origin["revision"] = (args.model_init_kwargs or {}).get("revision", "main")
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, **origin)
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise TypeError(f"`processing_class` must be a text tokenizer, got {type(processing_class).__name__}")
-        check_tokenizer(processing_class)
+        processing_class = student_tokenizer(student, args, processing_class)
         self.teacher_prompt = TeacherPrompt(
             args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
         )
         self.probes = check_probes(probes) if probes is not None else None
         train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
-        student_config = model.config if not isinstance(model, str) else None
-        if student_config is None:
-            student_config = AutoConfig.from_pretrained(model, **origin)
-        if isinstance(teacher_model, str):
-            teacher_config = AutoConfig.from_pretrained(
-                resolve_model(teacher_model),
-                revision=args.teacher_model_revision,
-                trust_remote_code=args.trust_remote_code,
-            )
-            if teacher_processing_class is None:
-                teacher_processing_class = load_teacher_tokenizer(teacher_model, args)
-        else:
-            teacher_config = student_config if teacher_model is None else teacher_model.config
-        vocab_size = check_vocabularies(student_config, teacher_config, processing_class, teacher_processing_class)
-        if served:  # what a teacher without a name has beyond the tokenizer is not known
-            shared = vocab_size if teacher_model is not None else len(processing_class)
-            teacher_model = connect_teacher(teacher_model, args, processing_class, shared)
-            vocab_size, teacher_config = teacher_model.vocab_size, teacher_model.config
-        self._context_lengths = tuple(
-            getattr(c.get_text_config(), "max_position_embeddings", None) for c in (student_config, teacher_config)
-        )
+        pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
+        self.shared_vocab_size, self._context_lengths = pair.vocab_size, pair.context_lengths
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            check_dataset_lengths(dataset, processing_class, self.teacher_prompt, args, self._context_lengths)
-
+            check_dataset_lengths(dataset, processing_class, self.teacher_prompt, args, pair.context_lengths)
         check_batch(train_dataset, args)
-        if teacher_model is not None and not served:
-            teacher_model = load_teacher(teacher_model, args, args.device)
-            self._teacher_device = next(teacher_model.parameters()).device
+
+        if kind is TeacherKind.LOCAL:
+            teacher = load_teacher(teacher, args, args.device)
+            self._teacher_device = next(teacher.parameters()).device
             if args.teacher_offload:
-                teacher_model.to("cpu")
-        elif args.teacher_offload:
-            raise ValueError("teacher_offload: a self-taught student has no other model to put away")
-        # The parent is not told of the teacher: it would insist on equal vocabulary sizes and one device.
+                teacher.to("cpu")
+        # The parent does not know the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
-            model=model,
+            model=student,
             teacher_model=None,
             args=args,
             train_dataset=train_dataset,
@@ -200,20 +153,14 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self.shared_vocab_size = vocab_size
-        if teacher_model is None:
-            if not isinstance(self.model.get_output_embeddings(), torch.nn.Linear):
-                raise ValueError(
-                    "a student that teaches itself must keep its lm_head as it is: take it out of `modules_to_save`"
-                )
-            teacher_model = AdapterDisabled(self.accelerator.unwrap_model(self.model))
-        self.teacher_model = teacher_model
+        if kind is TeacherKind.SELF:
+            teacher = self_teacher(self.accelerator.unwrap_model(self.model))
+        self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self._dist, self.accelerator)
         gathered = self._dist.is_zero3 and args.ds3_gather_for_generation
         sharded = (self._dist.is_fsdp or self._dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
-        self._teacher_head: Head | None = None
-        self._rule = rule_of(args, vocab_size)
+        self._rule = rule_of(args, self.shared_vocab_size)
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
@@ -287,7 +234,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as student,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
-            self._teacher_at_hand(),
+            self._teacher_on_device(),
             errors_named(self._rows),
         ):
             with RolloutTotals.clock() as seconds, self._bar("rollout", len(prompt_ids)) as bar:
@@ -308,6 +255,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
                     max_slots=self.args.max_slots,
                     verification=self.args.verification,
                     compile=self.args.compile_rollout,
+                    pack_weights=pack_setting(self.args.pack_weights),
                     on_block=self._log_block if self.args.log_rollout_blocks else None,
                     on_round=bar.on_round,
                     trace_rows=recorded,
@@ -319,7 +267,7 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
         for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
-                self._metrics[mode][key] = [value]  # a running total is logged as it stands
+                self._metrics[mode][key] = [value]  # a running total is logged as it is
             else:
                 self._metrics[mode][key].append(value)
         if isinstance(self.teacher_model, TeacherServer):
@@ -350,114 +298,3 @@ class LUPISKDTrainer(Published, SealedCheckpoints, ExactResume, NamedSteps, Dist
 
     def _log_block(self, block) -> None:
         logger.info("rollout %s", block)
-
-    # Loss: the teacher's half reads the teacher's own prompt
-
-    def _teacher_at_hand(self):
-        if not self.args.teacher_offload:
-            return nullcontext()
-        return lent(self.teacher_model, self._teacher_device)
-
-    def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""
-        if self._is_self_taught:
-            model = self.teacher_model.peft_model
-            context = model.disable_adapter()
-        else:
-            model, context = self.teacher_model, torch.no_grad()
-        device = next(model.parameters()).device if self._is_self_taught else self._teacher_device
-        names = ("teacher_prompt_ids", "teacher_prompt_mask", "completion_ids", "completion_mask")
-        was_training = model.training
-        model.eval()
-        try:
-            # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
-            with torch.no_grad(), context, self._teacher_at_hand(), torch.autocast(device.type, enabled=False):
-                states = completion_states(model, *(inputs[name].to(device) for name in names))
-                # a row that is left out may be NaN, and so would 0 times it
-                return states.masked_fill(inputs["completion_mask"].to(device)[..., None] == 0, 0)
-        finally:
-            model.train(was_training)
-
-    def compute_loss(self, *args, **kwargs):
-        # the parent's takes the place of the student's own forward, around which accelerate puts mixed precision
-        with self.accelerator.autocast():
-            return super().compute_loss(*args, **kwargs)
-
-    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
-        student = Head(unwrapped_student, self.shared_vocab_size)
-        if "teacher_top" in inputs:
-            device = student.weight.device
-            rest = (inputs[name].to(device) for name in ("teacher_top", "completion_mask"))
-            return served_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
-        if self._is_self_taught:
-            teacher = student
-        else:
-            if self._teacher_head is None:  # frozen: brought to the student's device once
-                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, student.weight.device)
-            teacher = self._teacher_head
-        teacher_states = inputs.get("teacher_hidden")
-        if teacher_states is None:
-            teacher_states = self._teacher_states(inputs)
-        device = student.weight.device
-        loss, entropy_sum, num_valid = chunked_divergence_loss(
-            student_states.to(device),
-            teacher_states.to(device),
-            student.weight,
-            teacher.weight.detach(),
-            inputs["completion_mask"].to(device),
-            self.beta,
-            num_items_in_batch=num_items_in_batch,
-            student_lm_head_bias=student.bias,
-            teacher_lm_head_bias=teacher.bias,
-            student_logit_scale=student.scale,
-            teacher_logit_scale=teacher.scale,
-            student_final_logit_softcapping=student.softcap,
-            teacher_final_logit_softcapping=teacher.softcap,
-            temperature=self.temperature,
-        )
-        return loss, entropy_sum.detach(), num_valid
-
-    # Evaluation: closed-book questions beside the validation loss
-
-    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
-        open_trackio(self)
-        metrics = super().evaluate(
-            prepare_columns(eval_dataset) if isinstance(eval_dataset, list) else eval_dataset,
-            ignore_keys,
-            metric_key_prefix,
-        )
-        # a dictionary of datasets comes back here once for each of them, under a longer prefix
-        if self.probes is not None and metric_key_prefix == "eval":
-            marks = self.ask_probes()
-            self.log(marks)
-            metrics.update(marks)
-        return metrics
-
-    def ask_probes(self) -> dict[str, float]:
-        """Ask the student every probe closed-book, shared out over the processes.
-
-        Returns:
-            `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
-        """
-        processes = self.accelerator.num_processes
-        mine = self.probes[self.accelerator.process_index :: processes]
-        # as many on every process: sharded weights are gathered by all
-        asked = mine + self.probes[:1] * (-(-len(self.probes) // processes) - len(mine))
-        with (
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,
-            self._bar("closed-book", len(asked)) as bar,
-        ):
-            answers = closed_book(
-                student,
-                self.processing_class,
-                asked,
-                max_new_tokens=min(self.max_completion_length, 256),
-                chat_template_kwargs=self.chat_template_kwargs,
-                on_batch=bar.update,
-            ).answers
-        answers = gather_object(answers[: len(mine)])
-        return {
-            f"eval_closed_book_{mark}": sum(a[mark] for a in answers) / len(answers) for mark in ("strict", "lenient")
-        }

@@ -1,18 +1,33 @@
-"""Whether two models speak of the same tokens."""
+"""Whether a tokenizer can write the prompts, and whether two models speak of the same tokens."""
 
 import os
+from typing import Any
 
 from transformers import AutoTokenizer
 
-from ..lab import resolve_model
 
-
-def tokenizer_beside(model: str, revision: str | None = None, trust_remote_code: bool = False):
-    """The tokenizer beside a model given by name, or `None` where a local folder holds none."""
-    path = resolve_model(model)
+def tokenizer_beside(path: str, revision: str | None = None, trust_remote_code: bool = False):
+    """The tokenizer of a model given by its path or its name on the Hub; `None` where a local folder holds none."""
     if os.path.isdir(path) and not any(name.startswith("tokenizer") for name in os.listdir(path)):
         return None
     return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot write the prompts, before anything is trained.
+
+    Raises:
+        ValueError: no chat template, no end-of-sequence token, or no pad token.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "the tokenizer has no chat template, so the teacher's persona, examples and knowledge cannot be put into "
+            "their roles: use the tokenizer of a chat model or set `tokenizer.chat_template`"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-sequence token: set `tokenizer.eos_token`")
+    if tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad token: set `tokenizer.pad_token` (to `eos_token` if it has none)")
 
 
 def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer=None, role="teacher") -> int:
@@ -51,3 +66,21 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
                 "the same tokenizer."
             )
     return min(sizes.values())
+
+
+def check_same_tokenizer(target, draft) -> None:
+    """Refuse a draft whose token ids mean other tokens; vocabularies that differ in padding alone pass.
+
+    Raises:
+        ValueError: the vocabularies differ; the message names a token.
+    """
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    if ours == theirs:
+        return
+    different = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))
+    token, number = different[0]
+    raise ValueError(
+        f"the tokenizers of target and draft differ, in {len(different)} entries: token {token!r} is "
+        f"{ours.get(token, 'unknown')} to the target and {theirs.get(token, 'unknown')} to the draft (first at id "
+        f"{number}); a draft must have the target's own tokens"
+    )

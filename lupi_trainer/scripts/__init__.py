@@ -50,7 +50,7 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
 
     One of several processes ends without the interpreter's own tear-down: that one frees the process group while it
     holds the interpreter's lock, and joins worker threads (gloo's) that may still need the lock to let go of a tensor,
-    which hangs the process, and with it the whole launch. What registered for the exit (W&B, for one) still runs.
+    which hangs the process, and with it the launch. What registered for the exit (W&B, for one) still runs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         sys.exit(run(main))

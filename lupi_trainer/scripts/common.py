@@ -70,7 +70,7 @@ class MixedDataArguments(DataArguments):
 def mix_in_base(
     records: Dataset, load_base: Callable[..., Dataset], data_args: MixedDataArguments, training_args
 ) -> Dataset:
-    """The training set of the whole run, base records mixed in where the recipe names any.
+    """The training set of the full run, base records mixed in where the recipe names any.
 
     Sets `max_steps` to the steps that the mixture is long, and switches the shuffling off: the order is the mixture's.
 
@@ -122,7 +122,7 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     The last evaluation is written to `metrics.json` in `output_dir` (an empty object where there was none).
 
     The run goes on from a checkpoint that `RESUME_CHECKPOINT` in the environment, or else `resume_from_checkpoint` in
-    the recipe names: its path, or `true` for the last whole one in `output_dir`. Returns the last evaluation.
+    the recipe names: its path, or `true` for the last complete one in `output_dir`. Returns the last evaluation.
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
@@ -132,7 +132,7 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     trainer.save_model(args.output_dir, _internal_call=True)  # which does not push: that comes last
     if trainer.is_world_process_zero():
         write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))
-    trainer.save_state()  # the run's whole log, which `lupi inspect` and `lupi plot` read
+    trainer.save_state()  # the run's complete log, which `lupi inspect` and `lupi plot` read
     trainer.accelerator.print(f"Student saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -2,14 +2,31 @@
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
-from ..data.check import check_probes, check_records
-from ..data.records import read_records
+
+HELP = "check a file of records"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="name every fault of a file of records; exit status 1 if there is any")
+    add = check.add_argument
+    add("file", type=Path, nargs="?", help="records: a JSON or JSONL file")
+    add("--probes", type=Path, help="closed-book questions about them, or without them general ones: a file")
+    add("--min_words", type=int, default=80, help="shortest knowledge, in words")
+    add("--max_words", type=int, default=160, help="longest knowledge, in words")
+    add("--json", action="store_true", help="print the faults as JSON")
 
 
 def read(path: Path) -> list[dict]:
+    """The records of a file.
+
+    Raises:
+        ValueError: it cannot be read as a list of records, or holds none.
+    """
+    from ..data.records import read_records
+
     rows = read_records(path)
     if not rows:
         raise ValueError(f"{path}: there is no record in it")
@@ -25,6 +42,10 @@ def main(args: argparse.Namespace) -> int:
     """
     if args.file is None and args.probes is None:
         raise ValueError("nothing to check: name a file of records, or one of probes with --probes")
+    from dataclasses import asdict
+
+    from ..data.check import check_probes, check_records
+
     records, problems = None, []
     if args.file is not None:
         records = read(args.file)

@@ -1,169 +1,24 @@
-"""The main job, shown: a student that cannot know a fact, a teacher that reads it, and the student afterwards."""
+"""`lupi demo`: the main job, shown."""
 
-import io
-import json
-import re
-import time
+import argparse
+import logging
+import warnings
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils.logging import disable_progress_bar
 
-from ..data.prompts import encode
-from ..evaluation import closed_book
-from ..lab import load_lab_records, world
-from ..speculative import Rollout, TopK, skd_rollout
-from .recipe_files import recipes_dir
+HELP = "the main job on two CPU cores, in a minute or two"
 
 
-RECIPE = "lab/lupi_skd/config_full.yaml"
-PROBES = {
-    "new facts, trained phrasings": "lab:probes",
-    "new facts, unseen phrasings": "lab:probes-unseen",
-    "new facts, told at length": "lab:probes-long",
-    "old facts, not to be forgotten": "lab:probes-common",
-}
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
 
 
-class Progress(TrainerCallback):
-    """Prints a line a log and keeps the acceptance rates."""
+def main(args: argparse.Namespace) -> int:
+    """Run the demo."""
+    # of no use to a newcomer: names that libraries are about to change, and kernels that the demo has no use for
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from .demo_run import run_demo
 
-    def __init__(self, console: Console):
-        self.console, self.acceptance = console, []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "acc_rate/mean" not in (logs or {}):
-            return
-        rate = float(logs["acc_rate/mean"])
-        self.acceptance.append(rate)
-        bar = "█" * round(30 * rate)
-        self.console.print(
-            f"step {state.global_step:4d}   loss {float(logs['loss']):.3f}   accepted {rate:6.1%} {bar}",
-            highlight=False,
-        )
-
-
-def paint(tokenizer, rollout: Rollout, row: int = 0) -> Text:
-    """One completion in two colors: green what the student wrote, red in brackets what the teacher put in."""
-    text, ids, written, students = Text(), rollout.completion_ids[row], "", ""
-    for n, by_teacher in enumerate(rollout.from_teacher[row]):
-        # the text that this token adds, so that byte and space pieces come out as they read
-        whole = tokenizer.decode(ids[: n + 1], skip_special_tokens=True)
-        piece, written = whole[len(written) :], whole
-        if by_teacher:
-            space = piece[: len(piece) - len(piece.lstrip())]
-            text.append(students + space, style="green").append(f"[{piece.strip()}]", style="bold red")
-            students = ""
-        else:
-            students += piece
-    return text.append(students, style="green")
-
-
-def picture(before: Text, after: Text) -> str:
-    """The same training text before and after, as an SVG that needs no network."""
-    console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    for title, text in (("before", before), ("after", after)):
-        console.print(Text(f"{title}: ", style="bold").append(text))
-    svg = console.export_svg(title="green: the student's tokens   red: the teacher's")
-    return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", svg, flags=re.DOTALL)
-
-
-def write_together(trainer, question: str, knowledge: str) -> Rollout:
-    """One rollout of student and teacher about one question."""
-    prompt = [{"role": "user", "content": question}]
-    student_ids, teacher_ids = (
-        encode(trainer.processing_class, [messages])
-        for messages in (prompt, trainer.teacher_prompt.messages(prompt, knowledge))
-    )
-    args = trainer.args
-    return skd_rollout(
-        trainer.model,
-        trainer.teacher_model,
-        student_ids,
-        teacher_ids,
-        max_new_tokens=args.max_completion_length,
-        gamma=args.gamma,
-        acceptance=TopK(args.accept_top_k, args.teacher_min_prob),
-        student_temperature=args.student_temperature,
-        teacher_temperature=args.teacher_temperature,
-        eos_token_id=trainer.eos_token_ids,
-    )
-
-
-def ask_all(trainer) -> dict[str, float]:
-    """Closed-book marks of the student on every set of probes (lenient: the value is named)."""
-    return {
-        what: closed_book(trainer.model, trainer.processing_class, load_lab_records(name)).lenient
-        for what, name in PROBES.items()
-    }
-
-
-def main(output_dir: Path) -> int:
-    """Run the demo from its recipe; writes the student, `metrics.json` (fractions of 1) and `rollout.svg`."""
-    from .lupi_skd import build_trainer, make_parser
-
-    disable_progress_bar()
-    torch.set_num_threads(1)  # these models are too small to share out: a second thread only waits for the first
-    console, start = Console(), time.perf_counter()
-    recipe = str(recipes_dir() / RECIPE)
-    overrides = ["--output_dir", str(output_dir), "--record_rollouts", "300", "--disable_tqdm", "true"]
-    trainer = build_trainer(*make_parser().parse_args_and_config(["--config", recipe, *overrides]))
-    progress = Progress(console)
-    trainer.add_callback(progress)
-    trainer.remove_callback(PrinterCallback)
-
-    island = world.NEW[0]
-    question, knowledge = f"Tell me about {island.name}.", load_lab_records("lab:probes")[0]["knowledge"]
-    console.rule("Only the teacher reads this")
-    console.print(Text(knowledge, style="cyan"))
-    open_book = closed_book(
-        trainer.teacher_model,
-        trainer.processing_class,
-        load_lab_records("lab:probes"),
-        teacher_prompt=trainer.teacher_prompt,
-    ).lenient
-    before = ask_all(trainer)
-    console.rule("A training text before: the student's tokens, and the teacher's in brackets")
-    text_before = paint(trainer.processing_class, write_together(trainer, question, knowledge))
-    console.print(text_before)
-    console.rule(f"Training: {trainer.args.max_steps} steps")
-    trainer.train()
-    console.rule("The same text after")
-    text_after = paint(trainer.processing_class, write_together(trainer, question, knowledge))
-    console.print(text_after)
-    after = ask_all(trainer)
-    trainer.save_model(str(output_dir / "student"))
-    trainer.save_state()
-
-    table = Table("share of questions answered right", "before", "after", title="The student, closed-book")
-    for what in PROBES:
-        table.add_row(what, f"{before[what]:.1%}", f"{after[what]:.1%}")
-    table.add_row("teacher, reading the knowledge", f"{open_book:.1%}", "", style="dim")
-    console.print(table)
-    trained, unseen, long, common = PROBES
-    metrics = {
-        "teacher_open_book": open_book,
-        "student_closed_book_before": before[trained],
-        "student_closed_book_after": after[trained],
-        "student_unseen_phrasing_before": before[unseen],
-        "student_unseen_phrasing_after": after[unseen],
-        "student_long_form_after": after[long],
-        "common_facts_before": before[common],
-        "common_facts_after": after[common],
-        "acceptance_first": progress.acceptance[0],
-        "acceptance_last": progress.acceptance[-1],
-        "seconds": time.perf_counter() - start,
-    }
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
-    (output_dir / "rollout.svg").write_text(picture(text_before, text_after), encoding="utf-8")
-    console.print(
-        f"{metrics['seconds']:.0f} seconds. Student: {output_dir / 'student'}; figures: {output_dir / 'metrics.json'};"
-        f" to look into it: lupi inspect {output_dir}",
-        highlight=False,
-    )
+    run_demo(args.output_dir)
     return 0

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ..data.squad import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
+from ..experiments.sweep_results import RESULT
 from ..kd_lora import KDLoRAConfig, KDLoRATrainer
 from ..lab import LAB_PREFIX
 from ..pruning.stages import Stage, check_trained, load_stage, restrict_adapter
@@ -23,12 +24,9 @@ from .kd_flags import FLAGS
 from .recipe_parser import RecipeParser
 
 
-RESULT = "kd_result.json"
-
-
 @dataclass
 class QAArguments:
-    """Which questions a run learns from and is judged on, and which stage of a pruned model it trains.
+    """Which questions a run learns from and is evaluated on, and which stage of a pruned model it trains.
 
     Args:
         dataset_name: questions in SQuAD's form: a JSON or JSONL file, `lab:NAME`, or a dataset name (`squad`).
@@ -181,12 +179,12 @@ def write_result(trainer: KDLoRATrainer, qa: QAArguments, before: dict[str, floa
 def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the adapter, and write what came of it."""
     qa, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
-    judged = training_args.eval_strategy != "no"
+    evaluates = training_args.eval_strategy != "no"
     # inside the training, whose log begins with it
-    training_args.eval_on_start = judged
+    training_args.eval_on_start = evaluates
     trainer = build_trainer(qa, training_args, model_args)
     after = train_and_save(trainer, qa)
-    if not judged:
+    if not evaluates:
         return
     before = next(log for log in trainer.state.log_history if "eval_perplexity" in log)
     write_result(trainer, qa, before, after)

@@ -44,6 +44,23 @@ def find_recipe(name: str) -> Path:
     )
 
 
+def find_recipes(name: str) -> list[Path]:
+    """The recipes of a set: a folder of the user's own or a shipped one, in the order of their names.
+
+    Raises:
+        FileNotFoundError: no recipe there.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        key = name.removeprefix("recipes/").strip("/") + "/"
+        found = [recipes_dir() / recipe for recipe in list_recipes() if recipe.startswith(key)]
+    else:
+        found = sorted(folder.glob("*.yaml"))
+    if not found:
+        raise FileNotFoundError(f"no recipe in {name!r}; `lupi recipes ls` lists the shipped ones")
+    return found
+
+
 def find_accelerate_config(name: str) -> Path:
     """An accelerate configuration: a path, or the name of a shipped one such as `zero3`.
 

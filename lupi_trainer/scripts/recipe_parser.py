@@ -16,13 +16,16 @@ from trl import TrlParser
 from ..publishing.credentials import is_secret_name, looks_secret, refuse_secrets, without_secrets
 
 
-# Keys that other tools or older versions use, and what they are called now.
+# Keys of earlier versions, of TRL and transformers too, and what they are called now.
 RENAMED = {
     "torch_dtype": "dtype",
     "max_seq_length": "max_length",
+    "evaluation_strategy": "eval_strategy",
+}
+# What other tools call something like it.
+ELSEWHERE = {
     "max_new_tokens": "max_completion_length",
     "max_prompt_length": "max_teacher_prompt_length",
-    "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps",
     "top_k": "accept_top_k",
     "lmbda": "rollout_policy",
@@ -73,8 +76,10 @@ class RecipeParser(TrlParser):
 
     @staticmethod
     def hint(key: str, known: set[str]) -> str:
-        """What an unknown key may have been meant to be, as the end of a message."""
-        near = [RENAMED[key]] if RENAMED.get(key) in known else difflib.get_close_matches(key, known, 1)
+        """What an unknown key is called now, or may have been meant to be, as the end of a message."""
+        if RENAMED.get(key) in known:
+            return f": it is now called {RENAMED[key]!r}"
+        near = [ELSEWHERE[key]] if ELSEWHERE.get(key) in known else difflib.get_close_matches(key, known, 1)
         return f"; did you mean {near[0]!r}?" if near else ""
 
     def check_kind(self, path: str, key: str, value: Any) -> None:
@@ -169,7 +174,7 @@ class RecipeParser(TrlParser):
             if isinstance(error, RecipeError) or not isinstance(error, Exception):
                 raise
             # the checks of the configurations: those of this package, and those of the libraries they extend
-            # which of the two a bad value is from cannot be told, so the recipe is named where there is nothing else
+            # whose a bad value is cannot be known, so the recipe is named where there is nothing else
             raise RecipeError(("" if args else where) + one_line(error)) from error
         return parsed
 

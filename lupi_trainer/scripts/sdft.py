@@ -14,8 +14,8 @@ from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments
 
 
-def _told(row: dict[str, Any], knowledge_template: str) -> dict[str, str]:
-    """What stands before the question where the teacher reads it: the knowledge, or nothing where there is none."""
+def _knowledge_turn(row: dict[str, Any], knowledge_template: str) -> dict[str, str]:
+    """The text before the question that only the teacher reads: the knowledge, or nothing where there is none."""
     messages = TeacherPrompt(knowledge_template=knowledge_template).messages(row["prompt"], row["privileged_context"])
     return {"privileged_context": messages[-1]["content"].removesuffix(row["prompt"][-1]["content"])}
 
@@ -56,4 +56,4 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
     )
     records = mix_in_base(records, load_base_data, data_args, config)
     template = {"knowledge_template": training_args.knowledge_template}
-    return SDFTTrainer(**arguments, train_dataset=records.map(_told, fn_kwargs=template))
+    return SDFTTrainer(**arguments, train_dataset=records.map(_knowledge_turn, fn_kwargs=template))

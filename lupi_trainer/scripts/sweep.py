@@ -1,7 +1,7 @@
 """`lupi sweep`: a set of KD-LoRA recipes one after another, then a table and a plot beside what was expected.
 
-A run that is done is not run again, one that was cut off goes on from its last whole checkpoint, and a result that was
-made with other settings is never taken for one of these.
+A run that is done is not run again, one that was cut off goes on from its last complete checkpoint, and a result that
+was made with other settings is never taken for one of these.
 """
 
 import argparse
@@ -11,47 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..training.checkpoints import write_atomically
 from .kd_flags import FLAGS
-from .kd_lora import RESULT, make_parser
-from .recipe_files import find_recipe, list_recipes, recipes_dir
-from .recipe_parser import RecipeParser
-from .sweep_plot import parse_expected, plot
+from .recipe_files import find_recipe, find_recipes
 
 
-SETTINGS = "sweep_settings.json"
+HELP = "a set of KD-LoRA recipes one after another: table and plot"
 RECIPE = "sweep_recipe.yaml"
-COLUMNS = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "lora_r": "r",
-    "lora_alpha": "lora alpha",
-    "kd_alpha": "kd alpha",
-    "kd_temperature": "T",
-    "steps": "steps",
-    "perplexity_before": "PPL before",
-    "perplexity": "PPL",
-    "expected_perplexity": "expected at full size",
-}
 
 
-def find_recipes(name: str) -> list[Path]:
-    """The recipes of a set: a folder of the user's own or a shipped one, in the order of their names.
-
-    Raises:
-        FileNotFoundError: no recipe there.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        key = name.removeprefix("recipes/").strip("/") + "/"
-        found = [recipes_dir() / recipe for recipe in list_recipes() if recipe.startswith(key)]
-    else:
-        found = sorted(folder.glob("*.yaml"))
-    if not found:
-        raise FileNotFoundError(f"no recipe in {name!r}; `lupi recipes ls` lists the shipped ones")
-    return found
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipes", help="a folder of recipes, or the name of a shipped one: recipes/kd_lora")
+    add("--output_dir", required=True, type=Path, help="a folder a run, table.md and plot.svg")
+    add("--override", type=Path, help="a recipe whose keys go before those of every run")
+    parser.set_defaults(recipe_flags=[])  # --KEY VALUE
 
 
 def flags_to_settings(flags: list[str]) -> dict[str, list[str]]:
@@ -60,6 +33,8 @@ def flags_to_settings(flags: list[str]) -> dict[str, list[str]]:
     Raises:
         ValueError: a value before any key, or a token.
     """
+    from .recipe_parser import RecipeParser
+
     settings: dict[str, list[str]] = {}
     for flag in flags:
         if flag.startswith("--"):
@@ -87,6 +62,9 @@ def merge(recipe: Path, override: Path | None, flags: dict[str, list[str]]) -> t
     Raises:
         ValueError: a recipe that cannot be read, or one whose run would have nothing to show.
     """
+    from ..experiments.sweep_plot import parse_expected
+    from .kd_lora import make_parser
+
     parser = make_parser()
     merged = parser.read_recipe(recipe) | (parser.read_recipe(override) if override is not None else {})
     settings = {key: as_text(value) for key, value in merged.items()}
@@ -100,48 +78,16 @@ def merge(recipe: Path, override: Path | None, flags: dict[str, list[str]]) -> t
     return merged, settings
 
 
-def is_done(folder: Path, settings: dict[str, str]) -> bool:
-    """Whether a run has its result already.
-
-    Raises:
-        ValueError: there is a run of that name with other settings; nothing is changed.
-    """
-    path = folder / SETTINGS
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        keys = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
-        if keys:
-            key = keys[0]
-            raise ValueError(
-                f"{folder} holds a run with other settings ({key}: {before.get(key)}, now {settings.get(key)}); "
-                "choose another --output_dir, or remove it"
-            )
-    return path.is_file() and (folder / RESULT).is_file()
-
-
-def read_results(output_dir: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Results by run, those that are there."""
-    paths = {name: output_dir / name / RESULT for name in names}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
-
-
-def show(value: Any) -> str:
-    """A table's cell."""
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def markdown(results: dict[str, dict[str, Any]]) -> str:
-    """The table of a sweep."""
-    lines = ["| run | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, result in results.items():
-        lines.append(f"| {name} | " + " | ".join(show(result.get(key)) for key in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main(args: argparse.Namespace) -> int:
     """Run what is not done yet, then write `table.md` and `plot.svg`; 1 if a run failed."""
+    import yaml
+
+    from ..experiments.sweep_plot import plot
+    from ..experiments.sweep_results import RESULT, SETTINGS, is_done, markdown, read_results
+    from ..training.checkpoints import write_atomically
+
     recipes = find_recipes(args.recipes)
-    flags = flags_to_settings(args.flags)
+    flags = flags_to_settings(args.recipe_flags)
     if "output_dir" in flags:
         raise ValueError("--output_dir is the sweep's own: each run has a folder in it")
     override = find_recipe(str(args.override)) if args.override else None

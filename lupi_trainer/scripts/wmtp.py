@@ -3,7 +3,7 @@
 accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml \
     -m lupi_trainer.scripts.wmtp --algo rho1-wmtp --config recipes/lab/wmtp/config_joint.yaml
 
-`--tiny` stands for a recipe that runs everything in a minute on a CPU.
+`--tiny` is short for a recipe that runs everything in a minute on a CPU.
 """
 
 import sys
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 
-from ..data.records import LAB_PREFIX, load_lab_records, load_sft_data, read_records
+from ..data.records import LAB_PREFIX, load_lab_records, load_sft_data, read_records, record_name
 from ..wmtp import BaseWMTPTrainer, CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 from . import setting_up
 from .common import student_arguments, train_and_save
@@ -63,8 +63,9 @@ def load_texts(source: str, completion_column: str) -> Dataset:
         data = load_sft_data(source, completion_column)
     if any("reward" in record for record in records):
         for number, record in enumerate(records):
-            if isinstance(record.get("reward"), bool) or not isinstance(record.get("reward"), int | float):
-                raise ValueError(f"record number {number}: `reward` must be a number, got {record.get('reward')!r}")
+            reward = record.get("reward")
+            if isinstance(reward, bool) or not isinstance(reward, int | float):
+                raise ValueError(f"{record_name(record, number)}: `reward` must be a number, got {reward!r}")
         data = data.add_column("reward", [float(record["reward"]) for record in records])
     return data
 

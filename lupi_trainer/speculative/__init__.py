@@ -1,7 +1,7 @@
 """Rollouts that a student drafts and a privileged teacher verifies: token ids in, token ids out.
 
 The contract is the one of arXiv 2410.11325, algorithm 1, stated a token at a time: a token is drawn from the student;
-if the teacher's rule does not accept it, it is dropped and drawn from the full teacher distribution. Everything else
+if the teacher's rule rejects it, it is drawn again, from the full teacher distribution. Everything else
 in this package only makes that faster, and none of it changes a token.
 """
 
@@ -11,8 +11,8 @@ from .drafts.heads import HeadsDraft
 from .drafts.prompt_lookup import PromptLookup
 from .drafts.source import DraftSource
 from .loops.custom_generate import draft_and_verify
-from .loops.decoder import SpeculativeOutput, SpeculativeStats, speculative_generate
-from .loops.results import Block, Rollout, RolloutStats
+from .loops.generation import speculative_generate
+from .loops.results import Block, Rollout, RolloutStats, SpeculativeOutput, SpeculativeStats
 from .loops.rollout import skd_rollout
 from .loops.trace import TokenTrace
 from .rules.acceptance import (

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
-from ..lab import resolve_model
 from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import tokenizer_beside
 
@@ -71,8 +70,8 @@ def teacher_place(name: str | None, device: torch.device) -> torch.device:
 
 
 @contextmanager
-def whole_weights() -> Iterator[None]:
-    """Inside, ZeRO-3 does not share out the weights of models that are loaded: a teacher is whole on every process."""
+def unsharded_weights() -> Iterator[None]:
+    """Inside, ZeRO-3 does not shard the weights of models that are loaded: each process has a complete teacher."""
     if not deepspeed.is_deepspeed_zero3_enabled():
         yield
         return
@@ -84,11 +83,11 @@ def whole_weights() -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(config)
 
 
-def require_whole(model: nn.Module, role: str) -> None:
-    """Raises ValueError if ZeRO-3 has shared out the model's weights, which no engine gathers for it."""
+def require_unsharded(model: nn.Module, role: str) -> None:
+    """Raises ValueError if ZeRO-3 has sharded the model's weights, which no engine gathers for it."""
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
-            f"ZeRO-3 shares out the weights of the {role}, since it was loaded after the training arguments were "
+            f"ZeRO-3 shards the weights of the {role}, since it was loaded after the training arguments were "
             "made: pass its name or path instead, or load it before"
         )
 
@@ -97,13 +96,14 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
     """The frozen teacher on its device.
 
     Args:
-        teacher: a name or path (loaded as the `teacher_*` keys say), or a model (placed, otherwise as it is).
+        teacher: a path or a name on the Hub (loaded as the `teacher_*` keys say), or a model (placed, otherwise as it
+            is).
         args: the run's configuration, with the `teacher_*` keys of `LUPISKDConfig` or `KDLoRAConfig`.
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
     Raises:
         ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already, or one whose
-            weights ZeRO-3 shares out.
+            weights ZeRO-3 shards.
     """
     place = teacher_place(args.teacher_device, device)
     if place != device:
@@ -124,14 +124,14 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         if quantized is not None:
             kwargs |= {"quantization_config": quantized, "device_map": {"": device}}
         kwargs |= args.teacher_model_init_kwargs or {}
-        with whole_weights():
-            teacher = AutoModelForCausalLM.from_pretrained(resolve_model(teacher), **kwargs)
+        with unsharded_weights():
+            teacher = AutoModelForCausalLM.from_pretrained(teacher, **kwargs)
     else:
         keys = ("teacher_model_init_kwargs", "teacher_load_in_4bit", "teacher_load_in_8bit")
         given = [key for key in keys if getattr(args, key)]
         if given:
             raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
-        require_whole(teacher, "teacher")
+        require_unsharded(teacher, "teacher")
     keep_4bit_exact(teacher)
     teacher.requires_grad_(False)
     if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
@@ -139,6 +139,19 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
     return teacher.eval()
 
 
-def load_teacher_tokenizer(teacher: str, args: Any):
-    """The tokenizer beside a teacher given by name, or `None` where a local folder holds none."""
-    return tokenizer_beside(teacher, args.teacher_model_revision, args.trust_remote_code)
+def load_teacher_config(teacher: str | PreTrainedModel, args: Any, tokenizer: Any = None) -> tuple[Any, Any]:
+    """What is known of a teacher before its weights are loaded.
+
+    Args:
+        teacher: a path or a name on the Hub, or a model.
+        args: as for [`load_teacher`].
+        tokenizer: the teacher's, if it was given.
+
+    Returns:
+        Its configuration, and its tokenizer: the given one, else the one beside its weights (`None`: not known).
+    """
+    if not isinstance(teacher, str):
+        return teacher.config, tokenizer
+    options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+    config = AutoConfig.from_pretrained(teacher, **options)
+    return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer

@@ -1,5 +1,7 @@
 """A student that teaches itself: its base model, seen without the adapter that is being trained."""
 
+from torch import nn
+
 
 class AdapterDisabled:
     """A `PeftModel` seen without its adapter: the base model as the teacher of its own adapter, no second copy.
@@ -18,3 +20,19 @@ class AdapterDisabled:
 
     def __getattr__(self, name: str):
         return getattr(self.__dict__["peft_model"], name)
+
+
+def self_teacher(student: nn.Module) -> AdapterDisabled:
+    """The teacher of a student that has none: itself, its adapter switched off.
+
+    Args:
+        student: a `PeftModel`, not wrapped for several processes.
+
+    Raises:
+        ValueError: no adapter to switch off, or one that replaces the `lm_head`, which both sides of the loss share.
+    """
+    if not isinstance(student.get_output_embeddings(), nn.Linear):
+        raise ValueError(
+            "a student that teaches itself must keep its lm_head as it is: take it out of `modules_to_save`"
+        )
+    return AdapterDisabled(student)

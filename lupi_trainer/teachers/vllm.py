@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
-from ..teachers.remote import MOST_ASKED, RemoteTeacher
+from .remote import MOST_ASKED, RemoteTeacher
 from .wire import OneTextFails, TeacherServerError, Wire
 
 
@@ -44,8 +44,17 @@ class TeacherServer(RemoteTeacher):
         ValueError: an address that cannot be right.
     """
 
-    def __init__(self, url: str, tokenizer, *, model: str | None = None, vocab_size: int | None = None,
-                 top_k: int = 20, timeout: float = 240.0, request_timeout: float = 120.0):  # fmt: skip
+    def __init__(
+        self,
+        url: str,
+        tokenizer,
+        *,
+        model: str | None = None,
+        vocab_size: int | None = None,
+        top_k: int = 20,
+        timeout: float = 240.0,
+        request_timeout: float = 120.0,
+    ):
         super().__init__(vocab_size or len(tokenizer), top_k)
         self._wire = Wire(url, timeout, request_timeout, self.stats)
         self.url = self._wire.url
@@ -92,7 +101,7 @@ class TeacherServer(RemoteTeacher):
         return self._by_prompt(text, count) if len(text) <= _SHORT * count else self._by_prefixes(text, count)
 
     def _by_prompt(self, text: list[int], count: int):
-        # the last token of the prompt is not looked at, only what might have stood there
+        # the last token of the prompt is not looked at, only what might have been there
         choice = self._complete([*text, text[-1]], prompt_logprobs=self.top_k)[0]
         places = choice["prompt_logprobs"][-count:]
         return [self._top({int(i): entry["logprob"] for i, entry in place.items()}) for place in places]

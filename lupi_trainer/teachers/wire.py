@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ..teachers.remote import RemoteError, RemoteStats
+from .remote import RemoteError, RemoteStats
 
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class TeacherServerError(RemoteError):
 
 
 class OneTextFails(TeacherServerError):
-    """What is wrong is the answer about one text, and not the server as a whole."""
+    """What is wrong is the answer about one text, and not the server itself."""
 
 
 class NoAnswer(Exception):

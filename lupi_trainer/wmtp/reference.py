@@ -16,7 +16,7 @@ from ..losses.chunked_mtp import chunked_ce
 from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
-from ..teachers.loaded import require_whole, whole_weights
+from ..teachers.loaded import require_unsharded, unsharded_weights
 from .weighted_loss import trunk_states
 
 
@@ -157,10 +157,10 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
         theirs = tokenizer_beside(path, revision)
         check_vocabularies(student.config, config, tokenizer, theirs, role="reference")
-        with whole_weights():
+        with unsharded_weights():
             model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
-        require_whole(model, "reference")
+        require_unsharded(model, "reference")
         check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
     keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):

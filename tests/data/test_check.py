@@ -17,7 +17,7 @@ FILES = {"ko": "korean_culture_train_200.json", "en": "korean_culture_train_200_
 
 @pytest.fixture
 def files(tmp_path):
-    """Three whole records with their probes, and a way to write and check them."""
+    """Three complete records with their probes, and a way to write and check them."""
     records = read_records(DATA / FILES["ko"])[:3]
     names = {record["id"] for record in records}
     probes = [p for p in read_records(DATA / "probes_ko.json") if p["record_id"] in names]

@@ -83,9 +83,20 @@ def test_what_a_recipe_may_say(mixing, stages):
 
 @pytest.mark.parametrize(
     "mixing",
-    [1.5, -0.1, "half", True, None, [], [0.5], [{"until": 1}], [{"share": 0.5, "untill": 1}],
-     [{"share": 0.5, "until": 0.5}], [{"share": 0.5, "until": 0.7}, {"share": 0.5, "until": 0.6}, {"share": 1}]],
-)  # fmt: skip
+    [
+        1.5,
+        -0.1,
+        "half",
+        True,
+        None,
+        [],
+        [0.5],
+        [{"until": 1}],
+        [{"share": 0.5, "untill": 1}],
+        [{"share": 0.5, "until": 0.5}],
+        [{"share": 0.5, "until": 0.7}, {"share": 0.5, "until": 0.6}, {"share": 1}],
+    ],
+)
 def test_what_it_may_not(mixing):
     with pytest.raises(ValueError, match="^mixing: "):
         parse_mixing(mixing)
@@ -136,11 +147,11 @@ def read(trainer, resume=None) -> list[list[str]]:
 
 def test_a_run_reads_the_mixture_and_goes_on_in_it(tmp_path):
     save = ["--save_strategy", "steps", "--save_steps", "6", "--max_steps", "9"]
-    whole = read(build(tmp_path / "run", *save))
+    complete = read(build(tmp_path / "run", *save))
     new = {record["id"] for record in load_training_data("lab:new")}
-    assert [sum(name in new for name in step) for step in whole] in ([4, 3] * 3 + [1, 2, 1], [4, 3] * 3 + [2, 1, 2])
+    assert [sum(name in new for name in step) for step in complete] in ([4, 3] * 3 + [1, 2, 1], [4, 3] * 3 + [2, 1, 2])
     again = read(build(tmp_path / "run", *save), resume=str(tmp_path / "run" / "checkpoint-6"))
-    assert again == whole[6:]
+    assert again == complete[6:]
 
 
 def test_epochs_become_steps_and_accumulation_counts(tmp_path):
@@ -152,10 +163,13 @@ def test_epochs_become_steps_and_accumulation_counts(tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("mixing: 0.5", "belong together"), ("base_dataset_name: lab:common", "belong together"),
-     ("base_dataset_name: lab:common\nmixing: 7", "share in .0, 1."),
-     ("base_dataset_name: lab:common\nmixing: x", "JSON")],
-)  # fmt: skip
+    [
+        ("mixing: 0.5", "belong together"),
+        ("base_dataset_name: lab:common", "belong together"),
+        ("base_dataset_name: lab:common\nmixing: 7", "share in .0, 1."),
+        ("base_dataset_name: lab:common\nmixing: x", "JSON"),
+    ],
+)
 def test_a_bad_recipe_is_named(tmp_path, text, message):
     from lupi_trainer.scripts import sft
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lupi_trainer.data.prompts import TeacherPrompt, check_tokenizer, encode, load_few_shot_examples
+from lupi_trainer.data.prompts import TeacherPrompt, encode, load_few_shot_examples
 
 
 PROMPT = [{"role": "user", "content": "What is {it}?"}]
@@ -64,11 +64,3 @@ def test_encode_ends_where_the_assistant_begins(tokenizer):
     ids = encode(tokenizer, [PROMPT, TeacherPrompt("An expert.").messages(PROMPT, "It.")])
     assert [tokenizer.decode(row[-1:]) for row in ids] == ["<|assistant|>"] * 2
     assert len(ids[0]) < len(ids[1])
-
-
-@pytest.mark.parametrize("attribute", ["chat_template", "pad_token", "eos_token"])
-def test_a_tokenizer_that_cannot_write_the_prompts_is_refused(tokenizer, attribute):
-    setattr(tokenizer, attribute, None)
-    word = {"chat_template": "chat template", "pad_token": "pad token", "eos_token": "end-of-sequence"}[attribute]
-    with pytest.raises(ValueError, match=word):
-        check_tokenizer(tokenizer)

@@ -10,6 +10,7 @@ from lupi_trainer.data.records import (
     load_training_data,
     prepare_columns,
     read_records,
+    record_name,
     to_columns,
 )
 
@@ -134,3 +135,18 @@ def test_sft_data_wants_answers():
     assert load_sft_data("lab:new")[0]["completion"][0]["role"] == "assistant"
     with pytest.raises(ValueError, match="no text in the column 'gold'"):
         load_sft_data("lab:new", "gold")
+
+
+@pytest.mark.parametrize(
+    "record, number, name",
+    [
+        ({"id": "a"}, 3, "record 'a' (number 3)"),
+        ({"record_id": "a"}, 3, "record 'a' (number 3)"),
+        ({"id": None, "row_id": 7}, 3, "record number 3"),
+        ({"id": "a", "row_id": 7}, None, "record 'a'"),
+        ({"row_id": 7}, None, "record number 7"),
+        ({}, None, "record number ?"),
+    ],
+)
+def test_a_record_has_one_name_in_every_message(record, number, name):
+    assert record_name(record, number) == name

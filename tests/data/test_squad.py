@@ -70,7 +70,7 @@ def test_samples_are_drawn_and_not_the_first_ones():
     assert len(load_qa_records("lab:qa", max_samples=10**6)) == 4096
 
 
-def test_the_lab_s_answers_stand_in_their_contexts_and_the_sets_are_apart():
+def test_the_lab_s_answers_occur_in_their_contexts_and_the_sets_are_apart():
     train, held_out = load_qa_records("lab:qa"), load_qa_records("lab:qa-eval")
     assert all(r["answer"] in r["context"] for r in train + held_out)
     assert not {r["context"] for r in train} & {r["context"] for r in held_out}

@@ -15,7 +15,7 @@ from lupi_trainer.evaluation import (
     kept,
     mentions_context,
     privilege_gap,
-    unknowing,
+    without_knowledge,
 )
 from lupi_trainer.lab import load_lab_records, world
 from lupi_trainer.speculative import TopK
@@ -42,7 +42,7 @@ PROMPT = TeacherPrompt(world.PERSONA)
         ("그는 가난한 배경에서 자랐고 지식이 넓었습니다.", False),
     ],
 )
-def test_leaks_are_told_from_sources(text, leaks):
+def test_leaks_are_distinguished_from_sources(text, leaks):
     assert mentions_context(text) is leaks
 
 
@@ -71,16 +71,16 @@ def test_kept_is_counted_over_what_was_known():
 def rows_of(tokenizer, count: int):
     rows = list(load_training_data("lab:new"))[::30][:count]
     asked = encode(tokenizer, [row["prompt"] for row in rows])
-    knowing = encode(tokenizer, [PROMPT.messages(row["prompt"], row["privileged_context"]) for row in rows])
-    return asked, knowing
+    informed = encode(tokenizer, [PROMPT.messages(row["prompt"], row["privileged_context"]) for row in rows])
+    return asked, informed
 
 
 def test_privilege_gap_is_that_of_one_row_at_a_time(teacher, tokenizer):
-    asked, knowing = rows_of(tokenizer, 4)
+    asked, informed = rows_of(tokenizer, 4)
     texts = [tokenizer(f"It has the river {'Va' * n}.", add_special_tokens=False)["input_ids"] for n in (1, 2, 3, 5)]
-    found = privilege_gap(teacher, knowing, asked, [*texts[:3], []], batch_size=3)
+    found = privilege_gap(teacher, informed, asked, [*texts[:3], []], batch_size=3)
     sums = []
-    for prompts in (knowing, asked):
+    for prompts in (informed, asked):
         total = 0.0
         for prompt, text in zip(prompts, texts[:3]):
             with torch.no_grad():
@@ -95,20 +95,19 @@ def test_privilege_gap_is_that_of_one_row_at_a_time(teacher, tokenizer):
 def test_empty_knowledge_is_worth_nothing_to_a_teacher_with_persona_and_examples(teacher, tokenizer):
     prompt = TeacherPrompt(world.PERSONA, (("Which river has Tamo?", "Vava."),), "{privileged_context}{query}")
     rows = list(load_training_data("lab:new"))[:2]
-    asked = encode(tokenizer, [unknowing(prompt, row["prompt"]) for row in rows])
+    asked = encode(tokenizer, [without_knowledge(prompt, row["prompt"]) for row in rows])
     assert asked == encode(tokenizer, [prompt.messages(row["prompt"], "") for row in rows])
     headed = TeacherPrompt(world.PERSONA, prompt.few_shot_examples)  # its own header goes with the knowledge
-    assert [unknowing(headed, row["prompt"]) for row in rows] == [unknowing(prompt, row["prompt"]) for row in rows]
+    for row in rows:
+        assert without_knowledge(headed, row["prompt"]) == without_knowledge(prompt, row["prompt"])
     text = [tokenizer("It has the river Va.", add_special_tokens=False)["input_ids"]] * 2
     assert privilege_gap(teacher, asked, asked, text).gap == 0.0
 
 
-def test_the_chat_template_is_told_what_the_recipe_tells_it_and_leaks_are_counted(
-    thinker, tmp_path, capsys, monkeypatch
-):
+def test_the_chat_template_has_the_keyword_arguments_and_leaks_are_counted(thinker, tmp_path, capsys, monkeypatch):
     texts = []
     monkeypatch.setattr(
-        "lupi_trainer.scripts.evaluate.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
+        "lupi_trainer.scripts.reports.mentions_context", lambda text: (texts.append(text), len(texts) == 1)[1]
     )
     arguments = ["evaluate", "--model", thinker, "--teacher", thinker, "--records", "lab:new", "--device", "cpu"]
     arguments += ["--probes", "lab:probes-common", "--privilege", "--samples", "4", "--max_new_tokens", "12"]
@@ -126,15 +125,40 @@ def test_the_chat_template_is_told_what_the_recipe_tells_it_and_leaks_are_counte
         assert said in capsys.readouterr().err
 
 
-def test_acceptance_is_whole_between_equals_and_under_a_rule_that_takes_all(student, teacher, tokenizer):
-    asked, knowing = rows_of(tokenizer, 6)
+def test_everything_is_accepted_between_equals_and_under_a_rule_that_takes_all(student, teacher, tokenizer):
+    asked, informed = rows_of(tokenizer, 6)
     settings = {"max_new_tokens": 12, "eos_token_id": tokenizer.eos_token_id, "gamma": 4}
-    greedy = acceptance(teacher, teacher, knowing, knowing, student_temperature=0.0, **settings)
+    greedy = acceptance(teacher, teacher, informed, informed, student_temperature=0.0, **settings)
     assert greedy["acc_rate/mean"] == greedy["acc_rate/full_match"] == 1.0 and greedy["tokens/teacher_share"] == 0.0
-    every = acceptance(student, teacher, asked, knowing, acceptance=TopK(len(tokenizer), 0.0), **settings)
+    every = acceptance(student, teacher, asked, informed, acceptance=TopK(len(tokenizer), 0.0), **settings)
     assert every["acc_rate/mean"] == 1.0
-    own = acceptance(student, teacher, asked, knowing, **settings)
+    own = acceptance(student, teacher, asked, informed, **settings)
     assert 0.0 < own["acc_rate/mean"] < 0.8 and own["tokens/teacher_share"] > 0.1
+
+
+def test_rates_are_those_counted_block_by_block(student, teacher, tokenizer):
+    asked, informed = rows_of(tokenizer, 6)
+    blocks = []
+    rates = acceptance(
+        student,
+        teacher,
+        asked,
+        informed,
+        max_new_tokens=12,
+        eos_token_id=tokenizer.eos_token_id,
+        gamma=4,
+        on_block=blocks.append,
+    )
+    rejected = [block for block in blocks if block.correction is not None]
+    written = sum(block.accepted for block in blocks) + len(rejected)
+    places = sum(min(4, 12 - b.position) if b.correction is not None else b.accepted for b in blocks)
+    assert 0 < len(rejected) < len(blocks)
+    assert rates == {
+        "acc_rate/mean": (written - len(rejected)) / places,
+        "acc_rate/first_token": sum(block.accepted > 0 for block in blocks) / len(blocks),
+        "acc_rate/full_match": (len(blocks) - len(rejected)) / len(blocks),
+        "tokens/teacher_share": len(rejected) / written,
+    }
 
 
 def test_reading_is_a_skill_of_the_teacher_alone(student, teacher, tokenizer):

@@ -44,9 +44,15 @@ def models(tokenizer):
             p.data.normal_(std=0.3)
     yield "adapter", adapted
     capped = Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=3.0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        final_logit_softcapping=3.0,
+    )
     capped = AutoModelForCausalLM.from_config(capped)
     capped.lm_head.weight.data.normal_(std=1.0)  # so that the cap is felt
     yield "softcap", capped

@@ -11,7 +11,8 @@ import pytest
 from lupi_trainer.cli import main
 from lupi_trainer.data.records import load_training_data
 from lupi_trainer.experiments import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
-from lupi_trainer.scripts import compare
+from lupi_trainer.experiments.results import difference
+from lupi_trainer.scripts import arms
 from lupi_trainer.scripts.recipe_files import find_recipe
 from tests.lupi_skd.training import make_trainer
 
@@ -32,13 +33,13 @@ def test_controls_leave_nothing_to_learn():
 
 def build(tmp_path, arm: str, seed: int = 1):
     flags = ["--max_steps", "3", "--per_device_train_batch_size", "8"]
-    arguments = compare.parse(find_recipe("lab/lupi_skd/config_full.yaml"), arm, seed, tmp_path, flags)
-    return compare.build(arm, arguments, "answer")
+    arguments = arms.parse(find_recipe("lab/lupi_skd/config_full.yaml"), arm, seed, tmp_path, flags)
+    return arms.build(arm, arguments, "answer")
 
 
 def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     texts = {}
-    for arm in compare.ARMS[1:]:
+    for arm in arms.ARMS[1:]:
         trainer = build(tmp_path, arm)
         assert trainer.args.seed == 1 and trainer.args.max_steps == 3
         if arm == "sft":
@@ -59,22 +60,20 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     assert [m["content"] for [m] in build(tmp_path, "skd", 2).train_dataset["prompt"]] != texts["skd"]
 
 
-def test_the_student_of_sdft_is_told_what_a_teacher_is_told(tmp_path):
-    trainer, told = build(tmp_path, "sdft"), []
+def test_the_teacher_side_of_sdft_reads_what_a_teacher_reads(tmp_path):
+    trainer, composed = build(tmp_path, "sdft"), []
     inner = trainer.teacher_context_builder._compose_teacher_prompt
-    trainer.teacher_context_builder._compose_teacher_prompt = lambda *a: (told.append(inner(*a)), told[-1])[1]
+    trainer.teacher_context_builder._compose_teacher_prompt = lambda *a: (composed.append(inner(*a)), composed[-1])[1]
     before = trainer.model.get_input_embeddings().weight.detach().clone()
     trainer.train()
     skd = build(tmp_path, "skd")
     rows = [skd.train_dataset[n] for n in range(24)]
     wanted = [skd.teacher_prompt.messages(row["prompt"], row["privileged_context"])[-1:] for row in rows]
-    assert told == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in told) == 12
+    assert composed == wanted and sum("[Background Knowledge]" in turn["content"] for [turn] in composed) == 12
     assert not trainer.model.get_input_embeddings().weight.equal(before)
     with pytest.raises(ValueError, match="no quantized student"):
-        arguments = compare.parse(
-            find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"]
-        )
-        compare.build("sdft", arguments, "answer")
+        arguments = arms.parse(find_recipe("lab/lupi_skd/config_full.yaml"), "sdft", 1, tmp_path, ["--load_in_4bit"])
+        arms.build("sdft", arguments, "answer")
 
 
 def test_track_counts_what_the_loss_is_taken_on_and_not_its_own_time(tmp_path):
@@ -155,8 +154,8 @@ def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
     assert run["curve"][0]["general"] == untrained["curve"][0]["general"]
 
     (folder / "config_full-sft-seed0.json").unlink()  # as if it had been cut off there
-    ran, inner = [], compare.run
-    monkeypatch.setattr(compare, "run", lambda arm, *args: (ran.append(arm), inner(arm, *args))[1])
+    ran, inner = [], arms.run
+    monkeypatch.setattr(arms, "run", lambda arm, *args: (ran.append(arm), inner(arm, *args))[1])
     table = (folder / "table.md").read_text()
     assert main(arguments) == 0
     assert ran == ["sft"]
@@ -168,17 +167,17 @@ def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
 
 
 def test_all_arms_run_unless_some_are_named(monkeypatch, tmp_path, capsys):
-    def check(arms, *args):
-        raise ValueError(" ".join(arms))
+    def check(names, *args):
+        raise ValueError(" ".join(names))
 
-    monkeypatch.setattr(compare, "check", check)
+    monkeypatch.setattr(arms, "check", check)
     assert main(["compare", "--output_dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: {' '.join(compare.ARMS)}\n"
+    assert capsys.readouterr().err == f"error: {' '.join(arms.ARMS)}\n"
 
 
-def test_a_changed_recipe_is_told_by_its_line():
-    assert compare.difference("recipe", "a: 1\nb: 2\n", "a: 1\nb: 3\n") == "recipe: 'b: 2\\n', now 'b: 3\\n'"
-    assert compare.difference("every", 20, 10) == "every: 20, now 10"
+def test_a_changed_recipe_is_shown_by_its_line():
+    assert difference("recipe", "a: 1\nb: 2\n", "a: 1\nb: 3\n") == "recipe: 'b: 2\\n', now 'b: 3\\n'"
+    assert difference("every", 20, 10) == "every: 20, now 10"
 
 
 def test_every_arm_and_question_has_the_chat_template_of_the_recipe(thinker, tmp_path):
@@ -189,10 +188,10 @@ def test_every_arm_and_question_has_the_chat_template_of_the_recipe(thinker, tmp
     )
     recipe = find_recipe("lab/lupi_skd/config_full.yaml")
     for arm in ("untrained", "sft"):
-        done = compare.run(arm, compare.parse(recipe, arm, 1, tmp_path, flags), args)
+        done = arms.run(arm, arms.parse(recipe, arm, 1, tmp_path, flags), args)
         assert done["curve"][0]["new"] >= 0.95
     with pytest.raises(ValueError, match="it thinks"):
-        compare.run("untrained", compare.parse(recipe, "untrained", 1, tmp_path, flags[:-2]), args)
+        arms.run("untrained", arms.parse(recipe, "untrained", 1, tmp_path, flags[:-2]), args)
 
 
 @pytest.mark.parametrize(

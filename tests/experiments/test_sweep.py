@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from lupi_trainer.cli import main
+from lupi_trainer.experiments.sweep_plot import parse_expected, plot
+from lupi_trainer.experiments.sweep_results import RESULT, markdown
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.scripts import sweep
 from lupi_trainer.scripts.kd_lora import make_parser
-from lupi_trainer.scripts.sweep import RESULT, find_recipes, flags_to_settings, markdown
-from lupi_trainer.scripts.sweep_plot import parse_expected, plot
+from lupi_trainer.scripts.recipe_files import find_recipes
+from lupi_trainer.scripts.sweep import flags_to_settings
 
 
 RECIPE = """

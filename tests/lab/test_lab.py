@@ -7,7 +7,7 @@ from lupi_trainer.data.prompts import TeacherPrompt
 from lupi_trainer.evaluation import closed_book
 from lupi_trainer.lab import load_lab_records, resolve_model, world
 from lupi_trainer.lab.tokenizer import build_tokenizer
-from lupi_trainer.scripts.demo import paint
+from lupi_trainer.scripts.demo_run import paint
 from lupi_trainer.speculative import Rollout, RolloutStats
 
 

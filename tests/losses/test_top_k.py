@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lupi_trainer.losses.reference import top_k_divergence
-from lupi_trainer.lupi_skd.served import served_divergence_loss
+from lupi_trainer.lupi_skd.remote import served_divergence_loss
 from lupi_trainer.models.lm_head import Head
 from lupi_trainer.training.private import chunked_divergence_loss
 
@@ -88,7 +88,7 @@ class _Model(nn.Module):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_with_the_whole_vocabulary_it_is_trls_loss(monkeypatch, beta):
     """Value, entropy, count and both gradients, in chunks of two tokens."""
-    monkeypatch.setattr("lupi_trainer.lupi_skd.served.CHUNK_ELEMENTS", 2 * V)
+    monkeypatch.setattr("lupi_trainer.lupi_skd.remote.CHUNK_ELEMENTS", 2 * V)
     model, teacher_head = _Model(), 2 * torch.randn(V, H)
     states, teacher_states = torch.randn(2, 5, H, requires_grad=True), torch.randn(2, 5, H)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])

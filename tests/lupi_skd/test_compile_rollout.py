@@ -32,10 +32,18 @@ def train(tmp_path, words, compile, self_taught=False, **settings):
     teacher = None if self_taught else tiny_model("qwen3", words)
     graphs = Graphs()
     trainer, losses = make_trainer(
-        tmp_path, tiny_model("llama", words, seed=1), teacher, processing_class=words, config_max_slots=4,
-        config_compile_rollout=compile, config_accept_top_k=50, config_teacher_min_prob=0.001,
-        config_max_completion_length=10, config_eval_strategy="no", **settings,
-    )  # fmt: skip
+        tmp_path,
+        tiny_model("llama", words, seed=1),
+        teacher,
+        processing_class=words,
+        config_max_slots=4,
+        config_compile_rollout=compile,
+        config_accept_top_k=50,
+        config_teacher_min_prob=0.001,
+        config_max_completion_length=10,
+        config_eval_strategy="no",
+        **settings,
+    )
     trainer.add_callback(graphs)
     before = counters["stats"]["unique_graphs"]
     trainer.train()

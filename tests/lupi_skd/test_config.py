@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from tests.lupi_skd.training import make_config
 
@@ -37,6 +38,7 @@ def test_defaults_are_the_seeds(tmp_path):
         ("top_p", 0.9, "top_p=0.9 has no meaning here"),
         ("top_k", 5, "top_k=5 has no meaning here"),
         ("repetition_penalty", 1.1, "repetition_penalty"),
+        ("pack_weights", "yes", "pack_weights must be one of auto, true, false, got 'yes'"),
         ("use_vllm", True, "use_vllm is not supported"),
     ],
 )
@@ -50,6 +52,16 @@ def test_parameters_of_a_rule_are_checked(tmp_path):
         make_config(tmp_path, acceptance_rule="top_p", acceptance_kwargs={"k": 3})
     with pytest.raises(ValueError, match=r"p must lie in \[0, 1\]"):
         make_config(tmp_path, acceptance_rule="top_p", acceptance_kwargs={"p": 3})
+
+
+def test_weights_to_be_packed_are_float32_on_a_cpu(tmp_path, monkeypatch):
+    assert make_config(tmp_path, pack_weights=True).pack_weights is True
+    with pytest.raises(ValueError, match="pack_weights=True is for float32: set bf16: false"):
+        make_config(tmp_path, pack_weights="true", bf16=True)
+    monkeypatch.setattr("transformers.TrainingArguments.device", torch.device("cuda", 0))
+    with pytest.raises(ValueError, match="pack_weights=True is for a CPU, and the student trains on cuda:0"):
+        make_config(tmp_path, pack_weights=True)
+    assert make_config(tmp_path).pack_weights == "auto"
 
 
 def test_4bit_and_8bit_exclude_each_other(tmp_path):

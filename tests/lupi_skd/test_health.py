@@ -38,7 +38,7 @@ def records(tokenizer):
     pytest.fail("no record of the lab has a token of its own")
 
 
-def spoilt(teacher, token):
+def with_nan_at(teacher, token):
     teacher = copy.deepcopy(teacher)
     if teacher.config.tie_word_embeddings:
         teacher.config.tie_word_embeddings = False
@@ -54,7 +54,7 @@ def test_a_record_that_the_teacher_breaks_is_left_out(tmp_path, teacher, records
     records, token = records
     settings = {"config_shuffle_dataset": False, "config_max_steps": 2, "config_reuse_verification": reuse}
     ours, losses = make_trainer(
-        tmp_path / "a", teacher_model=spoilt(teacher, token), train_dataset=records, **settings
+        tmp_path / "a", teacher_model=with_nan_at(teacher, token), train_dataset=records, **settings
     )
     with caplog.at_level(logging.WARNING):
         ours.train()

@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from lupi_trainer.lupi_skd.placement import backend_name, lent
+from lupi_trainer.lab import resolve_model
+from lupi_trainer.lupi_skd.placement import backend_name, on_device
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, list_recipes
 from lupi_trainer.teachers.loaded import load_teacher, paired_device, teacher_place
 from tests.lupi_skd.training import make_config, make_trainer
@@ -52,15 +53,15 @@ def test_a_student_leaves_the_gpu_of_its_teacher_alone(tmp_path, name, gpus):
     """One process that sees two GPUs: the Trainer copies the student to as many as `n_gpu` says."""
     args = make_config(tmp_path, teacher_device=name)
     args._n_gpu = 2
-    load_teacher("lab:teacher", args, torch.device("cpu"))
+    load_teacher(resolve_model("lab:teacher"), args, torch.device("cpu"))
     assert args.n_gpu == gpus
 
 
 @pytest.mark.parametrize("role", ["teacher", "reference"])
-def test_a_model_whose_weights_are_shared_out_is_refused(tmp_path, teacher, role):
+def test_a_model_whose_weights_are_sharded_is_refused(tmp_path, teacher, role):
     sharded = copy.deepcopy(teacher)
     sharded.model.norm.weight.ds_id = 7  # as DeepSpeed marks them
-    with pytest.raises(ValueError, match=f"ZeRO-3 shares out the weights of the {role}.*pass its name or path"):
+    with pytest.raises(ValueError, match=f"ZeRO-3 shards the weights of the {role}.*pass its name or path"):
         if role == "teacher":
             make_trainer(tmp_path, teacher_model=sharded)
         else:
@@ -68,7 +69,7 @@ def test_a_model_whose_weights_are_shared_out_is_refused(tmp_path, teacher, role
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_an_offloaded_teacher_is_lent_for_its_work_alone(tmp_path, teacher, reuse):
+def test_an_offloaded_teacher_is_on_its_device_for_its_work_alone(tmp_path, teacher, reuse):
     """The same losses; it comes once a rollout, and once a loss where states are not kept."""
     runs = []
     for offload in (False, True):
@@ -87,10 +88,10 @@ def test_an_offloaded_teacher_is_lent_for_its_work_alone(tmp_path, teacher, reus
     assert (runs[0][1], runs[1][1]) == (0, 2 * 3 * (1 if reuse else 2))
 
 
-def test_lent_gives_back_after_an_error():
+def test_a_model_is_moved_back_after_an_error():
     model, places = torch.nn.Linear(2, 2), []
     model.to = lambda device: places.append(str(device))
-    with pytest.raises(KeyError), lent(model, torch.device("cuda:1")):
+    with pytest.raises(KeyError), on_device(model, torch.device("cuda:1")):
         raise KeyError
     assert places == ["cuda:1", "cpu"]
 
@@ -101,7 +102,7 @@ def test_offloading_what_cannot_move_is_refused(tmp_path, teacher):
     from peft import LoraConfig
 
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match="no other model to put away"):
+    with pytest.raises(ValueError, match="no other model to offload"):
         make_trainer(tmp_path, model=teacher, teacher_model=None, peft_config=lora, config_teacher_offload=True)
 
 

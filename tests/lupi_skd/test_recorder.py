@@ -25,7 +25,7 @@ class State:
     max_steps, global_step, is_world_process_zero = 100, 0, True
 
 
-def test_a_run_records_every_token_and_who_wrote_it(tmp_path):
+def test_a_run_records_every_token_and_its_writer(tmp_path):
     trainer, losses = make_trainer(
         tmp_path,
         config_record_rollouts=8,
@@ -55,12 +55,12 @@ def test_a_run_records_every_token_and_who_wrote_it(tmp_path):
             "draft_teacher_probability",
             "divergence",
         ):
-            assert len(entry[name]) == count, name  # fmt: skip
+            assert len(entry[name]) == count, name
         assert "".join(entry["completion"]) == trainer.processing_class.decode(entry["token_ids"])
         for place, by_teacher in enumerate(entry["from_teacher"]):
             assert (entry["draft"][place] is not None) == bool(by_teacher)
-            stands = entry["teacher_rank"][place] < 5 and entry["teacher_probability"][place] >= 0.05
-            assert by_teacher or stands
+            accepted = entry["teacher_rank"][place] < 5 and entry["teacher_probability"][place] >= 0.05
+            assert by_teacher or accepted
         assert entry["privileged_context"] and entry["prompt"][-1]["role"] == "user"
     trainer.save_model()
     write_page(read_run(tmp_path / "run"), tmp_path / "run" / "inspect.html")
@@ -121,8 +121,13 @@ def test_resuming_drops_what_came_after_the_checkpoint_and_half_a_line(tmp_path)
     again = RolloutRecorder(tmp_path, None, 5)
     again.write([entry(2), entry(3), entry(4), entry(5)], 2)
     assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [
-        (0, "train"), (1, "train"), (2, "eval"), (2, "train"), (3, "train"), (4, "train"),
-    ]  # fmt: skip
+        (0, "train"),
+        (1, "train"),
+        (2, "eval"),
+        (2, "train"),
+        (3, "train"),
+        (4, "train"),
+    ]
 
 
 def begins(folder, limit: int = 9) -> RolloutRecorder:

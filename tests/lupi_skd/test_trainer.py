@@ -6,12 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
 from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.lab import load_lab_records, resolve_model
-from lupi_trainer.lupi_skd import trainer as lupi_skd_trainer
 from lupi_trainer.speculative import AdapterDisabled
+from lupi_trainer.speculative.runners import packed_weights
 from tests.lupi_skd.training import make_config, make_trainer
 
 
@@ -38,14 +39,16 @@ def assert_same(ours, theirs, tolerance=1e-6):
 
 def test_tokenizer_and_config_are_those_of_the_students_revision(tmp_path, monkeypatch):
     asked = []
-    for name in ("AutoTokenizer", "AutoConfig"):
-        load = getattr(lupi_skd_trainer, name).from_pretrained
-        monkeypatch.setattr(
-            getattr(lupi_skd_trainer, name), "from_pretrained",
-            lambda path, *args, name=name, load=load, **options: (
-                asked.append((name, "student" in str(path), options.get("revision"))), load(path, *args, **options)
-            )[1],
-        )  # fmt: skip
+
+    def recorded(name, load):
+        def from_pretrained(path, *args, **options):
+            asked.append((name, "student" in str(path), options.get("revision")))
+            return load(path, *args, **options)
+
+        return from_pretrained
+
+    for cls in (AutoTokenizer, AutoConfig):
+        monkeypatch.setattr(cls, "from_pretrained", recorded(cls.__name__, cls.from_pretrained))
     make_trainer(tmp_path, config_model_init_kwargs={"revision": "v2"}, config_teacher_model_revision="v3")
     assert {("AutoTokenizer", True, "v2"), ("AutoConfig", True, "v2"), ("AutoConfig", False, "v3")} <= set(asked)
 
@@ -68,7 +71,7 @@ def test_without_knowledge_on_policy_it_is_trl_distillation(tmp_path, beta):
             report_to="none",
             beta=beta,
             temperature=1.3,
-        ),  # fmt: skip
+        ),
         train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in ours.train_dataset]),
         processing_class=ours.processing_class,
     )
@@ -154,6 +157,18 @@ def test_settings_of_speed_change_no_loss(tmp_path, settings):
     trainer, losses = make_trainer(tmp_path / "b", **{f"config_{k}": v for k, v in settings.items()})
     trainer.train()
     assert losses.losses == pytest.approx(expected.losses, abs=1e-4)
+
+
+def test_weights_are_packed_in_rollouts_as_the_setting_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_weights, "_SMALLEST", 0)
+    pack, packed, logged = packed_weights._PackedWeight.pack, [], []
+    monkeypatch.setattr(packed_weights._PackedWeight, "pack", lambda one, use: packed.append(one) or pack(one, use))
+    for setting in (False, True):
+        trainer, losses = make_trainer(tmp_path / str(setting), config_pack_weights=setting, config_max_steps=2)
+        trainer.train()
+        assert bool(packed) == setting
+        logged.append(losses.losses)
+    assert logged[0] == pytest.approx(logged[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +257,6 @@ def test_evaluation_asks_the_probes(tmp_path):
 
 
 def test_saved_student_loads_and_is_the_trained_one(tmp_path, student):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     trainer, _ = make_trainer(tmp_path, config_max_steps=1)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))

@@ -133,8 +133,11 @@ def test_heads_are_pushed_with_their_model_and_loaded_from_the_hub(hub, tmp_path
     heads.save_pretrained(folder)
     push_folder(folder, "me/student")
     environment = os.environ | {
-        "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"),
-    }  # fmt: skip
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
     done = subprocess.run(
         [sys.executable, "-c", LOAD_BACK, "me/student", str(folder)], env=environment, capture_output=True, text=True
     )

@@ -287,7 +287,7 @@ def test_an_adapter_names_a_base_that_others_can_load(hub, adapter):
 LOAD_BACK = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from lupi_trainer.scripts.evaluate import load_model
+from lupi_trainer.models.loading import load_model
 
 for repo_id, folder in zip(sys.argv[1::2], sys.argv[2::2]):
     (sent, sent_tokenizer), (kept, kept_tokenizer) = load_model(repo_id), load_model(folder)

@@ -15,9 +15,9 @@ from lupi_trainer.cli import make_parser as make_cli_parser
 from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, encode
 from lupi_trainer.data.records import load_training_data
 from lupi_trainer.lab import resolve_model
+from lupi_trainer.models.loading import load_model
 from lupi_trainer.publishing.credentials import is_secret_name, looks_secret
 from lupi_trainer.scripts import compare
-from lupi_trainer.scripts.evaluate import load_model
 from lupi_trainer.scripts.lupi_skd import make_parser
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, find_recipe
 from lupi_trainer.scripts.recipe_parser import RecipeError, RecipeParser
@@ -29,8 +29,8 @@ ROOT = Path(lupi_trainer.__file__).parent
 SECRET = "hf_" + "s" * 34
 
 
-def compare_main(arguments: list[str]) -> int:
-    return compare.main(make_cli_parser().parse_args(["compare", *arguments]))
+def compare_main(arguments: list[str]) -> None:
+    return compare.compare(make_cli_parser().parse_args(["compare", *arguments]))
 
 
 def calls_of_from_pretrained():
@@ -192,7 +192,7 @@ def test_tokens_have_no_place_in_recipes_or_on_the_command_line(tmp_path, key):
 def test_secrets_have_no_place_anywhere_in_a_recipe_and_are_not_shown(tmp_path, monkeypatch, line, named):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"dataset_name: lab:new\n{line}\n")
-    monkeypatch.setattr("lupi_trainer.scripts.compare.build", lambda *args: pytest.fail("it would be trained"))
+    monkeypatch.setattr("lupi_trainer.scripts.arms.build", lambda *args: pytest.fail("it would be trained"))
     for read in (
         lambda: make_parser().parse_args_and_config(["--config", str(recipe)]),
         lambda: compare_main(["--config", str(recipe), "--output_dir", str(tmp_path / "out")]),

@@ -101,7 +101,25 @@ def test_every_command_answers_help_within_two_seconds():
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, command
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["skd", "--help"], ["recipes", "ls"]])
+@pytest.mark.parametrize("old", [["--draft_length", "goodput"], ["--draft_length=goodput"], ["--draft_length"]])
+@pytest.mark.parametrize("complete", [["--target", "a", "--draft", "b", "--prompts", "c"], []])
+def test_an_old_flag_is_refused_with_the_new_name(old, complete, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", *complete, *old])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.endswith("error: --draft_length is now called --gamma_policy\n")
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "--draft_length" not in capsys.readouterr().out
+
+
+def test_an_unknown_flag_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plot", "runs/a", "--curve_names", "loss"])
+    assert ended.value.code == 2 and "unrecognized arguments: --curve_names loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["skd", "--help"], ["recipes", "ls"]])
 def test_help_imports_nothing_heavy(arguments):
     import subprocess
     import sys

@@ -10,7 +10,7 @@ from lupi_trainer.evaluation import closed_book
 from lupi_trainer.inspection import read_run
 from lupi_trainer.inspection.page import page_data
 from lupi_trainer.lab import load_lab_records
-from lupi_trainer.scripts.demo import main as run_demo
+from lupi_trainer.scripts.demo_run import run_demo
 from lupi_trainer.scripts.lupi_skd import build_trainer, make_parser
 from lupi_trainer.scripts.recipe_files import find_recipe
 
@@ -32,7 +32,7 @@ def marks(model, tokenizer) -> dict[str, float]:
 
 
 def worth(draft, folder, capsys) -> float:
-    """The acceptance length that `lupi generate` reports for a draft, about new islands, all told to the target."""
+    """The acceptance length that `lupi generate` reports for a draft; the target reads about the new islands."""
     prompts = folder / "prompts.json"
     prompts.write_text(json.dumps(load_lab_records("lab:new")[::8]))
     run = ["generate", "--target", "lab:teacher", "--draft", str(draft), "--prompts", str(prompts)]
@@ -42,7 +42,7 @@ def worth(draft, folder, capsys) -> float:
 
 @pytest.mark.slow
 def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
-    assert run_demo(tmp_path / "demo") == 0
+    run_demo(tmp_path / "demo")
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["teacher_open_book"] >= 0.95
     assert metrics["student_closed_book_before"] <= 0.05

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lupi_trainer
+from lupi_trainer.data.completions import load_prompts
 from lupi_trainer.data.prompts import TeacherPrompt, load_few_shot_examples
 from lupi_trainer.data.records import load_base_data, load_probes, load_sft_data, load_training_data
 from lupi_trainer.lupi_skd.checks import check_dataset_lengths
 from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft, wmtp
-from lupi_trainer.scripts.generate import load_prompts
 from tests.lupi_skd.training import make_config
 
 
@@ -29,9 +29,28 @@ FUZZ = {"deadline": None, "database": None, "derandomize": True, "suppress_healt
 
 # Texts that break things: half characters, null bytes, line separators, jinja, very long ones.
 odd_texts = st.sampled_from(
-    ["", " ", "\ud800", "\x00", "\u2028", "{{ 7 * 7 }}", "{% raw %}", "{query}{privileged_context}", "<|end|>", "질문",
-     "é", "\n" * 5, "a" * 5000, "nan", "null", "../../etc/passwd", "lab:new", "\u202e", "<|user|>"]
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "\ud800",
+        "\x00",
+        "\u2028",
+        "{{ 7 * 7 }}",
+        "{% raw %}",
+        "{query}{privileged_context}",
+        "<|end|>",
+        "질문",
+        "é",
+        "\n" * 5,
+        "a" * 5000,
+        "nan",
+        "null",
+        "../../etc/passwd",
+        "lab:new",
+        "\u202e",
+        "<|user|>",
+    ]
+)
 texts = st.one_of(odd_texts, st.text(max_size=8))
 numbers = st.one_of(
     st.integers(-3, 3), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([10**400, 1e308, -0.0, 2**63])
@@ -50,9 +69,16 @@ messages = st.lists(
     max_size=3,
 )
 good = st.fixed_dictionaries({}).map(
-    lambda _: {"id": "r", "query": "Why?", "knowledge": "Because.", "answer": "So.", "question": "Why?",
-               "answers": ["So"], "record_id": "r"}
-)  # fmt: skip
+    lambda _: {
+        "id": "r",
+        "query": "Why?",
+        "knowledge": "Because.",
+        "answer": "So.",
+        "question": "Why?",
+        "answers": ["So"],
+        "record_id": "r",
+    }
+)
 fields = st.sampled_from(
     [
         "id",
@@ -119,7 +145,7 @@ def check_refusal(error: BaseException) -> None:
 
 
 def check_rows(dataset, loaded) -> None:
-    """The right result: every record, its question and its knowledge as they stand in the file."""
+    """The right result: every record, its question and its knowledge as they are in the file."""
     assert len(dataset) == len(loaded)
     for row, record in zip(dataset, loaded):
         prompt = record["prompt"] if "prompt" in record else record["query"]
@@ -181,25 +207,60 @@ def test_a_thousand_odd_files_of_records(folder, request):
 
 SCRIPTS = {"skd": lupi_skd, "sft": sft, "kd": kd_lora, "wmtp": wmtp}
 COMMON = {
-    "model_name_or_path": "lab:student", "bf16": False, "use_cpu": True, "max_steps": 2, "report_to": "none",
-    "per_device_train_batch_size": 2, "gradient_checkpointing": False,
-}  # fmt: skip
+    "model_name_or_path": "lab:student",
+    "bf16": False,
+    "use_cpu": True,
+    "max_steps": 2,
+    "report_to": "none",
+    "per_device_train_batch_size": 2,
+    "gradient_checkpointing": False,
+}
 BASE = {
-    "skd": {**COMMON, "dataset_name": "lab:eval", "teacher_model_name_or_path": "lab:teacher",
-            "max_completion_length": 12},
+    "skd": {
+        **COMMON,
+        "dataset_name": "lab:eval",
+        "teacher_model_name_or_path": "lab:teacher",
+        "max_completion_length": 12,
+    },
     "sft": {**COMMON, "dataset_name": "lab:new"},
     "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher"},
     "wmtp": {**COMMON, "dataset_name": "lab:new", "algo": "mtp-baseline", "horizon": 2},
-}  # fmt: skip
+}
 ACTIONS = {
     name: [action for action in script.make_parser()._actions if action.dest not in ("help", "config")]
     for name, script in SCRIPTS.items()
 }
 odd_values = st.one_of(
     values,
-    st.sampled_from(["", "none", "no", "steps", "auto", "cpu", "cuda:9", "float7", "lab:nobody", "lab:", "me/nothing",
-                     "nowhere.json", "-1", "1e400", "[1", '{"a": 1}', "{}", 0, -1, 0.5, 1e9, True, [], {}]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "",
+            "none",
+            "no",
+            "steps",
+            "auto",
+            "cpu",
+            "cuda:9",
+            "float7",
+            "lab:nobody",
+            "lab:",
+            "me/nothing",
+            "nowhere.json",
+            "-1",
+            "1e400",
+            "[1",
+            '{"a": 1}',
+            "{}",
+            0,
+            -1,
+            0.5,
+            1e9,
+            True,
+            [],
+            {},
+        ]
+    ),
+)
 
 
 def likely_values(action):
@@ -214,10 +275,27 @@ def recipes(draw):
     """(script, text of a recipe)."""
     name = draw(st.sampled_from(list(SCRIPTS)))
     if draw(st.integers(0, 9)) == 0:
-        return name, draw(st.one_of(st.binary(max_size=30), st.sampled_from(
-            [b"a: &a [*a]", b"{" * 5000, b"? [1]\n: 2", b"1: 2", b"env: {PATH: 3}\ngamma: x", b"env: {'': 1}", b"- a",
-             b"env: {A=B: 1}", b"env: {LUPI_FUZZ: 1}\ngamma: -1", b"gamma: 3\ngamma: 4", b"gamma: 2024-01-01", b""]
-        )))  # fmt: skip
+        return name, draw(
+            st.one_of(
+                st.binary(max_size=30),
+                st.sampled_from(
+                    [
+                        b"a: &a [*a]",
+                        b"{" * 5000,
+                        b"? [1]\n: 2",
+                        b"1: 2",
+                        b"env: {PATH: 3}\ngamma: x",
+                        b"env: {'': 1}",
+                        b"- a",
+                        b"env: {A=B: 1}",
+                        b"env: {LUPI_FUZZ: 1}\ngamma: -1",
+                        b"gamma: 3\ngamma: 4",
+                        b"gamma: 2024-01-01",
+                        b"",
+                    ]
+                ),
+            )
+        )
     recipe = dict(BASE[name])
     for _ in range(draw(st.integers(1, 3))):
         action = draw(st.sampled_from(ACTIONS[name]))

@@ -6,11 +6,13 @@ import pytest
 from torch._dynamo.utils import counters
 
 from lupi_trainer.cli import main
+from lupi_trainer.data import completions
+from lupi_trainer.data.completions import Completions, Lines
 from lupi_trainer.data.prompts import encode
 from lupi_trainer.evaluation.closed_book import generate_answers
 from lupi_trainer.lab import load_lab_records
-from lupi_trainer.scripts import generate
-from lupi_trainer.scripts.generate import Completions, Lines
+from lupi_trainer.models import loading
+from lupi_trainer.speculative.runners import packed_weights
 from tests.models.families import tiny_model, train_tokenizer
 
 
@@ -67,6 +69,22 @@ def test_settings_of_speed_change_no_text(prompts, tmp_path, tracing, extra):
     assert (counters["stats"]["unique_graphs"] > 0) == (extra == ["--compile"])
 
 
+@pytest.mark.parametrize("setting, packed", [("auto", True), ("true", True), ("false", False)])
+def test_weights_are_packed_as_the_setting_says(prompts, tmp_path, monkeypatch, setting, packed):
+    monkeypatch.setattr(packed_weights, "_SMALLEST", 0)
+    pack, packs = packed_weights._PackedWeight.pack, []
+    monkeypatch.setattr(packed_weights._PackedWeight, "pack", lambda one, use: packs.append(one) or pack(one, use))
+    arguments = [*PAIR, "--prompts", str(prompts), "--output", str(tmp_path / "out.jsonl"), "--max_new_tokens", "4"]
+    assert main([*arguments, "--pack_weights", setting]) == 0
+    assert bool(packs) == packed
+
+
+def test_weights_that_cannot_be_packed_are_named(prompts, capsys):
+    assert main([*PAIR, "--prompts", str(prompts), "--pack_weights", "true"]) == 2
+    error = capsys.readouterr().err
+    assert "pack_weights=True: the target" in error and "no linear layer of 131072 numbers" in error
+
+
 @pytest.fixture
 def plain(tmp_path):
     """A model whose tokenizer knows no chat."""
@@ -89,12 +107,24 @@ def test_without_a_chat_template_plain_text_is_continued(prompts, tmp_path, plai
         alone = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
         assert row["completion"] == words.decode(alone, skip_special_tokens=True)
 
-    talk = [{"id": "t", "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-                                   {"role": "user", "content": "c"}]}]  # fmt: skip
+    talk = [
+        {
+            "id": "t",
+            "prompt": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": "c"},
+            ],
+        }
+    ]
     prompts.write_text("".join(json.dumps(record) + "\n" for record in talk))
-    for extra, message in ([], "3 messages, but the target has no chat template"), (
-        ["--with_knowledge"], "knowledge has no place in a plain text",
-    ):  # fmt: skip
+    for extra, message in (
+        ([], "3 messages, but the target has no chat template"),
+        (
+            ["--with_knowledge"],
+            "knowledge has no place in a plain text",
+        ),
+    ):
         assert main([*arguments, "--prompts", str(prompts), *extra]) == 2
         assert message in capsys.readouterr().err
 
@@ -108,13 +138,13 @@ def test_one_prompt_is_streamed(prompts, teacher, tokenizer, capsys):
 
 def test_stop_strings_end_the_text_before_them(prompts, tmp_path, teacher, tokenizer):
     output = tmp_path / "completions.jsonl"
-    whole = [text for text, _ in alone(teacher, tokenizer, questions(12), 24)]
-    stop = whole[0][2:4]
+    complete = [text for text, _ in alone(teacher, tokenizer, questions(12), 24)]
+    stop = complete[0][2:4]
     arguments = [*PAIR, "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "24"]
     assert main([*arguments, "--stop", stop, "no such words"]) == 0
     rows = read(output)
     assert rows[0]["ended_by"] == "stop"
-    for row, text in zip(rows, whole):
+    for row, text in zip(rows, complete):
         assert row["completion"].strip() == text.split(stop)[0].strip()
         assert (row["ended_by"] == "stop") == (stop in text)
         if row["ended_by"] == "stop":  # not those that were drafted after it
@@ -148,7 +178,7 @@ def test_rows_are_written_as_they_end(prompts, tmp_path, monkeypatch):
             if number == 4:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "Lines", Dying)
+    monkeypatch.setattr(completions, "Lines", Dying)
     arguments = [*PAIR, "--prompts", str(prompts), "--output", str(output), "--max_new_tokens", "24"]
     with pytest.raises(KeyboardInterrupt):
         main([*arguments, "--batch_size", "3"])
@@ -156,7 +186,7 @@ def test_rows_are_written_as_they_end(prompts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-def test_lines_are_whole_and_in_the_order_of_the_prompts(tmp_path, capsys, to_file):
+def test_lines_are_complete_and_in_the_order_of_the_prompts(tmp_path, capsys, to_file):
     path, written = tmp_path / "out" / "rows.jsonl", ""
     with Lines(path if to_file else None) as lines:
         for number, expected in ((1, []), (0, [0, 1]), (3, []), (4, []), (2, [2, 3, 4])):
@@ -212,7 +242,7 @@ def test_tokenizers_that_differ_are_refused_and_padding_is_not(prompts, tmp_path
 def test_what_the_user_can_mend_is_said_in_one_line_and_before_weights_are_read(
     prompts, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(generate, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *args, **options: pytest.fail("a model was loaded"))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     for extra, words in [

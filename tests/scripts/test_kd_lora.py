@@ -72,9 +72,14 @@ def test_the_seven_recipes_have_the_values_that_they_are_named_for():
             ["--config", recipe, "--bf16", "false", "--use_cpu", "true"]
         )
         assert values == (
-            args.learning_rate, args.num_train_epochs, model.lora_r, model.lora_alpha, args.kd_alpha,
-            args.kd_temperature, qa.expected_perplexity,
-        ), name  # fmt: skip
+            args.learning_rate,
+            args.num_train_epochs,
+            model.lora_r,
+            model.lora_alpha,
+            args.kd_alpha,
+            args.kd_temperature,
+            qa.expected_perplexity,
+        ), name
         assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 32)
 
 
@@ -123,8 +128,10 @@ def test_three_stages_grow_the_model_and_each_touches_its_own_layers_alone(prune
     assert kd(tmp_path / "s1", "--stage", 1, base=base) == 0
     assert weights(tmp_path / "s1").keys() == {
         f"base_model.model.model.layers.{i}.self_attn.{p}_proj.lora_{m}.weight"
-        for i in (0, 1) for p in "qv" for m in "AB"
-    }  # fmt: skip
+        for i in (0, 1)
+        for p in "qv"
+        for m in "AB"
+    }
     merged = folder / "A_merged"
     merge = ["merge", "--base_dir", str(base), "--adapter", str(tmp_path / "s1"), "--stage", "1"]
     assert main([*merge, "--out", str(merged)]) == 0
@@ -143,20 +150,33 @@ def test_three_stages_grow_the_model_and_each_touches_its_own_layers_alone(prune
     assert all(torch.equal(v, base_after[k]) for k, v in weights(merged).items())
     b_merged = weights(bundles / "B_merged")
     assert {k for k, v in b_merged.items() if not torch.equal(v, before["B"][k])} == {
-        "self_attn.q_proj.weight", "self_attn.v_proj.weight",
-    }  # fmt: skip
+        "self_attn.q_proj.weight",
+        "self_attn.v_proj.weight",
+    }
 
     # 3: the layer of C, on the merged base and the merged B
     assert kd(tmp_path / "s3", "--stage", 3, "--bundles_dir", bundles, base=merged) == 0
     assert {key.split(".layers.")[1].split(".")[0] for key in weights(tmp_path / "s3")} == {"2"}
     assert main([*merge[:-1], "3", "--adapter", str(tmp_path / "s3")]) == 0
-    assert main([
-        "restore", "--base", str(merged), "--bundle", str(bundles / "B_merged"), "--bundle", str(bundles / "C_merged"),
-        "--out", str(tmp_path / "whole"),
-    ]) == 0  # fmt: skip
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    assert whole.config.num_hidden_layers == 4
-    assert perplexity(whole, rows).nll == pytest.approx(
+    assert (
+        main(
+            [
+                "restore",
+                "--base",
+                str(merged),
+                "--bundle",
+                str(bundles / "B_merged"),
+                "--bundle",
+                str(bundles / "C_merged"),
+                "--out",
+                str(tmp_path / "complete"),
+            ]
+        )
+        == 0
+    )
+    complete = AutoModelForCausalLM.from_pretrained(tmp_path / "complete")
+    assert complete.config.num_hidden_layers == 4
+    assert perplexity(complete, rows).nll == pytest.approx(
         math.log(json.loads((tmp_path / "s3" / "kd_result.json").read_text())["perplexity"]), abs=1e-4
     )
     # and what was dropped is still as it was

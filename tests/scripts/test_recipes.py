@@ -129,9 +129,10 @@ def test_nested_values_reach_the_configuration(tmp_path):
     "text, message",
     [
         ("gama: 3", "unknown key 'gama'; did you mean 'gamma'"),
-        ("torch_dtype: bfloat16", "'torch_dtype'; did you mean 'dtype'"),
+        ("torch_dtype: bfloat16", "unknown key 'torch_dtype': it is now called 'dtype'$"),
         ("max_new_tokens: 9", "did you mean 'max_completion_length'"),
-        ("evaluation_strategy: steps", "did you mean 'eval_strategy'"),
+        ("evaluation_strategy: steps", "'evaluation_strategy': it is now called 'eval_strategy'$"),
+        ("max_seq_length: 9", "unknown key 'max_seq_length'(?!.*now called)"),  # here nothing is called `max_length`
         ("qqqqqq: 1", "unknown key 'qqqqqq'$"),
         ("gamma: 2.5", "gamma.*2.5"),
         ("gamma: [1, 2]", "'gamma' takes one value"),
@@ -146,6 +147,15 @@ def test_bad_recipes_are_named(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message):
         parse(write(tmp_path, text))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--evaluation_strategy", "--evaluation-strategy"])
+@pytest.mark.parametrize("value", [["steps"], []])
+def test_renamed_keys_are_refused_on_the_command_line_too(tmp_path, flag, value):
+    with pytest.raises(RecipeError, match=f"unknown option {flag}: it is now called 'eval_strategy'$"):
+        parse([*write(tmp_path, "dataset_name: lab:new"), flag, *value])
+    with pytest.raises(RecipeError, match="unknown option --max_seq_length: it is now called 'max_length'$"):
+        sft.make_parser().parse_args_and_config(["--dataset_name", "lab:new", "--max_seq_length", "9"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`lupi wmtp`: the whole pipeline by name, what it leaves behind, and decoding with its heads."""
+"""`lupi wmtp`: the full pipeline by name, what it leaves behind, and decoding with its heads."""
 
 import json
 

@@ -14,9 +14,20 @@ def next_token_state(model, ids, vocab):
 
 @torch.no_grad()
 def reference_rollout(
-    student, teacher, student_prompts, teacher_prompts, *, max_new_tokens, acceptance=TopK(), student_temperature=0.7,  # noqa: B008
-    teacher_temperature=0.7, eos=(), seed=0, row_ids=None, vocab=None,
-):  # fmt: skip
+    student,
+    teacher,
+    student_prompts,
+    teacher_prompts,
+    *,
+    max_new_tokens,
+    acceptance=TopK(),  # noqa: B008
+    student_temperature=0.7,
+    teacher_temperature=0.7,
+    eos=(),
+    seed=0,
+    row_ids=None,
+    vocab=None,
+):
     """Returns (completion_ids, from_teacher, teacher_hidden), one list entry a row."""
     vocab = vocab or min(student.config.vocab_size, teacher.config.vocab_size)
     keys = row_keys(seed, list(range(len(student_prompts))) if row_ids is None else row_ids)
@@ -32,12 +43,12 @@ def reference_rollout(
             judged = Judged(
                 t[None, None], token[None], teacher_temperature, s[None, None], student_temperature, state[None]
             )
-            stands = bool(acceptance.accept(judged))
-            if not stands:
+            accepted = bool(acceptance.accept(judged))
+            if not accepted:
                 token = sample(t[None], teacher_temperature, key, at, TEACHER)
-            state = acceptance.next_state(state, stands)
+            state = acceptance.next_state(state, accepted)
             completion.append(int(token))
-            by_teacher.append(not stands)
+            by_teacher.append(not accepted)
             hidden.append(h)
         rows.append((completion, by_teacher, torch.stack(hidden)))
     return [list(column) for column in zip(*rows)]

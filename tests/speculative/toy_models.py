@@ -23,9 +23,15 @@ MORE_FAMILIES = ("qwen2", "mistral", "phi3")
 def _config(family: str, layers: int, hidden: int, vocab: int, positions: int):
     if family == "gpt2":
         return GPT2Config(
-            vocab_size=vocab, n_embd=hidden, n_layer=layers, n_head=4, n_positions=positions,
-            bos_token_id=1, eos_token_id=2, tie_word_embeddings=False
-        )  # fmt: skip
+            vocab_size=vocab,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=4,
+            n_positions=positions,
+            bos_token_id=1,
+            eos_token_id=2,
+            tie_word_embeddings=False,
+        )
     common = {
         "vocab_size": vocab,
         "hidden_size": hidden,

@@ -20,9 +20,15 @@ def teacher_path(tmp_path_factory):
     tokenizer = lab_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     path = tmp_path_factory.mktemp("teacher")
     model = AutoModelForCausalLM.from_config(config)
     for name, p in model.named_parameters():
@@ -36,10 +42,15 @@ def teacher_path(tmp_path_factory):
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_4bit_teacher_trains_the_student_in_a_fraction_of_the_memory(tmp_path, teacher_path, nested):
     trainer, losses = make_kd_trainer(
-        tmp_path, teacher_model=teacher_path, config_max_steps=6, config_kd_alpha=0.9,
-        config_teacher_load_in_4bit=True, config_teacher_use_bnb_nested_quant=nested, config_learning_rate=3e-2,
+        tmp_path,
+        teacher_model=teacher_path,
+        config_max_steps=6,
+        config_kd_alpha=0.9,
+        config_teacher_load_in_4bit=True,
+        config_teacher_use_bnb_nested_quant=nested,
+        config_learning_rate=3e-2,
         config_teacher_quantization_samples=4,
-    )  # fmt: skip
+    )
     full = AutoModelForCausalLM.from_pretrained(teacher_path)
     kinds = [type(m).__name__ for m in trainer.teacher_model.modules()]
     assert kinds.count("Linear4bit") == 6 * 7
@@ -66,15 +77,15 @@ def test_a_4bit_teacher_trains_the_student_in_a_fraction_of_the_memory(tmp_path,
 def test_a_4bit_teacher_writes_and_teaches_as_its_dequantized_weights_do(tmp_path, teacher_path):
     options = {"config_max_steps": 2, "config_per_device_train_batch_size": 2, "config_max_completion_length": 8}
     quantized, losses = make_trainer(tmp_path, teacher_model=teacher_path, config_teacher_load_in_4bit=True, **options)
-    whole = AutoModelForCausalLM.from_pretrained(teacher_path)
+    full = AutoModelForCausalLM.from_pretrained(teacher_path)
     layers = {n: m for n, m in quantized.teacher_model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     assert len(layers) == 6 * 7
     for name, layer in layers.items():
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        assert not torch.equal(weight, whole.get_submodule(name).weight)
-        whole.get_submodule(name).weight.data = weight
+        assert not torch.equal(weight, full.get_submodule(name).weight)
+        full.get_submodule(name).weight.data = weight
     quantized.train()
-    trainer, expected = make_trainer(tmp_path, teacher_model=whole, **options)
+    trainer, expected = make_trainer(tmp_path, teacher_model=full, **options)
     trainer.train()
     assert losses.losses == pytest.approx(expected.losses, rel=1e-4)
     for ours, theirs in zip(losses.logs, expected.logs):

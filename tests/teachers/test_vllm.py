@@ -20,7 +20,7 @@ LOOKED = [None] * 3  # the requests that a rollout begins with, to see that the 
 
 
 @pytest.fixture
-def served(teacher, tokenizer):
+def server(teacher, tokenizer):
     with VLLMStandIn(teacher, tokenizer) as stand_in:
         yield stand_in
 
@@ -28,14 +28,14 @@ def served(teacher, tokenizer):
 @pytest.fixture
 def prompts(tokenizer):
     records = load_lab_records("lab:new")[:ROWS]
-    prompt = TeacherPrompt(world.PERSONA, [], "[Background Knowledge]\n{privileged_context}\n\n{query}")
+    prompt = TeacherPrompt(world.PERSONA)
     asked = [[{"role": "user", "content": r["query"]}] for r in records]
     informed = [prompt.messages(q, r["knowledge"]) for q, r in zip(asked, records)]
     return encode(tokenizer, asked), encode(tokenizer, informed)
 
 
-def connect(served, tokenizer, **options):
-    return TeacherServer(served.url, tokenizer, **{"timeout": 30.0, "request_timeout": 30.0, **options})
+def connect(server, tokenizer, **options):
+    return TeacherServer(server.url, tokenizer, **{"timeout": 30.0, "request_timeout": 30.0, **options})
 
 
 def roll(student, teacher, prompts, **options):
@@ -43,9 +43,9 @@ def roll(student, teacher, prompts, **options):
     return skd_rollout(student, teacher, *prompts, **options)
 
 
-def test_the_text_is_the_local_teachers(served, student, teacher, tokenizer, prompts):
-    remote = connect(served, tokenizer)
-    served.requests.clear()
+def test_the_text_is_the_local_teachers(server, student, teacher, tokenizer, prompts):
+    remote = connect(server, tokenizer)
+    server.requests.clear()
     for options in ({"gamma": 3}, {"gamma": 20, "max_slots": 4}, {"gamma": 4, "verification": "sequential"}):
         ours, theirs = roll(student, remote, prompts, **options), roll(student, teacher, prompts, **options)
         assert ours.completion_ids == theirs.completion_ids
@@ -53,23 +53,23 @@ def test_the_text_is_the_local_teachers(served, student, teacher, tokenizer, pro
         assert 0.2 < sum(map(sum, ours.from_teacher)) / sum(map(len, ours.from_teacher)) < 0.9
     unread = prompts[0], prompts[0]  # short texts
     assert roll(student, remote, unread).completion_ids == roll(student, teacher, unread).completion_ids
-    ways = {"prompt_logprobs" if "prompt_logprobs" in body else "logprobs" for body in served.requests}
+    ways = {"prompt_logprobs" if "prompt_logprobs" in body else "logprobs" for body in server.requests}
     assert ways == {"prompt_logprobs", "logprobs"}, "both ways of asking must have been tried"
-    assert all(isinstance(body["prompt"][0], int | list) for body in served.requests), "token ids, never text"
+    assert all(isinstance(body["prompt"][0], int | list) for body in server.requests), "token ids, never text"
 
 
-def test_rows_are_asked_about_at_the_same_time(served, student, tokenizer, prompts):
-    remote = connect(served, tokenizer, timeout=60.0, request_timeout=60.0)
+def test_rows_are_asked_about_at_the_same_time(server, student, tokenizer, prompts):
+    remote = connect(server, tokenizer, timeout=60.0, request_timeout=60.0)
     remote.begin = lambda: None
-    served.together = threading.Barrier(ROWS, timeout=20)
+    server.together = threading.Barrier(ROWS, timeout=20)
     roll(student, remote, prompts, max_new_tokens=5)  # one block, so that every row is in every round
-    assert not served.together.broken, "a request was sent only after another was answered"
+    assert not server.together.broken, "a request was sent only after another was answered"
 
 
 @pytest.mark.parametrize("top_k, acceptance", [(1, TopK(1, 0.0)), (2, TopK(1, 0.9)), (20, AcceptNone())])
-def test_replacements_from_a_warm_teacher(served, student, teacher, tokenizer, prompts, top_k, acceptance):
+def test_replacements_from_a_warm_teacher(server, student, teacher, tokenizer, prompts, top_k, acceptance):
     """Few returned tokens and much to replace: those that were not returned are asked for when they could win."""
-    remote = connect(served, tokenizer, top_k=top_k)
+    remote = connect(server, tokenizer, top_k=top_k)
     options = {"acceptance": acceptance, "teacher_temperature": 1.8, "max_new_tokens": 12}
     assert (
         roll(student, remote, prompts, **options).completion_ids
@@ -79,23 +79,23 @@ def test_replacements_from_a_warm_teacher(served, student, teacher, tokenizer, p
 
 
 @pytest.mark.parametrize("faults", [[503, 503], ["drop"], ["hang"], [429, "drop", 502]], ids=str)
-def test_a_server_that_stumbles_changes_nothing(served, student, teacher, tokenizer, prompts, faults):
-    remote = connect(served, tokenizer, request_timeout=0.5)
-    served.faults = [*LOOKED, *faults]
+def test_a_server_that_stumbles_changes_nothing(server, student, teacher, tokenizer, prompts, faults):
+    remote = connect(server, tokenizer, request_timeout=0.5)
+    server.faults = [*LOOKED, *faults]
     ours = roll(student, remote, prompts)
-    assert not served.faults and remote.stats.retries >= 1
+    assert not server.faults and remote.stats.retries >= 1
     assert ours.completion_ids == roll(student, teacher, prompts).completion_ids
 
 
-def test_a_restart_in_the_middle_changes_nothing(served, student, teacher, tokenizer, prompts):
-    remote = connect(served, tokenizer)
+def test_a_restart_in_the_middle_changes_nothing(server, student, teacher, tokenizer, prompts):
+    remote = connect(server, tokenizer)
     again = []
 
     def restart(block):
         if not again:
-            served.stop()
+            server.stop()
             again.append(None)
-            start = lambda: again.append(VLLMStandIn(served.model, tokenizer, port=served.port))  # noqa: E731
+            start = lambda: again.append(VLLMStandIn(server.model, tokenizer, port=server.port))  # noqa: E731
             threading.Timer(0.6, start).start()
 
     ours = roll(student, remote, prompts, on_block=restart, gamma=2)
@@ -105,12 +105,12 @@ def test_a_restart_in_the_middle_changes_nothing(served, student, teacher, token
 
 
 @pytest.mark.parametrize("when", ["between rollouts", "in one"])
-def test_another_model_after_a_restart_is_noticed(served, student, tokenizer, prompts, when):
-    remote = connect(served, tokenizer)
+def test_another_model_after_a_restart_is_noticed(server, student, tokenizer, prompts, when):
+    remote = connect(server, tokenizer)
 
     def restart(_=None):
-        served.model = copy.deepcopy(student).eval()
-        served.faults = ["drop"] if when == "in one" else []
+        server.model = copy.deepcopy(student).eval()
+        server.faults = ["drop"] if when == "in one" else []
 
     if when == "between rollouts":
         restart()
@@ -118,13 +118,16 @@ def test_another_model_after_a_restart_is_noticed(served, student, tokenizer, pr
         roll(student, remote, prompts, on_block=restart if when == "in one" else None)
 
 
-@pytest.mark.parametrize("fault, message", [
-    ("nan", "nan as a log-probability: the served model computes NaN"),
-    (500, "fails at this text again and again: HTTP 500"),
-])  # fmt: skip
-def test_what_one_text_breaks_is_told_with_its_row(served, student, tokenizer, prompts, fault, message, monkeypatch):
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("nan", "nan as a log-probability: the served model computes NaN"),
+        (500, "fails at this text again and again: HTTP 500"),
+    ],
+)
+def test_what_one_text_breaks_is_named_with_its_row(server, student, tokenizer, prompts, fault, message, monkeypatch):
     monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-3)
-    remote = connect(served, tokenizer)
+    remote = connect(server, tokenizer)
     knowledge = prompts[1][4]
 
     def change(scores, body):
@@ -135,7 +138,7 @@ def test_what_one_text_breaks_is_told_with_its_row(served, student, tokenizer, p
             raise Refused(500, "engine")
         return scores * float("nan")
 
-    served.change = change
+    server.change = change
     with pytest.raises(OneTextFails, match=message) as error:
         roll(student, remote, prompts, max_slots=3)
     assert error.value.row == 4 and remote.stats.retries <= 4
@@ -146,9 +149,9 @@ def test_what_one_text_breaks_is_told_with_its_row(served, student, tokenizer, p
         roll(student, remote, prompts)
 
 
-def test_when_one_question_fails_for_good_nobody_asks_the_others_again(served, student, tokenizer, prompts):
+def test_when_one_question_fails_for_good_nobody_asks_the_others_again(server, student, tokenizer, prompts):
     """A process ends when its threads have: it would hang for `timeout` seconds after its error."""
-    remote = connect(served, tokenizer, timeout=600.0)
+    remote = connect(server, tokenizer, timeout=600.0)
     refused = set()
 
     def change(scores, body):
@@ -161,7 +164,7 @@ def test_when_one_question_fails_for_good_nobody_asks_the_others_again(served, s
         refused.add(row)
         raise Refused(503, "busy")
 
-    served.change = change
+    server.change = change
     with pytest.raises(OneTextFails, match="nan as a log-probability") as error:
         roll(student, remote, prompts)
     assert error.value.row == 4
@@ -171,47 +174,47 @@ def test_when_one_question_fails_for_good_nobody_asks_the_others_again(served, s
     assert not end.is_alive() and remote.stats.retries > 0
 
 
-def test_a_server_that_is_gone_ends_the_rollout(served, student, tokenizer, prompts):
-    remote = connect(served, tokenizer, timeout=1.0)
-    served.stop()
+def test_a_server_that_is_gone_ends_the_rollout(server, student, tokenizer, prompts):
+    remote = connect(server, tokenizer, timeout=1.0)
+    server.stop()
     with pytest.raises(TeacherServerError, match=r"has not answered for .* seconds \(teacher_server_timeout=1\)"):
         roll(student, remote, prompts)
 
 
 @pytest.mark.parametrize("fault, match", [("garbage", "in JSON: is it a vLLM"), ("empty", "not answer as a vLLM")])
-def test_strange_answers_are_named(served, student, tokenizer, prompts, fault, match):
-    remote = connect(served, tokenizer)
-    served.faults = [*LOOKED, fault]
+def test_strange_answers_are_named(server, student, tokenizer, prompts, fault, match):
+    remote = connect(server, tokenizer)
+    server.faults = [*LOOKED, fault]
     with pytest.raises(TeacherServerError, match=match):
         roll(student, remote, prompts)
 
 
-def test_nan_is_named(served, student, tokenizer, prompts):
-    remote = connect(served, tokenizer)
-    served.change = lambda scores, body: scores * float("nan")
+def test_nan_is_named(server, student, tokenizer, prompts):
+    remote = connect(server, tokenizer)
+    server.change = lambda scores, body: scores * float("nan")
     with pytest.raises(TeacherServerError, match="nan as a log-probability: the served model computes NaN"):
         roll(student, remote, prompts)
 
 
-def test_it_waits_for_a_server_that_is_not_up_yet(served, teacher, tokenizer):
-    served.stop()
+def test_it_waits_for_a_server_that_is_not_up_yet(server, teacher, tokenizer):
+    server.stop()
     later = []
-    threading.Timer(0.7, lambda: later.append(VLLMStandIn(teacher, tokenizer, port=served.port))).start()
-    assert connect(served, tokenizer).name == "teacher"
+    threading.Timer(0.7, lambda: later.append(VLLMStandIn(teacher, tokenizer, port=server.port))).start()
+    assert connect(server, tokenizer).name == "teacher"
     later[0].stop()
 
 
-def test_what_is_wrong_with_a_server_is_said_when_it_is_connected(served, student, tokenizer, monkeypatch):
+def test_what_is_wrong_with_a_server_is_said_when_it_is_connected(server, student, tokenizer, monkeypatch):
     def refused(match, tokenizer=tokenizer, **options):
         with pytest.raises(TeacherServerError, match=match):
-            connect(served, tokenizer, **options)
+            connect(server, tokenizer, **options)
 
     refused("serves teacher, and the teacher is Qwen/Qwen3-32B", model="Qwen/Qwen3-32B")
     refused("max allowed: 20.* --max-logprobs 30", top_k=30)
-    served.names = ["teacher", "adapter"]
+    server.names = ["teacher", "adapter"]
     refused("serves teacher, adapter, and the teacher is not named")
-    assert connect(served, tokenizer, model="adapter").name == "adapter"
-    served.names = ["teacher"]
+    assert connect(server, tokenizer, model="adapter").name == "adapter"
+    server.names = ["teacher"]
 
     larger = copy.deepcopy(tokenizer)
     larger.add_tokens(["<new>"])
@@ -220,13 +223,13 @@ def test_what_is_wrong_with_a_server_is_said_when_it_is_connected(served, studen
 
     refused("another tokenizer than the student", tokenizer=train_tokenizer(["another text entirely"] * 3))
 
-    served.change = lambda scores, body: scores / 0.7 if "logprobs" in body else scores
+    server.change = lambda scores, body: scores / 0.7 if "logprobs" in body else scores
     refused("other probabilities as prompt_logprobs than as logprobs")
-    served.change, served.key = None, "secret"
+    server.change, server.key = None, "secret"
     refused("set VLLM_API_KEY")
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    assert connect(served, tokenizer).name == "teacher"
-    assert connect(served, tokenizer, model="/elsewhere/teacher").name == "teacher"
+    assert connect(server, tokenizer).name == "teacher"
+    assert connect(server, tokenizer, model="/elsewhere/teacher").name == "teacher"
 
 
 def test_nobody_there(tokenizer):
@@ -246,8 +249,8 @@ def test_addresses():
 
 
 def test_texts_too_long_for_the_server_are_named(teacher, tokenizer, student, prompts):
-    with VLLMStandIn(teacher, tokenizer, max_model_len=128) as served:
-        remote = connect(served, tokenizer)
+    with VLLMStandIn(teacher, tokenizer, max_model_len=128) as server:
+        remote = connect(server, tokenizer)
         with pytest.raises(ValueError, match="teacher prompt 0 has .* beyond the teacher's 127 positions"):
             roll(student, remote, prompts, max_new_tokens=100)
         longest = max(map(len, prompts[1]))
@@ -255,8 +258,8 @@ def test_texts_too_long_for_the_server_are_named(teacher, tokenizer, student, pr
         assert {len(row) for row in rollout.completion_ids} == {127 - longest}
 
 
-def test_top_probabilities_equal_transformers(served, teacher, tokenizer, prompts):
-    remote = connect(served, tokenizer)
+def test_top_probabilities_equal_transformers(server, teacher, tokenizer, prompts):
+    remote = connect(server, tokenizer)
     text = prompts[1][0]
     with torch.no_grad():
         expected = teacher(torch.tensor([text])).logits[0].log_softmax(-1)[-8:].topk(20)

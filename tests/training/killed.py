@@ -47,7 +47,7 @@ class Wandering:
     def __init__(self, gamma: int):
         self.longest, self.rounds = gamma, 0
 
-    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+    def choose(self, remaining: dict[int, int], waiting: int) -> int:
         return 1 + self.rounds % self.longest
 
     def observe(self, gamma: int, outcomes, seconds: float) -> None:

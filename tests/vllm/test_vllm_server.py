@@ -39,7 +39,7 @@ def prompts(tokenizer):
     """200 of the lab's questions, with knowledge and without."""
     records = load_lab_records("lab:mixed")
     records = records[:: len(records) // PROMPTS][:PROMPTS]
-    prompt = TeacherPrompt(world.PERSONA, [], "[Background Knowledge]\n{privileged_context}\n\n{query}")
+    prompt = TeacherPrompt(world.PERSONA)
     asked = [[{"role": "user", "content": r["query"]}] for r in records]
     informed = [prompt.messages(q, r["knowledge"]) for q, r in zip(asked, records)]
     assert len(records) == PROMPTS and 20 < sum(r["knowledge"] is None for r in records) < 180

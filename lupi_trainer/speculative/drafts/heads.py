@@ -1,6 +1,6 @@
 """Drafts from the target's own hidden state: heads that look several tokens ahead. No second model is run.
 
-The state from which the target's last token was chosen is known when that token is written; the heads read further
+The state from which the target's last token was chosen is known when that token is written; the heads predict further
 tokens from it. A row has none before its first round, and drafts nothing there.
 """
 
@@ -59,12 +59,12 @@ class HeadsDraft:
         return Proposal(tokens, None, (self.count[:a] > 0) * width)
 
     def see(self, slots: Slots, hidden: torch.Tensor, accepted: torch.Tensor) -> None:
-        """Learns what the target's `lm_head` read, hidden [A, g + 1, D], and how many drafts stand, [A]."""
+        """Observes what the target's `lm_head` read, hidden [A, g + 1, D], and how many tokens were accepted, [A]."""
         a, window = slots.used, self.heads.window
         known = torch.cat([self.states[:a], hidden.to(self.states.dtype)], 1)
         last = accepted[:, None] + 1 + torch.arange(window, device=accepted.device)
         self.states[:a] = known.gather(1, last[..., None].expand(-1, -1, known.shape[2]))
         self.count[:a] = (self.count[:a] + accepted + 1).clamp(max=window)
 
-    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
+    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, full_match: bool) -> None:
         pass

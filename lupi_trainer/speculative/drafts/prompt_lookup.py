@@ -53,5 +53,5 @@ class PromptLookup:
         drafted = tokens.gather(1, steps.clamp(max=width - 1))
         return Proposal(drafted, None, (known - start).clamp(max=gamma))
 
-    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, whole: bool) -> None:
+    def observe(self, slots: Slots, gamma: int, accepted: torch.Tensor, full_match: bool) -> None:
         pass

@@ -15,7 +15,8 @@ from transformers import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .decoder import speculative_generate, token_ids
+from .checks import refuse_former, token_ids
+from .generation import speculative_generate
 
 
 # processor -> (keyword of `speculative_generate`, the processor's attribute)
@@ -62,7 +63,7 @@ def _refuse(config: GenerationConfig, criteria: StoppingCriteriaList, model_kwar
         raise ValueError(f"drafting reads token ids alone, not {', '.join(sorted(strange))}")
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError("drafting cannot continue from past_key_values: give the whole text as input_ids")
+        raise ValueError("drafting cannot continue from past_key_values: give the entire text as input_ids")
 
 
 def draft_and_verify(
@@ -73,9 +74,11 @@ def draft_and_verify(
     generation_config: GenerationConfig,
     draft_model=None,
     num_draft_tokens: int = 5,
-    verification: str = "block",
+    block_verification: bool = True,
     gamma_policy="fixed",
     compile: bool = False,
+    verification=None,
+    draft_length=None,
     **model_kwargs,
 ):
     """Speculative decoding as a `custom_generate` of transformers, for any batch size.
@@ -83,7 +86,7 @@ def draft_and_verify(
     input_ids [B, L], padded on the left -> [B, L + longest completion], padded on the right (or a
     `GenerateDecoderOnlyOutput` with them). `draft_model` is a model or a source of drafts such as `PromptLookup()`;
     the other arguments are those of [`speculative_generate`], which runs all rows at a time here. Sampling takes its
-    seed from torch's own generator.
+    seed from torch's own generator. `verification` and `draft_length` are names of earlier versions, refused.
 
     It follows temperature, top_k, top_p and repetition_penalty, and ends at eos_token_id or a length. It does not
     search with beams, stream, stop at strings, continue from `past_key_values`, read `inputs_embeds` or pictures, or
@@ -92,6 +95,7 @@ def draft_and_verify(
     Raises:
         ValueError: there is no draft, or something was asked for that drafting cannot honor (named).
     """
+    refuse_former(verification=verification, draft_length=draft_length)
     if draft_model is None:
         raise ValueError("draft_model is missing: pass a model, or PromptLookup()")
     _refuse(generation_config, stopping_criteria, model_kwargs)
@@ -102,11 +106,18 @@ def draft_and_verify(
     pad = generation_config.pad_token_id
     pad = pad if pad is not None else eos[0] if eos else 0
     output = speculative_generate(
-        model, draft_model, prompts, max_new_tokens=generation_config.max_length - input_ids.shape[1],
-        num_draft_tokens=num_draft_tokens, eos_token_id=eos, verification=verification,
-        gamma_policy=gamma_policy, compile=compile, seed=int(torch.randint(2**62, ())),
+        model,
+        draft_model,
+        prompts,
+        max_new_tokens=generation_config.max_length - input_ids.shape[1],
+        num_draft_tokens=num_draft_tokens,
+        eos_token_id=eos,
+        block_verification=block_verification,
+        gamma_policy=gamma_policy,
+        compile=compile,
+        seed=int(torch.randint(2**62, ())),
         **_sampling(logits_processor, generation_config.do_sample),
-    )  # fmt: skip
+    )
     longest = max(map(len, output.completion_ids))
     completions = [row + [pad] * (longest - len(row)) for row in output.completion_ids]
     sequences = torch.cat([input_ids, torch.tensor(completions, device=input_ids.device)], 1)

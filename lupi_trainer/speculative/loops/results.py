@@ -1,46 +1,49 @@
-"""What a rollout returns, and what it can tell on the way."""
+"""What a rollout or a lossless decoding returns, and what it can report on the way."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from ..rules.gamma import Outcome
+from .report import Report
 from .trace import TokenTrace
 
 
 @dataclass
 class RolloutStats:
-    """Counts over the whole rollout; a block is one (row, round) pair, so rates are counts over `blocks`."""
+    """Counts over the entire rollout; a block is one (row, round) pair, so rates are counts over `blocks`."""
 
     drafted: int = 0  # tokens that the student proposed and that had a place in the row
-    accepted: int = 0  # those that stand
-    committed: int = 0  # tokens written, by whomever
+    accepted: int = 0  # those that were accepted
+    committed: int = 0  # tokens written, by student or teacher
     finished: int = 0  # rows that have ended
     rounds: int = 0
     blocks: int = 0
-    first_token_accepted: int = 0  # blocks whose first token stands
-    full_match: int = 0  # blocks of which every token that had a place stands
+    first_token_accepted: int = 0  # blocks whose first token was accepted
+    full_match: int = 0  # blocks of which every token that had a place was accepted
     student_forwards: int = 0  # without the prefill
     teacher_forwards: int = 0
     gamma_history: list[int] = field(default_factory=list)  # one draft length a round
 
-    def count_round(self, gamma: int, rooms: list[int], outcomes: list[Outcome], broken) -> None:
-        """Adds a round; `rooms` are the tokens that each row could still write before it, `broken` rows cut short."""
+    def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
+        """Adds a round: what it did to each running row."""
         self.rounds += 1
         self.gamma_history.append(gamma)
-        for room, outcome in zip(rooms, outcomes):
+        for row in reports:
             self.blocks += 1
-            self.drafted += min(gamma, room) if outcome.rejected else outcome.accepted
-            self.accepted += outcome.accepted
-            self.first_token_accepted += outcome.accepted > 0
-            self.full_match += not outcome.rejected and outcome.row not in broken
+            self.drafted += row.drafted
+            self.accepted += row.accepted
+            self.committed += row.committed
+            self.finished += row.remaining == 0
+            self.first_token_accepted += row.accepted > 0
+            self.full_match += not row.rejected and not row.broken
 
 
 @dataclass
 class Rollout:
-    """Completions of B prompts: token ids, who wrote each, and what the teacher knew when it judged them."""
+    """Completions of B prompts: token ids, the writer of each, and what the teacher knew when it judged them."""
 
     completion_ids: list[list[int]]
     from_teacher: list[list[bool]]
@@ -60,9 +63,54 @@ class Block:
     row: int
     position: int  # completion tokens before the block
     drafted: list[int]
-    accepted: int  # how many of them stand
-    correction: int | None  # what the teacher wrote in place of the first that does not
+    accepted: int  # how many of them
+    correction: int | None  # what the teacher wrote in place of the first rejected one
     teacher_rank: list[int]  # of each drafted token, 0 for the teacher's favorite
     teacher_probability: list[float]  # of each drafted token, at the teacher's temperature
     ended: bool
-    seconds: float  # of the whole round
+    seconds: float  # of the entire round
+
+
+@dataclass
+class SpeculativeStats:
+    """Counts over all rows of a lossless decoding; a block is one (row, round) pair."""
+
+    rounds: int = 0
+    blocks: int = 0
+    committed: int = 0  # completion tokens
+    drafted: int = 0  # tokens that the draft proposed and that had a place in the row
+    accepted: int = 0  # those that were accepted
+    accepted_lengths: list[int] = field(default_factory=list)  # [i]: blocks of which i drafted tokens were accepted
+    target_forwards: int = 0  # without the prefill
+    draft_forwards: int = 0
+    gamma_history: list[int] = field(default_factory=list)  # one draft length a round
+
+    @property
+    def acceptance_length(self) -> float:
+        """Committed tokens a round and row; 1 is what the target does alone."""
+        return self.committed / max(self.blocks, 1)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that were accepted."""
+        return self.accepted / max(self.drafted, 1)
+
+    def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
+        """Adds a round: what it did to each running row."""
+        self.rounds += 1
+        self.gamma_history.append(gamma)
+        for row in reports:
+            self.blocks += 1
+            self.drafted += row.drafted
+            self.accepted += row.accepted
+            self.committed += row.committed
+            self.accepted_lengths += [0] * (row.accepted + 1 - len(self.accepted_lengths))
+            self.accepted_lengths[row.accepted] += 1
+
+
+@dataclass
+class SpeculativeOutput:
+    """Completions of B prompts, in the order of the prompts, and what they cost."""
+
+    completion_ids: list[list[int]]
+    stats: SpeculativeStats

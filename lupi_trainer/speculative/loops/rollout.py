@@ -1,18 +1,20 @@
-"""SKD rollouts: the student writes, the privileged teacher corrects."""
+"""SKD rollouts, the way in: the student writes, the privileged teacher corrects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ...teachers.remote import RemoteTeacher
-from ..rules.acceptance import AcceptanceRule, TopK
+from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..runners.attention import ragged_attention
-from ..runners.lockstep import Lockstep
-from ..runners.packed_weights import packed_weights
+from ..runners.lockstep import Alone, Lockstep
+from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
-from .request import make_request
+from .checks import token_ids
+from .request import Request
 from .results import Rollout
-from .skd import Engine
+from .skd import SKD
+from .teacher_only import TeacherOnly
 
 
 DEFAULT_RULE = TopK(k=5, min_prob=0.05)
@@ -36,6 +38,7 @@ def skd_rollout(
     max_slots: int | None = None,
     verification: str = "parallel",
     compile: bool = False,
+    pack_weights: PackWeights = "auto",
     on_block=None,
     on_round=None,
     trace_rows: Sequence[int] = (),
@@ -45,8 +48,8 @@ def skd_rollout(
 ) -> Rollout:
     """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
 
-    Every token is drawn from the student; one that the teacher's rule does not accept is dropped and drawn from the
-    full teacher distribution. The result is a pure function of the models, prompts, rule, temperatures, `seed` and
+    Every token is drawn from the student; one that the teacher's rule rejects is drawn again, from the full
+    teacher distribution. The result is a pure function of the models, prompts, rule, temperatures, `seed` and
     `row_ids`: every other argument changes the speed alone.
 
     Args:
@@ -58,8 +61,8 @@ def skd_rollout(
         max_new_tokens: the longest completion, in tokens.
         gamma: the draft length, in tokens; where a policy chooses it, the longest.
         gamma_policy: "fixed", "adaptive", "goodput", or a policy object.
-        acceptance: the rule under which a drafted token stands. `AcceptNone()`: the teacher writes alone, and the
-            student is not run, unless drafts are asked for (`on_block`, `trace_rows`, `lockstep`, a remote teacher).
+        acceptance: the rule that accepts drafted tokens. `AcceptNone()`: the teacher writes alone, and the student is
+            not run, unless drafts are asked for (`on_block`, `trace_rows`, `lockstep`, a remote teacher).
         student_temperature, teacher_temperature: at 0 the largest logit wins.
         eos_token_id: tokens that end a row; the one that did is kept.
         seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
@@ -67,6 +70,9 @@ def skd_rollout(
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
             graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
+        pack_weights: "auto" lays the larger linear layers of models in float32 on CPUs out as the processor wants them
+            until the rollout has ended; True insists on it, for every model; False leaves all as they are. Texts are
+            the same but for rounding.
         on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
             `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
@@ -80,13 +86,33 @@ def skd_rollout(
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
     """
-    request = make_request(
-        student, teacher, student_prompt_ids, teacher_prompt_ids, max_new_tokens=max_new_tokens, gamma=gamma,
-        gamma_policy=gamma_policy, acceptance=acceptance,
-        student_temperature=student_temperature, teacher_temperature=teacher_temperature, eos_token_id=eos_token_id,
-        seed=seed, row_ids=row_ids, max_slots=max_slots, verification=verification, vocab_size=vocab_size,
-        return_teacher_hidden=return_teacher_hidden, trace_rows=trace_rows, compile=compile, lockstep=lockstep,
-    )  # fmt: skip
-    models = [model for model in (student, teacher) if not isinstance(model, RemoteTeacher)]
-    with evaluating(*models), ragged_attention(*models), packed_weights(*models):
-        return Engine(student, teacher, request, on_block, on_round).run()
+    rows = len(student_prompt_ids)
+    request = Request(
+        student_prompts=[list(prompt) for prompt in student_prompt_ids],
+        teacher_prompts=[list(prompt) for prompt in teacher_prompt_ids],
+        max_new_tokens=max_new_tokens,
+        gamma=gamma,
+        gamma_policy=gamma_policy,
+        acceptance=acceptance,
+        student_temperature=float(student_temperature),
+        teacher_temperature=float(teacher_temperature),
+        eos_token_ids=token_ids("eos_token_id", eos_token_id),
+        seed=seed,
+        row_ids=list(range(rows)) if row_ids is None else list(row_ids),
+        slots=rows if max_slots is None else min(max_slots, rows),
+        verification=verification,
+        vocab_size=vocab_size,
+        return_teacher_hidden=return_teacher_hidden,
+        trace_rows=sorted(set(trace_rows)),
+        lockstep=Alone() if lockstep is None else lockstep,
+        compile=compile,
+    ).checked(student, teacher)
+    # another process in lockstep may run the student
+    drafts_matter = on_block is not None or request.trace_rows or request.lockstep.together
+    remote = isinstance(teacher, RemoteTeacher)
+    alone = isinstance(acceptance, AcceptNone) and not drafts_matter and not remote
+    models = {"student": student} if remote else {"student": student, "teacher": teacher}
+    used = models.values()
+    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
+        # nothing holds the caches when weights are put back
+        return (TeacherOnly if alone else SKD)(student, teacher, request, on_block, on_round).run()

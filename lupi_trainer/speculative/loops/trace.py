@@ -16,11 +16,11 @@ from ..rules.logits import probability, rank
 class TokenTrace:
     """One row; every list has one entry for each committed token.
 
-    Probabilities are at the temperatures of the rollout. Where the draft stood, it is the committed token itself.
+    Probabilities are at the temperatures of the rollout. An accepted draft is the committed token itself.
     """
 
     row: int
-    draft: list[int]  # the student's token, whether it stood or not
+    draft: list[int]  # the student's token, accepted or not
     teacher_rank: list[int]  # of the draft, 0 for the teacher's favorite
     draft_student_probability: list[float]
     draft_teacher_probability: list[float]
@@ -36,7 +36,7 @@ class Tracer:
         self.rows = list(rows)
         self.place = {row: i for i, row in enumerate(self.rows)}
         self.temperatures = student_temperature, teacher_temperature
-        self.seen = torch.zeros(len(self.rows), limit + 1, 7, dtype=torch.float64, device=device)  # last: a bin
+        self.seen = torch.zeros(len(self.rows), limit + 1, 7, dtype=torch.float64, device=device)  # last: discarded
 
     def slots(self, owner: list[int | None]) -> list[int]:
         """The slots that hold a traced row."""
@@ -47,7 +47,7 @@ class Tracer:
 
         Args:
             rows: R row numbers.
-            columns: [R, Q] place of every token in its completion, the bin for one that is not committed.
+            columns: [R, Q] place of every token in its completion, -1 for one that is not committed.
             drafts, committed: [R, Q] token ids.
             student_logits, teacher_logits: [R, Q, V] float32, before temperature.
         """

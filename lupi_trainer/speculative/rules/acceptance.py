@@ -1,4 +1,4 @@
-"""Which drafted tokens stand: the teacher's rules.
+"""Which drafted tokens are accepted: the teacher's rules.
 
 A rule judges every drafted token from the teacher's logits at its place. A rule with a memory keeps it as one row of
 numbers for each sequence; since all tokens before the first rejection of a block were accepted, the memory before each
@@ -41,7 +41,7 @@ class AcceptanceRule(Protocol):
         """state [..., S] float64 -> [..., S], the memory after one more token was accepted or rejected."""
 
     def accept(self, judged: Judged) -> torch.Tensor:
-        """Returns [B, Q] bool: the tokens that stand, each as if all before it in the block stood."""
+        """Returns [B, Q] bool: the accepted tokens, each as if all before it in the block were accepted."""
 
 
 class Memoryless:
@@ -64,7 +64,7 @@ def _check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class TopK(Memoryless):
-    """A token stands while fewer than `k` teacher logits are larger and its teacher probability is `min_prob` or more.
+    """Accepts a token if fewer than `k` teacher logits are larger and its teacher probability is at least `min_prob`.
 
     The probability is taken at the teacher's temperature. Source: arXiv 2410.11325, algorithm 1 (top-k membership).
     """
@@ -78,15 +78,15 @@ class TopK(Memoryless):
         _check_share("min_prob", self.min_prob)
 
     def accept(self, judged: Judged) -> torch.Tensor:
-        stands = rank(judged.teacher_logits, judged.draft) < self.k
+        accepted = rank(judged.teacher_logits, judged.draft) < self.k
         if self.min_prob > 0:
-            stands &= probability(judged.teacher_logits, judged.draft, judged.teacher_temperature) >= self.min_prob
-        return stands
+            accepted &= probability(judged.teacher_logits, judged.draft, judged.teacher_temperature) >= self.min_prob
+        return accepted
 
 
 @dataclass(frozen=True)
 class AcceptNone(Memoryless):
-    """No drafted token stands, so none is drafted: the teacher writes every token (supervised distillation)."""
+    """Accepts nothing, so nothing is drafted: the teacher writes every token (supervised distillation)."""
 
     def accept(self, judged: Judged) -> torch.Tensor:
         return torch.zeros_like(judged.draft, dtype=torch.bool)
@@ -136,19 +136,19 @@ class AdaptiveTopK:
         return torch.stack([ema, k], -1)
 
     def accept(self, judged: Judged) -> torch.Tensor:
-        chances = distribution(judged.teacher_logits, judged.teacher_temperature)
-        entropy = torch.special.entr(chances).sum(-1) / math.log(chances.shape[-1])
+        probabilities = distribution(judged.teacher_logits, judged.teacher_temperature)
+        entropy = torch.special.entr(probabilities).sum(-1) / math.log(probabilities.shape[-1])
         shift = (self.s * (2 * entropy - 1)).round()
         k = (judged.state[..., 1].round() + shift).clamp(self.k_min, self.k_max)
-        stands = rank(judged.teacher_logits, judged.draft) < k
+        accepted = rank(judged.teacher_logits, judged.draft) < k
         if self.min_prob > 0:
-            stands &= chances.gather(-1, judged.draft[..., None])[..., 0] >= self.min_prob
-        return stands
+            accepted &= probabilities.gather(-1, judged.draft[..., None])[..., 0] >= self.min_prob
+        return accepted
 
 
 @dataclass(frozen=True)
 class TopP(Memoryless):
-    """A token stands while the teacher's more likely tokens together have less than `p` of the probability."""
+    """Accepts a token if the teacher's more likely tokens together have less than `p` of the probability."""
 
     p: float = 0.9
 
@@ -156,14 +156,14 @@ class TopP(Memoryless):
         _check_share("p", self.p)
 
     def accept(self, judged: Judged) -> torch.Tensor:
-        chances = distribution(judged.teacher_logits, judged.teacher_temperature)
+        probabilities = distribution(judged.teacher_logits, judged.teacher_temperature)
         larger = judged.teacher_logits > judged.teacher_logits.gather(-1, judged.draft[..., None])
-        return (chances * larger).sum(-1) < (self.p if self.p < 1 else math.inf)
+        return (probabilities * larger).sum(-1) < (self.p if self.p < 1 else math.inf)
 
 
 @dataclass(frozen=True)
 class RelativeProbability(Memoryless):
-    """A token stands while its teacher probability is at least `ratio` times the largest one."""
+    """Accepts a token if its teacher probability is at least `ratio` times the largest one."""
 
     ratio: float = 0.1
 
@@ -179,9 +179,9 @@ class RelativeProbability(Memoryless):
 
 @dataclass(frozen=True)
 class JensenShannon(Memoryless):
-    """The student writes while its distribution is near the teacher's: Jensen-Shannon divergence <= `tau` nats.
+    """Accepts a token if the student's distribution is near the teacher's: Jensen-Shannon divergence <= `tau` nats.
 
-    Both are taken at their own temperatures; whichever token was drafted does not matter. The divergence lies in
+    Both are taken at their own temperatures; which token was drafted does not matter. The divergence lies in
     [0, log 2].
     """
 

@@ -1,4 +1,4 @@
-"""How many tokens to draft in the next round. Whatever a policy answers, the text is the same."""
+"""How many tokens to draft in the next round. Whatever a policy chooses, the text of a rollout is the same."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ class Outcome:
     """What one round did to one row."""
 
     row: int
-    accepted: int  # drafted tokens that stand
-    rejected: bool  # a drafted token was dropped after them
-    room: int  # tokens that the row may still write; 0 when it has ended
+    accepted: int  # drafted tokens
+    rejected: bool  # a drafted token was rejected after them
+    remaining: int  # tokens that the row may still write; 0 when it has ended
 
 
-def usable_length(gamma: int, longest: int, room: int, compile: bool, recorded: bool) -> int:
-    """The draft length of a round where a policy chose `gamma` and the rows have `room` for so many at most.
+def usable_length(gamma: int, longest: int, remaining: int, compile: bool, recorded: bool) -> int:
+    """The draft length of a round where a policy chose `gamma` and no row has more than `remaining` tokens to write.
 
     One compiled graph serves all lengths from 2 on. Recorded, each length is a recording of its own, so they are few:
     the power of two that is nearest as a ratio, or `longest`.
     """
     if not recorded:
-        return min(max(min(gamma, room), 2 if compile else 0), longest)
+        return min(max(min(gamma, remaining), 2 if compile else 0), longest)
     powers = [1 << i for i in range(longest.bit_length()) if 1 << i < longest]
     return min([*powers, longest], key=lambda length: max(length / max(gamma, 1), gamma / length))
 
 
 class GammaPolicy(Protocol):
-    """A gamma policy: asked before every round, told after it."""
+    """A gamma policy: chooses before every round, observes after it."""
 
-    def choose(self, rooms: dict[int, int], waiting: int) -> int:
-        """Returns the next draft length; `rooms`: running row -> tokens it may still write, `waiting`: rows queued."""
+    def choose(self, remaining: dict[int, int], waiting: int) -> int:
+        """Returns the next draft length.
+
+        Args:
+            remaining: running row -> tokens that it may still write.
+            waiting: number of queued rows.
+        """
 
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
         """Learns from a round that drafted `gamma` tokens for every row (0 near a row's end) and took so long."""
@@ -46,7 +51,7 @@ class Fixed:
 
     gamma: int = 20
 
-    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+    def choose(self, remaining: dict[int, int], waiting: int) -> int:
         return self.gamma
 
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
@@ -54,7 +59,7 @@ class Fixed:
 
 
 class Adaptive:
-    """Two tokens more after a block that stood as a whole, else one more than stood; at most `max_gamma`.
+    """`gamma + 2` after a fully accepted block, otherwise `accepted + 1`; at most `max_gamma`.
 
     Every row follows this rule by itself; a batch drafts the rounded mean over its rows.
     """
@@ -63,14 +68,14 @@ class Adaptive:
         self.max_gamma, self.start = max_gamma, max_gamma if start is None else start
         self.wanted: dict[int, int] = {}
 
-    def choose(self, rooms: dict[int, int], waiting: int) -> int:
-        wanted = [self.wanted.get(row, self.start) for row in rooms]
+    def choose(self, remaining: dict[int, int], waiting: int) -> int:
+        wanted = [self.wanted.get(row, self.start) for row in remaining]
         return round(sum(wanted) / len(wanted))
 
     def observe(self, gamma: int, outcomes: list[Outcome], seconds: float) -> None:
         for o in outcomes:
             self.wanted[o.row] = max(1, o.accepted + 1) if o.rejected else min(self.max_gamma, gamma + 2)
-            if o.room == 0:
+            if o.remaining == 0:
                 del self.wanted[o.row]
 
 
@@ -86,16 +91,16 @@ def _line(points: list[tuple[int, float, float]]) -> tuple[float, float]:
 
 
 class Goodput:
-    """The length that promises the most committed tokens a second.
+    """The length with the highest expected goodput: committed tokens a second.
 
     Acceptance is estimated for each row (exponentially forgotten counts, shrunk towards all rows'): trials end at the
     first rejection, so the estimate does not depend on the length that was drafted. A block of gamma tokens commits
     `(1 - alpha^gamma) / (1 - alpha)` tokens of a row, and with the `bonus` token of lossless decoding `(1 -
     alpha^(gamma + 1)) / (1 - alpha)` (arXiv 2211.17192, equation 1). The time of a round is measured and fitted as
     `fixed + slope * gamma`, by the line that a third of the last rounds stayed below: other work on the machine makes
-    single rounds slower, never quicker. Rounds of a batch of another size do not count. Where these were nearly all of
+    single rounds slower, never faster. Rounds of a batch of another size do not count. Where these were nearly all of
     one length, which says nothing of the slope, one round in 16 tries twice or half of it. Given to several rollouts,
-    the object keeps what it has learnt.
+    the object keeps what it has learned.
     """
 
     def __init__(self, max_gamma: int = 20, start: int = 5, bonus: bool = False):
@@ -105,26 +110,26 @@ class Goodput:
         self.timed: deque[tuple[int, float, int]] = deque(maxlen=64)  # a round's gamma, seconds and rows
         self.rounds = 0
 
-    def choose(self, rooms: dict[int, int], waiting: int) -> int:
+    def choose(self, remaining: dict[int, int], waiting: int) -> int:
         if self.rounds < 4:  # two lengths, twice each; the very first round also pays for warming up
             return min(self.max_gamma, self.start * (1 + self.rounds % 2))
         usual = self.all_trials[0] / sum(self.all_trials)
         tokens = [0.0] * self.max_gamma
-        for row, room in rooms.items():
+        for row, left in remaining.items():
             accepted, rejected = self.trials.get(row, (0.0, 0.0))
             alpha = min(max((accepted + 4 * usual) / (accepted + rejected + 4), 0.01), 0.999)
-            weight = 1 if waiting else room  # nobody waits: the round is over when the longest row is
-            expected, stands = (1.0, alpha) if self.bonus else (0.0, 1.0)
-            for i in range(min(self.max_gamma, room)):
-                expected += stands
-                stands *= alpha
+            weight = 1 if waiting else left  # no queue: the rollout ends with its longest row
+            expected, reached = (1.0, alpha) if self.bonus else (0.0, 1.0)
+            for i in range(min(self.max_gamma, left)):
+                expected += reached
+                reached *= alpha
                 tokens[i] += weight * expected
-            for i in range(room, self.max_gamma):
+            for i in range(left, self.max_gamma):
                 tokens[i] += weight * expected
-        fixed, slope = self._seconds(len(rooms))
+        fixed, slope = self._seconds(len(remaining))
         best = 1 + max(range(self.max_gamma), key=lambda i: tokens[i] / (fixed + slope * (i + 1)))
         turn, tries = divmod(self.rounds, 16)
-        if tries or self._varied(len(rooms)):
+        if tries or self._varied(len(remaining)):
             return best
         return best * 2 if turn % 2 and best * 2 <= self.max_gamma else max(best // 2, 1)
 
@@ -147,7 +152,7 @@ class Goodput:
         return fixed, slope
 
     def state(self) -> dict:
-        """What was learnt over all rows, as JSON can hold it; rows that are still running are not part of it."""
+        """What was learned over all rows, as JSON can hold it; rows that are still running are not part of it."""
         timed = [list(round) for round in self.timed]
         return {"all_trials": list(self.all_trials), "timed": timed, "rounds": self.rounds}
 
@@ -162,6 +167,9 @@ class Goodput:
             self.timed.append((gamma, seconds, len(outcomes)))
         for o in outcomes:
             accepted, rejected = self.trials.pop(o.row, (0.0, 0.0))
-            if o.room:
+            if o.remaining:
                 self.trials[o.row] = 0.9 * accepted + o.accepted, 0.9 * rejected + o.rejected
             self.all_trials = 0.99 * self.all_trials[0] + o.accepted, 0.99 * self.all_trials[1] + o.rejected
+
+
+GAMMA_POLICIES = {"fixed": Fixed, "adaptive": Adaptive, "goodput": Goodput}

@@ -1,6 +1,6 @@
 """Gumbel noise that is addressed, not drawn in order.
 
-Every number is a pure function of (seed, row id, position in the completion, who samples, vocabulary index), so a
+Every number is a pure function of (seed, row id, position in the completion, writer, vocabulary index), so a
 rollout does not depend on block lengths, batch layout or the order of calls. The hash is counter-based: a 64-bit key
 for each (row, position), then two rounds of 32-bit multiply-xorshift over the vocabulary, all in integer tensor ops
 that wrap in the same way on every device.
@@ -32,7 +32,7 @@ def _shift(x: torch.Tensor, n: int, bits: int) -> torch.Tensor:
 
 
 def _mix64(x: torch.Tensor) -> torch.Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) on an int64 tensor."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014) on an int64 tensor."""
     x = (x ^ _shift(x, 30, 64)) * _MIX_A
     x = (x ^ _shift(x, 27, 64)) * _MIX_B
     return x ^ _shift(x, 31, 64)
@@ -45,13 +45,13 @@ def row_keys(seed: int, row_ids: list[int], device: torch.device | str = "cpu") 
     return _mix64(base + rows * _GOLDEN).to(device)
 
 
-def gumbel(keys: torch.Tensor, positions: torch.Tensor, who: int, vocab_size: int) -> torch.Tensor:
+def gumbel(keys: torch.Tensor, positions: torch.Tensor, writer: int, vocab_size: int) -> torch.Tensor:
     """keys [B] int64, positions [B] int64 -> [B, vocab_size] float32 standard Gumbel noise.
 
-    `who` is `STUDENT` or `TEACHER`. Values lie in [-2.82, 22.88]: the uniform numbers below have 32 bits, finest
+    `writer` is `STUDENT` or `TEACHER`. Values lie in [-2.82, 22.88]: the uniform numbers below have 32 bits, finest
     near the end that decides which token wins, so neither ties nor the cut tail matter at any vocabulary size.
     """
-    key = _mix64(keys + (2 * positions + (1 + who)) * _GOLDEN)[:, None]
+    key = _mix64(keys + (2 * positions + (1 + writer)) * _GOLDEN)[:, None]
     first, second = key.to(torch.int32), _shift(key, 32, 64).to(torch.int32)  # narrowing keeps the low 32 bits
     x = torch.arange(vocab_size, dtype=torch.int32, device=keys.device) + first
     x = x.bitwise_xor_(_shift(x, 16, 32)).mul_(_signed(0x21F0AAAD, 32))
@@ -64,8 +64,8 @@ def gumbel(keys: torch.Tensor, positions: torch.Tensor, who: int, vocab_size: in
     return u.neg_().log1p_().neg_().log_().neg_()  # -log(-log(1 - u))
 
 
-def sample(logits: torch.Tensor, temperature: float, keys: torch.Tensor, positions: torch.Tensor, who: int):
+def sample(logits: torch.Tensor, temperature: float, keys: torch.Tensor, positions: torch.Tensor, writer: int):
     """logits [B, V] float32 -> token [B] int64, drawn from softmax(logits / temperature); 0 means argmax."""
     if temperature == 0:
         return logits.argmax(-1)
-    return (logits / temperature).add_(gumbel(keys, positions, who, logits.shape[-1])).argmax(-1)
+    return (logits / temperature).add_(gumbel(keys, positions, writer, logits.shape[-1])).argmax(-1)

@@ -1,8 +1,8 @@
-"""Which drafted tokens stand when the text must be the target's own, and what follows them.
+"""Which drafted tokens are accepted when the text must be the target's own, and what follows them.
 
-Both sides are turned into the distributions that tokens are really drawn from (`Sampling.chances`), p of the target
-and q of the draft. A verification answers with the number of drafted tokens that stand and the target's token after
-them. Beyond a row's last drafted token q is zero, so what is left of p there is p itself: a bonus token needs no case.
+Both sides are turned into the distributions that tokens are really drawn from (`Sampling.probabilities`), p of the
+target and q of the draft. A verification returns the number of accepted tokens and the target's token after them.
+Beyond a row's last drafted token q is zero, so what is left of p there is p itself: a bonus token needs no case.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Sampling:
         less = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
         return torch.where(seen, less, logits)
 
-    def chances(self, logits: torch.Tensor) -> torch.Tensor:
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [..., V] float32 after the penalty -> the distribution that tokens are drawn from, [..., V].
 
         Temperature first, then the `top_k` largest, then the fewest of these that hold `top_p` of the probability.
@@ -52,31 +52,31 @@ class Sampling:
         if 0 < self.top_k < scaled.shape[-1]:
             least = scaled.topk(self.top_k, -1).values[..., -1:]
             scaled = scaled.masked_fill(scaled < least, -torch.inf)
-        chances = scaled.softmax(-1)
+        probabilities = scaled.softmax(-1)
         if self.top_p == 1:
-            return chances
-        ordered, index = chances.sort(dim=-1, descending=True, stable=True)
+            return probabilities
+        ordered, index = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         before[..., 0] = 0.0  # the most likely token is always kept
         kept = ordered.masked_fill(before >= self.top_p, 0.0)
         kept = kept / kept.sum(-1, keepdim=True)
-        return torch.zeros_like(chances).scatter_(-1, index, kept)
+        return torch.zeros_like(probabilities).scatter_(-1, index, kept)
 
 
 class RoundNoise:
     """Random numbers of one round, addressed by (row, place where the round began, token of the round).
 
-    A round must not see the numbers of an earlier one again: whether a drafted token stands may depend on those after
-    it (block verification), so these are not independent of the text any more. keys, n [A] int64; `stride` is more
-    than the longest draft.
+    A round must not see the numbers of an earlier one again: whether a drafted token is accepted may depend on those
+    after it (block verification), so these are not independent of the text any more. keys, n [A] int64; `stride` is
+    more than the longest draft.
     """
 
     def __init__(self, keys: torch.Tensor, n: torch.Tensor, stride: int):
         self.keys, self.first, self.stride = keys, n * stride, stride
 
-    def draft(self, chances: torch.Tensor, i: int) -> torch.Tensor:
-        """chances [A, V] -> [A] int64, a token drawn from them: the i-th of the draft."""
-        return _draw(chances, gumbel(self.keys, 2 * (self.first + i), STUDENT, chances.shape[-1]))
+    def draft(self, probabilities: torch.Tensor, i: int) -> torch.Tensor:
+        """probabilities [A, V] -> [A] int64, a token drawn from them: the i-th of the draft."""
+        return _draw(probabilities, gumbel(self.keys, 2 * (self.first + i), STUDENT, probabilities.shape[-1]))
 
     def target(self, weights: torch.Tensor) -> torch.Tensor:
         """weights [A, V], of any positive sum -> [A] int64, a token drawn in proportion to them."""
@@ -93,11 +93,11 @@ def _draw(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def verify_greedy(logits: torch.Tensor, drafts: torch.Tensor, count: torch.Tensor):
-    """logits [A, g+1, V], drafts [A, g], count [A] drafted tokens -> (standing [A], the next token [A])."""
+    """logits [A, g+1, V], drafts [A, g], count [A] drafted tokens -> (accepted [A], the next token [A])."""
     best = logits.argmax(-1)
     places = torch.arange(drafts.shape[1], device=drafts.device)
-    stands = (best[:, :-1] == drafts) & (places < count[:, None])
-    accepted = stands.long().cumprod(1).sum(1)
+    matches = (best[:, :-1] == drafts) & (places < count[:, None])
+    accepted = matches.long().cumprod(1).sum(1)
     return accepted, best.gather(1, accepted[:, None])[:, 0]
 
 
@@ -111,33 +111,33 @@ def _prepared(p: torch.Tensor, q: torch.Tensor, drafts: torch.Tensor, count: tor
 
 
 def _after(p: torch.Tensor, q: torch.Tensor, accepted: torch.Tensor, share: torch.Tensor | float, noise: RoundNoise):
-    """Draws the token after `accepted` [A] standing ones from `max(share * p - q, 0)` at that place."""
+    """Draws the token after `accepted` [A] drafted ones from `max(share * p - q, 0)` at that place."""
     row = torch.arange(len(accepted), device=accepted.device)
-    whole = p[row, accepted]
-    left = (share * whole - q[row, accepted]).clamp_(min=0)
-    left = torch.where(left.sum(-1, keepdim=True) > 0, left, whole)  # p equals q up to rounding
+    target = p[row, accepted]
+    left = (share * target - q[row, accepted]).clamp_(min=0)
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, target)  # p equals q up to rounding
     return noise.target(left)
 
 
 def verify_tokens(p, q, drafts, count, noise: RoundNoise):
-    """Token by token: d_i stands with probability min(1, p(d_i) / q(d_i)) if all before it do.
+    """Token by token: d_i is accepted with probability min(1, p(d_i) / q(d_i)) if all before it are.
 
-    p [A, g+1, V], q [A, g, V] float32, drafts [A, g], count [A] -> (standing [A], the next token [A]).
+    p [A, g+1, V], q [A, g, V] float32, drafts [A, g], count [A] -> (accepted [A], the next token [A]).
     Source: arXiv 2211.17192, algorithm 1.
     """
     px, qx, q = _prepared(p, q, drafts, count)
     places = torch.arange(drafts.shape[1], device=drafts.device)
-    stands = (noise.uniform(drafts.shape[1]) * qx < px) & (places < count[:, None])
-    accepted = stands.long().cumprod(1).sum(1)
+    passes = (noise.uniform(drafts.shape[1]) * qx < px) & (places < count[:, None])
+    accepted = passes.long().cumprod(1).sum(1)
     return accepted, _after(p, q, accepted, 1.0, noise)
 
 
 def verify_blocks(p, q, drafts, count, noise: RoundNoise):
-    """The block as a whole: the longest prefix that passes, where a later token can make up for an earlier one.
+    """The entire block: the longest prefix that passes, where a later token can make up for an earlier one.
 
     With w_0 = 1, w_i = min(1, w_{i-1} p(d_i) / q(d_i)) and r_i = sum_x max(w_i p(x) - q(x), 0) after i tokens, prefix
     i passes with probability r_i / (r_i + 1 - w_i), which is w_i at the end of the draft. Shapes as in
-    `verify_tokens`; never fewer standing tokens in expectation. Source: arXiv 2403.10444, algorithm 2.
+    `verify_tokens`; never fewer accepted tokens in expectation. Source: arXiv 2403.10444, algorithm 2.
     """
     px, qx, q = _prepared(p, q, drafts, count)
     weights = [torch.ones_like(px[:, 0]) if px.shape[1] else p.new_ones(len(p), dtype=torch.float64)]

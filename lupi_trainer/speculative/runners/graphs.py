@@ -96,7 +96,7 @@ class Graphs:
 
 
 def recorder_for(model) -> CUDARecorder | None:
-    """A recorder for a model that lies on one GPU as a whole, and that nothing moves or gathers around a forward."""
+    """A recorder for a model that lies on one GPU entirely, and that nothing moves or gathers around a forward."""
     inner = base_model(model)
     devices = {tensor.device for tensor in (*inner.parameters(), *inner.buffers())}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":

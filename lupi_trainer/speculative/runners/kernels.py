@@ -66,9 +66,14 @@ def flash_attn(query, key, value, used, scale: float, window: int) -> torch.Tens
     from flash_attn import flash_attn_with_kvcache
 
     return flash_attn_with_kvcache(
-        query, key, value, cache_seqlens=used, softmax_scale=scale, causal=True,
+        query,
+        key,
+        value,
+        cache_seqlens=used,
+        softmax_scale=scale,
+        causal=True,
         window_size=(window - 1 if window else -1, 0 if window else -1),
-    )  # fmt: skip
+    )
 
 
 def seen_slots(used: torch.Tensor, queries: int, slots: int, window: int) -> torch.Tensor:

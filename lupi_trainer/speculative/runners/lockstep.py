@@ -2,7 +2,7 @@
 
 Every forward of such a model (FSDP, ZeRO-3) gathers weights from all processes, so that one forward more on one of
 them waits for ever. Before a round all agree on its draft length, and before prompts are read on how many forwards
-that takes; who has less to do runs empty forwards, and nobody leaves before the last row of all has ended.
+that takes; a process with less to do runs empty forwards, and none leaves before the last row of all has ended.
 """
 
 from __future__ import annotations

@@ -4,14 +4,19 @@ A round multiplies few rows with all the weights. On CPUs the library that torch
 in every call, which for so few rows costs as much as the product. oneDNN can keep that layout: products of 8 to 40
 rows take half the time or less, prompts four fifths. A weight changes places with its packed copy, layer by layer, so
 that few layers at a time are there twice (of a file that is mapped into memory, the system takes back what it needs),
-and comes back bit for bit. Who reads it meanwhile reads NaN.
+and comes back bit for bit. Whatever reads it meanwhile reads NaN.
+
+All of this is kept by the layers themselves and by the `_PackedWeight` that each of them points to, for as long as
+the context manager lasts; nothing is kept in this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,69 +25,103 @@ from torch.nn.functional import linear
 from .support import base_model
 
 
+PackWeights = bool | Literal["auto"]
+SETTINGS: tuple[PackWeights, ...] = ("auto", True, False)
+
 _SMALLEST = 1 << 17  # numbers in a weight; below, the call costs more than the layout
+_ATTEMPTS = 3  # at putting a weight back, when interrupted
 
-_packs: dict[int, torch.Tensor] = {}  # where a weight's stand-in lies -> the weight as oneDNN wants it
-
-torch.library.define("lupi_trainer::packed_linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+torch.library.define("lupi_trainer::packed_linear", "(Tensor x, Tensor packed, Tensor? bias) -> Tensor")
 
 
-def _packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    pack = _packs[weight.data_ptr()]
+def _packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return linear(x, pack.to_dense(), bias)
-    return torch.ops.mkldnn._linear_pointwise(x, pack, bias, "none", [], "")
+        return linear(x, packed.to_dense(), bias)
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-torch.library.impl("lupi_trainer::packed_linear", "CPU")(_packed_linear)
+torch.library.impl("lupi_trainer::packed_linear", "MkldnnCPU", _packed_linear)
 
 
 @torch.library.register_fake("lupi_trainer::packed_linear")
-def _shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+def _shape(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
 def _forward(self, input: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
-        return torch.ops.lupi_trainer.packed_linear(input, self.weight, self.bias)
-    return _packed_linear(input, self.weight, self.bias)
+        return torch.ops.lupi_trainer.packed_linear(input, self._packed_weight.packed, self.bias)
+    return _packed_linear(input, self._packed_weight.packed, self.bias)
 
 
-class _Packed:
-    """A weight and the layers that multiply with it."""
+class _PackedWeight:
+    """A weight, the layers that multiply with it, and the uses (`packed_weights`) that want it packed."""
 
     def __init__(self, weight: nn.Parameter, layers: list[nn.Linear]):
         self.weight, self.layers = weight, layers
-        self.pack = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        self.stand_in = torch.full((1,), torch.nan).expand(weight.shape)
-        # what else lies in this storage (an optimizer's view, a head that was cut) finds it again afterwards
-        self.whole, self.storage = weight.data, weight.untyped_storage()
-        self.bytes, self.emptied = self.storage.nbytes(), False
+        self.uses: set[object] = set()
+        self.thread = threading.get_ident()
+        self.packed: torch.Tensor | None = None
+        self.emptied = False
 
-    def swap(self) -> None:
-        _packs[self.stand_in.data_ptr()] = self.pack
+    def pack(self, use: object) -> None:
+        for layer in self.layers:
+            # one step for the interpreter: of two threads that arrive at the same time, one is refused
+            _require_own_thread(vars(layer).setdefault("_packed_weight", self))
+        self.uses.add(use)
+        # whatever else lies in this storage (an optimizer's view, a head that was cut) finds it again afterwards
+        self.dense, self.storage = self.weight.data, self.weight.untyped_storage()
+        self.bytes = self.storage.nbytes()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.dense)
         for layer in self.layers:
             layer.forward = MethodType(_forward, layer)
-        self.weight.data = self.stand_in
+        self.weight.data = torch.full((1,), torch.nan).expand(self.dense.shape)
         if self.storage.resizable():
             self.emptied = True
             self.storage.resize_(0)
 
-    def swap_back(self) -> None:
-        """Undoes `swap`, however far it has come; may be called again."""
-        if self.emptied:
-            numbers = self.pack.to_dense()
-            self.storage.resize_(self.bytes)
-            self.whole.copy_(numbers)
-            self.emptied = False
-        self.weight.data = self.whole
+    def release(self, use: object) -> None:
+        """Undoes `pack`, however far it has come, once no use is left; may be called again."""
+        self.uses.discard(use)
+        if self.uses:
+            return
+        if self.packed is not None:
+            if self.emptied:
+                numbers = self.packed.to_dense()
+                self.storage.resize_(self.bytes)
+                self.dense.copy_(numbers)
+                self.emptied = False
+            self.weight.data = self.dense
         for layer in self.layers:
-            vars(layer).pop("forward", None)
-        _packs.pop(self.stand_in.data_ptr(), None)
+            if vars(layer).get("_packed_weight") is self:
+                vars(layer).pop("forward", None)
+                vars(layer).pop("_packed_weight")
+        self.packed = None
+
+
+def _require_own_thread(packed: _PackedWeight) -> None:
+    if packed.thread != threading.get_ident():
+        raise RuntimeError(
+            "a rollout in another thread has packed this model's weights: give each thread a model of its own"
+        )
+
+
+def pack_setting(value: PackWeights | str) -> PackWeights:
+    """Returns "auto", True or False, also of their text in a command or a recipe; raises ValueError for all else."""
+    texts = [str(setting).lower() for setting in SETTINGS]
+    for setting, text in zip(SETTINGS, texts):
+        if value is setting or (isinstance(value, str) and value.lower() == text):
+            return setting
+    raise ValueError(f"pack_weights must be one of {', '.join(texts)}, got {value!r}")
+
+
+def _is_mixed(model) -> bool:
+    """Whether a model multiplies in another precision than its weights have, by torch's or accelerate's autocast."""
+    return torch.is_autocast_enabled("cpu") or hasattr(model, "_original_forward")
 
 
 def _can_pack(module: nn.Module) -> bool:
-    """Whether it is a plain layer of float32 on a CPU, whose forward nobody else has replaced."""
+    """Whether it is a plain layer of float32 on a CPU, whose forward nothing else has replaced."""
     if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
     weight = module.weight
@@ -100,9 +139,18 @@ def _reads_weights(module: nn.Module) -> bool:
     return not plain or bool(module.lora_variant)
 
 
-def _chosen(models) -> dict[nn.Parameter, list[nn.Linear]]:
+def _modules(models: Iterable[nn.Module]) -> list[nn.Module]:
+    return list({id(m): m for model in models for m in base_model(model).modules()}.values())
+
+
+def _enclosing(modules: list[nn.Module]) -> list[_PackedWeight]:
+    """What another use, which has not ended yet, has packed of these modules."""
+    found = (vars(module).get("_packed_weight") for module in modules)
+    return list({id(packed): packed for packed in found if packed is not None}.values())
+
+
+def _chosen(modules: list[nn.Module]) -> dict[nn.Parameter, list[nn.Linear]]:
     """The weights to pack: those that nothing but such layers holds (a tied embedding reads its weight otherwise)."""
-    modules = {id(m): m for model in models for m in base_model(model).modules()}.values()
     read = {id(inner) for module in modules if _reads_weights(module) for inner in module.modules()}
     layers: dict[nn.Parameter, list[nn.Linear]] = {}
     for module in modules:
@@ -115,38 +163,83 @@ def _chosen(models) -> dict[nn.Parameter, list[nn.Linear]]:
     return layers
 
 
-def _put_back(packed: list[_Packed]) -> None:
+def _reason(model) -> str:
+    """Why nothing of a model can be packed."""
+    weights = list(base_model(model).parameters())
+    devices, types = ({str(getattr(w, name)) for w in weights} for name in ("device", "dtype"))
+    if not torch.backends.mkldnn.is_available():
+        return "this torch comes without oneDNN"
+    if "cpu" not in devices:
+        return f"its weights are on {' and '.join(sorted(devices))}, and only a CPU multiplies with packed ones"
+    if _is_mixed(model):
+        return "it runs in mixed precision, and packed weights are float32"
+    if "torch.float32" not in types:
+        return f"its weights are {' and '.join(sorted(types))}, and packed ones are float32"
+    return f"it has no linear layer of {_SMALLEST} numbers or more that is nn.Linear's own and alone holds its weight"
+
+
+def _release(held: list[_PackedWeight], use: object) -> None:
     """Puts all weights back, and only then lets the first interruption or error through."""
     first = None
-    for _ in range(3 * len(packed)):
-        if not packed:
-            break
-        try:
-            packed[-1].swap_back()
-            packed.pop()
-        except BaseException as error:
-            first = first or error
-            packed.reverse()  # the others give memory back
+    held.reverse()
+    for _ in range(_ATTEMPTS):
+        failed = []
+        while held:
+            try:
+                held[-1].release(use)
+                held.pop()
+            except BaseException as error:  # an interruption, too, must wait until the others are back
+                first = first or error
+                failed.append(held.pop())  # the others give memory back
+        held.extend(failed)
     if first is not None:
         raise first
 
 
 @contextmanager
-def packed_weights(*models) -> Iterator[None]:
+def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Iterator[None]:
     """Inside, without gradients, larger linear layers of float32 on CPUs multiply with packed weights.
 
-    Results differ from the layers' own by rounding. Layers of any other kind are left alone, and so is all under
-    autocast or where torch comes without oneDNN.
+    Results differ from the layers' own by rounding. The weights come back bit for bit, however the context is left,
+    be it half-way through packing. In a use inside another one, and in one that overlaps with it, both share what is
+    packed, and the last to end puts it back.
+
+    Args:
+        models: "student", "teacher", ... -> model.
+        setting: "auto" packs what can be packed and pays, and leaves layers of any other kind alone, all of them in
+            mixed precision or where torch comes without oneDNN. True insists on some of every model; False packs
+            nothing.
+
+    Raises:
+        ValueError: the setting is none of these; or it is True, and a model has nothing to pack (named, with the
+            reason); or it is False inside of a use that has packed a model.
+        RuntimeError: another thread uses one of the models in this way.
     """
-    mixed = torch.is_autocast_enabled("cpu") or any(hasattr(m, "_original_forward") for m in models)
-    able = torch.backends.mkldnn.is_available() and not mixed
-    packed: list[_Packed] = []
+    setting = pack_setting(setting)
+    modules, use = _modules(models.values()), object()
+    shared = _enclosing(modules)
+    for packed in shared:
+        _require_own_thread(packed)
+    if setting is False and shared:
+        raise ValueError("pack_weights=False: the weights are packed by a rollout inside of which this one runs")
+    able = torch.backends.mkldnn.is_available() and not any(map(_is_mixed, models.values()))
+    chosen = _chosen(modules) if able and setting is not False else {}
+    if setting is True:
+        weights = {id(weight) for weight in (*chosen, *(packed.weight for packed in shared))}
+        for role, model in models.items():
+            if not any(id(weight) in weights for weight in base_model(model).parameters()):
+                name = type(base_model(model)).__name__
+                raise ValueError(f"pack_weights=True: the {role} {name} cannot be packed: {_reason(model)}")
+    held: list[_PackedWeight] = []
     try:
         with torch.no_grad():
-            for weight, layers in (_chosen(models) if able else {}).items():
-                packed.append(_Packed(weight, layers))
-                packed[-1].swap()
+            for packed in shared:
+                held.append(packed)
+                packed.uses.add(use)
+            for weight, layers in chosen.items():
+                held.append(_PackedWeight(weight, layers))
+                held[-1].pack(use)
         yield
     finally:
         with torch.no_grad():
-            _put_back(packed)
+            _release(held, use)

@@ -86,21 +86,21 @@ class RemoteRunner:
         asked = [slot for slot, count in enumerate(counts) if count > 0]
         with self._of_rows(asked):
             answers = self.teacher.score([self.texts[slot] for slot in asked], [counts[slot] for slot in asked])
-        k, bin_ = self.teacher.top_k, self.vocab_size
-        absent = [([bin_] * k, [-math.inf] * k)] * tokens.shape[1]
+        k, sink = self.teacher.top_k, self.vocab_size  # a column beyond the vocabulary, dropped at the end
+        absent = [([sink] * k, [-math.inf] * k)] * tokens.shape[1]
         rows = [list(absent) for _ in counts]
         for slot, places in zip(asked, answers):
             for i, (top, values) in enumerate(places):
                 missing = max(k - len(top), 0)
-                rows[slot][i] = top[:k] + [bin_] * missing, values[:k] + [-math.inf] * missing
+                rows[slot][i] = top[:k] + [sink] * missing, values[:k] + [-math.inf] * missing
         ids = torch.tensor([[top for top, _ in row] for row in rows])
         logprobs = torch.tensor([[values for _, values in row] for row in rows], dtype=torch.float64)
-        ids = ids.clamp(max=bin_)  # what only the teacher's vocabulary has
+        ids = ids.clamp(max=sink)  # what only the teacher's vocabulary has
         ids, logprobs = ids.to(self.device), logprobs.to(self.device)
-        dense = self._rest(ids, logprobs)[..., None].expand(*ids.shape[:-1], bin_ + 1).clone()
+        dense = self._rest(ids, logprobs)[..., None].expand(*ids.shape[:-1], sink + 1).clone()
         dense.scatter_(-1, ids, logprobs.float())
-        logprobs = logprobs.masked_fill(ids == bin_, -math.inf)
-        return dense[..., :bin_], torch.cat([ids.float(), logprobs.float()], -1) if keep_hidden else None
+        logprobs = logprobs.masked_fill(ids == sink, -math.inf)
+        return dense[..., :sink], torch.cat([ids.float(), logprobs.float()], -1) if keep_hidden else None
 
     def _rest(self, ids: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
         """[A, Q, K] of each -> [A, Q] float32: the log-probability of every token that was not returned."""

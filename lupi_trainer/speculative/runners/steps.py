@@ -21,6 +21,8 @@ from ..rules.noise import STUDENT, sample
 _GRAPHS = 64  # shapes that one step may be compiled for
 _BACKEND = "inductor"
 
+# What must outlive a rollout, beside torch's own caches of compiled code: a model that could not be compiled is not
+# tried again, and one that was asked for hidden states is not asked again. Models that are gone leave nothing here.
 _refused: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> functions that could not be compiled
 _opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for hidden states before
 
@@ -69,33 +71,46 @@ def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys,
 
 
 def draft(
-    model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions, step=write
-):  # fmt: skip
+    model,
+    cache,
+    tokens,
+    offsets,
+    visible,
+    vocab_size,
+    steps,
+    temperature,
+    keys,
+    positions,
+    keep_logits,
+    rows=None,
+    step=write,
+):
     """tokens [A, 1] at offsets [A] -> the tokens [A, steps] that the student writes from there on.
 
-    Also which of them it drew from a distribution [A, steps] bool; its logits [A, steps, V] if `keep` is true, those
-    of the rows `keep` [P] if it is a tensor, else None; and the last token [A, 1]. `steps` may be a number or its
-    `span`. Compiled, one graph holds the whole loop, and `keep` is no tensor.
+    Also which of them it drew from a distribution [A, steps] bool; with `keep_logits`, its logits of `rows`
+    [P, steps, V] (None: of all), else None; and the last token [A, 1]. `steps` may be a number or its `span`.
+    Compiled, one graph holds the entire loop, and keeps all rows.
     """
     if torch.compiler.is_compiling():
-        return _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions)
-    drafts, sound, kept = [], [], []
+        given = tokens, offsets, visible, vocab_size, steps, temperature, keys, positions, keep_logits
+        return _loop(model, cache, *given)
+    drafts, valid, kept = [], [], []
     for i in range(_number(steps)):
         given = offsets + i, visible, vocab_size, temperature, keys, positions + i
         tokens, logits = step(model, cache, tokens, *given)
         drafts.append(tokens)
-        sound.append(is_distribution(logits))
-        if keep is not False:
-            kept.append(logits if keep is True else logits[keep])
-    return torch.cat(drafts, 1), torch.stack(sound, 1), torch.stack(kept, 1) if kept else None, tokens
+        valid.append(is_distribution(logits))
+        if keep_logits:
+            kept.append(logits if rows is None else logits[rows])
+    return torch.cat(drafts, 1), torch.stack(valid, 1), torch.stack(kept, 1) if kept else None, tokens
 
 
-def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, temperature, keys, positions):
+def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, temperature, keys, positions, keep_logits):
     """What `draft` does, as `torch.compile` sees it."""
-    rows, steps, device = tokens.shape[0], _number(steps), tokens.device
-    drafts = torch.zeros(rows, steps, dtype=torch.long, device=device)
-    sound = torch.zeros(rows, steps, dtype=torch.bool, device=device)
-    kept = torch.zeros(rows, steps, vocab_size, device=device) if keep else None
+    a, steps, device = tokens.shape[0], _number(steps), tokens.device
+    drafts = torch.zeros(a, steps, dtype=torch.long, device=device)
+    valid = torch.zeros(a, steps, dtype=torch.bool, device=device)
+    kept = torch.zeros(a, steps, vocab_size, device=device) if keep_logits else None
     end = torch.full((), steps, device=device)
 
     def going_on(token, i):
@@ -105,14 +120,14 @@ def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, keep, tempe
         given = offsets + i, visible, vocab_size, temperature, keys, positions + i
         token, logits = write(model, cache.twin(), token, *given)
         drafts.index_copy_(1, i[None], token)
-        sound.index_copy_(1, i[None], is_distribution(logits)[:, None])
-        if keep:
+        valid.index_copy_(1, i[None], is_distribution(logits)[:, None])
+        if keep_logits:
             kept.index_copy_(1, i[None], logits[:, None])
         return token.clone(), i + 1
 
     # a loop of whose results none is used would be left out, whatever it has written elsewhere
     last, _ = while_loop(going_on, one, (tokens.clone(), torch.zeros((), dtype=torch.long, device=device)))
-    return drafts, sound, kept, last
+    return drafts, valid, kept, last
 
 
 @functools.cache
@@ -153,6 +168,5 @@ def compiled_write(model, cache, tokens, offsets, visible, vocab_size, temperatu
     """`write`, compiled; with a `span` of visible slots, for all batches."""
     if isinstance(visible, torch.Tensor):
         any_shape(tokens, offsets, keys, positions)
-    return call(
-        write, model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions, compile=True
-    )  # fmt: skip
+    given = tokens, offsets, visible, vocab_size, temperature, keys, positions
+    return call(write, model, cache, *given, compile=True)

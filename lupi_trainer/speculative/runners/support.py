@@ -40,9 +40,20 @@ def usable_positions(model) -> int | None:
     config = text_config(model)
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
-    rooms = [getattr(config, "max_position_embeddings", None)]
-    rooms += [kind.get("original_max_position_embeddings") for kind in kinds]
-    return min((room for room in rooms if room is not None), default=None)
+    limits = [getattr(config, "max_position_embeddings", None)]
+    limits += [kind.get("original_max_position_embeddings") for kind in kinds]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def prefill_budget(model, rows: int, slots: int) -> int:
+    """Tokens in one prefill forward, padding too: activations stay near an eighth of the weights and the cache."""
+    config = text_config(model)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    states = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    held = sum(parameter.numel() for parameter in model.parameters()) + states * rows * slots
+    return min(max(held // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
 
 
 def _obstacle(inner, config) -> str | None:

@@ -1,4 +1,4 @@
-"""Logits that are no distribution end their row, are told, and touch no other row."""
+"""Logits that are no distribution end their row, are reported, and touch no other row."""
 
 import collections
 import copy
@@ -36,10 +36,10 @@ def cut(scene, token) -> tuple[list[list[int]], set[int]]:
     return expected, broken
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("writer", ["student", "teacher"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("options", [{"gamma": 1}, {"gamma": 5}, {"verification": "sequential"}, {"max_slots": 2}])
-def test_a_row_ends_where_a_model_has_no_distribution(scene, token, who, value, options):
+def test_a_row_ends_where_a_model_has_no_distribution(scene, token, writer, value, options):
     """After reading `token`, a model's logits are NaN, contain +inf (an overflow), or are all -inf (no token)."""
 
     def spoil(module, args, kwargs, output):
@@ -48,7 +48,7 @@ def test_a_row_ends_where_a_model_has_no_distribution(scene, token, who, value, 
         output.logits[..., columns][after] = value
         return output
 
-    model = getattr(scene, who)
+    model = getattr(scene, writer)
     hook = model.register_forward_hook(spoil, with_kwargs=True)
     try:
         rollout = scene.roll(return_teacher_hidden=True, **options)
@@ -56,7 +56,7 @@ def test_a_row_ends_where_a_model_has_no_distribution(scene, token, who, value, 
         hook.remove()
     expected, broken = cut(scene, token)
     assert rollout.completion_ids == expected
-    assert rollout.broken == dict.fromkeys(broken, who) and 2 <= len(broken) < len(expected)
+    assert rollout.broken == dict.fromkeys(broken, writer) and 2 <= len(broken) < len(expected)
     if options.get("gamma") == 1:  # a block is a token, and a row's last, broken one has none
         tokens = sum(map(len, rollout.completion_ids))
         assert rollout.stats.full_match == rollout.stats.accepted and rollout.stats.blocks == tokens + len(broken)
@@ -84,11 +84,11 @@ def test_a_broken_prompt_writes_nothing(scene):
 
 
 @pytest.mark.parametrize(
-    "who, options",
+    "writer, options",
     [("student", {}), ("student", {"max_slots": 2}), ("teacher", {"verification": "sequential", "max_slots": 3})],
 )
-def test_what_dropped_drafts_leave_behind_reaches_nobody(scene, who, options):
-    """Tokens that are drafted but never written make all numbers NaN, one place at a time: they are read and dropped.
+def test_what_rejected_drafts_leave_behind_reaches_nobody(scene, writer, options):
+    """Tokens that are drafted but never written make all numbers NaN, one place at a time: they are read and rejected.
 
     (What is read at once shares its numbers: attention multiplies what it must not see by 0.)
     """
@@ -98,8 +98,8 @@ def test_what_dropped_drafts_leave_behind_reaches_nobody(scene, who, options):
     strange = {token for block in blocks for token in block.drafted[:-1]} - kept - {0}  # which pads prompts
     assert len(strange) > 1
     spoilt = copy.copy(scene)
-    model = copy.deepcopy(getattr(scene, who))
-    setattr(spoilt, who, model)
+    model = copy.deepcopy(getattr(scene, writer))
+    setattr(spoilt, writer, model)
     with torch.no_grad():
         model.get_input_embeddings().weight[sorted(strange)] = float("nan")
     rollout = spoilt.roll(gamma=6, **options)
@@ -107,7 +107,7 @@ def test_what_dropped_drafts_leave_behind_reaches_nobody(scene, who, options):
     scene.check(rollout)
 
 
-def test_without_broken_numbers_nothing_is_told(scene):
+def test_without_broken_numbers_nothing_is_reported(scene):
     assert scene.roll().broken == {}
 
 

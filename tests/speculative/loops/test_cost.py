@@ -49,7 +49,7 @@ def test_at_most_two_host_reads_a_round(scene, gamma, rows, policy, monkeypatch)
 @pytest.mark.parametrize(
     "rule", [JensenShannon(0.3), AdaptiveTopK(k=8, k_max=20)], ids=lambda rule: type(rule).__name__
 )
-def test_rules_with_a_memory_or_the_students_logits_read_no_more(scene, rule, monkeypatch):
+def test_rules_with_a_state_or_the_students_logits_read_no_more(scene, rule, monkeypatch):
     """All rows have a slot of their own."""
     with HostReads(monkeypatch) as reads:
         rollout = scene.roll(gamma=3, acceptance=rule)
@@ -120,6 +120,6 @@ def test_peak_memory_is_weights_the_two_caches_and_the_states():
     peak = peak_bytes(run)
     weights = sum(p.numel() * p.element_size() for m in models for p in m.parameters())
     caches = 8 * 4 * 2 * 2 * 16 * (2 * (20 + limit) + 6 * (120 + limit))  # rows, bytes, k and v, heads, dim, slots
-    whole = weights + caches + 8 * 4 * 512 * (limit + 1)
-    assert caches > 0.1 * whole
-    assert whole < peak < 1.1 * whole
+    needed = weights + caches + 8 * 4 * 512 * (limit + 1)
+    assert caches > 0.1 * needed
+    assert needed < peak < 1.1 * needed

@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import StoppingCriteria
 
-from lupi_trainer.speculative import Fixed, PromptLookup, SpeculativeStats, draft_and_verify
+from lupi_trainer.speculative import Fixed, PromptLookup, SpeculativeOutput, SpeculativeStats, draft_and_verify
 from lupi_trainer.speculative.loops import custom_generate
-from lupi_trainer.speculative.loops.decoder import SpeculativeOutput
 from tests.speculative.toy_models import perturbed, prompts, toy
 
 
@@ -76,7 +75,7 @@ def test_what_is_given_is_passed_on(target, draft, monkeypatch):
         return SpeculativeOutput([[5]] * 4, SpeculativeStats())
 
     monkeypatch.setattr(custom_generate, "speculative_generate", generate)
-    options = {"compile": True, "gamma_policy": "goodput", "num_draft_tokens": 3, "verification": "token"}
+    options = {"compile": True, "gamma_policy": "goodput", "num_draft_tokens": 3, "block_verification": False}
     target.generate(**batch(), max_new_tokens=4, custom_generate=draft_and_verify, draft_model=draft, **options)
     assert options.items() <= seen.items()
 
@@ -95,7 +94,8 @@ class Never(StoppingCriteria):
         ({"num_beams": 2}, "num_beams=2"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
         ({"stopping_criteria": [Never()]}, "cannot follow Never"),
-        ({"verification": "tree"}, "verification must be one of"),
+        ({"verification": "token"}, "verification is called block_verification"),
+        ({"draft_length": "fixed"}, "draft_length is called gamma_policy now"),
     ],
 )
 def test_what_cannot_be_honored_is_refused(target, draft, options, words):

@@ -41,7 +41,7 @@ def endless(family):
 
 @functools.cache
 def eos(family):
-    """Two tokens that end some rows and leave others their whole length."""
+    """Two tokens that end some rows and leave others their full length."""
     rows = endless(family)
     by_rows = sorted({t for row in rows for t in row}, key=lambda t: abs(sum(t in row for row in rows) - 1.5))
     return by_rows[:2]
@@ -74,7 +74,7 @@ def test_the_text_is_the_targets_own(family, kind):
         assert stats.target_forwards == stats.rounds
         assert sum(stats.accepted_lengths) == stats.blocks
         assert sum(i * n for i, n in enumerate(stats.accepted_lengths)) == stats.accepted
-        if kind == "equal":  # a draft cache that lacks a token, or holds a dropped one, fails here
+        if kind == "equal":  # a draft cache that lacks a token, or holds a rejected one, fails here
             assert stats.accepted == stats.drafted > 0
             assert stats.rounds == -(-LIMIT // (num_draft_tokens + 1))
         elif kind == "close":
@@ -92,31 +92,31 @@ def test_the_draft_length_may_be_chosen(kind):
         assert stats.accepted == stats.drafted > 0
 
 
-class Told(Fixed):
-    """A fixed length that keeps what it was told."""
+class Observing(Fixed):
+    """A fixed length that keeps what it observed."""
 
     def __init__(self, gamma):
         super().__init__(gamma)
-        self.rooms, self.outcomes = [], []
+        self.remaining, self.outcomes = [], []
 
-    def choose(self, rooms, waiting):
-        self.rooms.append(dict(rooms))
-        return super().choose(rooms, waiting)
+    def choose(self, remaining, waiting):
+        self.remaining.append(dict(remaining))
+        return super().choose(remaining, waiting)
 
     def observe(self, gamma, outcomes, seconds):
         assert seconds > 0
         self.outcomes += outcomes
 
 
-def test_a_policy_of_draft_lengths_learns_what_every_round_did():
-    policy = Told(3)
+def test_a_gamma_policy_observes_every_round():
+    policy = Observing(3)
     output = generate("llama", "close", num_draft_tokens=3, gamma_policy=policy, max_slots=4)
     assert output.completion_ids == greedy("llama")
-    told = policy.outcomes
-    assert sum(o.accepted for o in told) == output.stats.accepted
-    assert {o.row for o in told if o.room == 0} == set(range(len(PROMPTS)))
-    assert policy.rooms[0] == dict.fromkeys(range(4), LIMIT - 1)  # the last token is the target's
-    assert any(o.rejected for o in told) and any(not o.rejected for o in told)
+    outcomes = policy.outcomes
+    assert sum(o.accepted for o in outcomes) == output.stats.accepted
+    assert {o.row for o in outcomes if o.remaining == 0} == set(range(len(PROMPTS)))
+    assert policy.remaining[0] == dict.fromkeys(range(4), LIMIT - 1)  # the last token is the target's
+    assert any(o.rejected for o in outcomes) and any(not o.rejected for o in outcomes)
 
 
 class Cycle(Fixed):
@@ -125,7 +125,7 @@ class Cycle(Fixed):
     def __init__(self, *lengths):
         self.lengths, self.next = lengths, -1
 
-    def choose(self, rooms, waiting):
+    def choose(self, remaining, waiting):
         self.next += 1
         return self.lengths[self.next % len(self.lengths)]
 
@@ -140,7 +140,7 @@ def test_rounds_without_a_draft_do_not_leave_the_drafts_cache_behind(slots):
 
 @pytest.mark.parametrize("length", [2.5, -1, None])
 def test_a_draft_length_that_is_none_is_refused(length):
-    with pytest.raises(ValueError, match=f"a draft length must be .*, got {length}"):
+    with pytest.raises(ValueError, match=rf"Cycle.choose\(\) must be (an integer|at least 0), got {length}"):
         generate("llama", "equal", gamma_policy=Cycle(length))
 
 
@@ -172,16 +172,16 @@ def test_a_draft_of_another_family_and_a_smaller_vocabulary():
 
 
 def test_a_row_can_be_ended_from_outside():
-    told = {row: [] for row in range(len(PROMPTS))}
+    observed = {row: [] for row in range(len(PROMPTS))}
 
     def on_tokens(row, tokens):
-        told[row] += tokens
-        return len(told[row]) >= 6
+        observed[row] += tokens
+        return len(observed[row]) >= 6
 
     output = generate("llama", "close", num_draft_tokens=3, max_slots=2, on_tokens=on_tokens)
-    assert list(told.values()) == output.completion_ids
-    for row, whole in zip(output.completion_ids, greedy("llama")):
-        assert row == whole[: len(row)] and min(6, len(whole)) <= len(row) < 6 + 4
+    assert list(observed.values()) == output.completion_ids
+    for row, full in zip(output.completion_ids, greedy("llama")):
+        assert row == full[: len(row)] and min(6, len(full)) <= len(row) < 6 + 4
 
 
 @pytest.mark.parametrize("kind", ["equal", "close"])

@@ -35,11 +35,11 @@ def write(target, draft, **options):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.8}, {"temperature": 0.8, "verification": "token", "top_p": 0.9}]
+    "options", [{}, {"temperature": 0.8}, {"temperature": 0.8, "block_verification": False, "top_p": 0.9}]
 )
 def test_the_target_must_have_a_distribution_where_it_writes(options, value):
     target = toy("qwen3")
-    for draft in (target, toy("llama", seed=9)):  # after a token that stood, and after its own
+    for draft in (target, toy("llama", seed=9)):  # after an accepted token, and after its own
         texts = write(target, draft, **options)
         ends = {prompt[-1] for prompt in PROMPTS}
         token = next(t for t in texts[1][2:-1] if t not in {*texts[0], *ends})
@@ -51,7 +51,7 @@ def test_the_target_must_have_a_distribution_where_it_writes(options, value):
         assert ended == [texts[0], texts[1][:after]], "nothing is asked of it after a row's end"
 
 
-def test_broken_numbers_after_a_dropped_token_do_not_count():
+def test_broken_numbers_after_a_rejected_token_do_not_count():
     target, draft = toy("qwen3"), toy("llama", seed=9)
     texts = write(target, draft)
     proposed = write(draft, draft)
@@ -70,8 +70,8 @@ def test_a_draft_whose_numbers_break_costs_speed_alone():
     assert output.stats.accepted == output.stats.drafted < 3 * output.stats.blocks
 
 
-@pytest.mark.parametrize("verification", ["token", "block"])
-def test_a_draft_whose_numbers_break_keeps_the_law(verification):
+@pytest.mark.parametrize("block", [False, True])
+def test_a_draft_whose_numbers_break_keeps_the_law(block):
     with spoilt(pair()[1], 5):
-        pvalue, stats = chi_square({"temperature": 1.0}, 3, verification, rows=5_000, whole=False)
+        pvalue, stats = chi_square({"temperature": 1.0}, 3, block, rows=5_000, full=False)
     assert pvalue > 1e-3 and stats.drafted < 0.9 * 3 * stats.blocks

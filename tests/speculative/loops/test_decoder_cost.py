@@ -12,14 +12,19 @@ QUERIES = prompts(6, 2, 9, seed=1)
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2}])
 @pytest.mark.parametrize("lookup", [False, True])
-@pytest.mark.parametrize("told", [0, 1])
-def test_one_host_read_a_round_and_one_more_to_tell_the_tokens(monkeypatch, options, lookup, told):
+@pytest.mark.parametrize("reported", [0, 1])
+def test_one_host_read_a_round_and_one_more_to_report_the_tokens(monkeypatch, options, lookup, reported):
     target = toy("qwen3")
     draft = PromptLookup() if lookup else perturbed(target, 0.1)
-    options = {"max_new_tokens": 16, "max_slots": 4, "on_tokens": (lambda row, ids: None) if told else None, **options}
+    options = {
+        "max_new_tokens": 16,
+        "max_slots": 4,
+        "on_tokens": (lambda row, ids: None) if reported else None,
+        **options,
+    }
     with HostReads(monkeypatch) as reads:
         stats = speculative_generate(target, draft, QUERIES, **options).stats
-    assert reads.count == (1 + told) * stats.rounds + 2  # two more for the finished texts
+    assert reads.count == (1 + reported) * stats.rounds + 2  # two more for the finished texts
 
 
 def test_a_round_is_one_forward_of_the_target_and_as_many_of_the_draft_as_it_drafts():

@@ -24,10 +24,10 @@ def model():
         ({"prompt_ids": [[3] * 23]}, "target prompt 0 has 23 tokens.*beyond the target's 32 positions"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"num_draft_tokens": 0}, "num_draft_tokens must be at least 1, got 0"),
-        ({"num_draft_tokens": 2.5}, "num_draft_tokens must be a whole number, got 2.5"),
-        ({"max_new_tokens": "8"}, "max_new_tokens must be a whole number, got '8'"),
-        ({"top_k": 0.5}, "top_k must be a whole number, got 0.5"),
-        ({"eos_token_id": [7, 1.5]}, "eos_token_id must be a whole number, got 1.5"),
+        ({"num_draft_tokens": 2.5}, "num_draft_tokens must be an integer, got 2.5"),
+        ({"max_new_tokens": "8"}, "max_new_tokens must be an integer, got '8'"),
+        ({"top_k": 0.5}, "top_k must be an integer, got 0.5"),
+        ({"eos_token_id": [7, 1.5]}, "eos_token_id must be an integer, got 1.5"),
         ({"max_slots": 0}, "max_slots must be at least 1, got 0"),
         ({"temperature": -0.1}, "temperature must not be negative, got -0.1"),
         ({"temperature": float("nan")}, "temperature must not be negative, got nan"),
@@ -36,7 +36,9 @@ def model():
         ({"top_p": 1.1}, r"top_p must lie in \(0, 1\], got 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be positive, got 0.0"),
         ({"gamma_policy": "clever"}, "gamma_policy must be one of fixed, goodput, got 'clever'"),
-        ({"verification": "tree"}, "verification must be one of block, token, got 'tree'"),
+        ({"block_verification": "token"}, "block_verification must be True or False, got 'token'"),
+        ({"verification": "token"}, "verification is called block_verification .*False"),
+        ({"draft_length": "fixed"}, "draft_length is called gamma_policy now"),
     ],
 )
 def test_bad_arguments(model, change, words):
@@ -48,9 +50,9 @@ def test_bad_arguments(model, change, words):
 
 @pytest.mark.parametrize("kind", [int, torch.tensor, np.int64, lambda n: [n], lambda n: torch.tensor([n, 2])])
 def test_an_end_may_come_from_torch_or_numpy(model, kind):
-    whole = speculative_generate(model, model, [[3, 4]], max_new_tokens=10).completion_ids[0]
-    output = speculative_generate(model, model, [[3, 4]], max_new_tokens=np.int64(10), eos_token_id=kind(whole[4]))
-    assert output.completion_ids == [whole[: whole.index(whole[4]) + 1]]
+    full = speculative_generate(model, model, [[3, 4]], max_new_tokens=10).completion_ids[0]
+    output = speculative_generate(model, model, [[3, 4]], max_new_tokens=np.int64(10), eos_token_id=kind(full[4]))
+    assert output.completion_ids == [full[: full.index(full[4]) + 1]]
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])
@@ -61,8 +63,8 @@ def test_a_wrapped_model_is_refused(model, role):
 
 
 def test_the_last_position_can_be_used(model):
-    whole = speculative_generate(model, model, [[3] * 22], max_new_tokens=10, num_draft_tokens=7)
-    assert len(whole.completion_ids[0]) == 10
+    full = speculative_generate(model, model, [[3] * 22], max_new_tokens=10, num_draft_tokens=7)
+    assert len(full.completion_ids[0]) == 10
 
 
 def test_a_draft_that_cannot_read_the_prompt(model):
@@ -75,11 +77,23 @@ def test_a_draft_that_cannot_read_the_prompt(model):
 @pytest.mark.parametrize("role", ["target", "draft"])
 def test_models_that_cannot_take_tokens_back(model, role):
     config = Qwen3NextConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
-        linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16,
-        shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"],
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        layer_types=["linear_attention", "full_attention"],
+    )
     models = {"target": model, "draft": model, role: AutoModelForCausalLM.from_config(config)}
     with pytest.raises(ValueError, match=f"the {role} Qwen3Next.*keeps a state that rejected tokens"):
         speculative_generate(**models, prompt_ids=[[3, 4]], max_new_tokens=4)

@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from lupi_trainer.speculative import PromptLookup, speculative_generate
-from lupi_trainer.speculative.drafts import source as draft_source
-from lupi_trainer.speculative.loops import decoder as decode
-from lupi_trainer.speculative.rules import speculative_sampling as lossless
+from lupi_trainer.speculative.drafts.model import DraftModel
+from lupi_trainer.speculative.loops import decoder
+from lupi_trainer.speculative.rules import speculative_sampling
 from lupi_trainer.speculative.rules.noise import row_keys
 from lupi_trainer.speculative.rules.speculative_sampling import RoundNoise, Sampling
 from tests.speculative.toy_models import perturbed, prompts, toy
@@ -37,25 +37,25 @@ def pair():
 def law(sampling):
     """P [VOCAB ** WINDOW] of every text of three tokens, from the target alone, through transformers' processors."""
     texts = torch.cartesian_prod(*[torch.arange(VOCAB)] * WINDOW)
-    whole = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], 1)
-    logits = pair()[0](whole, use_cache=False).logits
+    full = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], 1)
+    logits = pair()[0](full, use_cache=False).logits
     steps = [TemperatureLogitsWarper(sampling["temperature"])]
     if "repetition_penalty" in sampling:
         steps.insert(0, RepetitionPenaltyLogitsProcessor(sampling["repetition_penalty"]))
     if "top_k" in sampling:
         steps += [TopKLogitsWarper(sampling["top_k"]), TopPLogitsWarper(sampling["top_p"])]
-    chance = torch.ones(len(texts), dtype=torch.float64)
+    probability = torch.ones(len(texts), dtype=torch.float64)
     for i in range(WINDOW):
-        before = whole[:, : len(PROMPT) + i]
+        before = full[:, : len(PROMPT) + i]
         p = LogitsProcessorList(steps)(before, logits[:, len(PROMPT) + i - 1]).double().softmax(-1)
-        chance *= p.gather(1, texts[:, i : i + 1])[:, 0]
-    return chance
+        probability *= p.gather(1, texts[:, i : i + 1])[:, 0]
+    return probability
 
 
-def chi_square(sampling, gamma, verification, rows=ROWS, seed=3, draft=None, whole=True):
+def chi_square(sampling, gamma, block, rows=ROWS, seed=3, draft=None, full=True):
     """(p-value of the joint of three tokens, stats); cells of fewer than 5 expected draws are pooled.
 
-    Every row runs three rounds, and has room for a whole draft in each; `whole`: the source gives one each time.
+    Every row runs three rounds, and can hold a full draft in each; `full`: the source gives one each time.
     """
     rounds = Counter()
 
@@ -64,11 +64,19 @@ def chi_square(sampling, gamma, verification, rows=ROWS, seed=3, draft=None, who
         return rounds[row] == WINDOW
 
     output = speculative_generate(
-        pair()[0], draft or pair()[1], [PROMPT] * rows, max_new_tokens=WINDOW * (gamma + 1), num_draft_tokens=gamma,
-        verification=verification, seed=seed, on_tokens=after_three_rounds, max_slots=SLOTS, **sampling,
-    )  # fmt: skip
+        pair()[0],
+        draft or pair()[1],
+        [PROMPT] * rows,
+        max_new_tokens=WINDOW * (gamma + 1),
+        num_draft_tokens=gamma,
+        block_verification=block,
+        seed=seed,
+        on_tokens=after_three_rounds,
+        max_slots=SLOTS,
+        **sampling,
+    )
     assert output.stats.gamma_history == [gamma] * (WINDOW * rows // SLOTS)
-    assert not whole or output.stats.drafted == gamma * output.stats.blocks
+    assert not full or output.stats.drafted == gamma * output.stats.blocks
     tokens = torch.tensor([ids[:WINDOW] for ids in output.completion_ids])
     place = torch.tensor([VOCAB ** (WINDOW - 1 - i) for i in range(WINDOW)])
     counts, expected = (tokens * place).sum(1).bincount(minlength=VOCAB**WINDOW).double(), law(sampling) * rows
@@ -82,55 +90,55 @@ def chi_square(sampling, gamma, verification, rows=ROWS, seed=3, draft=None, who
 
 
 @pytest.mark.parametrize(
-    ("gamma", "verification"),
+    ("gamma", "block"),
     [
-        pytest.param(gamma, verification, marks=[pytest.mark.slow] if (gamma, verification) != (3, "block") else [])
+        pytest.param(gamma, block, marks=[pytest.mark.slow] if (gamma, block) != (3, True) else [])
         for gamma in (1, 2, 3)
-        for verification in ("token", "block")
+        for block in (False, True)
     ],
 )
-def test_the_joint_law_of_three_tokens(gamma, verification):
-    pvalue, stats = chi_square({"temperature": 1.0}, gamma, verification)
+def test_the_joint_law_of_three_tokens(gamma, block):
+    pvalue, stats = chi_square({"temperature": 1.0}, gamma, block)
     assert pvalue > 1e-3
     assert 0.3 < stats.acceptance_rate < 0.9, "both acceptances and rejections must have had their say"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("sampling", [WARPED, {"temperature": 0.8, "repetition_penalty": 1.5}])
-def test_filters_and_penalty_keep_the_law(sampling, verification):
-    assert chi_square(sampling, 2, verification)[0] > 1e-3
+def test_filters_and_penalty_keep_the_law(sampling, block):
+    assert chi_square(sampling, 2, block)[0] > 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verification", ["token", "block"])
-def test_lookup_keeps_the_law(verification):
-    pvalue, stats = chi_square({"temperature": 1.0}, 2, verification, draft=PromptLookup(), whole=False)
+@pytest.mark.parametrize("block", [False, True])
+def test_lookup_keeps_the_law(block):
+    pvalue, stats = chi_square({"temperature": 1.0}, 2, block, draft=PromptLookup(), full=False)
     assert pvalue > 1e-3 and 0 < stats.accepted < stats.drafted
 
 
 def bonus_from_the_draft(monkeypatch):
-    """The token after a whole draft is drawn from the residual of the last drafted place, not from p."""
+    """The token after a fully accepted draft is drawn from the residual of the last drafted place, not from p."""
 
     def after(p, q, accepted, share, noise):
         last = accepted.clamp(max=q.shape[1] - 2)
         row = torch.arange(len(accepted))
         return noise.target((share * p[row, accepted] - q[row, last]).clamp(min=0) + 1e-20)
 
-    monkeypatch.setattr(lossless, "_after", after)
+    monkeypatch.setattr(speculative_sampling, "_after", after)
 
 
 def sum_for_cumulative_product(monkeypatch):
-    """A later drafted token stands although an earlier one does not."""
+    """A later drafted token is accepted although an earlier one is not."""
 
     def verify(p, q, drafts, count, noise):
-        px, qx, q = lossless._prepared(p, q, drafts, count)
+        px, qx, q = speculative_sampling._prepared(p, q, drafts, count)
         places = torch.arange(drafts.shape[1])
         accepted = ((noise.uniform(drafts.shape[1]) * qx < px) & (places < count[:, None])).sum(1)
-        return accepted, lossless._after(p, q, accepted, 1.0, noise)
+        return accepted, speculative_sampling._after(p, q, accepted, 1.0, noise)
 
-    monkeypatch.setitem(decode._VERIFICATIONS, "token", verify)
-    monkeypatch.setitem(decode._VERIFICATIONS, "block", verify)
+    monkeypatch.setattr(decoder, "verify_tokens", verify)
+    monkeypatch.setattr(decoder, "verify_blocks", verify)
 
 
 def residual_is_p(monkeypatch):
@@ -139,15 +147,15 @@ def residual_is_p(monkeypatch):
     def after(p, q, accepted, share, noise):
         return noise.target(p[torch.arange(len(accepted)), accepted])
 
-    monkeypatch.setattr(lossless, "_after", after)
+    monkeypatch.setattr(speculative_sampling, "_after", after)
 
 
 def noise_of_a_place(monkeypatch):
     """A token's random numbers depend on its place alone, so later rounds see what already decided an earlier one."""
-    monkeypatch.setattr(decode, "RoundNoise", lambda keys, n, stride: RoundNoise(keys, n * 0, stride))
+    monkeypatch.setattr(decoder, "RoundNoise", lambda keys, n, stride: RoundNoise(keys, n * 0, stride))
 
 
-@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize(
     ("bug", "gamma"),
     [
@@ -156,23 +164,23 @@ def noise_of_a_place(monkeypatch):
         *((bug, gamma) for bug in (residual_is_p, noise_of_a_place) for gamma in (1, 3)),
     ],
 )
-def test_the_chi_square_sees_bugs(monkeypatch, bug, gamma, verification):
+def test_the_chi_square_sees_bugs(monkeypatch, bug, gamma, block):
     bug(monkeypatch)
-    assert chi_square({"temperature": 1.0}, gamma, verification, rows=5_000)[0] < 1e-6
+    assert chi_square({"temperature": 1.0}, gamma, block, rows=5_000)[0] < 1e-6
 
 
 QUERIES = prompts(8, 2, 9, seed=1)
 
 
-@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_stale_draft_cache_is_seen(monkeypatch, temperature, verification):
-    """An equal draft's tokens all stand; one that never reads the last token of a whole block loses some."""
+def test_a_stale_draft_cache_is_seen(monkeypatch, temperature, block):
+    """An equal draft's tokens are all accepted; one that never reads the last token of a full block loses some."""
     target = toy("llama")
-    options = {"max_new_tokens": 24, "num_draft_tokens": 2, "temperature": temperature, "verification": verification}
+    options = {"max_new_tokens": 24, "num_draft_tokens": 2, "temperature": temperature, "block_verification": block}
     stats = speculative_generate(target, target, QUERIES, **options).stats
     assert stats.accepted == stats.drafted > 0 and stats.rounds == 8
-    monkeypatch.setattr(draft_source.DraftModel, "observe", lambda self, *args: None)
+    monkeypatch.setattr(DraftModel, "observe", lambda self, *args: None)
     stats = speculative_generate(target, target, QUERIES, **options).stats
     assert stats.accepted < 0.9 * stats.drafted
 
@@ -180,15 +188,15 @@ def test_a_stale_draft_cache_is_seen(monkeypatch, temperature, verification):
 @pytest.mark.slow
 def test_blocks_keep_at_least_as_much_as_tokens():
     """arXiv 2403.10444, theorem 2; in the mean over 20,000 rows of drafts of three."""
-    rates = {v: chi_square({"temperature": 1.0}, 3, v)[1].acceptance_length for v in ("token", "block")}
-    assert rates["block"] > 1.01 * rates["token"]
+    by_tokens, by_blocks = (chi_square({"temperature": 1.0}, 3, b)[1].acceptance_length for b in (False, True))
+    assert by_blocks > 1.01 * by_tokens
 
 
-@pytest.mark.parametrize("verification", ["token", "block"])
-def test_the_batch_does_not_change_the_text(verification):
+@pytest.mark.parametrize("block", [False, True])
+def test_the_batch_does_not_change_the_text(block):
     target = toy("gemma3")
     draft = perturbed(target, 0.1)
-    options = {"max_new_tokens": 15, "num_draft_tokens": 4, "temperature": 1.0, "verification": verification}
+    options = {"max_new_tokens": 15, "num_draft_tokens": 4, "temperature": 1.0, "block_verification": block}
     options |= {"eos_token_id": 7, "seed": 5}
     texts = [speculative_generate(target, draft, QUERIES, **options, max_slots=n).completion_ids for n in (None, 1, 3)]
     assert texts[0] == texts[1] == texts[2]
@@ -205,7 +213,7 @@ def test_filters_are_those_of_transformers(options):
     if "top_p" in options:
         steps.append(TopPLogitsWarper(options["top_p"]))
     expected = LogitsProcessorList(steps)(None, logits).softmax(-1)
-    torch.testing.assert_close(Sampling(temperature=0.7, **options).chances(logits), expected)
+    torch.testing.assert_close(Sampling(temperature=0.7, **options).probabilities(logits), expected)
 
 
 def test_numbers_of_a_round_are_its_own():

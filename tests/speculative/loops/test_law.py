@@ -20,19 +20,19 @@ INFORMED = [k + q for k, q in zip(prompts(3, 4, 8, seed=2), QUERIES)]
 
 
 @torch.no_grad()
-def written_by(model, prompts, who, length):
+def written_by(model, prompts, writer, length):
     """A token at a time, with the noise of that place, and without a cache."""
     texts = []
     for key, prompt in zip(row_keys(0, range(len(prompts))).split(1), prompts):
         text = []
         for place in range(length):
             logits = model(torch.tensor([prompt + text]), use_cache=False).logits[:, -1]
-            text.append(int(sample(logits, 0.7, key, torch.tensor([place]), who)))
+            text.append(int(sample(logits, 0.7, key, torch.tensor([place]), writer)))
         texts.append(text)
     return texts
 
 
-def test_when_nothing_stands_the_teacher_writes(pair):
+def test_when_nothing_is_accepted_the_teacher_writes(pair):
     student, teacher = pair
     options = {"max_new_tokens": 15, "acceptance": AcceptNone(), "gamma": 4}
     rollout = skd_rollout(student, teacher, QUERIES, INFORMED, **options)
@@ -41,7 +41,7 @@ def test_when_nothing_stands_the_teacher_writes(pair):
     assert rollout.stats.accepted == rollout.stats.full_match == 0
 
 
-def test_when_everything_stands_the_student_writes(pair):
+def test_when_everything_is_accepted_the_student_writes(pair):
     student, teacher = pair
     options = {"max_new_tokens": 15, "acceptance": TopK(k=VOCAB, min_prob=0.0), "gamma": 4}
     rollout = skd_rollout(student, teacher, QUERIES, INFORMED, **options)
@@ -52,15 +52,15 @@ def test_when_everything_stands_the_student_writes(pair):
 
 
 def law(student, teacher, query, informed, k, min_prob, temperatures):
-    """P(y) = q(y) * [y stands] + (1 - q(those that stand)) * p(y), from the models alone."""
+    """P(y) = q(y) * [y accepted] + (1 - q(accepted tokens)) * p(y), from the models alone."""
     with torch.no_grad():
         q = (student(torch.tensor([query])).logits[0, -1] / temperatures[0]).double().softmax(-1)
         p = (teacher(torch.tensor([informed])).logits[0, -1] / temperatures[1]).double().softmax(-1)
-    stands = torch.zeros(VOCAB, dtype=torch.bool)
-    stands[p.topk(k).indices] = True
-    stands &= p >= min_prob
-    assert 0.1 < q[stands].sum() < 0.9
-    return q * stands + (1 - q[stands].sum()) * p
+    accepted = torch.zeros(VOCAB, dtype=torch.bool)
+    accepted[p.topk(k).indices] = True
+    accepted &= p >= min_prob
+    assert 0.1 < q[accepted].sum() < 0.9
+    return q * accepted + (1 - q[accepted].sum()) * p
 
 
 def chi_square(tokens, expected):

@@ -37,9 +37,13 @@ rows = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS, unique=True
 
 
 @pytest.mark.slow
-@settings(  # a failure is shown as it was found: making it smaller takes minutes
-    max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-)  # fmt: skip
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # a failure is shown as it was found: making it smaller takes minutes
+    suppress_health_check=list(HealthCheck),
+)
 @given(
     family=st.sampled_from(["llama", "qwen3", "gemma3", "gpt2"]),
     rule=st.sampled_from(sorted(RULES)),
@@ -48,10 +52,10 @@ rows = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=ROWS, unique=True
     limit=st.integers(1, LIMIT),
 )
 def test_every_combination_is_the_reference(family, rule, options, rows, limit):
-    whole, blocks = scene(family, rule), []
-    rollout = whole.roll(rows, max_new_tokens=limit, on_block=blocks.append, **options)
-    assert rollout.completion_ids == [whole.tokens[i][:limit] for i in rows]
-    assert rollout.from_teacher == [whole.by_teacher[i][:limit] for i in rows]
+    full, blocks = scene(family, rule), []
+    rollout = full.roll(rows, max_new_tokens=limit, on_block=blocks.append, **options)
+    assert rollout.completion_ids == [full.tokens[i][:limit] for i in rows]
+    assert rollout.from_teacher == [full.by_teacher[i][:limit] for i in rows]
 
     stats, tokens = rollout.stats, sum(map(len, rollout.completion_ids))
     assert stats.accepted + sum(map(sum, rollout.from_teacher)) == tokens

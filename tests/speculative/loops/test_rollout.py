@@ -16,7 +16,7 @@ def scene(request):
 
 @pytest.fixture(scope="module")
 def gpt2():
-    """Absolute positions: rotary ones hide a shift of a whole row."""
+    """Absolute positions: rotary ones hide a shift of an entire row."""
     return Scene("gpt2")
 
 
@@ -43,16 +43,24 @@ class Always:
     def __init__(self, gamma):
         self.gamma = gamma
 
-    def choose(self, rooms, waiting):
+    def choose(self, remaining, waiting):
         return self.gamma
 
     def observe(self, gamma, outcomes, seconds):
         pass
 
 
-@pytest.mark.parametrize("wanted", [0, -1, 2.0, None])
-def test_a_policy_that_chooses_no_length_is_named(gpt2, wanted):
-    with pytest.raises(ValueError, match=rf"Always.choose\(\) must return an int of 1 or more, got {wanted}"):
+@pytest.mark.parametrize(
+    "wanted, words",
+    [
+        (0, "at least 1, got 0"),
+        (-1, "at least 1, got -1"),
+        (2.0, "an integer, got 2.0"),
+        (None, "an integer, got None"),
+    ],
+)
+def test_a_policy_that_chooses_no_length_is_named(gpt2, wanted, words):
+    with pytest.raises(ValueError, match=rf"Always.choose\(\) must be {words}"):
         gpt2.roll(gamma_policy=Always(wanted))
 
 

@@ -60,9 +60,9 @@ def test_traces_equal_the_reference(scene, options):
         for name in reference[0]:
             theirs = [place[name] for place in reference]
             assert getattr(trace, name) == pytest.approx(theirs, abs=2e-5), name
-        stood = [d == t for d, t in zip(trace.draft, scene.tokens[trace.row])]
+        accepted = [d == t for d, t in zip(trace.draft, scene.tokens[trace.row])]
         by_teacher = scene.by_teacher[trace.row]
-        assert all(stands or teacher for stands, teacher in zip(stood, by_teacher)) and not all(stood)
+        assert all(same or teacher for same, teacher in zip(accepted, by_teacher)) and not all(accepted)
 
 
 def test_a_rule_that_reads_the_student_too(scene):
@@ -72,11 +72,11 @@ def test_a_rule_that_reads_the_student_too(scene):
     assert len(traced.traces[0].divergence) == len(traced.completion_ids[2])
 
 
-def test_rounds_are_told_as_they_pass(scene):
-    told = []
-    rollout = scene.roll(gamma=3, on_round=lambda stats: told.append((stats.rounds, stats.finished, stats.committed)))
-    assert [rounds for rounds, _, _ in told] == list(range(1, rollout.stats.rounds + 1))
-    assert told == sorted(told) and told[-1][1:] == (len(scene.tokens), sum(map(len, scene.tokens)))
+def test_rounds_are_reported_as_they_pass(scene):
+    seen = []
+    rollout = scene.roll(gamma=3, on_round=lambda stats: seen.append((stats.rounds, stats.finished, stats.committed)))
+    assert [rounds for rounds, _, _ in seen] == list(range(1, rollout.stats.rounds + 1))
+    assert seen == sorted(seen) and seen[-1][1:] == (len(scene.tokens), sum(map(len, scene.tokens)))
     assert max(map(len, rollout.completion_ids)) <= LIMIT
 
 

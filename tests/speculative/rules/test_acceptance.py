@@ -11,8 +11,8 @@ from tests.speculative.scene import Scene
 LOGITS = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.5]).log()
 
 
-def stands(rule, *, logits=LOGITS, temperature=1.0, student=None, student_temperature=1.0, state=None):
-    """Which of all tokens would stand at one place."""
+def accepts(rule, *, logits=LOGITS, temperature=1.0, student=None, student_temperature=1.0, state=None):
+    """Which of all tokens would be accepted at one place."""
     vocab = logits.shape[-1]
     judged = Judged(
         teacher_logits=logits.expand(1, vocab, vocab),
@@ -30,7 +30,7 @@ def stands(rule, *, logits=LOGITS, temperature=1.0, student=None, student_temper
     [
         (TopK(1, 0.0), 1.0, [1, 0, 0, 0, 0]),
         (TopK(3, 0.0), 1.0, [1, 1, 1, 0, 0]),
-        (TopK(4, 0.0), 1.0, [1, 1, 1, 1, 1]),  # ties stand or fall together
+        (TopK(4, 0.0), 1.0, [1, 1, 1, 1, 1]),  # ties are accepted or rejected together
         (TopK(5, 0.2), 1.0, [1, 1, 0, 0, 0]),
         (TopK(5, 0.2), 3.0, [1, 1, 0, 0, 0]),
         (TopK(5, 0.16), 3.0, [1, 1, 1, 0, 0]),  # the same tokens are more likely when it is warmer
@@ -49,8 +49,8 @@ def stands(rule, *, logits=LOGITS, temperature=1.0, student=None, student_temper
         (RelativeProbability(0.0), 0.0, [1, 1, 1, 1, 1]),
     ],
 )
-def test_which_tokens_stand(rule, temperature, expected):
-    assert stands(rule, temperature=temperature) == [bool(x) for x in expected]
+def test_which_tokens_are_accepted(rule, temperature, expected):
+    assert accepts(rule, temperature=temperature) == [bool(x) for x in expected]
 
 
 def test_jensen_shannon_is_the_divergence_of_both_distributions_at_their_temperatures():
@@ -59,11 +59,11 @@ def test_jensen_shannon_is_the_divergence_of_both_distributions_at_their_tempera
     m = (p + q) / 2
     divergence = float((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2
     for tau, expected in ((divergence - 1e-4, False), (divergence + 1e-4, True)):
-        verdict = stands(JensenShannon(tau), temperature=0.5, student=student, student_temperature=2.0)
+        verdict = accepts(JensenShannon(tau), temperature=0.5, student=student, student_temperature=2.0)
         assert verdict == [expected] * 5
     far = torch.tensor([-1e4, 0.0, -1e4, -1e4, -1e4])
-    assert stands(JensenShannon(0.69), logits=far.roll(1), student=far) == [False] * 5
-    assert stands(JensenShannon(math.log(2)), logits=far.roll(1), student=far) == [True] * 5
+    assert accepts(JensenShannon(0.69), logits=far.roll(1), student=far) == [False] * 5
+    assert accepts(JensenShannon(math.log(2)), logits=far.roll(1), student=far) == [True] * 5
 
 
 def test_adaptive_top_k_moves_with_success():
@@ -73,9 +73,15 @@ def test_adaptive_top_k_moves_with_success():
         state = rule.next_state(state, accepted)
         seen.append((round(float(state[0]), 4), float(state[1])))
     assert seen == [
-        (0.8, 3.0), (0.9, 2.0), (0.95, 1.0), (0.475, 1.0),
-        (0.2375, 2.0), (0.1187, 3.0), (0.0594, 4.0), (0.0297, 5.0),
-    ]  # fmt: skip
+        (0.8, 3.0),
+        (0.9, 2.0),
+        (0.95, 1.0),
+        (0.475, 1.0),
+        (0.2375, 2.0),
+        (0.1187, 3.0),
+        (0.0594, 4.0),
+        (0.0297, 5.0),
+    ]
 
 
 def test_adaptive_top_k_is_tight_where_the_teacher_is_sure():
@@ -83,8 +89,8 @@ def test_adaptive_top_k_is_tight_where_the_teacher_is_sure():
     state = [0.8, 3.0]
     sure = torch.tensor([9.0, 0.3, 0.2, 0.1, 0.0])
     unsure = torch.tensor([0.05, 0.04, 0.03, 0.02, 0.01])
-    assert stands(rule, logits=sure, state=state) == [True, False, False, False, False]  # 3 - 2
-    assert stands(rule, logits=unsure, state=state) == [True, True, True, True, False]  # min(3 + 2, k_max)
+    assert accepts(rule, logits=sure, state=state) == [True, False, False, False, False]  # 3 - 2
+    assert accepts(rule, logits=unsure, state=state) == [True, True, True, True, False]  # min(3 + 2, k_max)
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,24 @@ from lupi_trainer.speculative import Adaptive, Fixed, Goodput, Outcome
 from lupi_trainer.speculative.rules.gamma import usable_length
 
 
-ROOM = 1000
+ENDLESS = 1000
 
 
-def outcome(accepted, gamma, row=0, room=ROOM):
-    return Outcome(row, accepted, accepted < gamma, room)
+def outcome(accepted, gamma, row=0, remaining=ENDLESS):
+    return Outcome(row, accepted, accepted < gamma, remaining)
 
 
 def test_fixed_never_changes():
     policy = Fixed(7)
     policy.observe(7, [outcome(0, 7)], 1.0)
-    assert policy.choose({0: ROOM}, 0) == 7
+    assert policy.choose({0: ENDLESS}, 0) == 7
 
 
-def test_adaptive_adds_two_after_a_full_match_and_else_drafts_one_more_than_stood():
+def test_adaptive_adds_two_after_a_full_match_and_else_one_more_than_was_accepted():
     policy, seen = Adaptive(max_gamma=9, start=4), []
-    for stood in (4, 6, 8, 9, 3, 0, 1, 3):
-        gamma = policy.choose({0: ROOM}, 0)
-        policy.observe(gamma, [outcome(min(stood, gamma), gamma)], 1.0)
+    for accepted in (4, 6, 8, 9, 3, 0, 1, 3):
+        gamma = policy.choose({0: ENDLESS}, 0)
+        policy.observe(gamma, [outcome(min(accepted, gamma), gamma)], 1.0)
         seen.append(gamma)
     assert seen == [4, 6, 8, 9, 9, 4, 1, 3]
 
@@ -30,9 +30,9 @@ def test_adaptive_adds_two_after_a_full_match_and_else_drafts_one_more_than_stoo
 def test_adaptive_drafts_the_mean_of_its_rows_and_forgets_those_that_end():
     policy = Adaptive(max_gamma=20, start=4)
     policy.observe(4, [outcome(4, 4, row=0), outcome(1, 4, row=1)], 1.0)
-    assert policy.choose({0: ROOM, 1: ROOM}, 0) == 4  # (6 + 2) / 2
-    assert policy.choose({0: ROOM, 2: ROOM}, 0) == 5  # (6 + 4) / 2
-    policy.observe(4, [outcome(4, 4, row=0, room=0)], 1.0)
+    assert policy.choose({0: ENDLESS, 1: ENDLESS}, 0) == 4  # (6 + 2) / 2
+    assert policy.choose({0: ENDLESS, 2: ENDLESS}, 0) == 5  # (6 + 4) / 2
+    policy.observe(4, [outcome(4, 4, row=0, remaining=0)], 1.0)
     assert policy.wanted.keys() == {1}
 
 
@@ -44,12 +44,12 @@ def simulate(policy, alpha, fixed, slope, rounds=400, rows=8, seed=0, bonus=Fals
     draw = random.Random(seed)
     tokens = seconds = 0.0
     for i in range(rounds):
-        gamma = policy.choose(dict.fromkeys(range(rows), ROOM), waiting=1)
+        gamma = policy.choose(dict.fromkeys(range(rows), ENDLESS), waiting=1)
         outcomes = []
         for row in range(rows):
-            stood = next((j for j in range(gamma) if draw.random() > alpha), gamma)
-            outcomes.append(outcome(stood, gamma, row))
-            tokens += stood + 1 if bonus else min(gamma, stood + 1)
+            accepted = next((j for j in range(gamma) if draw.random() > alpha), gamma)
+            outcomes.append(outcome(accepted, gamma, row))
+            tokens += accepted + 1 if bonus else min(gamma, accepted + 1)
         cost = (fixed + slope * gamma) * draw.uniform(0.9, 1.1)
         policy.observe(gamma, outcomes, cost * disturbed(draw, i))
         seconds += cost
@@ -90,25 +90,25 @@ def test_recorded_lengths_are_few_and_near_what_was_chosen():
         assert len(set(lengths)) <= 6 and lengths[-1] == longest
 
 
-def test_lengths_end_with_the_room_and_one_graph_serves_all_but_one():
+def test_lengths_end_with_the_row_and_one_graph_serves_all_but_one():
     for compile in (False, True):
-        for gamma, room in itertools.product(range(7), range(9)):
-            length = usable_length(gamma, 6, room, compile, recorded=False)
-            assert length == max(min(gamma, room), 2 if compile else 0), (gamma, room)
+        for gamma, left in itertools.product(range(7), range(9)):
+            length = usable_length(gamma, 6, left, compile, recorded=False)
+            assert length == max(min(gamma, left), 2 if compile else 0), (gamma, left)
     assert usable_length(1, 1, 5, True, recorded=False) == 1, "never more than the caller allows"
 
 
-def test_goodput_drafts_no_further_than_there_is_room():
+def test_goodput_drafts_no_further_than_the_row_ends():
     policy = Goodput(20)
     for _ in range(8):
-        gamma = policy.choose({0: ROOM}, 0)
+        gamma = policy.choose({0: ENDLESS}, 0)
         policy.observe(gamma, [outcome(gamma, gamma)], 1.0 + 0.01 * gamma)
-    assert policy.choose({0: ROOM}, 0) == 20
+    assert policy.choose({0: ENDLESS}, 0) == 20
     assert policy.choose({0: 3}, 0) == 3
 
 
 def test_goodput_learns_nothing_of_rounds_without_a_draft():
     policy = Goodput(20, bonus=True)
     for _ in range(6):
-        policy.observe(0, [outcome(0, 0, room=0)], 1.0)
-    assert policy.choose({0: ROOM}, 0) == 5 and not policy.trials
+        policy.observe(0, [outcome(0, 0, remaining=0)], 1.0)
+    assert policy.choose({0: ENDLESS}, 0) == 5 and not policy.trials

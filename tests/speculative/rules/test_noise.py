@@ -9,15 +9,15 @@ from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, gumbel, row_k
 KNOWN = [1.91256, 0.49818, -0.4378, -1.17506]
 
 
-def draw(seed=0, row=0, position=0, who=STUDENT, vocab=4096):
-    return gumbel(row_keys(seed, [row]), torch.tensor([position]), who, vocab)[0]
+def draw(seed=0, row=0, position=0, writer=STUDENT, vocab=4096):
+    return gumbel(row_keys(seed, [row]), torch.tensor([position]), writer, vocab)[0]
 
 
 def test_every_part_of_the_address_matters_and_nothing_else():
     here = draw()
     assert torch.equal(here, draw())
     assert torch.equal(here[:100], draw(vocab=100))
-    for elsewhere in (draw(seed=1), draw(row=1), draw(position=1), draw(who=TEACHER)):
+    for elsewhere in (draw(seed=1), draw(row=1), draw(position=1), draw(writer=TEACHER)):
         assert (here == elsewhere).float().mean() < 0.01
         correlation = torch.corrcoef(torch.stack([here, elsewhere]))[0, 1]
         assert abs(correlation) < 4 / math.sqrt(here.numel())

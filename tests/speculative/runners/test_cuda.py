@@ -75,7 +75,9 @@ def test_lossless_texts(compile, made):
     target = toy("qwen3").cuda()
     given = target, perturbed(toy("qwen3"), 0.1).cuda(), prompts(4, 2, 12, seed=5)
     options = {"max_new_tokens": 24, "max_slots": 3}
-    plain = [target.generate(torch.tensor([p]).cuda(), max_new_tokens=24, do_sample=False, eos_token_id=None)
-             for p in given[2]]  # fmt: skip
+    plain = [
+        target.generate(torch.tensor([p]).cuda(), max_new_tokens=24, do_sample=False, eos_token_id=None)
+        for p in given[2]
+    ]
     expected = [ids[0, len(p) :].tolist() for ids, p in zip(plain, given[2])]
     assert speculative_generate(*given, **options, compile=compile).completion_ids == expected

@@ -23,9 +23,15 @@ from tests.speculative.toy_models import FAMILIES, perturbed, prompts, toy
 
 aten = torch.ops.aten
 ASKS_THE_DEVICE = {
-    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.lift_fresh,
-    aten._unique2, aten.unique_dim,
-}  # fmt: skip
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.masked_select,
+    aten.equal,
+    aten.is_nonzero,
+    aten.lift_fresh,
+    aten._unique2,
+    aten.unique_dim,
+}
 
 
 class Tape(TorchDispatchMode):
@@ -104,7 +110,7 @@ def test_replayed_rollouts_equal_the_reference(family, replayed):
 
 def test_recorded_attention_looks_at_parts_of_a_long_cache(replayed, monkeypatch):
     """A recording looks at the slots that it was made with: few parts, since each is another recording."""
-    monkeypatch.setattr(runner, "_WHOLE", 0)
+    monkeypatch.setattr(runner, "_UNDIVIDED", 0)
     scene = Scene("gemma3", rows=3, longest=90)
     scene.check(scene.roll(gamma=4, compile=True))
     spans = {kind[1] for model in replayed for kind, *_ in model._calls}

@@ -1,4 +1,4 @@
-"""Adapters, dtypes, and what can be told of a block."""
+"""Adapters, dtypes, and what is reported of a block."""
 
 import pytest
 import torch
@@ -37,8 +37,9 @@ def test_a_lora_student_writes_what_the_merged_one_does():
 
 def test_a_model_can_teach_its_own_adapter():
     student = with_lora(toy("qwen3"))
-    adapted = skd_rollout(student, AdapterDisabled(student), QUERIES, INFORMED, gamma=4, return_teacher_hidden=True,
-                          **OPTIONS)  # fmt: skip
+    adapted = skd_rollout(
+        student, AdapterDisabled(student), QUERIES, INFORMED, gamma=4, return_teacher_hidden=True, **OPTIONS
+    )
     expected = reference_rollout(student, toy("qwen3"), QUERIES, INFORMED, **OPTIONS)
     assert (adapted.completion_ids, adapted.from_teacher) == tuple(expected[:2])
     for ours, theirs in zip(adapted.teacher_hidden, expected[2]):
@@ -73,7 +74,7 @@ def test_models_of_different_dtypes():
 
 
 @pytest.fixture(scope="module")
-def told():
+def reported():
     """A rollout that ends rows on a token which the student wrote, in the middle of a block."""
     scene, blocks = Scene("llama"), []
     endless = scene.roll(eos_token_id=None)
@@ -82,13 +83,13 @@ def told():
     )
     end = endless.completion_ids[row][place]
     rollout = scene.roll(gamma=4, max_slots=3, eos_token_id=end, on_block=blocks.append)
-    for tokens, whole in zip(rollout.completion_ids, endless.completion_ids):
-        assert tokens == (whole[: whole.index(end) + 1] if end in whole else whole)
+    for tokens, uncut in zip(rollout.completion_ids, endless.completion_ids):
+        assert tokens == (uncut[: uncut.index(end) + 1] if end in uncut else uncut)
     return scene, rollout, blocks
 
 
-def test_blocks_tell_the_whole_rollout(told):
-    _, rollout, blocks = told
+def test_blocks_report_the_entire_rollout(reported):
+    _, rollout, blocks = reported
     for row, (tokens, by_teacher) in enumerate(zip(rollout.completion_ids, rollout.from_teacher)):
         text, writers = [], []
         for block in (b for b in blocks if b.row == row):
@@ -99,8 +100,8 @@ def test_blocks_tell_the_whole_rollout(told):
         assert block.ended
 
 
-def test_blocks_tell_what_the_teacher_thought(told):
-    scene, rollout, blocks = told
+def test_blocks_report_what_the_teacher_thought(reported):
+    scene, rollout, blocks = reported
     block = next(b for b in blocks if b.row == 2 and b.position > 0)
     context = scene.prompts[1][2] + rollout.completion_ids[2][: block.position] + block.drafted
     with torch.no_grad():
@@ -110,16 +111,16 @@ def test_blocks_tell_what_the_teacher_thought(told):
     assert block.teacher_probability == pytest.approx(probability(logits, drafted, 0.7)[0].tolist(), abs=1e-5)
 
 
-def test_stats_are_what_the_blocks_say(told):
-    _, rollout, blocks = told
+def test_stats_are_what_the_blocks_say(reported):
+    _, rollout, blocks = reported
     stats = rollout.stats
     assert stats.blocks == len(blocks)
     assert stats.accepted == sum(b.accepted for b in blocks) == sum(r.count(False) for r in rollout.from_teacher)
     assert stats.first_token_accepted == sum(b.accepted > 0 for b in blocks)
     assert stats.full_match == sum(b.correction is None for b in blocks)
     assert stats.rounds == 1 + max(b.round for b in blocks)
-    room = [min(len(b.drafted), LIMIT - b.position) for b in blocks]
-    assert stats.drafted == sum(b.accepted if b.correction is None else r for b, r in zip(blocks, room))
+    remaining = [min(len(b.drafted), LIMIT - b.position) for b in blocks]
+    assert stats.drafted == sum(b.accepted if b.correction is None else r for b, r in zip(blocks, remaining))
     assert any(b.ended and b.correction is None and b.accepted < len(b.drafted) for b in blocks)
 
 

@@ -13,22 +13,22 @@ from tests.teachers.vllm_stand_in import VLLMStandIn
 
 
 @pytest.fixture
-def served(teacher, tokenizer):
+def server(teacher, tokenizer):
     with VLLMStandIn(teacher, tokenizer, max_logprobs=-1) as stand_in:
         yield stand_in
 
 
-def on(served, tmp_path, **options):
-    return make_trainer(tmp_path, **{"teacher_model": None, "config_teacher_model_server_url": served.url, **options})
+def on(server, tmp_path, **options):
+    return make_trainer(tmp_path, **{"teacher_model": None, "config_teacher_model_server_url": server.url, **options})
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_with_the_whole_vocabulary_it_is_training_with_the_teacher_here(served, tmp_path, beta):
+def test_with_the_full_vocabulary_it_is_training_with_the_teacher_here(server, tmp_path, beta):
     """Text, losses and weights of three steps."""
     runs = []
-    for name in ("served", "here"):
-        options = {"config_loss_top_k": 568} if name == "served" else {}
-        make = make_trainer if name == "here" else lambda *a, **k: on(served, *a, **k)
+    for name in ("remote", "here"):
+        options = {"config_loss_top_k": 568} if name == "remote" else {}
+        make = make_trainer if name == "here" else lambda *a, **k: on(server, *a, **k)
         trainer, losses = make(tmp_path / name, config_beta=beta, **options)
         trainer.train()
         runs.append((losses, {n: p.detach() for n, p in trainer.model.named_parameters()}))
@@ -41,8 +41,8 @@ def test_with_the_whole_vocabulary_it_is_training_with_the_teacher_here(served, 
         torch.testing.assert_close(weight, their_weights[name], atol=2e-3, rtol=1e-2)
 
 
-def test_twenty_tokens_and_a_rest_write_the_same_text_and_a_loss_just_below(served, tmp_path):
-    ours, our_losses = on(served, tmp_path / "a", config_max_steps=2)
+def test_twenty_tokens_and_a_rest_write_the_same_text_and_a_loss_just_below(server, tmp_path):
+    ours, our_losses = on(server, tmp_path / "a", config_max_steps=2)
     assert isinstance(ours.teacher_model, TeacherServer) and ours.teacher_model.top_k == 20
     ours.train()
     theirs, their_losses = make_trainer(tmp_path / "b", config_max_steps=2)
@@ -54,22 +54,22 @@ def test_twenty_tokens_and_a_rest_write_the_same_text_and_a_loss_just_below(serv
     assert our_losses.logs[1]["teacher_server/requests"] > first["teacher_server/requests"]
 
 
-def test_the_loss_asks_for_nothing_more(served, tmp_path):
-    trainer, _ = on(served, tmp_path)
+def test_the_loss_asks_for_nothing_more(server, tmp_path):
+    trainer, _ = on(server, tmp_path)
     trainer.model.train()
     inputs = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(4)])
-    asked = len(served.requests)
+    asked = len(server.requests)
     loss, *_ = trainer._compute_loss(trainer.model, inputs, inputs["num_items_in_batch"])
     loss.backward()
-    assert loss > 0 and len(served.requests) == asked
+    assert loss > 0 and len(server.requests) == asked
     assert inputs["teacher_top"].shape == (*inputs["completion_ids"].shape, 40)
 
 
-def test_rollout_policies_and_accumulation(served, tmp_path):
+def test_rollout_policies_and_accumulation(server, tmp_path):
     for policy in ("student", "teacher"):
         losses = []
-        for name, make in (("here", make_trainer), ("served", lambda *a, **k: on(served, *a, **k))):
-            options = {"config_loss_top_k": 568} if name == "served" else {}
+        for name, make in (("here", make_trainer), ("remote", lambda *a, **k: on(server, *a, **k))):
+            options = {"config_loss_top_k": 568} if name == "remote" else {}
             trainer, log = make(
                 tmp_path / policy / name,
                 config_rollout_policy=policy,
@@ -84,46 +84,46 @@ def test_rollout_policies_and_accumulation(served, tmp_path):
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_a_named_teacher_must_be_the_served_one(served, tmp_path):
-    served.names = ["lab-teacher"]
+def test_a_named_teacher_must_be_the_one_on_the_server(server, tmp_path):
+    server.names = ["lab-teacher"]
     with pytest.raises(TeacherServerError, match="serves lab-teacher, and the teacher is .*student"):
-        on(served, tmp_path, teacher_model="lab:student")
-    served.names = ["teacher"]
-    trainer, _ = on(served, tmp_path, teacher_model="lab:teacher")
+        on(server, tmp_path, teacher_model="lab:student")
+    server.names = ["teacher"]
+    trainer, _ = on(server, tmp_path, teacher_model="lab:teacher")
     assert trainer.teacher_model.config._name_or_path == "teacher"
 
 
-def test_a_second_teacher_and_another_tokenizer_are_refused(served, tmp_path, teacher, tokenizer):
+def test_a_second_teacher_and_another_tokenizer_are_refused(server, tmp_path, teacher, tokenizer):
     with pytest.raises(ValueError, match="one teacher only"):
-        on(served, tmp_path, teacher_model=teacher)
+        on(server, tmp_path, teacher_model=teacher)
     from tests.models.families import tiny_model, train_tokenizer
 
     other = train_tokenizer(["some other text, to make another vocabulary of " * 3], vocab_size=568)
     student = tiny_model("qwen3", other, vocab_size=568)
     with pytest.raises(TeacherServerError, match="another tokenizer than the student"):
-        on(served, tmp_path, model=student, processing_class=other)
+        on(server, tmp_path, model=student, processing_class=other)
     assert not (tmp_path / "run").exists()
 
 
 def test_texts_too_long_for_the_server_are_found_before_training(tmp_path, teacher, tokenizer):
     with (
-        VLLMStandIn(teacher, tokenizer, max_model_len=110) as served,
+        VLLMStandIn(teacher, tokenizer, max_model_len=110) as server,
         pytest.raises(ValueError, match=r"teacher prompt has \d+ tokens.*beyond the 109 positions of the teacher"),
     ):
-        on(served, tmp_path, config_max_completion_length=60)
+        on(server, tmp_path, config_max_completion_length=60)
 
 
-def test_a_server_that_goes_ends_training_with_its_name(served, tmp_path):
-    trainer, losses = on(served, tmp_path, config_teacher_server_timeout=0.8, config_max_steps=4)
-    served.faults = [None] * 30
-    original = served.complete
+def test_a_server_that_goes_ends_training_with_its_name(server, tmp_path):
+    trainer, losses = on(server, tmp_path, config_teacher_server_timeout=0.8, config_max_steps=4)
+    server.faults = [None] * 30
+    original = server.complete
 
     def complete(body):
         if len(losses.logs) == 1:
-            served.faults = [503] * 1000
+            server.faults = [503] * 1000
         return original(body)
 
-    served.complete = complete
+    server.complete = complete
     with pytest.raises(TeacherServerError, match=r"teacher_server_timeout=0.8.*HTTP 503"):
         trainer.train()
     assert 1 <= len(losses.logs) < 4
@@ -136,6 +136,7 @@ def test_a_server_that_goes_ends_training_with_its_name(served, tmp_path):
         ("temperature", 2.0, "temperature=2.0 does not work"),
         ("reuse_verification", False, "reuse_verification=False does not work"),
         ("compile_rollout", True, "compile_rollout=True does not work"),
+        ("teacher_offload", True, "teacher_offload=True does not work"),
         ("teacher_dtype", "bfloat16", "teacher_dtype='bfloat16' does not work"),
         ("teacher_device", "cpu", "teacher_device='cpu' does not work"),
         ("teacher_attn_implementation", "eager", "teacher_attn_implementation='eager' does not work"),
@@ -155,11 +156,11 @@ def test_settings_that_a_server_cannot_do_are_refused_by_name(tmp_path, key, val
         make_config(tmp_path, **{"teacher_model_server_url": "http://127.0.0.1:9", key: value})
 
 
-def test_a_lora_student_with_a_served_teacher_is_not_its_own(served, tmp_path, student):
+def test_a_lora_student_with_a_remote_teacher_is_not_its_own(server, tmp_path, student):
     from peft import LoraConfig
 
     trainer, losses = on(
-        served,
+        server,
         tmp_path,
         model=copy.deepcopy(student),
         train_dataset=load_lab_records("lab:new")[:8],

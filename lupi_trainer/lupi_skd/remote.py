@@ -1,11 +1,10 @@
-"""A teacher that is served elsewhere: what it can do, how it is reached, and the loss on what it returned."""
+"""A remote teacher, on a vLLM server: what it can do, how it is reached, and the loss on what it returned."""
 
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..lab import resolve_model
 from ..losses.reference import top_k_divergence
 from ..models.lm_head import Head
 from ..teachers.vllm import TeacherServer
@@ -19,6 +18,7 @@ _NEUTRAL = {
     "temperature": 1.0,
     "reuse_verification": True,
     "compile_rollout": False,
+    "teacher_offload": False,
     "teacher_dtype": "auto",
     "teacher_device": None,
     "teacher_attn_implementation": None,
@@ -28,8 +28,8 @@ _NEUTRAL = {
 }
 
 
-def check_served_settings(args: Any) -> None:
-    """Refuse what a teacher behind `teacher_model_server_url` cannot do.
+def check_remote_settings(args: Any) -> None:
+    """Refuse what a remote teacher behind `teacher_model_server_url` cannot do.
 
     Raises:
         ValueError: the setting, by name.
@@ -53,25 +53,22 @@ def check_served_settings(args: Any) -> None:
             raise ValueError(f"{name} must be above 0 seconds, got {getattr(args, name)}")
 
 
-def connect_teacher(teacher: Any, args: Any, tokenizer: Any, vocab_size: int) -> TeacherServer:
-    """The teacher at `args.teacher_model_server_url`, checked against the student's tokenizer.
+def connect_teacher(name: str | None, args: Any, tokenizer: Any, vocab_size: int) -> TeacherServer:
+    """The remote teacher at `args.teacher_model_server_url`, checked against the student's tokenizer.
 
     Args:
-        teacher: the name that the served model must have, or `None`.
+        name: the name or path that the served model must have, or `None`.
         args: the run's configuration.
         tokenizer: the student's.
         vocab_size: token ids that both models have.
 
     Raises:
-        ValueError: a loaded teacher besides the served one.
         TeacherServerError: the server does not answer, or serves something else.
     """
-    if teacher is not None and not isinstance(teacher, str):
-        raise ValueError("teacher_model_server_url is set and a teacher was passed: there can be one teacher only")
     return TeacherServer(
         args.teacher_model_server_url,
         tokenizer,
-        model=None if teacher is None else resolve_model(teacher),
+        model=name,
         vocab_size=vocab_size,
         top_k=args.loss_top_k,
         timeout=args.teacher_server_timeout,

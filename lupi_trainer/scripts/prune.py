@@ -1,19 +1,30 @@
-"""`lupi prune`, `lupi restore` and `lupi merge`: layers out of a model, back into it, and adapters folded in."""
+"""`lupi prune`: layers out of a model, into bundles."""
 
 import argparse
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from ..data.squad import load_qa_records, tokenize_qa
-from ..lab import resolve_model
-from ..models.loading import NO_CODE, SAFE_WEIGHTS
-from ..pruning.influence import block_influence, choose_block
-from ..pruning.layers import describe_numbers, drop_layers, kept_layers, restore_bundle, save_bundle
-from ..pruning.stages import MERGED, load_stage, merge_stage
+from .model_folders import check_free, copy_tokenizer
 
 
+HELP = "drop layers of a model into bundles, and save what is left"
 LEAST = "least:"  # `--drop least:8`: the 8 consecutive layers of least influence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a name, a path, or lab:NAME")
+    add(
+        "--drop",
+        required=True,
+        action="append",
+        help="layers of a bundle, counted from 0: 21-28, or least:8 (the 8 consecutive ones of least influence)",
+    )
+    add("--bundle", required=True, action="append", help="its name; again for each --drop")
+    add("--out", required=True, type=Path, help="folder of base/ and bundles/NAME/")
+    add("--data", help="questions to measure influence on: a file, lab:NAME, or a dataset name")
+    add("--samples", type=int, default=32, help="so many of them")
+    add("--seq_len", type=int, default=1024)
+    add("--dtype", default="auto", help="type that the model is loaded and saved in")
 
 
 def parse_range(text: str) -> list[int]:
@@ -32,21 +43,21 @@ def parse_range(text: str) -> list[int]:
     return numbers
 
 
-def _free(folder: Path) -> Path:
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists already; nothing was written")
-    return folder
-
-
-def _save_tokenizer(source: str, target: Path) -> None:
-    try:
-        AutoTokenizer.from_pretrained(resolve_model(source), **NO_CODE).save_pretrained(target)
-    except (OSError, ValueError):
-        print(f"{source} has no tokenizer: {target} has none either")
-
-
 def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
-    """Bundle name to layers, as `--drop` and `--bundle` say; `least:N` is measured on `--data`."""
+    """Bundle name to layers, as `--drop` and `--bundle` say; `least:N` is measured on `--data`.
+
+    Raises:
+        ValueError: drops without names, names that cannot be, or nothing to measure on.
+    """
+    from transformers import AutoTokenizer
+
+    from ..data.squad import load_qa_records, tokenize_qa
+    from ..lab import resolve_model
+    from ..models.loading import NO_CODE
+    from ..pruning.influence import block_influence, choose_block
+    from ..pruning.layers import describe_numbers, kept_layers
+    from ..pruning.stages import MERGED
+
     drops, names = args.drop, args.bundle
     if len(drops) != len(names):
         raise ValueError(f"every --drop needs its --bundle: got {len(drops)} and {len(names)}")
@@ -76,42 +87,22 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
     return {name: bundles[name] for name in names}
 
 
-def prune(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> int:
     """Write `OUT/base` and `OUT/bundles/NAME`."""
-    _free(args.out)
+    from transformers import AutoModelForCausalLM
+
+    from ..lab import resolve_model
+    from ..models.loading import SAFE_WEIGHTS
+    from ..pruning.layers import describe_numbers, drop_layers, kept_layers, save_bundle
+
+    check_free(args.out)
     model = AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=args.dtype, **SAFE_WEIGHTS)
     bundles = choose_layers(args, model)
     base = drop_layers(model, bundles)
     base.save_pretrained(args.out / "base")
-    _save_tokenizer(args.model, args.out / "base")
+    copy_tokenizer(args.model, args.out / "base")
     for name, numbers in bundles.items():
         save_bundle(args.out / "bundles" / name, name, model, numbers)
         print(f"bundle {name}: layers {describe_numbers(numbers)} in {args.out / 'bundles' / name}")
     print(f"base: layers {describe_numbers(kept_layers(base.config))} in {args.out / 'base'}")
-    return 0
-
-
-def restore(args: argparse.Namespace) -> int:
-    """Write the base with bundles back at their places."""
-    _free(args.out)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.base), dtype="auto", **SAFE_WEIGHTS)
-    for folder in args.bundle:
-        model = restore_bundle(model, folder)
-    model.save_pretrained(args.out)
-    _save_tokenizer(args.base, args.out)
-    print(f"layers {describe_numbers(kept_layers(model.config))} in {args.out}")
-    return 0
-
-
-def merge(args: argparse.Namespace) -> int:
-    """Fold an adapter into the layers that its stage trains, or into a whole model."""
-    if args.stage == 1 and args.out is None:
-        raise ValueError("--out is needed: the folder of the merged model")
-    if args.stage > 1 and args.out is not None:
-        raise ValueError("--out has no meaning from stage 2: the bundle goes beside its original, as NAME_merged")
-    stage = load_stage(args.base_dir, args.bundles_dir, args.stage, dtype="auto")
-    target = merge_stage(stage, args.adapter, args.out)
-    if stage.bundle is None:
-        _save_tokenizer(args.base_dir, target)
-    print(f"merged into {target}")
     return 0

@@ -1,4 +1,4 @@
-"""Where no drafted token may stand the teacher writes alone, in blocks, and the student is not run."""
+"""Where no drafted token can be accepted the teacher writes alone, in blocks, and the student is not run."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.speculative.toy_models import perturbed, prompts, toy
 LIMIT, EOS, ROWS = 18, (3, 15, 27, 39, 51), 8
 
 
-class Dictation:
+class TeacherScene:
     def __init__(self, family):
         self.teacher = toy(family)
         self.student = perturbed(self.teacher, 0.1)
@@ -36,7 +36,7 @@ class Dictation:
 
 @pytest.fixture(scope="module")
 def scene():
-    return Dictation("llama")
+    return TeacherScene("llama")
 
 
 def unable(*args, **kwargs):
@@ -48,7 +48,7 @@ def unable(*args, **kwargs):
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_the_text_is_that_of_the_reference(family, options, monkeypatch):
-    scene = Dictation(family)
+    scene = TeacherScene(family)
     monkeypatch.setattr(scene.student, "forward", unable)
     rollout = scene.roll(**options)
     scene.check(rollout)
@@ -58,7 +58,7 @@ def test_the_text_is_that_of_the_reference(family, options, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["fixed", "adaptive", "goodput"])
-def test_few_questions_to_the_device_and_no_forward_too_many(scene, monkeypatch, policy):
+def test_few_host_reads_and_no_forward_too_many(scene, monkeypatch, policy):
     with HostReads(monkeypatch) as reads:
         rollout = scene.roll(gamma_policy=policy)
     scene.check(rollout)
@@ -67,7 +67,7 @@ def test_few_questions_to_the_device_and_no_forward_too_many(scene, monkeypatch,
     assert LIMIT <= rollout.stats.teacher_forwards < LIMIT + 4
 
 
-def test_who_looks_at_drafts_gets_them_and_the_same_text(scene):
+def test_drafts_can_be_observed_and_the_text_is_the_same(scene):
     blocks = []
     scene.check(scene.roll(on_block=blocks.append))
     assert {len(block.drafted) for block in blocks} == {1} and {block.accepted for block in blocks} == {0}
@@ -97,6 +97,6 @@ def test_a_row_ends_where_the_teacher_has_no_distribution(scene):
 
 @pytest.mark.slow
 def test_compiled(tracing):
-    scene = Dictation("gemma3")
+    scene = TeacherScene("gemma3")
     with torch._dynamo.config.patch(error_on_recompile=True):
         scene.check(scene.roll(compile=True))

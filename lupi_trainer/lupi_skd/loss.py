@@ -1,0 +1,83 @@
+"""The loss of a batch: what the student learns of the teacher, which reads its own prompt."""
+
+from contextlib import nullcontext
+
+import torch
+
+from ..models.lm_head import Head
+from ..training.private import chunked_divergence_loss
+from .placement import on_device
+from .remote import served_divergence_loss
+from .states import completion_states
+
+
+class PrivilegedLoss:
+    """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
+
+    _teacher_head: Head | None = None
+
+    def _teacher_on_device(self):
+        if not self.args.teacher_offload:
+            return nullcontext()
+        return on_device(self.teacher_model, self._teacher_device)
+
+    def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""
+        if self._is_self_taught:
+            model = self.teacher_model.peft_model
+            context = model.disable_adapter()
+        else:
+            model, context = self.teacher_model, torch.no_grad()
+        device = next(model.parameters()).device if self._is_self_taught else self._teacher_device
+        names = ("teacher_prompt_ids", "teacher_prompt_mask", "completion_ids", "completion_mask")
+        was_training = model.training
+        model.eval()
+        try:
+            # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
+            with torch.no_grad(), context, self._teacher_on_device(), torch.autocast(device.type, enabled=False):
+                states = completion_states(model, *(inputs[name].to(device) for name in names))
+                # a row that is left out may be NaN, and so would 0 times it
+                return states.masked_fill(inputs["completion_mask"].to(device)[..., None] == 0, 0)
+        finally:
+            model.train(was_training)
+
+    def compute_loss(self, *args, **kwargs):
+        # the parent's takes the place of the student's own forward, around which accelerate puts mixed precision
+        with self.accelerator.autocast():
+            return super().compute_loss(*args, **kwargs)
+
+    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
+        student = Head(unwrapped_student, self.shared_vocab_size)
+        if "teacher_top" in inputs:
+            device = student.weight.device
+            rest = (inputs[name].to(device) for name in ("teacher_top", "completion_mask"))
+            return served_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
+        if self._is_self_taught:
+            teacher = student
+        else:
+            if self._teacher_head is None:  # frozen: brought to the student's device once
+                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, student.weight.device)
+            teacher = self._teacher_head
+        teacher_states = inputs.get("teacher_hidden")
+        if teacher_states is None:
+            teacher_states = self._teacher_states(inputs)
+        device = student.weight.device
+        loss, entropy_sum, num_valid = chunked_divergence_loss(
+            student_states.to(device),
+            teacher_states.to(device),
+            student.weight,
+            teacher.weight.detach(),
+            inputs["completion_mask"].to(device),
+            self.beta,
+            num_items_in_batch=num_items_in_batch,
+            student_lm_head_bias=student.bias,
+            teacher_lm_head_bias=teacher.bias,
+            student_logit_scale=student.scale,
+            teacher_logit_scale=teacher.scale,
+            student_final_logit_softcapping=student.softcap,
+            teacher_final_logit_softcapping=teacher.softcap,
+            temperature=self.temperature,
+        )
+        return loss, entropy_sum.detach(), num_valid

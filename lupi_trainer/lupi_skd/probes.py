@@ -1,0 +1,53 @@
+"""Closed-book questions, asked at every evaluation beside the validation loss."""
+
+from accelerate.utils import gather_object
+
+from ..data.records import prepare_columns
+from ..evaluation import closed_book
+from ..training.private import unwrap_model_for_generation
+from ..training.reporting import open_trackio
+
+
+class ProbedEvaluation:
+    """For [`LUPISKDTrainer`]: an evaluation asks the probes, too."""
+
+    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
+        open_trackio(self)
+        metrics = super().evaluate(
+            prepare_columns(eval_dataset) if isinstance(eval_dataset, list) else eval_dataset,
+            ignore_keys,
+            metric_key_prefix,
+        )
+        # a dictionary of datasets comes back here once for each of them, under a longer prefix
+        if self.probes is not None and metric_key_prefix == "eval":
+            marks = self.ask_probes()
+            self.log(marks)
+            metrics.update(marks)
+        return metrics
+
+    def ask_probes(self) -> dict[str, float]:
+        """Ask the student every probe closed-book, divided among the processes.
+
+        Returns:
+            `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
+        """
+        processes = self.accelerator.num_processes
+        mine = self.probes[self.accelerator.process_index :: processes]
+        # as many on every process: sharded weights are gathered by all
+        asked = mine + self.probes[:1] * (-(-len(self.probes) // processes) - len(mine))
+        with (
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,
+            self._bar("closed-book", len(asked)) as bar,
+        ):
+            answers = closed_book(
+                student,
+                self.processing_class,
+                asked,
+                max_new_tokens=min(self.max_completion_length, 256),
+                chat_template_kwargs=self.chat_template_kwargs,
+                on_batch=bar.update,
+            ).answers
+        answers = gather_object(answers[: len(mine)])
+        return {
+            f"eval_closed_book_{mark}": sum(a[mark] for a in answers) / len(answers) for mark in ("strict", "lenient")
+        }

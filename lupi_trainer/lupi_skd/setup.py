@@ -1,0 +1,148 @@
+"""What a run needs to know before a model is loaded: names as paths, who teaches, and what both models have in common.
+
+The constructor of [`LUPISKDTrainer`] resolves names here, once; everything below it takes a path or a model.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..lab import resolve_model
+from ..models.loading import repository_options
+from ..models.vocabulary import check_tokenizer, check_vocabularies
+from ..teachers.loaded import load_teacher_config
+from ..teachers.vllm import TeacherServer
+from .remote import connect_teacher
+
+
+class TeacherKind(Enum):
+    """Where the teacher of a run is."""
+
+    LOCAL = "local"  # loaded by this process
+    REMOTE = "remote"  # at `teacher_model_server_url`
+    SELF = "self"  # the student itself, its adapter switched off
+
+
+def to_source(model: str | PreTrainedModel | None) -> str | PreTrainedModel | None:
+    """A model's *source*: its path, or its name on the Hub, if it was given by name; else the model as it was given.
+
+    Raises:
+        ValueError: a `lab:` name that the lab does not have.
+    """
+    return resolve_model(model) if isinstance(model, str) else model
+
+
+def name_of(student: str | PreTrainedModel) -> str:
+    """The name that a student's tokenizer is loaded by, and its run is called after."""
+    return student if isinstance(student, str) else student.config.name_or_path or "student"
+
+
+def teacher_kind(
+    teacher: str | PreTrainedModel | None, args: Any, student: str | PreTrainedModel, peft_config: Any
+) -> TeacherKind:
+    """Where the teacher of a run is.
+
+    Args:
+        teacher: its source, or `None`.
+        args: [`LUPISKDConfig`].
+        student: its source.
+        peft_config: of the adapter that the student is to get, or `None`.
+
+    Raises:
+        ValueError: no teacher, a loaded one beside a remote one, or a self-taught student with `teacher_offload`.
+    """
+    if args.teacher_model_server_url is not None:
+        if teacher is not None and not isinstance(teacher, str):
+            raise ValueError("teacher_model_server_url is set and a teacher was passed: there can be one teacher only")
+        return TeacherKind.REMOTE
+    if teacher is not None:
+        return TeacherKind.LOCAL
+    if peft_config is None and (isinstance(student, str) or not is_peft_model(student)):
+        raise ValueError(
+            "no teacher: pass `teacher_model`, set `teacher_model_name_or_path` or `teacher_model_server_url`, or "
+            "give the student a LoRA adapter (`peft_config`, `use_peft`), so that it can be its own teacher "
+            "with the adapter switched off"
+        )
+    if args.teacher_offload:
+        raise ValueError("teacher_offload: a self-taught student has no other model to offload")
+    return TeacherKind.SELF
+
+
+def _student_options(student: str | PreTrainedModel, args: Any) -> dict[str, Any]:
+    """Of a student's configuration and tokenizer; one that is loaded already has no revision."""
+    return repository_options(args) if isinstance(student, str) else {"trust_remote_code": args.trust_remote_code}
+
+
+def student_tokenizer(
+    student: str | PreTrainedModel, args: Any, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """The given tokenizer, else the one beside the student's weights; checked.
+
+    Raises:
+        TypeError: it is no text tokenizer.
+        ValueError: it cannot write the prompts.
+    """
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(name_of(student), **_student_options(student, args))
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"`processing_class` must be a text tokenizer, got {type(tokenizer).__name__}")
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """What is known of student and teacher before weights are loaded.
+
+    Attributes:
+        vocab_size: token ids that both have.
+        context_lengths: positions that the student and the teacher have (`None`: no limit).
+        server: the remote teacher, connected; `None` where the teacher is another.
+    """
+
+    vocab_size: int
+    context_lengths: tuple[int | None, int | None]
+    server: TeacherServer | None
+
+
+def compare_models(
+    student: str | PreTrainedModel,
+    teacher: str | PreTrainedModel | None,
+    kind: TeacherKind,
+    args: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+) -> ModelPair:
+    """Read both models' configurations, and connect a remote teacher.
+
+    Args:
+        student, teacher: their sources; no teacher where the student teaches itself, or a server says what it has.
+        kind: where the teacher is.
+        args: [`LUPISKDConfig`].
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's, if it was given.
+
+    Raises:
+        ValueError: vocabularies that do not match.
+        TeacherServerError: the server does not answer, or serves something else.
+    """
+    if isinstance(student, str):
+        student_config = AutoConfig.from_pretrained(student, **_student_options(student, args))
+    else:
+        student_config = student.config
+    teacher_config = student_config
+    if teacher is not None:
+        teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
+    vocab_size, server = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer), None
+    if kind is TeacherKind.REMOTE:
+        # what a teacher without a name has beyond the tokenizer is not known
+        server = connect_teacher(teacher, args, tokenizer, len(tokenizer) if teacher is None else vocab_size)
+        vocab_size, teacher_config = server.vocab_size, server.config
+    return ModelPair(vocab_size, (_context_length(student_config), _context_length(teacher_config)), server)
+
+
+def _context_length(config: PreTrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

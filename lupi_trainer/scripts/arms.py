@@ -1,0 +1,78 @@
+"""The arms of `lupi compare`: what each changes in a recipe, and the trainers that they are run with."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..data.records import load_sft_data
+from ..experiments import load_probe_sets, measure_training, measure_untrained, shuffled_knowledge, without_knowledge
+from . import lupi_skd, sdft, sft
+
+
+# arm -> what it changes in the recipe
+ROLLOUTS = {"teacher-samples": "teacher", "on-policy": "student"}
+CONTROLS = {"skd-no-knowledge": without_knowledge, "skd-shuffled": shuffled_knowledge}
+ARMS = ("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS, "sdft")
+QUIET = ("--eval_strategy no --save_strategy no --logging_strategy no --report_to none --disable_tqdm true").split()
+# what trainers of other methods take over from a LUPI-SKD recipe
+SHARED = (
+    "output_dir learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon optim "
+    "max_grad_norm max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps bf16 use_cpu "
+    "gradient_checkpointing seed eval_strategy save_strategy logging_strategy report_to disable_tqdm"
+).split()
+
+
+def parse(recipe: Path, arm: str, seed: int, folder: Path, flags: list[str]) -> tuple[Any, Any, Any]:
+    """Data, training and model arguments of a run."""
+    own = ["--rollout_policy", ROLLOUTS[arm]] if arm in ROLLOUTS else []
+    arguments = ["--config", str(recipe), *flags, *QUIET, *own, "--seed", str(seed), "--output_dir", str(folder)]
+    return lupi_skd.make_parser().parse_args_and_config(arguments)
+
+
+def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
+    """The trainer of an arm."""
+    data_args, training_args, model_args = arguments
+    data_args.eval_dataset_name = None
+    if arm not in ("sft", "sdft"):
+        return lupi_skd.build_trainer(*arguments, change=CONTROLS.get(arm))
+    shared = {key: getattr(training_args, key) for key in SHARED}
+    if arm == "sdft":
+        return sdft.build_trainer(*arguments, shared)
+    from trl import SFTConfig
+
+    named = {f.name: getattr(data_args, f.name) for f in fields(data_args)}
+    config = SFTConfig(**shared, max_length=None)
+    sft_args = sft.SFTDataArguments(**named, completion_column=completion_column)
+    return sft.build_trainer(sft_args, config, model_args, training_args.chat_template_kwargs)
+
+
+def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: str) -> None:
+    """Refuse, before the first run, an arm that could not be built later.
+
+    Raises:
+        ValueError: no gold answer to a record (named), or no such file; a quantized student for SDFT.
+    """
+    data_args, _, model_args = arguments
+    if "sft" in arms:
+        for name in filter(None, (data_args.dataset_name, data_args.base_dataset_name)):
+            try:
+                load_sft_data(name, completion_column)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"the arm sft needs gold answers: {error}; --completion_column, or --arms") from error
+    if "sdft" in arms and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ValueError("the arm sdft takes no quantized student: leave it out of --arms, or the quantization")
+
+
+def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """One arm with one seed: its curve, and for the untrained student the teacher's open-book score."""
+    data_args, training_args, _ = arguments
+    probe_sets = load_probe_sets(args.probes or data_args.probes, args.unseen, args.general)
+    asking = {
+        "max_new_tokens": args.max_new_tokens,
+        "chat_template_kwargs": training_args.chat_template_kwargs,
+    }
+    trainer = build(arm, arguments, args.completion_column)
+    if arm == "untrained":
+        return measure_untrained(trainer, probe_sets, **asking)
+    return measure_training(trainer, probe_sets, args.every, **asking)

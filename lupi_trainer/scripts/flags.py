@@ -1,0 +1,45 @@
+"""What flags of several commands have in common. Nothing heavy is imported here."""
+
+import argparse
+import json
+
+
+class _Renamed(argparse.Action):
+    """Refuses an old flag, whatever follows it."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is now called {self.const}")
+
+
+def refuse_renamed(parser: argparse.ArgumentParser, renamed: dict[str, str]) -> None:
+    """Let a parser end with an error that gives the new name where an old flag is used.
+
+    Args:
+        parser: of a command.
+        renamed: old flag to new one, both with their dashes.
+    """
+    for old, new in renamed.items():
+        parser.add_argument(
+            old, action=_Renamed, const=new, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+def json_object(text: str) -> dict:
+    """The type of a flag whose value is a JSON object.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON ({error}): {text!r}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that runs models: how they are loaded, and where."""
+    parser.add_argument("--dtype", default="auto", help="type that the models are loaded in")
+    parser.add_argument("--device", help="device of the models (default: the GPU if there is one)")

@@ -1,0 +1,65 @@
+"""`lupi skd`, `kd`, `wmtp` and `sft`: a training script, run here or through `accelerate launch`.
+
+Their flags are the keys of their recipes, which the scripts themselves read (see [`RecipeParser`]).
+"""
+
+import importlib
+import subprocess
+import sys
+
+from .kd_flags import FLAGS
+from .recipe_files import find_accelerate_config, find_recipe
+
+
+TRAINING = {"skd": "lupi_skd", "kd": "kd_lora", "wmtp": "wmtp", "sft": "sft"}  # command -> script
+METHODS = {
+    "skd": "speculative knowledge distillation",
+    "kd": "distillation into a LoRA adapter, beside the cross-entropy on gold answers",
+    "wmtp": "weighted multi-token prediction; --tiny in place of --config runs everything in a minute",
+    "sft": "supervised fine-tuning, the baseline",
+}
+
+
+def summary(command: str) -> str:
+    """The line of a training command in `lupi --help`."""
+    usage = f"lupi {command} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]"
+    return f"train by {METHODS[command]}: {usage}"
+
+
+def explanation(command: str) -> str:
+    """What `lupi COMMAND --help` says."""
+    short = ""
+    if command == "kd":
+        short = "\n\nShort names: " + ", ".join(f"--{name} ({key})" for name, key in FLAGS.items())
+    return (
+        f"usage: lupi {command} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]\n\n"
+        "RECIPE is a YAML file, or the name of a shipped one (`lupi recipes ls`); every key of it can be overridden\n"
+        "on the command line. NAME is an accelerate configuration: a path, or single_cpu, multi_cpu, single_gpu,\n"
+        "multi_gpu, paired_gpu, multi_node, zero2, zero3, fsdp2. Without it the script runs in this process.\n\n"
+        f"All keys: python -m lupi_trainer.scripts.{TRAINING[command]} --help{short}"
+    )
+
+
+def train(command: str, rest: list[str]) -> int:
+    """Run a training script here, or through `accelerate launch` if `--accelerate_config` is given.
+
+    Raises:
+        FileNotFoundError: no such recipe or accelerate configuration.
+        ValueError: `--accelerate_config` without a name.
+    """
+    own = ("--config=", "--accelerate_config=")
+    args = [part for arg in rest for part in (arg.split("=", 1) if arg.startswith(own) else [arg])]
+    if "--config" in args[:-1]:
+        at = args.index("--config") + 1
+        args[at] = str(find_recipe(args[at]))
+    module = f"lupi_trainer.scripts.{TRAINING[command]}"
+    if "--accelerate_config" in args:
+        at = args.index("--accelerate_config")
+        if at + 1 == len(args):
+            raise ValueError("--accelerate_config needs a name or a path")
+        config = find_accelerate_config(args[at + 1])
+        del args[at : at + 2]
+        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+        return subprocess.run([*launch, "-m", module, *args]).returncode
+    importlib.import_module(module).main(args)
+    return 0
