@@ -38,9 +38,10 @@ bench: .venv/.ready  ## Ratios to peers, measured in one run
 figures: demo browser  ## README's figures and pictures, from a run of the demo
 	$(BIN)/python docs/figures.py runs/demo
 
-lint: .venv/.ready
+lint: .venv/.ready  ## ruff, and the types of the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .

@@ -99,7 +99,7 @@ def test_the_recipe_trains_with_rule_and_policy_from_outside(mine, tmp_path, cap
     assert [step for step, _ in run.points("loss")] == [1, 2]
     assert run.points("gamma/min")[0][1] < 20 == run.points("gamma/max")[0][1]  # the policy was asked
     assert all(share > 0 for _, share in run.points("tokens/teacher_share"))
-    lax = ["--acceptance_kwargs", '{"nats": 0.0}', "--output_dir", "runs/lax"]  # everything stands
+    lax = ["--acceptance_kwargs", '{"nats": 0.0}', "--output_dir", "runs/lax"]  # everything is accepted
     assert main(["skd", "--config", "my_recipe.yaml", "--logging_steps", "1", *lax]) == 0
     assert read_run(tmp_path / "runs" / "lax").points("tokens/teacher_share") == [(1, 0.0), (2, 0.0)]
 

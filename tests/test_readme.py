@@ -123,7 +123,9 @@ def test_make_targets_are_there():
     assert {"make demo", "make test"} <= MAKE and {name.split()[1] for name in MAKE} <= targets
 
 
-@pytest.mark.parametrize("failing, fails", [("", False), ("browser", False), ("test-browser", True), ("test", True)])
+@pytest.mark.parametrize(
+    "failing, fails", [("", False), ("browser", False), ("test-browser", True), ("test", True), ("lint", True)]
+)
 def test_ci_says_when_there_is_no_browser(tmp_path, failing, fails):
     make = tmp_path / "make"
     make.write_text(f'#!/bin/sh\necho "made $1"\ntest "$1" != "{failing}"\n')
@@ -132,6 +134,7 @@ def test_ci_says_when_there_is_no_browser(tmp_path, failing, fails):
     done = subprocess.run([ROOT / ".ci" / "run"], env={"PATH": path}, capture_output=True, text=True)
     assert (done.returncode != 0) == fails
     assert ("NOT RUN: make test-browser" in done.stdout) == (failing == "browser")
+    assert ("made test\n" in done.stdout) == (failing != "lint")
     assert ("made test-browser" in done.stdout) == (failing in ("", "test-browser"))
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..losses.chunked_kd import chunked_kd_ce
+from ..models.backbone import teacher_states
 from ..models.lm_head import Head
-from .states import teacher_states
 
 
 @torch.no_grad()
@@ -24,10 +24,9 @@ def quantization_kl(quantized: nn.Module, reference: nn.Module, batches: Iterabl
     heads = [Head(model, model.config.get_text_config().vocab_size, device) for model in (quantized, reference)]
     total, count = 0.0, 0
     for batch in batches:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
         labels = batch["labels"][:, 1:].to(device)
         labeled = labels != -100
-        ours, theirs = (teacher_states(model, inputs, labeled) for model in (quantized, reference))
+        ours, theirs = (teacher_states(model, batch, labeled) for model in (quantized, reference))
         total += chunked_kd_ce(ours, heads[0], theirs, heads[1], labels[labeled], 1.0, 1.0).total.item()
         count += int(labeled.sum())
     return total / max(count, 1)

@@ -11,8 +11,9 @@ from trl import SFTTrainer
 
 from ..lab import resolve_model
 from ..losses.chunked_kd import chunked_kd_ce
+from ..models.backbone import labeled_states, teacher_states
 from ..models.lm_head import Head, refuse_prompt_learning
-from ..models.loading import repository_options
+from ..models.loading import repository_options, resolve_student
 from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import DISTILLATION, KD_LORA
 from ..publishing.trainer import Published
@@ -22,7 +23,6 @@ from ..training.finite_steps import FiniteSteps
 from ..training.private import ForwardRedirection
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
-from .states import labeled_states, teacher_states
 
 
 SUMS = ("ce", "kd", "entropy", "correct", "labeled", "read")  # what is summed over tokens, in this order
@@ -105,11 +105,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         peft_config: "PeftConfig | None" = None,  # noqa: F821
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
-        if isinstance(model, str):
-            model = resolve_model(model)
-        name = model if isinstance(model, str) else model.config._name_or_path or "student"
-        if args is None:
-            args = KDLoRAConfig(f"{name.split('/')[-1]}-KD-LoRA")
+        model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"))
         refuse_prompt_learning(model, peft_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
@@ -192,15 +188,14 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         """(loss, [B, len(SUMS)] sums of every row), inside the student's own forward."""
         labels = inputs["labels"][:, 1:]
         labeled = labels != -100
-        backbone_inputs = {k: v for k, v in inputs.items() if k != "labels"}
-        hidden = labeled_states(student, backbone_inputs, labeled, "student")
+        hidden = labeled_states(student, inputs, labeled, "student model")
         head = Head(student, student.config.get_text_config().vocab_size)
         hidden = hidden.to(head.weight.device)
         teacher_hidden = None
         if self.teacher_model is not None:
             if self._teacher_head is None:  # frozen: brought to the student's device once
                 self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
-            teacher_hidden = teacher_states(self.teacher_model, backbone_inputs, labeled).to(hidden.device)
+            teacher_hidden = teacher_states(self.teacher_model, inputs, labeled).to(hidden.device)
         targets = labels[labeled].to(hidden.device)
         alpha = self.args.kd_alpha if teacher_hidden is not None else 0.0
         out = chunked_kd_ce(hidden, head, teacher_hidden, self._teacher_head, targets, alpha, self.args.kd_temperature)

@@ -1,17 +1,11 @@
-"""The distillation loss from hidden states, a few hundred tokens at a time: no model's [N, V] logits are ever built.
-
-The gradient is computed in the forward, chunk by chunk, while the chunk's logits are at hand; the backward only scales
-it. So the two heads are multiplied as often as in the dense loss, and nothing of size [N, V] is kept for later.
-"""
+"""The distillation loss from hidden states, in chunks of tokens; its dense reference is `kd_ce_loss`."""
 
 from dataclasses import dataclass
 
 import torch
 
-from ..models.lm_head import Head, loss_dtype
-
-
-CHUNK_ELEMENTS = 1 << 22  # logits of one model at a time: 131 tokens of a vocabulary of 32,000
+from ..models.lm_head import Head
+from .chunks import Chunk, chunked_loss
 
 
 @dataclass
@@ -39,71 +33,38 @@ def _normalize(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (logits - log_z).exp_(), log_z
 
 
-class _ChunkedKDCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, student, teacher_hidden, teacher, labels, alpha, temperature, with_grad):
-        num_tokens, vocab_size = hidden.size(0), weight.size(0)
-        dtype = loss_dtype(hidden)
-        result_type = torch.promote_types(dtype, torch.float32)
-        kd, ce, entropy = (torch.zeros(num_tokens, dtype=result_type, device=hidden.device) for _ in range(3))
-        correct = torch.zeros(num_tokens, dtype=torch.bool, device=hidden.device)
-        wants = [with_grad and needed for needed in ctx.needs_input_grad[:3]]
-        grads = [
-            torch.zeros_like(x, dtype=result_type) if want else None for x, want in zip((hidden, weight, bias), wants)
-        ]
-        chunk = max(1, CHUNK_ELEMENTS // vocab_size)
-        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
-        with torch.autocast(hidden.device.type, enabled=False):
-            student = student.cast(dtype)
-            teacher = teacher.cast(teacher_hidden.dtype) if teacher is not None else None
-            for start in range(0, num_tokens, chunk):
-                rows = slice(start, start + chunk)
-                states = hidden[rows].to(dtype)
-                target = labels[rows, None]
-                logits = student.logits(states)
-                probs, log_z = _normalize(logits)
-                gold = logits.gather(1, target)
-                ce[rows] = (log_z - gold).squeeze(1)
-                correct[rows] = gold.squeeze(1) >= logits.amax(dim=-1)
-                entropy[rows] = log_z.squeeze(1) - torch.linalg.vecdot(probs, logits)
-                grad = None
-                if any(wants):
-                    grad = probs.mul_(1 - alpha)
-                    grad.scatter_add_(1, target, grad.new_full((1, 1), alpha - 1).expand_as(target))
-                if teacher is not None:
-                    soft = teacher.logits(teacher_hidden[rows]).to(result_type)
-                    soft.div_(temperature)
-                    shared = soft.size(1)
-                    student_soft = logits[:, :shared] / temperature
-                    soft_probs, soft_log_z = _normalize(soft)
-                    student_soft_log_z = student_soft.logsumexp(dim=-1, keepdim=True)
-                    gap = torch.linalg.vecdot(soft_probs, soft.sub_(student_soft))
-                    kd[rows] = gap + (student_soft_log_z - soft_log_z).squeeze(1)
-                    if grad is not None:
-                        soft_grad = student_soft.sub_(student_soft_log_z).exp_().sub_(soft_probs)
-                        grad[:, :shared].add_(soft_grad, alpha=alpha * temperature)
-                if grad is not None:
-                    if student.softcap is not None:  # logits = cap * tanh(raw / cap)
-                        grad *= 1 - (logits / student.softcap).square_()
-                    if student.scale != 1.0:
-                        grad *= student.scale
-                    if grads[2] is not None:
-                        grads[2] += grad.sum(dim=0)
-                    grad = grad.to(dtype)
-                    if grads[0] is not None:
-                        grads[0][rows] = (grad @ student.weight).to(result_type)
-                    if grads[1] is not None:
-                        grads[1] += grad.t() @ states
-        if any(wants):
-            ctx.save_for_backward(*grads)
-        total = (alpha * temperature**2 * kd + (1 - alpha) * ce).sum()
-        ctx.mark_non_differentiable(kd, ce, entropy, correct)
-        return total, kd, ce, entropy, correct
+def _kd_ce(
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    label: torch.Tensor,
+    alpha: float,
+    temperature: float,
+    with_grad: bool,
+) -> Chunk:
+    """The equation: logits [n, V], teacher_logits [n, V' <= V] (written over) and label [n, 1].
 
-    @staticmethod
-    def backward(ctx, grad_total, *_):
-        grads = [None if g is None else (g * grad_total).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
-        return *grads, *(None,) * 7
+    With softmaxes p of the teacher and q of the student at T, and s of the student at 1, the gradient with respect to
+    the student's logits is `alpha * T * (q - p) + (1 - alpha) * (s - onehot(label))`.
+    """
+    probs, log_z = _normalize(logits)
+    gold = logits.gather(1, label)
+    ce = (log_z - gold).squeeze(1)
+    correct = gold.squeeze(1) >= logits.amax(dim=-1)
+    entropy = log_z.squeeze(1) - torch.linalg.vecdot(probs, logits)
+    kd, grad = torch.zeros_like(ce), None
+    if with_grad:
+        grad = probs.mul_(1 - alpha)
+        grad.scatter_add_(1, label, grad.new_full((1, 1), alpha - 1).expand_as(label))
+    if teacher_logits is not None:
+        soft = teacher_logits.to(logits.dtype).div_(temperature)
+        student_soft = logits[:, : soft.size(1)] / temperature
+        p, soft_log_z = _normalize(soft)
+        student_log_z = student_soft.logsumexp(dim=-1, keepdim=True)
+        kd = torch.linalg.vecdot(p, soft.sub_(student_soft)) + (student_log_z - soft_log_z).squeeze(1)
+        if grad is not None:
+            q = student_soft.sub_(student_log_z).exp_()
+            grad[:, : q.size(1)].add_(q.sub_(p), alpha=alpha * temperature)
+    return Chunk(alpha * temperature**2 * kd + (1 - alpha) * ce, (kd, ce, entropy, correct), grad)
 
 
 def chunked_kd_ce(
@@ -118,7 +79,7 @@ def chunked_kd_ce(
     """[`~lupi_trainer.losses.kd_ce_loss`] summed over tokens, from hidden states, in chunks of tokens.
 
     Args:
-        student_hidden: [N, H_student], at labeled positions only, each one place before its label.
+        student_hidden: [N, H_student], at labeled positions only, each one position before its label.
         student: the student's head, all of its columns.
         teacher_hidden: [N, H_teacher] on the student's device, or `None`: cross-entropy alone.
         teacher: the teacher's head, cut to the columns that both models have, on the student's device.
@@ -126,9 +87,10 @@ def chunked_kd_ce(
         kd_alpha: weight of the KL, in [0, 1].
         kd_temperature: temperature of both distributions in the KL.
     """
-    return KDCELoss(
-        *_ChunkedKDCE.apply(
-            student_hidden, student.weight, student.bias, student, teacher_hidden, teacher, labels, kd_alpha,
-            kd_temperature, torch.is_grad_enabled(),
-        )
-    )  # fmt: skip
+    teacher = teacher.cast(teacher_hidden.dtype) if teacher is not None else None
+
+    def equation(rows: slice, logits: torch.Tensor, with_grad: bool) -> Chunk:
+        teacher_logits = teacher.logits(teacher_hidden[rows]) if teacher is not None else None
+        return _kd_ce(logits, teacher_logits, labels[rows, None], kd_alpha, kd_temperature, with_grad)
+
+    return KDCELoss(*chunked_loss(student_hidden, student, equation))

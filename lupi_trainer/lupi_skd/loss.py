@@ -4,11 +4,11 @@ from contextlib import nullcontext
 
 import torch
 
+from ..losses.top_k import top_k_divergence_loss
+from ..models.backbone import completion_states
 from ..models.lm_head import Head
 from ..training.private import chunked_divergence_loss
 from .placement import on_device
-from .remote import served_divergence_loss
-from .states import completion_states
 
 
 class PrivilegedLoss:
@@ -53,7 +53,7 @@ class PrivilegedLoss:
         if "teacher_top" in inputs:
             device = student.weight.device
             rest = (inputs[name].to(device) for name in ("teacher_top", "completion_mask"))
-            return served_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
+            return top_k_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
         if self._is_self_taught:
             teacher = student
         else:

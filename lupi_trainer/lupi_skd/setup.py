@@ -8,9 +8,10 @@ from enum import Enum
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..lab import resolve_model
+from ..models.backbone import context_length
 from ..models.loading import repository_options
 from ..models.vocabulary import check_tokenizer, check_vocabularies
 from ..teachers.loaded import load_teacher_config
@@ -141,8 +142,4 @@ def compare_models(
         # what a teacher without a name has beyond the tokenizer is not known
         server = connect_teacher(teacher, args, tokenizer, len(tokenizer) if teacher is None else vocab_size)
         vocab_size, teacher_config = server.vocab_size, server.config
-    return ModelPair(vocab_size, (_context_length(student_config), _context_length(teacher_config)), server)
-
-
-def _context_length(config: PreTrainedConfig) -> int | None:
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return ModelPair(vocab_size, (context_length(student_config), context_length(teacher_config)), server)

@@ -11,6 +11,7 @@ from trl import DistillationTrainer
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text, prepare_columns
+from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
@@ -33,7 +34,7 @@ from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
-from .setup import TeacherKind, compare_models, name_of, student_tokenizer, teacher_kind, to_source
+from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
 
 
 logger = logging.getLogger(__name__)
@@ -114,9 +115,7 @@ class LUPISKDTrainer(
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
-        student = to_source(model)
-        if args is None:
-            args = LUPISKDConfig(f"{name_of(student).split('/')[-1]}-LUPI-SKD")
+        student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
         teacher = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
         kind = teacher_kind(teacher, args, student, peft_config)
 

@@ -110,3 +110,11 @@ class Head:
         if self.scale != 1.0:
             logits *= self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float | None:
+        """The derivative of these logits with respect to what they were before scale and cap; `None`: 1 everywhere."""
+        scale = None if self.scale == 1.0 else self.scale
+        if self.softcap is None:
+            return scale
+        slope = 1 - (logits / self.softcap).square_()  # logits = cap * tanh(raw / cap)
+        return slope if scale is None else slope.mul_(scale)

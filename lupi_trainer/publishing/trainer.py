@@ -28,8 +28,6 @@ IN_FLIGHT = "_push-"  # folders of files that are being sent
 class Published:
     """For a [`~transformers.Trainer`]: every saved student has a card and a generation config, and no secret in it.
 
-    A student given by name is loaded from safetensors (`model_init_kwargs: {use_safetensors: false}` reads pickles).
-
     Put it first among the bases. A subclass that saves more (heads, a value head) does so in its own `_save`, and it
     is pushed with the rest. `dataset_name` is what the card says of the data, `_papers` are those that it cites.
     """
@@ -40,8 +38,6 @@ class Published:
     def __init__(self, *args: Any, **kwargs: Any):
         if (config := kwargs.get("args")) is not None:
             refuse_secrets(config)
-            if isinstance(kwargs.get("model", args[0] if args else None), str):
-                config.model_init_kwargs = {"use_safetensors": True} | (config.model_init_kwargs or {})
         super().__init__(*args, **kwargs)
 
     # Saving

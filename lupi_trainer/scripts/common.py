@@ -106,6 +106,7 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        "use_safetensors": True,
     }
     training_args.model_init_kwargs = init_kwargs | (training_args.model_init_kwargs or {})
     return {

@@ -8,11 +8,10 @@ import torch
 from transformers import AutoTokenizer
 from trl import SFTTrainer
 
-from ..lab import resolve_model
 from ..losses.reference import shift_targets
 from ..losses.token_weights import shuffle_in_texts, uniform_weights
 from ..models.lm_head import refuse_prompt_learning, whole
-from ..models.loading import repository_options
+from ..models.loading import repository_options, resolve_student
 from ..models.mtp_heads import MTPHeads
 from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
@@ -58,11 +57,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
     reduction = "position"
 
     def __init__(self, model, args: WMTPConfig | None = None, *, heads: MTPHeads | None = None, **kwargs):
-        if isinstance(model, str):
-            model = resolve_model(model)
-        name = model if isinstance(model, str) else model.config._name_or_path or "model"
-        if args is None:
-            args = WMTPConfig(f"{name.split('/')[-1]}-WMTP")
+        model, name, args = resolve_student(model, args, lambda name: WMTPConfig(f"{name}-WMTP"))
         if args.freeze_trunk and kwargs.get("peft_config") is not None:
             raise ValueError("freeze_trunk trains the heads alone: it leaves nothing for an adapter to learn")
         refuse_prompt_learning(model, kwargs.get("peft_config"))

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..losses.chunked_mtp import chunked_ce
 from ..losses.token_weights import critic_weights, gathered
+from ..models.backbone import backbone_states
 from ..models.lm_head import Head, whole
 from ..models.mtp_heads import MTPHeads, ValueHead
 from ..training.checkpoints import agree_on_checkpoint
@@ -16,7 +17,7 @@ from .base_trainer import BaseWMTPTrainer
 from .config import WMTPConfig
 from .critic import RewardCollator, check_rewards, fit_critic, judged_places
 from .reference import Reference, load_reference, require_reference
-from .weighted_loss import Batch, text_segments, trunk_states
+from .weighted_loss import Batch, text_segments
 
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
 
     def _judged(self, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(hidden [B, S, D], returns [B, S], places [B, S]) of a batch."""
-        labels, hidden = inputs["labels"], trunk_states(self.model, inputs)
+        labels, hidden = inputs["labels"], backbone_states(self.model, inputs)
         if self._rewarded:
             return hidden, inputs["reward"][:, None].expand_as(labels), judged_places(labels)
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)

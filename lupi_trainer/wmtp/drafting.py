@@ -2,6 +2,7 @@
 
 import torch
 
+from ..models.backbone import context_length
 from ..speculative import HeadsDraft, SpeculativeStats, speculative_generate
 from ..training.private import unwrap_model_for_generation
 
@@ -32,11 +33,11 @@ def draft_metrics(trainer, dataset) -> dict[str, float]:
     writes the same texts."""
     args = trainer.args
     prompts = draft_prompts(dataset, args.draft_eval_prompts)
-    room = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None:
-        prompts = [prompt for prompt in prompts if len(prompt) + args.draft_eval_new_tokens <= room]
+    longest = context_length(trainer.model.config)
+    if longest is not None:
+        prompts = [prompt for prompt in prompts if len(prompt) + args.draft_eval_new_tokens <= longest]
     if not prompts:
-        raise ValueError("draft_eval_prompts: no prompt leaves room for draft_eval_new_tokens in the model's context")
+        raise ValueError("draft_eval_prompts: no prompt and draft_eval_new_tokens together fit the model's context")
     with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
         output = speculative_generate(
             model,

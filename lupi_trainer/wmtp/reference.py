@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..lab import resolve_model
 from ..losses.chunked_mtp import chunked_ce
+from ..models.backbone import backbone_states, inputs_on_device
 from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
 from ..teachers.loaded import require_unsharded, unsharded_weights
-from .weighted_loss import trunk_states
 
 
 class CrossEntropyCache:
@@ -104,11 +104,10 @@ class Reference:
     def _read(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
         self.forwards += 1
         device = next(self.model.parameters()).device
-        inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
         # in its own dtype: the trained model's mixed precision is not the reference's
         with torch.autocast(device.type, enabled=False):
             chosen = (targets != -100).to(device)
-            states = trunk_states(self.model, inputs)[chosen]
+            states = backbone_states(self.model, inputs_on_device(self.model, inputs), "reference model")[chosen]
             head = Head(self.model, self.model.config.get_text_config().vocab_size)
             ce = chunked_ce(states, head, targets.to(device)[chosen])[1].float()
         return ce.new_zeros(chosen.shape).masked_scatter_(chosen, ce).to(targets.device)

@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch import nn
 
 from ..losses.chunked_mtp import chunked_ce
 from ..losses.reference import head_coefficients, shift_targets
 from ..losses.token_weights import head_entropy
+from ..models.backbone import backbone_states
 from ..models.lm_head import Head
 
 
@@ -27,28 +27,12 @@ def text_segments(inputs: dict[str, Any]) -> torch.Tensor | None:
     return None
 
 
-def trunk_states(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-    """[B, S, D], what the `lm_head` of a causal language model (or a `PeftModel`) reads.
-
-    Raises:
-        ValueError: the batch is longer than the model's context.
-    """
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = inputs["input_ids"].size(1)
-    if room is not None and length > room and "position_ids" not in inputs:
-        raise ValueError(f"a batch of {length} tokens is beyond the model's {room} positions: lower `max_length`")
-    if is_peft_model(model):
-        model = model.base_model.model
-    read = {name: value for name, value in inputs.items() if name not in ("labels", "reward")}
-    return model.base_model(**read, use_cache=False).last_hidden_state
-
-
 @dataclass
 class Batch:
     """A batch on its way to the loss. H heads; head k at position t predicts token t + k + 1 (k from 0)."""
 
     inputs: dict[str, Any]
-    hidden: torch.Tensor  # [B, S, D] of the trunk
+    hidden: torch.Tensor  # [B, S, D] of the backbone
     targets: torch.Tensor  # [B, S, H], -100 where there is none
     segments: torch.Tensor | None  # [B, S]
     heads_ce: Callable[[], torch.Tensor]
@@ -91,7 +75,7 @@ def weighted_loss(
     targets = shift_targets(inputs["labels"], model.mtp_heads.horizon, segments)
     by_head = targets.movedim(-1, 0)  # [H, B, S]: a head's predictions together
     chosen = by_head != -100
-    hidden = trunk_states(model, inputs)
+    hidden = backbone_states(model, inputs)
     states = torch.cat([state[mask] for state, mask in zip(model.mtp_heads(hidden, segments), chosen)])  # [N, D]
     head, wanted = Head(model, model.config.get_text_config().vocab_size), by_head[chosen]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lupi_trainer.losses import chunked_kd as chunked_loss
+from lupi_trainer.losses import chunks
 from lupi_trainer.losses.chunked_kd import chunked_kd_ce
 from lupi_trainer.losses.reference import kd_ce_loss
 from lupi_trainer.models.lm_head import Head
@@ -105,7 +105,7 @@ def test_the_factor_t_squared_keeps_the_soft_gradient_of_one_size():
     ids=["plain", "scaled", "softcap", "student-padded", "teacher-padded"],
 )
 def test_chunked_equals_dense_in_value_and_gradient(chunk, alpha, temperature, student, monkeypatch):
-    monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", chunk * student.get("student_vocab", 23))
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", chunk * student.get("student_vocab", 23))
     ours, theirs, states, teacher_states, labels = scene(**student)
     count = (labels != -100).sum()
     wanted = kd_ce_loss(ours.logits(states), theirs.logits(teacher_states), labels, alpha, temperature)
@@ -128,7 +128,7 @@ def test_chunked_equals_dense_in_value_and_gradient(chunk, alpha, temperature, s
 
 
 def test_gradient_is_the_numerical_one(monkeypatch):
-    monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", 3 * 23)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 3 * 23)
     ours, theirs, states, teacher_states, labels = scene(final_logit_softcapping=5.0)
 
     def loss(states, weight, bias):

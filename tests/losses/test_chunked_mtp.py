@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from lupi_trainer import MTPHeads
-from lupi_trainer.losses import chunked_mtp as chunked_loss
+from lupi_trainer.losses import chunks
+from lupi_trainer.losses.chunked_mtp import chunked_ce
 from lupi_trainer.losses.reference import compute_weighted_mtp_loss
 from lupi_trainer.models.lm_head import Head
 from lupi_trainer.models.mtp_heads import attach_mtp_heads
@@ -73,7 +74,7 @@ def gradients(model, loss):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("horizon, head_type", [(1, "linear"), (2, "linear"), (4, "residual"), (7, "transformer")])
 def test_chunked_loss_and_gradients_are_the_dense_ones(monkeypatch, horizon, head_type, packed, reduction):
-    monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", 5 * VOCAB)  # chunks end inside texts and heads
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 5 * VOCAB)  # chunks end inside texts and heads
     model = model_with_heads(horizon, head_type).double()
     inputs = texts(packed)
     weights = torch.rand(*inputs["labels"].shape, horizon, generator=torch.Generator().manual_seed(2)).double()
@@ -114,7 +115,7 @@ def test_a_shift_by_one_is_seen():
 
 
 def test_scaled_and_capped_heads(monkeypatch):
-    monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 3 * VOCAB)
     model = model_with_heads(3).double()
     model.config.final_logit_softcapping, model.config.logit_scale = 2.0, 0.7
     model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCAB).double())
@@ -135,9 +136,9 @@ def test_float16_keeps_gradients_that_are_scaled_later():
     head = Head(model_with_heads(1), VOCAB)
     states, targets = torch.randn(5, 32, requires_grad=True), torch.arange(5)
     factors = torch.full((5,), 1e-7)  # of many positions
-    (wanted,) = torch.autograd.grad(chunked_loss.chunked_ce(states, head, targets, factors)[0], states)
+    (wanted,) = torch.autograd.grad(chunked_ce(states, head, targets, factors)[0], states)
     with torch.autocast("cpu", torch.float16):
-        total = chunked_loss.chunked_ce(states, head, targets, factors)[0]
+        total = chunked_ce(states, head, targets, factors)[0]
     (got,) = torch.autograd.grad(total * 2**16, states)
     torch.testing.assert_close(got / 2**16, wanted, rtol=1e-3, atol=0)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from lupi_trainer.losses import chunks
 from lupi_trainer.losses.reference import top_k_divergence
-from lupi_trainer.lupi_skd.remote import served_divergence_loss
+from lupi_trainer.losses.top_k import top_k_divergence_loss
 from lupi_trainer.models.lm_head import Head
 from lupi_trainer.training.private import chunked_divergence_loss
 
@@ -88,13 +89,13 @@ class _Model(nn.Module):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_with_the_whole_vocabulary_it_is_trls_loss(monkeypatch, beta):
     """Value, entropy, count and both gradients, in chunks of two tokens."""
-    monkeypatch.setattr("lupi_trainer.lupi_skd.remote.CHUNK_ELEMENTS", 2 * V)
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 2 * V)
     model, teacher_head = _Model(), 2 * torch.randn(V, H)
     states, teacher_states = torch.randn(2, 5, H, requires_grad=True), torch.randn(2, 5, H)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     values, ids = (teacher_states @ teacher_head.t()).log_softmax(-1).topk(V)
     top = torch.cat([ids.float(), values], -1)
-    ours = served_divergence_loss(states, Head(model, V), top, mask, beta, num_items_in_batch=11)
+    ours = top_k_divergence_loss(states, Head(model, V), top, mask, beta, num_items_in_batch=11)
     theirs = chunked_divergence_loss(
         states, teacher_states, model.head.weight, teacher_head, mask, beta, num_items_in_batch=11
     )
@@ -106,8 +107,27 @@ def test_with_the_whole_vocabulary_it_is_trls_loss(monkeypatch, beta):
     assert gradients[0][0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_scaled_and_capped_heads(monkeypatch, beta):
+    """In chunks of two tokens: value, entropy and the gradients of states, weight and bias are the dense ones."""
+    monkeypatch.setattr(chunks, "CHUNK_ELEMENTS", 2 * V)
+    model, states = _Model(), torch.randn(N, H, requires_grad=True)
+    model.head.bias = nn.Parameter(torch.randn(V))
+    model.config.final_logit_softcapping, model.config.logit_scale = 2.0, 0.7
+    values, ids = torch.randn(N, V).log_softmax(-1).topk(4)
+    top, mask = torch.cat([ids.float(), values], -1)[None], torch.ones(1, N)
+    ours = top_k_divergence_loss(states[None], Head(model, V), top, mask, beta)
+    logits = 2.0 * torch.tanh(model.head(states) * 0.7 / 2.0)
+    dense = top_k_divergence(logits, ids, values, beta).mean()
+    torch.testing.assert_close(ours[0], dense, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours[1], torch.distributions.Categorical(logits=logits).entropy().sum())
+    parameters = [states, *model.head.parameters()]
+    for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in (ours[0], dense))):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
 def test_a_batch_without_tokens():
     model, states = _Model(), torch.randn(1, 3, H, requires_grad=True)
-    loss, entropy, count = served_divergence_loss(states, Head(model, V), torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.0)
+    loss, entropy, count = top_k_divergence_loss(states, Head(model, V), torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.0)
     loss.backward()
     assert loss == 0 and entropy == 0 and count == 0 and states.grad.abs().sum() == 0

@@ -17,12 +17,14 @@ from lupi_trainer.data.records import load_training_data
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.models.loading import load_model
 from lupi_trainer.publishing.credentials import is_secret_name, looks_secret
-from lupi_trainer.scripts import compare
+from lupi_trainer.scripts import compare, sft
 from lupi_trainer.scripts.lupi_skd import make_parser
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, find_recipe
 from lupi_trainer.scripts.recipe_parser import RecipeError, RecipeParser
 from lupi_trainer.scripts.sweep import flags_to_settings
+from tests.kd_lora.training import make_kd_trainer
 from tests.lupi_skd.training import make_trainer
+from tests.wmtp.training import make_wmtp_trainer
 
 
 ROOT = Path(lupi_trainer.__file__).parent
@@ -92,16 +94,28 @@ def pickled(folder: Path, model) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("role", ["student", "teacher", "evaluated"])
+def sft_trainer(tmp_path, path):
+    flags = {"model_name_or_path": path, "dataset_name": "lab:common", "output_dir": tmp_path / "run"}
+    flags |= {"use_cpu": "true", "bf16": "false", "report_to": "none"}
+    arguments = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    return sft.build_trainer(*sft.make_parser().parse_args_and_config(arguments))
+
+
+LOADING = {
+    "student": make_trainer,
+    "teacher": lambda tmp_path, path: make_trainer(tmp_path, teacher_model=path),
+    "evaluated": lambda tmp_path, path: load_model(path),
+    "kd_lora": make_kd_trainer,
+    "wmtp": lambda tmp_path, path: make_wmtp_trainer(tmp_path, model=path),
+    "sft": sft_trainer,
+}
+
+
+@pytest.mark.parametrize("role", LOADING)
 def test_pickled_weights_are_not_read(tmp_path, student, role):
     path = pickled(tmp_path / "model", student)
     with pytest.raises((OSError, ValueError), match="safetensors"):
-        if role == "evaluated":
-            load_model(path)
-        elif role == "student":
-            make_trainer(tmp_path, path)
-        else:
-            make_trainer(tmp_path, teacher_model=path)
+        LOADING[role](tmp_path, path)
     assert not (tmp_path / "run").exists()
 
 

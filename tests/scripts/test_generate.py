@@ -5,6 +5,7 @@ import json
 import pytest
 from torch._dynamo.utils import counters
 
+from lupi_trainer import speculative
 from lupi_trainer.cli import main
 from lupi_trainer.data import completions
 from lupi_trainer.data.completions import Completions, Lines
@@ -83,6 +84,16 @@ def test_weights_that_cannot_be_packed_are_named(prompts, capsys):
     assert main([*PAIR, "--prompts", str(prompts), "--pack_weights", "true"]) == 2
     error = capsys.readouterr().err
     assert "pack_weights=True: the target" in error and "no linear layer of 131072 numbers" in error
+
+
+@pytest.mark.parametrize("flag, block", [("--block_verification", True), ("--no-block_verification", False)])
+def test_the_kind_of_verification_is_passed_on(prompts, monkeypatch, capsys, flag, block):
+    def asked(*args, block_verification, **options):
+        raise ValueError(f"block_verification is {block_verification}")
+
+    monkeypatch.setattr(speculative, "speculative_generate", asked)
+    assert main([*PAIR, "--prompts", str(prompts), flag]) == 2
+    assert f"block_verification is {block}" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -253,6 +264,8 @@ def test_what_the_user_can_mend_is_said_in_one_line_and_before_weights_are_read(
         (["--max_new_tokens", "100000"], "beyond the target's"),
         (["--stop", "no", ""], "--stop holds an empty string"),
         (["--stop", "no <|end|>"], "holds the special token '<|end|>'"),
+        (["--verification", "token"], "verification is called block_verification now (for 'token': "),
+        (["--draft_length", "goodput"], "draft_length is called gamma_policy now"),
     ]:
         assert main([*PAIR, "--prompts", str(prompts), *extra]) == 2
         error = capsys.readouterr().err

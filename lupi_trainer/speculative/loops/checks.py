@@ -66,8 +66,8 @@ def check_prompts_by_config(role: str, config, prompts: list[list[int]], max_new
 
 
 _TODAY = {  # an argument's name of earlier versions -> today's
-    "verification": "block_verification (for 'token': block_verification=False, or --no-block_verification)",
-    "draft_length": "gamma_policy",
+    "verification": "block_verification now (for 'token': block_verification=False, or --no-block_verification)",
+    "draft_length": "gamma_policy now",
 }
 
 
@@ -75,4 +75,4 @@ def refuse_former(**given) -> None:
     """Refuses arguments by their names of earlier versions, with today's; None: it was not given."""
     for name, value in given.items():
         if value is not None:
-            raise ValueError(f"{name} is called {_TODAY[name]} now")
+            raise ValueError(f"{name} is called {_TODAY[name]}")
