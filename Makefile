@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test browser test-browser test-vllm test-zero test-lab test-machines test-fast lint format bench figures clean
+.PHONY: demo test browser test-browser test-vllm test-zero test-lab test-machines test-mutants test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -78,5 +78,15 @@ test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one t
 test-machines: .venv/.ready  ## The numerical tests with the kernels, threads and orders of other machines, one after another
 	$(BIN)/python -m tests.machines
 
+# cosmic-ray makes the mutants; the tests themselves run in .venv.
+.venv-mutants/.ready: .venv/.ready tests/mutants/constraints.txt
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/pip install --quiet --disable-pip-version-check cosmic-ray \
+		--constraint tests/mutants/constraints.txt --constraint constraints.txt
+	touch .venv-mutants/.ready
+
+test-mutants: .venv-mutants/.ready  ## How many of 80 small faults the tests see (an hour or two; it can be ended and goes on)
+	.venv-mutants/bin/python -m tests.mutants.run --json runs/mutants.json $(ARGS)
+
 clean:
-	rm -rf .venv .venv-vllm .venv-zero build *.egg-info
+	rm -rf .venv .venv-vllm .venv-zero .venv-mutants build *.egg-info

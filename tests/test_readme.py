@@ -1,5 +1,6 @@
 """README.md and the pages of docs/: every command and every block of Python runs; figures come from one command."""
 
+import json
 import os
 import pydoc
 import re
@@ -91,20 +92,30 @@ def test_commands_of_a_block(chain, after_the_demo):
                 assert (after_the_demo / arguments[place + 1]).exists()
 
 
-@pytest.mark.slow
-@pytest.mark.distributed
-@pytest.mark.parametrize("command", LAUNCHED)
-def test_launched_command(command, tmp_path):
+def launched(command: str, folder: Path) -> list[float]:
+    """The losses of four steps of a command that starts processes."""
     program, *arguments = shlex.split(command)
     module = {"lupi": "lupi_trainer.cli", "accelerate": "accelerate.commands.accelerate_cli"}[program]
-    run = [sys.executable, "-m", module, *arguments, *SHORT, "--record_rollouts", "30"]
-    run += ["--output_dir", str(tmp_path / "run")]
+    run = [sys.executable, "-m", module, *arguments, "--output_dir", str(folder), "--record_rollouts", "100"]
+    run += "--max_steps 4 --eval_steps 4 --logging_steps 1 --save_strategy steps --save_steps 4".split()
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "model.safetensors").is_file()
-    # 24 rollouts in one step, all recorded, by one process or by two
-    recorded = read_run(tmp_path / "run").rollouts
-    assert len(recorded) == len({r["row_id"] for r in recorded}) == 24
+    assert (folder / "model.safetensors").is_file()
+    recorded = [(r["step"], r["row_id"]) for r in read_run(folder).rollouts if r["split"] == "train"]
+    assert len(recorded) == len(set(recorded)) == 4 * 24, "all are recorded, by one process or by two"
+    state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_launched_commands_train_alike(tmp_path):
+    """On one and on two processes: the same records in the same order, shared out, so the same losses."""
+    (two,) = [command for command in LAUNCHED if "multi_cpu" in command]
+    (one,) = [command for command in LAUNCHED if "single_cpu" in command]
+    losses = {name: launched(command, tmp_path / name) for name, command in (("two", two), ("one", one))}
+    assert sorted(LAUNCHED) == sorted((one, two)) and len(set(losses["one"])) == 4
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
 
 
 def test_make_targets_are_there():

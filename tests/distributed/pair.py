@@ -10,9 +10,15 @@ import torch
 
 
 def server():
+    """Where processes come from: each starts in a fraction of a second, with no thread of another's.
+
+    Python has one such server a process, and it imports what its first user names: all name the same.
+    """
     context = multiprocessing.get_context("forkserver")
-    preload = ["tests.distributed.sharded", "tests.distributed.pair", "tests.speculative.toy_models"]
-    context.set_forkserver_preload([*preload, "trl.trainer.distillation_trainer", "transformers.trainer"])
+    tests = ["tests.distributed.sharded", "tests.distributed.pair", "tests.speculative.toy_models"]
+    context.set_forkserver_preload(
+        [*tests, "tests.training.killed", "trl.trainer.distillation_trainer", "transformers.trainer"]
+    )
     return context
 
 

@@ -1,6 +1,7 @@
 """A short lab run on two CPU processes, under each way of sharing out the student's weights."""
 
 import contextlib
+import importlib
 import io
 import os
 from functools import partial
@@ -76,6 +77,12 @@ def as_one_of(rank: int, processes: int, backend: str):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     with on_cpu(backend), contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+def run_script(rank: int, script: str, arguments: list[str], processes: int) -> None:
+    """A script of `lupi_trainer.scripts` with its arguments, in a process that waits for no launcher."""
+    with as_one_of(rank, processes, "ddp"):
+        importlib.import_module(f"lupi_trainer.scripts.{script}").main(arguments)
 
 
 def untied_student():

@@ -1,7 +1,6 @@
-"""Training runs in processes of their own, to be killed; forked from a server that has imported everything once."""
+"""Training runs in processes of their own, to be killed; forked from a server (`tests/distributed/pair.py`)."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -143,12 +142,3 @@ def train(
     if trainer.at_call is not None:
         Path(output_dir, "calls.json").write_text(str(n - trainer.at_call.calls))
     Path(output_dir, "result.json").write_text(json.dumps(logs))
-
-
-def server():
-    """Where the processes come from: each starts in a fraction of a second, with no thread of another's."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.training.killed", "trl.trainer.distillation_trainer", "transformers.trainer"]
-    )
-    return context

@@ -25,13 +25,14 @@ from lupi_trainer.training.checkpoints import (
     put_aside,
     seal,
 )
+from tests.distributed import pair
 from tests.lupi_skd.training import make_trainer
 from tests.training import killed
 
 
 @pytest.fixture(scope="module")
 def server():
-    return killed.server()
+    return pair.server()
 
 
 def run(server, output_dir: Path, **arguments) -> int:

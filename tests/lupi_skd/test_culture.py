@@ -8,11 +8,11 @@ import pandas
 import pytest
 import yaml
 
+from lupi_trainer.cli import main
 from lupi_trainer.data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from lupi_trainer.data.records import load_training_data, read_records
 from lupi_trainer.scripts import lupi_skd
 from lupi_trainer.scripts.recipe_files import find_recipe
-from tests.distributed.test_launch import launch, losses
 from tests.models.families import tiny_model, train_tokenizer
 
 
@@ -37,8 +37,7 @@ def save_pair(folder: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.distributed
-def test_the_recipe_trains_on_every_record_whole(tmp_path):
+def test_the_recipe_trains_on_every_record_whole(tmp_path, monkeypatch):
     """Every record is read twice and none is cut.
 
     The loss falls because these random models differ by what `save_pair` gives the teacher everywhere; it says that
@@ -55,17 +54,34 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path):
     longest = max(range(200), key=lambda n: lengths[n])
 
     overrides = {
-        "model_name_or_path": tmp_path / "student", "teacher_model_name_or_path": tmp_path / "teacher",
-        "dtype": "float32", "teacher_dtype": "float32", "attn_implementation": "sdpa",
-        "teacher_attn_implementation": "sdpa", "teacher_device": "cpu", "bf16": "false", "use_cpu": "true",
-        "gradient_checkpointing": "false", "report_to": "none", "per_device_train_batch_size": 20,
-        "num_train_epochs": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 0,
-        "max_completion_length": 16, "max_teacher_prompt_length": lengths[longest], "logging_steps": 1,
-        "save_steps": 20, "log_completions": "true", "gamma": 4,
-    }  # fmt: skip
+        "model_name_or_path": tmp_path / "student",
+        "teacher_model_name_or_path": tmp_path / "teacher",
+        "dtype": "float32",
+        "teacher_dtype": "float32",
+        "attn_implementation": "sdpa",
+        "teacher_attn_implementation": "sdpa",
+        "teacher_device": "cpu",
+        "bf16": "false",
+        "use_cpu": "true",
+        "gradient_checkpointing": "false",
+        "report_to": "none",
+        "per_device_train_batch_size": 20,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_completion_length": 16,
+        "max_teacher_prompt_length": lengths[longest],
+        "logging_steps": 1,
+        "save_steps": 20,
+        "log_completions": "true",
+        "gamma": 4,
+    }
     arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
-    run = launch("single_cpu", tmp_path / "run", *arguments, recipe=RECIPE)
-    history = losses(run, tmp_path / "run")
+    monkeypatch.chdir(DATA.parent)  # where the recipe's files are
+    assert main(["skd", "--config", RECIPE, "--output_dir", str(tmp_path / "run"), *arguments]) == 0
+    state = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())
+    history = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(history) == 20  # two epochs of 200 records, 20 a step
     assert sum(history[-5:]) < 0.7 * sum(history[:5])
 
