@@ -1,11 +1,14 @@
 """Training that stops before the optimizer would take a step on numbers that are not finite."""
 
+from typing import Any
+
 import torch
 
 from ..models.loading import keep_4bit_exact
+from .mixins import TrainerMixin
 
 
-class FiniteSteps:
+class FiniteSteps(TrainerMixin):
     """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step;
     4-bit layers keep their backward on every CPU.
 
@@ -16,6 +19,7 @@ class FiniteSteps:
         `FloatingPointError`: from `train()`; the weights are those of the step before.
     """
 
+    model: Any
     _sound: torch.Tensor | None = None
 
     def __init__(self, *args, **kwargs):
@@ -32,6 +36,7 @@ class FiniteSteps:
         norm = super()._get_grad_norm(model, grad_norm)
         loss_is_sound, self._sound = self._sound, None
         sound = loss_is_sound
+        assert sound is not None  # a gradient comes of a loss
         if norm is not None and self.accelerator.scaler is None:
             sound = sound & torch.as_tensor(norm, device=sound.device).isfinite()
         if not sound:
