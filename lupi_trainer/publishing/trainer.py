@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from ..training.mixins import TrainerMixin
 from .credentials import refuse_secrets
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 IN_FLIGHT = "_push-"  # folders of files that are being sent
 
 
-class Published:
+class Published(TrainerMixin):
     """For a [`~transformers.Trainer`]: every saved student has a card and a generation config, and no secret in it.
 
     A student given by name is loaded from safetensors (`model_init_kwargs: {use_safetensors: false}` reads pickles).
@@ -34,6 +35,12 @@ class Published:
     is pushed with the rest. `dataset_name` is what the card says of the data, `_papers` are those that it cites.
     """
 
+    args: Any
+    model: Any
+    train_dataset: Any
+    hub_model_id: Any
+    _name: str  # of the training method, as TRL's trainers have it
+    _tag_names: list[str]
     dataset_name: str | None = None
     _papers: tuple[Paper, ...] = ()
 
@@ -60,7 +67,8 @@ class Published:
                 generation_config.save_pretrained(folder)  # which adapters are saved without
             self._write_card(folder)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+    # with the parameters of TRL's trainers, not of transformers' own
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:  # ty: ignore[incompatible-method-override]
         """Write the card (`README.md`) into `output_dir`; see [`~lupi_trainer.publishing.model_card.render_card`]."""
         self.dataset_name = dataset_name or self.dataset_name
         if self.is_world_process_zero():
@@ -130,7 +138,7 @@ class Published:
 
     def push_to_hub(
         self,
-        commit_message: str = "End of training",
+        commit_message: str | None = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
@@ -165,7 +173,7 @@ class Published:
             return None
         self.create_model_card(**card)
         self._finish_current_push()
-        options = {
+        options: dict[str, Any] = {
             "overwrite": True,
             "private": self.args.hub_private_repo if private is None else private,
             "revision": revision or self.args.hub_revision,
@@ -201,7 +209,7 @@ class Published:
                 except OSError:
                     shutil.copyfile(path, folder / name)
             job = hf_api().run_as_future(self._push_and_remove, folder, self.state.global_step, options)
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress([job])  # ty: ignore[invalid-argument-type] # it wants a list
 
     def _push_and_remove(self, folder: Path, step: int, options: dict[str, Any]) -> None:
         with self._said_if_not_pushed(folder, step):
@@ -210,7 +218,7 @@ class Published:
 
     @staticmethod
     @contextmanager
-    def _said_if_not_pushed(folder: Path, step: int) -> Iterator[None]:
+    def _said_if_not_pushed(folder: Path, step: int) -> Generator[None]:
         """What is wrong with a student on its way, or with the way, is a warning; its files on the way are removed."""
         try:
             yield
