@@ -1,7 +1,7 @@
 """Numbers that go wrong: counted, logged, left out or stopped at, with the records' names; never trained on."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from ..data.records import record_name
 from ..speculative import RemoteError, Rollout
 from ..training.finite_steps import FiniteSteps
+from ..training.mixins import DistillationMixin
 from .metrics import RolloutTotals
 
 
@@ -22,7 +23,7 @@ def names(rows: list[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def errors_named(rows: list[dict[str, Any]]) -> Iterator[None]:
+def errors_named(rows: list[dict[str, Any]]) -> Generator[None]:
     """While `rows` are rolled out: what a remote teacher cannot say about one of them is said with its record."""
     try:
         yield
@@ -99,8 +100,10 @@ def rollout_health(
     return metrics, int(broken)
 
 
-class NamedSteps(FiniteSteps):
+class NamedSteps(FiniteSteps, DistillationMixin):
     """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
+
+    _batch_rows: list[dict[str, Any]]  # the records of the batch that is being trained on
 
     def _unsound_where(self) -> str:
         return f", in a batch with {names(self._rows_not_finite() or self._batch_rows)}"

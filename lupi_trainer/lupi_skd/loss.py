@@ -1,20 +1,32 @@
 """The loss of a batch: what the student learns of the teacher, which reads its own prompt."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from ..models.lm_head import Head
+from ..teachers.self_taught import AdapterDisabled
+from ..training.mixins import DistillationMixin
 from ..training.private import chunked_divergence_loss
+from .config import LUPISKDConfig
 from .placement import on_device
 from .remote import served_divergence_loss
 from .states import completion_states
 
 
-class PrivilegedLoss:
+class PrivilegedLoss(DistillationMixin):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
+    args: LUPISKDConfig
+    teacher_model: Any
+    shared_vocab_size: int
+    _teacher_device: torch.device  # of a teacher that is loaded here
     _teacher_head: Head | None = None
+
+    @property
+    def _is_self_taught(self) -> bool:
+        return isinstance(self.teacher_model, AdapterDisabled)
 
     def _teacher_on_device(self):
         if not self.args.teacher_offload:

@@ -10,9 +10,12 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Sampler
 
+from ..training.mixins import DistillationMixin
+from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 
 
@@ -30,7 +33,7 @@ class EpochSampler(Sampler[int]):
         epoch: tells the epoch that is being read.
     """
 
-    def __init__(self, sampler: Sampler[int], seed: int, epoch: Callable[[], int]):
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]):
         self.sampler, self.seed, self.epoch = sampler, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -42,8 +45,13 @@ class EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
-class ExactResume:
+class ExactResume(DistillationMixin):
     """For [`LUPISKDTrainer`]: a checkpoint holds all of the run's state, each process's own."""
+
+    args: LUPISKDConfig
+    train_dataset: Any
+    _rollout_totals: dict[str, RolloutTotals]
+    _gamma_policy: Any
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
@@ -79,6 +87,8 @@ class ExactResume:
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
         paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
