@@ -280,14 +280,15 @@ class LUPISKDConfig(DistillationConfig):
                 kind = "bf16" if self.bf16 else "fp16"
                 raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
         make_gamma_policy(self.gamma_policy, self.gamma)
-        make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
+        options: Any = self.acceptance_kwargs  # parsed by now
+        make_rule(self.acceptance_rule, options, self.accept_top_k, self.teacher_min_prob)
         if self.teacher_model_server_url is not None:
             check_remote_settings(self)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
 
 
-def _inherited_keys(config: type) -> str:
+def _inherited_keys(config: Any) -> str:
     """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
     explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
     lines = [

@@ -1,7 +1,7 @@
 """Numbers that go wrong: counted, logged, left out or stopped at, with the records' names; never trained on."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ def names(rows: list[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def errors_named(rows: list[dict[str, Any]]) -> Iterator[None]:
+def errors_named(rows: list[dict[str, Any]]) -> Generator[None]:
     """While `rows` are rolled out: what a remote teacher cannot say about one of them is said with its record."""
     try:
         yield
@@ -102,6 +102,8 @@ def rollout_health(
 
 class NamedSteps(FiniteSteps, DistillationHooks):
     """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
+
+    _batch_rows: list[dict[str, Any]]  # the records of the batch that is being trained on
 
     def _where_not_finite(self) -> str:
         return f", in a batch with {names(self._not_finite_rows() or self._batch_rows)}"

@@ -1,20 +1,31 @@
 """The loss of a batch: what the student learns of the teacher, which reads its own prompt."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from ..losses.top_k import top_k_divergence_loss
 from ..models.backbone import completion_states
 from ..models.lm_head import Head
+from ..teachers.self_taught import AdapterDisabled
 from ..training.private import DistillationHooks, chunked_divergence_loss
+from .config import LUPISKDConfig
 from .placement import on_device
 
 
 class PrivilegedLoss(DistillationHooks):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
+    args: LUPISKDConfig
+    teacher_model: Any
+    shared_vocab_size: int
+    _teacher_device: torch.device  # of a teacher that is loaded here
     _teacher_head: Head | None = None
+
+    @property
+    def _is_self_taught(self) -> bool:
+        return isinstance(self.teacher_model, AdapterDisabled)
 
     def _teacher_on_device(self):
         if not self.args.teacher_offload:

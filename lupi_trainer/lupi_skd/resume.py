@@ -10,10 +10,12 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Sampler
 
 from ..training.private import DistillationHooks
+from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 
 
@@ -31,7 +33,7 @@ class EpochSampler(Sampler[int]):
         epoch: tells the epoch that is being read.
     """
 
-    def __init__(self, sampler: Sampler[int], seed: int, epoch: Callable[[], int]):
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]):
         self.sampler, self.seed, self.epoch = sampler, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -45,6 +47,11 @@ class EpochSampler(Sampler[int]):
 
 class ExactResume(DistillationHooks):
     """For [`LUPISKDTrainer`]: a checkpoint holds all of the run's state, each process's own."""
+
+    args: LUPISKDConfig
+    train_dataset: Any
+    _rollout_totals: dict[str, RolloutTotals]
+    _gamma_policy: Any
 
     def train_sampler(self, dataset):
         return EpochSampler(super().train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
@@ -80,6 +87,8 @@ class ExactResume(DistillationHooks):
 
     def load_process_state(self, checkpoint: str | None) -> None:
         super().load_process_state(checkpoint)
+        if checkpoint is None:
+            return
         paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:

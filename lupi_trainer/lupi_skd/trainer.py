@@ -1,7 +1,7 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -21,7 +21,6 @@ from ..teachers.self_taught import AdapterDisabled, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
-from ..training.progress import WorkBar
 from ..training.reporting import RolloutReport
 from ..training.token_text import mark_teacher, token_pieces
 from .checks import check_batch, check_dataset_lengths, check_length
@@ -36,6 +35,10 @@ from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
 from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
 
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,7 @@ class LUPISKDTrainer(
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        model: "str | PreTrainedModel | PeftModel",
         teacher_model: str | PreTrainedModel | None = None,
         args: LUPISKDConfig | None = None,
         train_dataset: Dataset | IterableDataset | list[dict] | None = None,
@@ -110,13 +113,13 @@ class LUPISKDTrainer(
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
-        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
         student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
-        teacher = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
+        teacher: Any = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
         kind = teacher_kind(teacher, args, student, peft_config)
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
@@ -164,21 +167,18 @@ class LUPISKDTrainer(
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
         self._batch_rows: list[dict[str, Any]] = []  # those of the batch that is being trained on
-        self._rollout = None
+        self._rollout: Any = None
         self._report = RolloutReport()
         self.add_callback(self._report)  # after transformers' own, which open the run
         self._recorder = None
         if args.record_rollouts:
+            assert args.output_dir is not None  # transformers names one
             rows = len(train_dataset) if isinstance(train_dataset, Dataset) else None
             self._recorder = RolloutRecorder(args.output_dir, self.processing_class, args.record_rollouts, rows)
             self.add_callback(self._recorder)
 
     def columns_read(self) -> list[str]:
         return ["prompt", "privileged_context", "id", "row_id", "source_row"]
-
-    @property
-    def _is_self_taught(self) -> bool:
-        return isinstance(self.teacher_model, AdapterDisabled)
 
     # Generation: the SKD rollout in place of sampling from the student
 
@@ -290,9 +290,6 @@ class LUPISKDTrainer(
             marked = mark_teacher(token_pieces(self.processing_class, ids), by_teacher)
             texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / max(len(by_teacher), 1)))
         return texts
-
-    def _bar(self, what: str, total: int) -> WorkBar:
-        return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
 
     def _log_block(self, block) -> None:
         logger.info("rollout %s", block)

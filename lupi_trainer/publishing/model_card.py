@@ -118,7 +118,8 @@ def measured(log_history: list[dict[str, float]]) -> list[tuple[str, str, str]]:
     for key, what in FIGURES.items():
         logs = [log for log in log_history if key in log]
         if logs:
-            rows.append((what, *(f"{float(log[key]):.4g} (step {log['step']})" for log in (logs[0], logs[-1]))))
+            first, last = (f"{float(log[key]):.4g} (step {log['step']})" for log in (logs[0], logs[-1]))
+            rows.append((what, first, last))
     return rows
 
 
@@ -185,7 +186,7 @@ def with_base_model(path: Path, base_model: str) -> str:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from error
-    card.data.base_model = base_model
+    card.data["base_model"] = base_model
     row, line = _table((), [(BASE_ROW, _shown(base_model))])[-1], _adapter_line(base_model)
     text = re.sub(rf"(?m)^\| {BASE_ROW} \| .*$", lambda _: row, card.text)
     card.text = re.sub(r"(?m)^A LoRA adapter on .*, trained with lupi_trainer\.$", lambda _: line, text)

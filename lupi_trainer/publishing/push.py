@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,11 +124,12 @@ def push_folder(
         HubError: the Hub refused, or could not be reached; the message says how the push is completed.
     """
     folder = Path(folder)
-    files: dict[str, Path | bytes] = dict(student_files(folder))
-    if ADAPTER_CONFIG in files:
-        files[ADAPTER_CONFIG] = _adapter_config(folder, files[ADAPTER_CONFIG], base_model)
+    found = student_files(folder)
+    files: dict[str, Path | bytes] = dict(found)
+    if ADAPTER_CONFIG in found:
+        files[ADAPTER_CONFIG] = _adapter_config(folder, found[ADAPTER_CONFIG], base_model)
         if base_model is not None:
-            files["README.md"] = with_base_model(files["README.md"], base_model).encode()
+            files["README.md"] = with_base_model(found["README.md"], base_model).encode()
     elif base_model is not None:
         raise ValueError(f"{folder} holds a full model: only an adapter has a base model to name")
     check_name(repo_id)
@@ -157,6 +158,7 @@ def push_folder(
                 "was sent",
                 "Choose another repo_id, or replace them with --overwrite (its history keeps them).",
             )
+        operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [add for add in adds if add.path_in_repo in changed]
         operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
         if operations:
@@ -187,7 +189,7 @@ def _is_same(remote: RepoFile | None, add: CommitOperationAdd) -> bool:
 
 
 @contextmanager
-def _explained(api: HfApi, repo_id: str, what_now: str) -> Iterator[None]:
+def _explained(api: HfApi, repo_id: str, what_now: str) -> Generator[None]:
     """Whatever the Hub's client raises, as one line that says what to do."""
     try:
         yield

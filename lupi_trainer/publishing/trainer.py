@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ class Published(TrainerHooks):
     cites.
     """
 
+    args: Any
+    model: Any
+    train_dataset: Any
+    hub_model_id: Any
+    _name: str  # of the training method, as TRL's trainers have it
+    _tag_names: list[str]
     dataset_name: str | None = None
     _papers: tuple[Paper, ...] = ()
 
@@ -58,7 +64,8 @@ class Published(TrainerHooks):
                 generation_config.save_pretrained(folder)  # which adapters are saved without
             self._write_card(folder)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+    # with the parameters of TRL's trainers, not of transformers' own
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:  # ty: ignore[incompatible-method-override]
         """Write the card (`README.md`) into `output_dir`; see [`~lupi_trainer.publishing.model_card.render_card`]."""
         self.dataset_name = dataset_name or self.dataset_name
         if self.is_world_process_zero():
@@ -128,7 +135,7 @@ class Published(TrainerHooks):
 
     def push_to_hub(
         self,
-        commit_message: str = "End of training",
+        commit_message: str | None = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
@@ -163,7 +170,7 @@ class Published(TrainerHooks):
             return None
         self.create_model_card(**card)
         self.finish_push()
-        options = {
+        options: dict[str, Any] = {
             "overwrite": True,
             "private": self.args.hub_private_repo if private is None else private,
             "revision": revision or self.args.hub_revision,
@@ -199,7 +206,7 @@ class Published(TrainerHooks):
                 except OSError:
                     shutil.copyfile(path, sent / name)
             job = hf_api().run_as_future(self._push_and_remove, sent, self.state.global_step, options)
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress([job])  # ty: ignore[invalid-argument-type] # it wants a list
 
     def _push_and_remove(self, folder: Path, step: int, options: dict[str, Any]) -> None:
         with self._warn_if_not_pushed(folder, step):
@@ -208,7 +215,7 @@ class Published(TrainerHooks):
 
     @staticmethod
     @contextmanager
-    def _warn_if_not_pushed(folder: Path, step: int) -> Iterator[None]:
+    def _warn_if_not_pushed(folder: Path, step: int) -> Generator[None]:
         """An invalid student or a failed push is a warning; the copies made for it are removed."""
         try:
             yield

@@ -75,8 +75,8 @@ def flaw(folder: str | Path) -> str | None:
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The whole checkpoint with the largest step, or `None`; later ones that are not whole are named in a warning."""
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(p.name)]
-    for folder in sorted(folders, key=lambda p: int(_NAME.fullmatch(p.name)[1]), reverse=True):
+    steps = {p: int(m[1]) for p in Path(output_dir).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
+    for folder in sorted(steps, key=steps.__getitem__, reverse=True):
         reason = flaw(folder)
         if reason is None:
             return str(folder)
@@ -170,6 +170,8 @@ class SealedCheckpoints(TrainerHooks):
 
     Older checkpoints are removed (`save_total_limit`) when the new one has been sealed, never before.
     """
+
+    args: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As the parent's; `True` resumes from the last whole checkpoint and starts anew where there is none.

@@ -1,5 +1,7 @@
 """Training that stops before the optimizer would take a step on numbers that are not finite."""
 
+from typing import Any
+
 import torch
 
 from ..models.loading import keep_4bit_exact
@@ -17,6 +19,7 @@ class FiniteSteps(TrainerHooks):
         `FloatingPointError`: from `train()`; the weights are those of the step before.
     """
 
+    model: Any
     _losses_finite: torch.Tensor | None = None  # [] bool: of the batches accumulated so far
 
     def __init__(self, *args, **kwargs):
@@ -33,6 +36,7 @@ class FiniteSteps(TrainerHooks):
         norm = super().gradient_norm(model, norm)
         losses_finite, self._losses_finite = self._losses_finite, None
         finite = losses_finite
+        assert finite is not None  # a gradient comes of a loss
         if norm is not None and self.accelerator.scaler is None:
             finite = finite & torch.as_tensor(norm, device=finite.device).isfinite()
         if not finite:

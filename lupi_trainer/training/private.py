@@ -35,6 +35,7 @@ from trl.models import utils
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
 
+from .mixins import DistillationMixin, TrainerMixin
 from .versions import warn_if_newer
 
 
@@ -130,7 +131,7 @@ def json_fields(*names: str) -> Callable[[type], type]:
     return decorate
 
 
-class TrainerHooks:
+class TrainerHooks(TrainerMixin):
     """For a [`~transformers.Trainer`]: public names for what it keeps private."""
 
     method_name: str
@@ -273,7 +274,7 @@ class SFTHooks(TrainerHooks):
         self._total_train_tokens = count
 
 
-class DistillationHooks(TrainerHooks):
+class DistillationHooks(TrainerHooks, DistillationMixin):
     """For a [`~trl.DistillationTrainer`]."""
 
     eos_token_ids: list[int]
