@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -24,6 +24,11 @@ from ..training.finite_steps import FiniteSteps
 from ..training.private import SFTHooks, call_in_forward
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
 
 
 SUMS = ("ce", "kd", "entropy", "correct", "labeled", "read")  # what is summed over tokens, in this order
@@ -96,7 +101,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        model: "str | PreTrainedModel | PeftModel",
         teacher_model: str | PreTrainedModel | None = None,
         args: KDLoRAConfig | None = None,
         data_collator: Any = None,
@@ -105,8 +110,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
-        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"))
@@ -195,6 +200,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
         teacher_hidden = None
         if self.teacher_model is not None:
             if self._teacher_head is None:  # frozen: brought to the student's device once
+                assert self.shared_vocab_size is not None  # known where there is a teacher
                 self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
             teacher_hidden = teacher_states(self.teacher_model, inputs, labeled).to(hidden.device)
         targets = labels[labeled].to(hidden.device)
@@ -211,9 +217,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
         return loss, sums.detach()
 
     def _where_not_finite(self) -> str:
-        if self.teacher_model is None or not self._sums["train"][SUMS.index("ce")].isfinite():
+        sums = self._sums["train"]
+        if sums is None or self.teacher_model is None or not sums[SUMS.index("ce")].isfinite():
             return ""
-        if self._sums["train"][SUMS.index("kd")].isfinite():
+        if sums[SUMS.index("kd")].isfinite():
             return ""
         return " by the teacher's part alone (another `teacher_dtype`, or no quantization, may help)"
 
@@ -221,9 +228,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
 
     def _means(self, mode: str, num_processes: int) -> dict[str, float]:
         """Means over all labeled tokens since the last call; the sums begin again."""
-        if self._sums[mode] is None:
+        summed, self._sums[mode] = self._sums[mode], None
+        if summed is None:
             return {}
-        sums, self._sums[mode] = self._sums[mode].double(), None
+        sums = summed.double()
         if num_processes > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         sums = dict(zip(SUMS, sums.tolist()))

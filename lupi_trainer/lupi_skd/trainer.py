@@ -99,6 +99,7 @@ class LUPISKDTrainer(
         loaded for training or written.
     """
 
+    processing_class: Any
     model_tags = ["trl", "lupi-skd"]
     method_name = "LUPI-SKD"
     _papers = (SPECULATIVE_KD, GKD)
@@ -190,17 +191,17 @@ class LUPISKDTrainer(
         step = self.state.global_step if self.model.training else 0xFFFFFFFF
         return (self.args.seed << 32) | step
 
-    def roll_out(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = inputs
+    def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = records
         try:
-            output = super().roll_out(inputs)
+            output = super().roll_out(records)
             rollout, teacher_prompt_ids, left_out = self._rollout
         finally:
             self._rows, self._rollout = [], None
         device = self.accelerator.device
-        output["row_number"] = torch.arange(len(inputs), device=device)
+        output["row_number"] = torch.arange(len(records), device=device)
         if self.model.training:
-            self._batch_rows = inputs
+            self._batch_rows = records
         if left_out:  # on any process
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out

@@ -26,22 +26,22 @@ def set_attn_implementation(config: Any, name: str | None) -> None:
     config._attn_implementation = name
 
 
-def supports_sdpa(model: nn.Module) -> bool:
+def supports_sdpa(model: Any) -> bool:
     """Whether the model hands to transformers' attention functions what `sdpa` needs."""
     return getattr(model, "_supports_sdpa", False)
 
 
-def supports_flash_attention(model: nn.Module) -> bool:
+def supports_flash_attention(model: Any) -> bool:
     """Whether the model hands to transformers' attention functions what flash attention needs."""
     return getattr(model, "_supports_flash_attn", False)
 
 
-def is_stateful(model: nn.Module) -> bool:
+def is_stateful(model: Any) -> bool:
     """Whether the model keeps a state that tokens cannot be removed from."""
     return getattr(model, "_is_stateful", False)
 
 
-def leave_out_of_saves(model: nn.Module, names: Iterable[str]) -> None:
+def leave_out_of_saves(model: Any, names: Iterable[str]) -> None:
     """Make the model's `save_pretrained` leave these entries of its state out; nothing for a module without one."""
     if getattr(model, "_keys_to_ignore_on_save", None) is not None:
         model._keys_to_ignore_on_save.update(names)
@@ -63,6 +63,6 @@ def has_hook(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook")
 
 
-def has_mixed_precision(model: nn.Module) -> bool:
+def has_mixed_precision(model: Any) -> bool:
     """Whether accelerate has put mixed precision around the model's forward."""
     return hasattr(model, "_original_forward")

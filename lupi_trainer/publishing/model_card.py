@@ -152,7 +152,7 @@ def render_card(facts: ModelFacts) -> str:
         tags=sorted({*facts.tags, *(f"arxiv:{paper.id}" for paper in facts.papers)}),
     )
     records = "" if facts.num_records is None else f", {facts.num_records} records"
-    origin = {BASE_ROW: _shown(facts.base_model)}
+    origin: dict[str, Any] = {BASE_ROW: _shown(facts.base_model)}
     if facts.teacher:
         origin["teacher"] = facts.teacher if facts.teacher == SELF_TAUGHT else _shown(facts.teacher)
     origin |= {"data": _shown(facts.dataset) + records, "method": facts.method}

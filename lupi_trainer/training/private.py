@@ -21,15 +21,16 @@ models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import DistributedType
 from torch.utils.data import Sampler
+from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.models import utils
 from trl.trainer import distillation_trainer
@@ -52,6 +53,8 @@ __all__ = [
     "wrap_in_training",
 ]
 
+ConfigT = TypeVar("ConfigT", bound=type[TrainingArguments])
+
 warn_if_newer()
 
 
@@ -61,7 +64,7 @@ def takes(function: Callable, name: str) -> bool:
 
 
 @wraps(distillation_trainer._chunked_divergence_loss)
-def chunked_divergence_loss(*states_and_weights: torch.Tensor, **options):
+def chunked_divergence_loss(*states_and_weights: Any, **options: Any):
     """TRL's own, for weights and biases that are not sharded.
 
     Under ZeRO-3 it gathers each of them, and asks it first whether that is needed; a plain tensor has no answer.
@@ -71,9 +74,9 @@ def chunked_divergence_loss(*states_and_weights: torch.Tensor, **options):
 
         for tensor in (*states_and_weights, *options.values()):
             if isinstance(tensor, torch.Tensor):
-                tensor.ds_status = ZeroParamStatus.AVAILABLE
+                setattr(tensor, "ds_status", ZeroParamStatus.AVAILABLE)  # noqa: B010
     if takes(distillation_trainer._chunked_divergence_loss, "chunk_size"):  # TRL 1.14
-        options["chunk_size"] = distillation_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE
+        options["chunk_size"] = getattr(distillation_trainer, "_CHUNKED_LM_HEAD_CHUNK_SIZE")  # noqa: B009
     return distillation_trainer._chunked_divergence_loss(*states_and_weights, **options)
 
 
@@ -88,7 +91,7 @@ def call_in_forward(wrapper: Any, model: Any, method: Callable, *args: Any) -> A
 
 
 @contextmanager
-def unwrap_model_for_generation(model, accelerator, **options) -> Iterator:
+def unwrap_model_for_generation(model, accelerator, **options) -> Generator[Any]:
     """TRL's own, for a model that looks the same at every step; a compiled forward would else be compiled anew.
 
     TRL switches checkpointing off and on again, and each time that it is on transformers adds a hook which makes the
@@ -121,10 +124,10 @@ def wrap_in_training(trainer: Any) -> None:
         accelerator._models.remove(model)
 
 
-def json_fields(*names: str) -> Callable[[type], type]:
+def json_fields(*names: str) -> Callable[[ConfigT], ConfigT]:
     """A decorator for a class of training arguments: these fields may be given as JSON, as on a command line."""
 
-    def decorate(config: type) -> type:
+    def decorate(config: ConfigT) -> ConfigT:
         config._VALID_DICT_FIELDS = [*config._VALID_DICT_FIELDS, *names]
         return config
 
@@ -195,7 +198,7 @@ class TrainerHooks(TrainerMixin):
         """The order of the training records (`None`: of `train_dataset`)."""
         return super()._get_train_sampler(dataset)
 
-    def _get_train_sampler(self, dataset=None):
+    def _get_train_sampler(self, dataset=None):  # ty: ignore[lost-keyword-for-regular-parameter] # TRL's own name
         return self.train_sampler(dataset)
 
     def items_in_batch(self, batches: list, device: torch.device) -> torch.Tensor | int | None:
@@ -215,7 +218,7 @@ class TrainerHooks(TrainerMixin):
     def columns_read(self) -> list[str]:
         """The columns of a dataset that reach the collator."""
         super()._set_signature_columns_if_needed()
-        return self._signature_columns
+        return list(self._signature_columns or ())
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -293,14 +296,14 @@ class DistillationHooks(TrainerHooks, DistillationMixin):
         return self._dist
 
     @property
-    def metric_lists(self) -> dict[str, dict[str, list[float]]]:
+    def metric_lists(self) -> Mapping[str, dict[str, list[float]]]:
         """Of "train" and of "eval": what was measured since the last log, which logs each name's mean."""
         return self._metrics
 
     @property
     def buffered_batches(self) -> list[dict[str, Any]]:
         """The batches of the optimizer step that is being accumulated."""
-        return self._buffered_inputs
+        return self._buffered_inputs or []
 
     def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """Records -> a training batch: `prompt_ids`, `prompt_mask` [B, P], `completion_ids`, `completion_mask` [B, C]

@@ -1,7 +1,6 @@
 """What every algorithm of weighted multi-token prediction shares: set-up, loss, metrics, checkpoints."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,7 +73,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
 
     @property
-    def _papers(self) -> tuple[Paper, ...]:
+    def _papers(self) -> tuple[Paper, ...]:  # ty: ignore[incompatible-property-override] # of the run's heads
         heads = (MULTI_TOKEN, MEDUSA) if self.args.head_type == "residual" else (MULTI_TOKEN,)
         return heads if self._weights_paper is None else (self._weights_paper, *heads)
 
@@ -124,7 +123,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
         if not batches or "labels" not in batches[0]:
             return None
         targets = (shift_targets(b["labels"], self.args.horizon, text_segments(b)) for b in batches)
-        count = sum(counted(target, self.reduction).sum() for target in targets).to(device)
+        count = torch.stack([counted(target, self.reduction).sum() for target in targets]).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count
@@ -143,11 +142,12 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
         """The parent's, with the loss and the heads' figures weighted by positions over the whole set."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        figures = {} if self._sums["eval"] is None else means(self._sums["eval"].double())
+        sums = self._sums["eval"]
+        figures = {} if sums is None else means(sums.double())
         if self.args.draft_eval_prompts and self.args.horizon > 1:
             figures |= draft_metrics(self, kwargs.get("dataloader", args[0] if args else None).dataset)
-        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
-        return output
+        figures = {f"{metric_key_prefix}_{key}": value for key, value in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **figures})
 
     # Checkpoints
 
@@ -172,5 +172,6 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
 
     def load_best_checkpoint(self) -> None:
         super().load_best_checkpoint()
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            self._load_heads(str(Path(self.state.best_model_checkpoint)))
+        best = self.state.best_model_checkpoint
+        if best is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_heads(best)

@@ -78,14 +78,14 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
 
     # Stage 1: the critic
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         checkpoint = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
         if self.args.head_weighting != "uniform":
             if checkpoint is not None:  # which DeepSpeed loads in a way of its own
                 self._take_value_head(checkpoint, self.model.config.get_text_config().hidden_size)
             elif self.value_head is None:
                 self.train_critic()
-        return super().train(checkpoint, **kwargs)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def train_critic(self) -> None:
         """The first stage: `critic_steps` batches, in which nothing but the critic learns."""
@@ -136,6 +136,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         head = Head(self.model, self.model.config.get_text_config().vocab_size)
         ce = chunked_ce(hidden[chosen], head, targets[chosen])[1].float()
         advantage = ce.new_zeros(chosen.shape).masked_scatter_(chosen, ce)
+        assert self.reference is not None  # loaded where there is no reward
         advantage = advantage - self.reference.next_token_ce(inputs, targets)
         rewards = torch.nn.functional.pad(advantage[:, :-1], (1, 0))  # at t: of token t
         return hidden, gathered(rewards, self.args.critic_decay, text_segments(inputs)), judged_places(labels)
