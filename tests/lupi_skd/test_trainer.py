@@ -18,13 +18,13 @@ from tests.lupi_skd.training import make_config, make_trainer
 def one_batch(trainer, size: int = 4) -> dict:
     """Inputs of one training step, rolled out from the first records."""
     trainer.model.train()
-    return trainer.roll_out([trainer.train_dataset[i] for i in range(size)])
+    return trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(size)])
 
 
 def loss_and_gradients(trainer, inputs):
     trainer.model.zero_grad()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    loss, *_ = trainer.distillation_loss(model, inputs, inputs["num_items_in_batch"])
+    loss, *_ = trainer._compute_loss(model, inputs, inputs["num_items_in_batch"])
     loss.backward()
     return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
