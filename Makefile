@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test browser test-browser test-vllm test-zero test-lab test-machines test-mutants test-fast lint format bench figures clean
+.PHONY: demo test browser test-browser test-vllm test-zero test-versions test-lab test-machines test-mutants test-fast
+.PHONY: lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -72,6 +73,23 @@ test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, s
 test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes
 	.venv-zero/bin/python -m pytest tests/distributed/test_sharded.py -k zero
 
+# Beside what .venv has, TRL and transformers of their own (160 MB each): the oldest and the newest that are tested.
+VERSIONS := oldest newest
+QUICK := $(addprefix tests/,training/test_private.py training/test_versions.py training/test_finite_steps.py \
+	training/test_resume.py speculative/loops/test_law.py speculative/loops/test_rollout.py \
+	speculative/loops/test_decoder.py speculative/runners/test_cache.py speculative/runners/test_steps.py \
+	lupi_skd/test_trainer.py kd_lora/test_trainer.py wmtp/test_trainers.py publishing/test_trainer.py)
+.venv-versions/%/.ready: tests/versions/%.txt .venv/.ready
+	$(PYTHON) -m venv --clear .venv-versions/$*
+	echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3.*/site-packages)')" > \
+		$$(echo .venv-versions/$*/lib/python3.*/site-packages)/trainer.pth
+	.venv-versions/$*/bin/pip install --quiet --disable-pip-version-check --requirement tests/versions/$*.txt
+	touch $@
+
+test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with each of them in turn
+	set -e; for name in $(VERSIONS); do \
+		.venv-versions/$$name/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK); done
+
 test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped
 	$(BIN)/python -m pytest -m rebuild tests/lab/test_lab.py
 
@@ -89,4 +107,4 @@ test-mutants: .venv-mutants/.ready  ## How many of 80 small faults the tests see
 	.venv-mutants/bin/python -m tests.mutants.run --json runs/mutants.json $(ARGS)
 
 clean:
-	rm -rf .venv .venv-vllm .venv-zero .venv-mutants build *.egg-info
+	rm -rf .venv .venv-vllm .venv-zero .venv-versions .venv-mutants build *.egg-info

@@ -139,7 +139,7 @@ def _own_attention(model) -> Generator[None]:
     if before != "eager" and _takes_lengths(model):
         set_attn_implementation(config, _LENGTHS)
     elif before not in (*_MASKED, _LENGTHS):
-        set_attn_implementation(config, "sdpa" if supports_sdpa(inner) else "eager")
+        set_attn_implementation(config, "sdpa" if supports_sdpa(base_model(model)) else "eager")
     setattr(inner, _FOLDS, True)
     try:
         yield
