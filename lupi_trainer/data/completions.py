@@ -112,7 +112,7 @@ class Completions:
             self.reasons[row] = "stop" if places else "eos" if ended else "length"
             self.done(row)
         if self.show is not None and row == 0:
-            self._show(self.reasons[row] is not None)
+            self._show(self.show, self.reasons[row] is not None)
         return bool(places)
 
     def _decode(self, ids: list[int]) -> str:
@@ -125,13 +125,13 @@ class Completions:
             return len(ids)
         return bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(text))
 
-    def _show(self, ended: bool) -> None:
+    def _show(self, show: Callable[[str], None], ended: bool) -> None:
         """Shows what cannot change any more: no half character, and nothing that may begin a stop string."""
         text = self.texts[0]
         if not ended:
             text = text.rstrip("\ufffd")
             text = text[: len(text) - max(map(len, self.stop), default=1) + 1]
-        self.show(text[self.shown :])
+        show(text[self.shown :])
         self.shown = max(self.shown, len(text))
 
 

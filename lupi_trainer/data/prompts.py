@@ -74,10 +74,10 @@ def load_few_shot_examples(source: str | list | None) -> tuple[tuple[str, str], 
         source = json.loads(source) if source.lstrip().startswith("[") else read_records(Path(source))
     examples = []
     for number, example in enumerate(source):
-        pair = [example.get(key) if isinstance(example, dict) else None for key in ("query", "answer")]
-        if not all(isinstance(text, str) and text.strip() for text in pair):
+        query, answer = (example.get(key) if isinstance(example, dict) else None for key in ("query", "answer"))
+        if not (isinstance(query, str) and query.strip() and isinstance(answer, str) and answer.strip()):
             raise ValueError(f"few-shot example {number} needs a `query` and an `answer`, got {example!r}")
-        examples.append(tuple(pair))
+        examples.append((query, answer))
     return tuple(examples)
 
 

@@ -104,7 +104,7 @@ def ask(
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
     )
-    answers = []
+    answers: list[dict[str, Any]] = []
     for probe, (text, finished) in zip(probes, replies):
         strict, lenient = score_answer(text, probe["answers"], finished=finished)
         answers.append(

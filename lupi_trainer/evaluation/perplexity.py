@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from datasets import Dataset
 
 from ..models.lm_head import Head
 
@@ -29,7 +29,7 @@ class PerplexityResult:
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module, rows: Sequence[dict[str, Any]], *, pad_token_id: int = 0, batch_size: int = 8
+    model: Any, rows: Sequence[dict[str, Any]] | Dataset, *, pad_token_id: int = 0, batch_size: int = 8
 ) -> PerplexityResult:
     """The exponential of the mean negative log-likelihood of all labeled tokens of a set.
 

@@ -1,5 +1,6 @@
 """Finished runs to one line an arm: mean and spread over seeds."""
 
+from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,7 +19,7 @@ def first_pass(curve: list[dict[str, float]], score: str = "new", level: float =
     return next((point for point in curve if point[score] >= level), None)
 
 
-def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row an arm, in the order in which the arms come.
 
     Args:
@@ -38,11 +39,11 @@ def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if all(key in end for end in ends):
                 row[key] = spread([end[key] for end in ends])
         passes = [point for point in map(first_pass, curves) if point is not None]
-        row["passed"] = {"seeds": len(passes)}
+        passed: dict[str, float] = {"seeds": len(passes)}
         for key in ("step", "tokens", "seconds", "unseen", "general"):
             if passes and key in passes[0]:
-                row["passed"][key] = mean(point[key] for point in passes)
-        rows.append(row)
+                passed[key] = mean(point[key] for point in passes)
+        rows.append({**row, "passed": passed})
     return rows
 
 

@@ -57,8 +57,9 @@ def plot(results: dict[str, dict[str, Any]]) -> str:
         out.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for number, (name, result) in enumerate(results.items()):
         x = LEFT + WIDTH * (number + 0.5)
-        if expected[name]:
-            top, base = y(expected[name][1]), y(expected[name][0] or low)
+        band = expected[name]
+        if band:
+            top, base = y(band[1]), y(band[0] or low)
             out.append(
                 f'<rect x="{x - 30}" y="{top:.1f}" width="60" height="{base - top:.1f}" fill="#cfe3f7" '
                 f'class="expected"/>'

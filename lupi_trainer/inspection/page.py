@@ -83,7 +83,7 @@ def write_page(run: Run, output: str | Path, max_rollouts: int = 1000) -> Path:
     """
     if max_rollouts < 1:
         raise ValueError(f"max_rollouts must be at least 1, got {max_rollouts}")
-    assets = files(__package__) / "assets"
+    assets = files("lupi_trainer.inspection") / "assets"
     page, style, script = (
         (assets / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .run import CURVES, Run
 
@@ -51,7 +52,12 @@ def plot_runs(runs: Sequence[Run], output_dir: str | Path, names: Sequence[str] 
         labels = [str(run.path) for run in runs]
     output_dir, written = Path(output_dir), []
     output_dir.mkdir(parents=True, exist_ok=True)
-    settings = {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "lupi"}
+    settings: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "lupi",
+    }
     for name, metrics in drawings.items():
         curve = known[name]
         with matplotlib.rc_context(settings):

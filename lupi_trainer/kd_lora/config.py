@@ -6,8 +6,10 @@ from typing import Any
 from trl import SFTConfig
 
 from ..losses.reference import check_kd_arguments
+from ..training.private import json_fields
 
 
+@json_fields("teacher_model_init_kwargs")
 @dataclass
 class KDLoRAConfig(SFTConfig):
     r"""
@@ -63,8 +65,6 @@ class KDLoRAConfig(SFTConfig):
     > - `per_device_train_batch_size`: Defaults to `1` instead of `8`.
     > - `gradient_accumulation_steps`: Defaults to `32` instead of `1`.
     """
-
-    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["teacher_model_init_kwargs"]
 
     # Defaults that differ from the parent's
     learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..losses.chunked_kd import chunked_kd_ce
 from ..models.backbone import teacher_states
@@ -12,7 +11,7 @@ from ..models.lm_head import Head
 
 
 @torch.no_grad()
-def quantization_kl(quantized: nn.Module, reference: nn.Module, batches: Iterable[dict[str, Any]]) -> float:
+def quantization_kl(quantized: Any, reference: Any, batches: Iterable[dict[str, Any]]) -> float:
     """Mean KL(reference || quantized) over labeled tokens, in nats, at temperature 1.
 
     Args:

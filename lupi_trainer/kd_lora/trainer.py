@@ -2,13 +2,14 @@
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
+from ..data.squad import TokenizedQA
 from ..lab import resolve_model
 from ..losses.chunked_kd import chunked_kd_ce
 from ..models.backbone import labeled_states, teacher_states
@@ -20,9 +21,14 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_config
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import ForwardRedirection
+from ..training.private import SFTHooks, call_in_forward
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
 
 
 SUMS = ("ce", "kd", "entropy", "correct", "labeled", "read")  # what is summed over tokens, in this order
@@ -41,7 +47,7 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
@@ -86,13 +92,16 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         `ValueError`: no teacher where one is needed, vocabularies that do not match, or an option that cannot work.
     """
 
-    _tag_names = ["trl", "kd-lora"]
-    _name = "KD-LoRA"
+    model_tags = ["trl", "kd-lora"]
+    method_name = "KD-LoRA"
     _papers = (KD_LORA, DISTILLATION)
+    args: KDLoRAConfig
+    model: Any
+    questions: dict[str, TokenizedQA]  # by split; of a trainer that a recipe has made
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        model: "str | PreTrainedModel | PeftModel",
         teacher_model: str | PreTrainedModel | None = None,
         args: KDLoRAConfig | None = None,
         data_collator: Any = None,
@@ -101,8 +110,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
-        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"))
@@ -138,7 +147,6 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         if self.aux_loss_enabled:
             raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the tokens of all accumulated batches
-        self._forward_redirection = ForwardRedirection()
         self._teacher_head: Head | None = None
         self._sums = {"train": None, "eval": None}
         self.quantization_kl: float | None = None
@@ -169,9 +177,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         student = self.accelerator.unwrap_model(model)
         # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
-            loss, row_sums = self._forward_redirection(
-                model, student, self._kd_ce_loss, student, inputs, num_items_in_batch
-            )
+            loss, row_sums = call_in_forward(model, student, self._kd_ce_loss, student, inputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = row_sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(row_sums).sum(dim=0)
@@ -194,6 +200,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         teacher_hidden = None
         if self.teacher_model is not None:
             if self._teacher_head is None:  # frozen: brought to the student's device once
+                assert self.shared_vocab_size is not None  # known where there is a teacher
                 self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
             teacher_hidden = teacher_states(self.teacher_model, inputs, labeled).to(hidden.device)
         targets = labels[labeled].to(hidden.device)
@@ -209,10 +216,11 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         sums[:, -1] = read
         return loss, sums.detach()
 
-    def _unsound_where(self) -> str:
-        if self.teacher_model is None or not self._sums["train"][SUMS.index("ce")].isfinite():
+    def _where_not_finite(self) -> str:
+        sums = self._sums["train"]
+        if sums is None or self.teacher_model is None or not sums[SUMS.index("ce")].isfinite():
             return ""
-        if self._sums["train"][SUMS.index("kd")].isfinite():
+        if sums[SUMS.index("kd")].isfinite():
             return ""
         return " by the teacher's part alone (another `teacher_dtype`, or no quantization, may help)"
 
@@ -220,9 +228,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
 
     def _means(self, mode: str, num_processes: int) -> dict[str, float]:
         """Means over all labeled tokens since the last call; the sums begin again."""
-        if self._sums[mode] is None:
+        summed, self._sums[mode] = self._sums[mode], None
+        if summed is None:
             return {}
-        sums, self._sums[mode] = self._sums[mode].double(), None
+        sums = summed.double()
         if num_processes > 1:
             sums = self.accelerator.reduce(sums, reduction="sum")
         sums = dict(zip(SUMS, sums.tolist()))
@@ -232,8 +241,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
             means["loss/kd"] = sums["kd"] / labeled
         means |= {"entropy": sums["entropy"] / labeled, "mean_token_accuracy": sums["correct"] / labeled}
         if mode == "train":
-            self._total_train_tokens += int(sums["read"])
-            means["num_tokens"] = self._total_train_tokens
+            self.tokens_read += int(sums["read"])
+            means["num_tokens"] = self.tokens_read
         return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

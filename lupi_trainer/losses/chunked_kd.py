@@ -87,10 +87,12 @@ def chunked_kd_ce(
         kd_alpha: weight of the KL, in [0, 1].
         kd_temperature: temperature of both distributions in the KL.
     """
-    teacher = teacher.cast(teacher_hidden.dtype) if teacher is not None else None
+    if teacher_hidden is not None and teacher is not None:
+        teacher = teacher.cast(teacher_hidden.dtype)
 
     def equation(rows: slice, logits: torch.Tensor, with_grad: bool) -> Chunk:
-        teacher_logits = teacher.logits(teacher_hidden[rows]) if teacher is not None else None
+        known = teacher is not None and teacher_hidden is not None
+        teacher_logits = teacher.logits(teacher_hidden[rows]) if known else None
         return _kd_ce(logits, teacher_logits, labels[rows, None], kd_alpha, kd_temperature, with_grad)
 
     return KDCELoss(*chunked_loss(student_hidden, student, equation))

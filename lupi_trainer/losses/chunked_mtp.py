@@ -47,4 +47,5 @@ def chunked_ce(
     def equation(rows: slice, logits: torch.Tensor, with_grad: bool) -> Chunk:
         return _weighted_ce(logits, targets[rows, None], factors[rows, None], with_grad)
 
-    return chunked_loss(states, head, equation, with_grad=weighted)
+    total, ce, rank = chunked_loss(states, head, equation, with_grad=weighted)
+    return total, ce, rank

@@ -65,7 +65,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return loss.sum(), *figures
 
     @staticmethod
-    def backward(ctx, grad_total, *_):
+    def backward(ctx, grad_total, *_):  # ty: ignore[incompatible-method-override] # as torch documents it
         grads = [None if g is None else (g * grad_total).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
         return *grads, None, None, None
 

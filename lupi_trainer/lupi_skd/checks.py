@@ -33,6 +33,7 @@ def check_length(
             the model's context.
     """
     name = record_name(row)
+    assert args.max_completion_length is not None  # or `LUPISKDConfig` had raised
     if len(teacher_ids) > args.max_teacher_prompt_length:
         raise ValueError(
             f"{name}: its teacher prompt has {len(teacher_ids)} tokens, beyond max_teacher_prompt_length="
@@ -86,7 +87,7 @@ def check_dataset_lengths(
         return
     for start in range(0, len(dataset), batch_size):
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-        kwargs = args.chat_template_kwargs or {}
+        kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
         messages = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
         try:
             students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)

@@ -10,6 +10,7 @@ from trl import DistillationConfig
 from ..data.prompts import KNOWLEDGE_TEMPLATE
 from ..speculative.runners.packed_weights import pack_setting
 from ..training.plugins import is_plugin
+from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 
@@ -21,6 +22,7 @@ VERIFICATIONS = ("parallel", "sequential")
 _UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
 
 
+@json_fields("acceptance_kwargs")
 @dataclass
 class LUPISKDConfig(DistillationConfig):
     r"""
@@ -140,8 +142,6 @@ class LUPISKDConfig(DistillationConfig):
     > - `max_completion_length`: Defaults to `4096` instead of `512`.
     > - `logging_nan_inf_filter`: Defaults to `False` instead of `True`: a loss that is not finite stops the run.
     """
-
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["acceptance_kwargs"]
 
     # Defaults that differ from the parent's
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -280,14 +280,15 @@ class LUPISKDConfig(DistillationConfig):
                 kind = "bf16" if self.bf16 else "fp16"
                 raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
         make_gamma_policy(self.gamma_policy, self.gamma)
-        make_rule(self.acceptance_rule, self.acceptance_kwargs, self.accept_top_k, self.teacher_min_prob)
+        options: Any = self.acceptance_kwargs  # parsed by now
+        make_rule(self.acceptance_rule, options, self.accept_top_k, self.teacher_min_prob)
         if self.teacher_model_server_url is not None:
             check_remote_settings(self)
         if self.use_vllm:
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
 
 
-def _inherited_keys(config: type) -> str:
+def _inherited_keys(config: Any) -> str:
     """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
     explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
     lines = [

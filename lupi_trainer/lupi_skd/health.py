@@ -1,7 +1,7 @@
 """Numbers that go wrong: counted, logged, left out or stopped at, with the records' names; never trained on."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from ..data.records import record_name
 from ..speculative import RemoteError, Rollout
 from ..training.finite_steps import FiniteSteps
+from ..training.private import DistillationHooks
 from .metrics import RolloutTotals
 
 
@@ -22,7 +23,7 @@ def names(rows: list[dict[str, Any]]) -> str:
 
 
 @contextmanager
-def errors_named(rows: list[dict[str, Any]]) -> Iterator[None]:
+def errors_named(rows: list[dict[str, Any]]) -> Generator[None]:
     """While `rows` are rolled out: what a remote teacher cannot say about one of them is said with its record."""
     try:
         yield
@@ -99,21 +100,23 @@ def rollout_health(
     return metrics, int(broken)
 
 
-class NamedSteps(FiniteSteps):
+class NamedSteps(FiniteSteps, DistillationHooks):
     """For [`LUPISKDTrainer`]: the message names the records whose loss is not finite."""
 
-    def _unsound_where(self) -> str:
-        return f", in a batch with {names(self._rows_not_finite() or self._batch_rows)}"
+    _batch_rows: list[dict[str, Any]]  # the records of the batch that is being trained on
+
+    def _where_not_finite(self) -> str:
+        return f", in a batch with {names(self._not_finite_rows() or self._batch_rows)}"
 
     @torch.no_grad()
-    def _rows_not_finite(self) -> list[dict[str, Any]]:
+    def _not_finite_rows(self) -> list[dict[str, Any]]:
         """The records of the batch whose own loss is not finite; none where weights are sharded."""
-        if self._dist.is_fsdp or self._dist.is_zero3:
+        if self.dist.is_fsdp or self.dist.is_zero3:
             return []
         student, found = self.accelerator.unwrap_model(self.model), []
-        for batch in self._buffered_inputs:
+        for batch in self.buffered_batches:
             for i, row in enumerate(batch["row_number"].tolist()):
                 one = {k: v[i : i + 1] if isinstance(v, torch.Tensor) and v.dim() else v for k, v in batch.items()}
-                if not self._compute_loss(student, one, 1)[0].isfinite():
+                if not self.distillation_loss(student, one, 1)[0].isfinite():
                     found.append(self._batch_rows[row])
         return found

@@ -1,20 +1,31 @@
 """The loss of a batch: what the student learns of the teacher, which reads its own prompt."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from ..losses.top_k import top_k_divergence_loss
 from ..models.backbone import completion_states
 from ..models.lm_head import Head
-from ..training.private import chunked_divergence_loss
+from ..teachers.self_taught import AdapterDisabled
+from ..training.private import DistillationHooks, chunked_divergence_loss
+from .config import LUPISKDConfig
 from .placement import on_device
 
 
-class PrivilegedLoss:
+class PrivilegedLoss(DistillationHooks):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
+    args: LUPISKDConfig
+    teacher_model: Any
+    shared_vocab_size: int
+    _teacher_device: torch.device  # of a teacher that is loaded here
     _teacher_head: Head | None = None
+
+    @property
+    def _is_self_taught(self) -> bool:
+        return isinstance(self.teacher_model, AdapterDisabled)
 
     def _teacher_on_device(self):
         if not self.args.teacher_offload:
@@ -46,37 +57,37 @@ class PrivilegedLoss:
         with self.accelerator.autocast():
             return super().compute_loss(*args, **kwargs)
 
-    def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
+    def distillation_loss(self, student, batch, count):
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        student_states = completion_states(unwrapped_student, *(inputs[name] for name in names))
-        student = Head(unwrapped_student, self.shared_vocab_size)
-        if "teacher_top" in inputs:
-            device = student.weight.device
-            rest = (inputs[name].to(device) for name in ("teacher_top", "completion_mask"))
-            return top_k_divergence_loss(student_states.to(device), student, *rest, self.beta, num_items_in_batch)
+        student_states = completion_states(student, *(batch[name] for name in names))
+        head = Head(student, self.shared_vocab_size)
+        if "teacher_top" in batch:
+            device = head.weight.device
+            rest = (batch[name].to(device) for name in ("teacher_top", "completion_mask"))
+            return top_k_divergence_loss(student_states.to(device), head, *rest, self.beta, count)
         if self._is_self_taught:
-            teacher = student
+            teacher = head
         else:
             if self._teacher_head is None:  # frozen: brought to the student's device once
-                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, student.weight.device)
+                self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)
             teacher = self._teacher_head
-        teacher_states = inputs.get("teacher_hidden")
+        teacher_states = batch.get("teacher_hidden")
         if teacher_states is None:
-            teacher_states = self._teacher_states(inputs)
-        device = student.weight.device
+            teacher_states = self._teacher_states(batch)
+        device = head.weight.device
         loss, entropy_sum, num_valid = chunked_divergence_loss(
             student_states.to(device),
             teacher_states.to(device),
-            student.weight,
+            head.weight,
             teacher.weight.detach(),
-            inputs["completion_mask"].to(device),
+            batch["completion_mask"].to(device),
             self.beta,
-            num_items_in_batch=num_items_in_batch,
-            student_lm_head_bias=student.bias,
+            num_items_in_batch=count,
+            student_lm_head_bias=head.bias,
             teacher_lm_head_bias=teacher.bias,
-            student_logit_scale=student.scale,
+            student_logit_scale=head.scale,
             teacher_logit_scale=teacher.scale,
-            student_final_logit_softcapping=student.softcap,
+            student_final_logit_softcapping=head.softcap,
             teacher_final_logit_softcapping=teacher.softcap,
             temperature=self.temperature,
         )

@@ -1,7 +1,7 @@
 """Rollout statistics as logged metrics, summed over all processes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
@@ -21,7 +21,7 @@ class RolloutTotals:
 
     @staticmethod
     @contextmanager
-    def clock() -> Iterator[Callable[[], float]]:
+    def clock() -> Generator[Callable[[], float]]:
         """Seconds spent inside the block, read after it."""
         start, end = time.perf_counter(), None
 

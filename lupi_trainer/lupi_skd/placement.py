@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -30,7 +30,7 @@ def backend_name(dist, accelerator) -> str:
 
 
 @contextmanager
-def on_device(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def on_device(model: torch.nn.Module, device: torch.device) -> Generator[None]:
     """Inside, an offloaded `model` is on `device`; it is moved there from the CPU's memory, and back afterwards."""
     model.to(device)
     try:

@@ -1,15 +1,26 @@
 """Closed-book questions, asked at every evaluation beside the validation loss."""
 
+from typing import Any
+
 from accelerate.utils import gather_object
 
 from ..data.records import prepare_columns
 from ..evaluation import closed_book
+from ..training.mixins import DistillationMixin
 from ..training.private import unwrap_model_for_generation
+from ..training.progress import WorkBar
 from ..training.reporting import open_trackio
 
 
-class ProbedEvaluation:
+class ProbedEvaluation(DistillationMixin):
     """For [`LUPISKDTrainer`]: an evaluation asks the probes, too."""
+
+    probes: list[dict[str, Any]] | None
+    chat_template_kwargs: dict[str, Any]
+    max_completion_length: int
+
+    def _bar(self, what: str, total: int) -> WorkBar:
+        return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
         open_trackio(self)
@@ -31,6 +42,7 @@ class ProbedEvaluation:
         Returns:
             `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
         """
+        assert self.probes is not None
         processes = self.accelerator.num_processes
         mine = self.probes[self.accelerator.process_index :: processes]
         # as many on every process: sharded weights are gathered by all

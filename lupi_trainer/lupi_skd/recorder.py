@@ -109,26 +109,25 @@ class RolloutRecorder(TrainerCallback):
 
     def write(self, entries: list[dict[str, Any]], step: int) -> None:
         """Appends lines, within the limit; the main process calls this with the lines of all."""
-        if self.written is None:
-            self._open(step)
+        written = self._open(step) if self.written is None else self.written
         with open(self.path, "a", encoding="utf-8") as file:
             for entry in entries:
-                if self.written.get(entry["split"], 0) < self.limit:
-                    self.written[entry["split"]] = self.written.get(entry["split"], 0) + 1
+                if written.get(entry["split"], 0) < self.limit:
+                    written[entry["split"]] = written.get(entry["split"], 0) + 1
                     file.write(json.dumps(entry, ensure_ascii=False, separators=(",", ":")) + "\n")
 
-    def _open(self, step: int) -> None:
-        """Starts the file, or goes on with what is there up to `step`."""
-        self.written = {}
+    def _open(self, step: int) -> dict[str, int]:
+        """Starts the file, or goes on with what is there up to `step`; returns the lines of each split."""
+        self.written = written = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
-            return
+            return written
         if step == 0:  # another run's
             content = self.path.read_bytes()
             if content and not content.endswith(b"\n"):  # the process ended while it wrote this line
                 self.path.write_bytes(content + b"\n")
             self.earlier = self.path.stat().st_size
-            return
+            return written
         kept = []
         for line in filter(None, self.path.read_text(encoding="utf-8").split("\n")):
             try:
@@ -137,8 +136,9 @@ class RolloutRecorder(TrainerCallback):
                 continue
             if entry["step"] < step or (entry["step"] == step and entry["split"] == "eval"):
                 kept.append(line + "\n")
-                self.written[entry["split"]] = self.written.get(entry["split"], 0) + 1
+                written[entry["split"]] = written.get(entry["split"], 0) + 1
         self._replace("".join(kept).encode())
+        return written
 
     def _put_aside(self) -> None:
         """Another run's lines get a file of their own; what this process has recorded stays."""

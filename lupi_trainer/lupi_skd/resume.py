@@ -10,9 +10,12 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Sampler
 
+from ..training.private import DistillationHooks
+from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 
 
@@ -30,7 +33,7 @@ class EpochSampler(Sampler[int]):
         epoch: tells the epoch that is being read.
     """
 
-    def __init__(self, sampler: Sampler[int], seed: int, epoch: Callable[[], int]):
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]):
         self.sampler, self.seed, self.epoch = sampler, seed, epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -42,11 +45,16 @@ class EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
-class ExactResume:
+class ExactResume(DistillationHooks):
     """For [`LUPISKDTrainer`]: a checkpoint holds all of the run's state, each process's own."""
 
-    def _get_train_sampler(self, dataset=None):
-        return EpochSampler(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
+    args: LUPISKDConfig
+    train_dataset: Any
+    _rollout_totals: dict[str, RolloutTotals]
+    _gamma_policy: Any
+
+    def train_sampler(self, dataset):
+        return EpochSampler(super().train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _data_order(self) -> dict[str, int | bool | None]:
         """Everything that the order of the records depends on."""
@@ -62,23 +70,25 @@ class ExactResume:
 
     # The parent writes and reads the random state of every process, at the right moments: this belongs beside it.
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+    def save_process_state(self, output_dir: str) -> None:
+        super().save_process_state(output_dir)
         state = {
             "data_order": self._data_order(),
             "totals": {mode: asdict(totals) for mode, totals in self._rollout_totals.items()},
             "gamma_policy": self._gamma_policy.state() if hasattr(self._gamma_policy, "state") else None,
             "since_last_log": {
-                "step": self._globalstep_last_logged,
-                "loss": self._tr_loss.item(),
-                "metrics": self._metrics["train"],
+                "step": self.last_logged_step,
+                "loss": self.loss_since_log.item(),
+                "metrics": self.metric_lists["train"],
             },
         }
         path = Path(output_dir) / STATE_FILE.format(process=self.args.process_index)
         path.write_text(json.dumps(state), encoding="utf-8")
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
+    def load_process_state(self, checkpoint: str | None) -> None:
+        super().load_process_state(checkpoint)
+        if checkpoint is None:
+            return
         paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
@@ -96,7 +106,7 @@ class ExactResume:
         self._rollout_totals = {mode: RolloutTotals(**totals) for mode, totals in state["totals"].items()}
         if state["gamma_policy"] is not None and hasattr(self._gamma_policy, "restore"):
             self._gamma_policy.restore(state["gamma_policy"])
-        self._globalstep_last_logged = state["since_last_log"]["step"]
-        self._tr_loss.fill_(state["since_last_log"]["loss"])
+        self.last_logged_step = state["since_last_log"]["step"]
+        self.loss_since_log.fill_(state["since_last_log"]["loss"])
         for name, values in state["since_last_log"]["metrics"].items():
-            self._metrics["train"][name] = values
+            self.metric_lists["train"][name] = values

@@ -5,7 +5,7 @@ The constructor of [`LUPISKDTrainer`] resolves names here, once; everything belo
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import is_peft_model
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +19,9 @@ from ..teachers.vllm import TeacherServer
 from .remote import connect_teacher
 
 
+Model = TypeVar("Model")
+
+
 class TeacherKind(Enum):
     """Where the teacher of a run is."""
 
@@ -27,7 +30,7 @@ class TeacherKind(Enum):
     SELF = "self"  # the student itself, its adapter switched off
 
 
-def to_source(model: str | PreTrainedModel | None) -> str | PreTrainedModel | None:
+def to_source(model: Model | str) -> Model | str:
     """A model's *source*: its path, or its name on the Hub, if it was given by name; else the model as it was given.
 
     Raises:
@@ -139,6 +142,7 @@ def compare_models(
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
     vocab_size, server = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer), None
     if kind is TeacherKind.REMOTE:
+        assert teacher is None or isinstance(teacher, str)  # or `teacher_kind` had raised
         # what a teacher without a name has beyond the tokenizer is not known
         server = connect_teacher(teacher, args, tokenizer, len(tokenizer) if teacher is None else vocab_size)
         vocab_size, teacher_config = server.vocab_size, server.config

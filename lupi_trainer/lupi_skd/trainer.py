@@ -1,7 +1,7 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -21,7 +21,6 @@ from ..teachers.self_taught import AdapterDisabled, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
-from ..training.progress import WorkBar
 from ..training.reporting import RolloutReport
 from ..training.token_text import mark_teacher, token_pieces
 from .checks import check_batch, check_dataset_lengths, check_length
@@ -36,6 +35,10 @@ from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
 from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
 
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +99,14 @@ class LUPISKDTrainer(
         loaded for training or written.
     """
 
-    _tag_names = ["trl", "lupi-skd"]
-    _name = "LUPI-SKD"
+    processing_class: Any
+    model_tags = ["trl", "lupi-skd"]
+    method_name = "LUPI-SKD"
     _papers = (SPECULATIVE_KD, GKD)
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel",  # noqa: F821
+        model: "str | PreTrainedModel | PeftModel",
         teacher_model: str | PreTrainedModel | None = None,
         args: LUPISKDConfig | None = None,
         train_dataset: Dataset | IterableDataset | list[dict] | None = None,
@@ -110,13 +114,13 @@ class LUPISKDTrainer(
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
-        quantization_config: "BitsAndBytesConfig | None" = None,  # noqa: F821
-        peft_config: "PeftConfig | None" = None,  # noqa: F821
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
         student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
-        teacher = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
+        teacher: Any = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
         kind = teacher_kind(teacher, args, student, peft_config)
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
@@ -155,31 +159,27 @@ class LUPISKDTrainer(
         if kind is TeacherKind.SELF:
             teacher = self_teacher(self.accelerator.unwrap_model(self.model))
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
-        self.backend = backend_name(self._dist, self.accelerator)
-        gathered = self._dist.is_zero3 and args.ds3_gather_for_generation
-        sharded = (self._dist.is_fsdp or self._dist.is_zero3) and not gathered
+        self.backend = backend_name(self.dist, self.accelerator)
+        gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
+        sharded = (self.dist.is_fsdp or self.dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
         self._rule = rule_of(args, self.shared_vocab_size)
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
         self._batch_rows: list[dict[str, Any]] = []  # those of the batch that is being trained on
-        self._rollout = None
+        self._rollout: Any = None
         self._report = RolloutReport()
         self.add_callback(self._report)  # after transformers' own, which open the run
         self._recorder = None
         if args.record_rollouts:
+            assert args.output_dir is not None  # transformers names one
             rows = len(train_dataset) if isinstance(train_dataset, Dataset) else None
-            self._recorder = RolloutRecorder(args.output_dir, self._tokenizer, args.record_rollouts, rows)
+            self._recorder = RolloutRecorder(args.output_dir, self.processing_class, args.record_rollouts, rows)
             self.add_callback(self._recorder)
 
-    def _set_signature_columns_if_needed(self):
-        if self._signature_columns is None:
-            self._signature_columns = ["prompt", "privileged_context", "id", "row_id", "source_row"]
-
-    @property
-    def _is_self_taught(self) -> bool:
-        return isinstance(self.teacher_model, AdapterDisabled)
+    def columns_read(self) -> list[str]:
+        return ["prompt", "privileged_context", "id", "row_id", "source_row"]
 
     # Generation: the SKD rollout in place of sampling from the student
 
@@ -191,22 +191,22 @@ class LUPISKDTrainer(
         step = self.state.global_step if self.model.training else 0xFFFFFFFF
         return (self.args.seed << 32) | step
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = inputs
+    def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = records
         try:
-            output = super()._generate_and_score_completions(inputs)
+            output = super().roll_out(records)
             rollout, teacher_prompt_ids, left_out = self._rollout
         finally:
             self._rows, self._rollout = [], None
         device = self.accelerator.device
-        output["row_number"] = torch.arange(len(inputs), device=device)
+        output["row_number"] = torch.arange(len(records), device=device)
         if self.model.training:
-            self._batch_rows = inputs
+            self._batch_rows = records
         if left_out:  # on any process
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out
         prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
-        output["teacher_prompt_ids"] = pad(prompts, self._tokenizer.pad_token_id, "left").to(device)
+        output["teacher_prompt_ids"] = pad(prompts, self.processing_class.pad_token_id, "left").to(device)
         output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
         if rollout.teacher_hidden is not None:
             width = output["completion_ids"].size(1)
@@ -218,7 +218,7 @@ class LUPISKDTrainer(
             output["teacher_top"] = torch.nn.functional.pad(top, (0, 0, 0, missing))
         return output
 
-    def _generate_single_turn(self, prompt_ids, images=None, multimodal_fields=None, has_tool_images=False):
+    def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
@@ -232,7 +232,7 @@ class LUPISKDTrainer(
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as student,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.dist.summon_full_params(self.model_wrapped, recurse=False),
             self._teacher_on_device(),
             errors_named(self._rows),
         ):
@@ -266,12 +266,12 @@ class LUPISKDTrainer(
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
         for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
-                self._metrics[mode][key] = [value]  # a running total is logged as it is
+                self.metric_lists[mode][key] = [value]  # a running total is logged as it is
             else:
-                self._metrics[mode][key].append(value)
+                self.metric_lists[mode][key].append(value)
         if isinstance(self.teacher_model, TeacherServer):
             for key, value in vars(self.teacher_model.stats).items():
-                self._metrics[mode][f"teacher_server/{key}"] = [value]
+                self.metric_lists[mode][f"teacher_server/{key}"] = [value]
         if mode == "train" and self.args.report_to:
             self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
         if self._recorder is not None:
@@ -288,12 +288,9 @@ class LUPISKDTrainer(
             return []
         texts = []
         for row, ids, by_teacher in zip(self._rows, rollout.completion_ids, rollout.from_teacher):
-            marked = mark_teacher(token_pieces(self._tokenizer, ids), by_teacher)
+            marked = mark_teacher(token_pieces(self.processing_class, ids), by_teacher)
             texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / max(len(by_teacher), 1)))
         return texts
-
-    def _bar(self, what: str, total: int) -> WorkBar:
-        return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
 
     def _log_block(self, block) -> None:
         logger.info("rollout %s", block)

@@ -15,7 +15,7 @@ def context_length(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def backbone_states(model: nn.Module, inputs: dict[str, Any], role: str = "model") -> torch.Tensor:
+def backbone_states(model: Any, inputs: dict[str, Any], role: str = "model") -> torch.Tensor:
     """What the `lm_head` reads at every position.
 
     Args:
@@ -42,7 +42,7 @@ def backbone_states(model: nn.Module, inputs: dict[str, Any], role: str = "model
 
 
 def completion_states(
-    model: nn.Module,
+    model: Any,
     prompt_ids: torch.Tensor,
     prompt_mask: torch.Tensor,
     completion_ids: torch.Tensor,
@@ -68,7 +68,7 @@ def completion_states(
     return backbone_states(model, inputs)[:, prompt_ids.size(1) - 1 : -1]
 
 
-def labeled_states(model: nn.Module, inputs: dict[str, Any], labeled: torch.Tensor, role: str) -> torch.Tensor:
+def labeled_states(model: Any, inputs: dict[str, Any], labeled: torch.Tensor, role: str) -> torch.Tensor:
     """[`backbone_states`] one position before each labeled token.
 
     Args:
@@ -82,7 +82,7 @@ def labeled_states(model: nn.Module, inputs: dict[str, Any], labeled: torch.Tens
     return states[:, :-1][labeled.to(states.device)]
 
 
-def inputs_on_device(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def inputs_on_device(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """A batch on the device of a model that is not the trained one."""
     device = next(model.parameters()).device
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,23 +21,23 @@ def logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
-def gathered(model: nn.Module, *parameters: nn.Parameter | None) -> AbstractContextManager:
+def gathered(model: Any, *parameters: nn.Parameter | None) -> AbstractContextManager:
     """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole; others are left alone.
 
     Every process must enter it, in the forward of `model`. What is cut from a parameter inside stays whole
     afterwards; `model` gathers the parameter again in its backward, where its gradient must find it whole.
     """
-    parameters = [p for p in parameters if hasattr(p, "ds_id")]
-    if not parameters:
+    sharded: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
+    if not sharded:
         return nullcontext()
     from deepspeed import zero
 
-    for parameter in parameters:
+    for parameter in sharded:
         zero.register_external_parameter(model, parameter)
-    return whole(parameters)
+    return whole(sharded)
 
 
-def whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+def whole(parameters: Iterable[Any]) -> AbstractContextManager:
     """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole, to be read; every process must enter it."""
     # a module that reads one may have it whole already
     sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
@@ -75,7 +76,7 @@ class Head:
         ValueError: the head has no dense weight (it is quantized or wrapped by an adapter).
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int, device: torch.device | None = None):
+    def __init__(self, model: Any, vocab_size: int, device: torch.device | None = None):
         head = model.get_output_embeddings()
         if hasattr(head, "base_layer"):  # PEFT's: its weight is that of the layer below the adapter
             raise ValueError(

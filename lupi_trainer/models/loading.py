@@ -17,8 +17,8 @@ from ..lab import resolve_model
 from .vocabulary import check_tokenizer
 
 
-NO_CODE = {"trust_remote_code": False}
-SAFE_WEIGHTS = {"trust_remote_code": False, "use_safetensors": True}
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+SAFE_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
 def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -> tuple[Any, str, Any]:
@@ -37,7 +37,7 @@ def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -
     if isinstance(model, str):
         model = name = resolve_model(model)
     else:
-        name = model.config._name_or_path or "student"
+        name = model.config.name_or_path or "student"
     if args is None:
         args = default_args(name.split("/")[-1])
     if isinstance(model, str):
@@ -84,11 +84,11 @@ def keep_4bit_exact(model: nn.Module) -> None:
     widths that are no multiples of a block fail. Layers that are packed already are unpacked, with a warning, since
     their scales stay rounded (by 2**-8 of each at most). Call it before the first forward.
     """
-    layers = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     packed = 0
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
-        state = getattr(layer.weight, "quant_state", None)
+        state: Any = getattr(layer.weight, "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             layer.weight.data, state.absmax = _unpacked(layer.weight.data, state.absmax)
             layer.weight.data = layer.weight.data.reshape(state.original_qshape)

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
+from .private import leave_out_of_saves
 
-def text_config(model: nn.Module) -> Any:
+
+def text_config(model: Any) -> Any:
     """The configuration of the language model inside a model, an adapter or a multimodal model."""
     return model.config.get_text_config()
 
@@ -85,9 +87,11 @@ def _find(name_or_path: str | Path, file_name: str, **hub_kwargs) -> Path:
             raise FileNotFoundError(f"no {file_name} in {name_or_path}: it holds no such heads")
         return path
     try:
-        return Path(cached_file(str(name_or_path), file_name, **hub_kwargs))
+        path = cached_file(str(name_or_path), file_name, **hub_kwargs)
     except OSError as error:
         raise FileNotFoundError(f"no {file_name} to be found at {name_or_path!r}: {error}") from error
+    assert path is not None  # or `cached_file` had raised
+    return Path(path)
 
 
 class LinearHead(nn.Module):
@@ -191,7 +195,7 @@ class MTPHeads(_SavedHead):
         )
 
     @classmethod
-    def for_model(cls, model: nn.Module, horizon: int = 4, head_type: str = "residual", **kwargs) -> "MTPHeads":
+    def for_model(cls, model: Any, horizon: int = 4, head_type: str = "residual", **kwargs) -> "MTPHeads":
         """New heads in the model's size, on its device and in its dtype (that of its `lm_head`)."""
         weight = model.get_output_embeddings().weight
         config = text_config(model)
@@ -251,7 +255,7 @@ class MTPHeads(_SavedHead):
         return torch.cat([head(own, visible[:, None], last=1) for head in self.heads], dim=1).to(states.dtype)
 
 
-def attach_mtp_heads(model: nn.Module, heads: MTPHeads) -> None:
+def attach_mtp_heads(model: Any, heads: MTPHeads) -> None:
     """Make heads a part of a model, as `model.mtp_heads`, so that they are trained, moved and sharded with it.
 
     The model's own `save_pretrained` leaves them out: they have files of their own.
@@ -261,8 +265,7 @@ def attach_mtp_heads(model: nn.Module, heads: MTPHeads) -> None:
     """
     heads.check(model)
     model.mtp_heads = heads
-    if getattr(model, "_keys_to_ignore_on_save", None) is not None:
-        model._keys_to_ignore_on_save.update(f"mtp_heads.{name}" for name in heads.state_dict())
+    leave_out_of_saves(model, (f"mtp_heads.{name}" for name in heads.state_dict()))
 
 
 class ValueHead(_SavedHead):

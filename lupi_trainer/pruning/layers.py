@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..models.private import attn_implementation
+
 
 META = "bundle_meta.json"
 State = dict[str, torch.Tensor]
@@ -106,7 +108,7 @@ def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], ent
         config=type(model.config).from_dict(config),
         state_dict=state,
         dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
+        attn_implementation=attn_implementation(model.config),
     )
     for name, value in made.state_dict().items():
         if name in state and state[name].dtype != value.dtype:
@@ -115,7 +117,7 @@ def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], ent
                 "the model to one dtype first"
             )
     made.generation_config = model.generation_config
-    made.config._name_or_path = model.config._name_or_path
+    made.config.name_or_path = model.config.name_or_path
     return made.to(model.device).train(model.training)
 
 

@@ -86,7 +86,7 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
         return Stage(model, None, list(range(model.config.num_hidden_layers)))
     model = restore_bundle(model, folders[-1])
     # an adapter names the model that it belongs to: this one is in no folder, and must not be taken for the base
-    model.config._name_or_path = " + ".join([str(base_dir), *(folder.name for folder in [*before, folders[-1]])])
+    model.config.name_or_path = " + ".join([str(base_dir), *(folder.name for folder in [*before, folders[-1]])])
     return Stage(model, folders[-1], positions(model, folders[-1]))
 
 

@@ -1,4 +1,4 @@
-"""The card of a trained student: what it came from, how it was taught, and what was measured in its own run."""
+"""The card of a trained student: its origin, its method and settings, and what its own run measured."""
 
 import re
 from collections.abc import Iterable
@@ -14,18 +14,17 @@ from ..lab import LAB_PREFIX, MODELS, resolve_model
 from .papers import Paper
 
 
-# what is told of a run's configuration, where it has it: numbers and choices, never prompts, paths or names
-SETTINGS = (
-    "rollout_policy", "gamma", "gamma_policy", "acceptance_rule", "accept_top_k", "teacher_min_prob",
-    "student_temperature", "teacher_temperature", "temperature", "beta", "kd_alpha", "kd_temperature", "horizon",
-    "head_type", "head_weighting", "head_weight_temperature", "max_completion_length", "max_length",
-    "learning_rate", "lr_scheduler_type",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
-)  # fmt: skip
-# logged figures that are told, where the run has them
+# what of a run's configuration is reported, where it has it: numbers and choices, never prompts, paths or names
+SETTINGS = """
+    rollout_policy gamma gamma_policy acceptance_rule accept_top_k teacher_min_prob
+    student_temperature teacher_temperature temperature beta kd_alpha kd_temperature
+    horizon head_type head_weighting head_weight_temperature max_completion_length max_length
+    learning_rate lr_scheduler_type per_device_train_batch_size gradient_accumulation_steps seed
+""".split()
+# logged figures that are reported, where the run has them
 FIGURES = {
     "loss": "training loss",
-    "acc_rate/mean": "drafted tokens that the teacher let stand",
+    "acc_rate/mean": "drafted tokens that the teacher accepted",
     "tokens/teacher_share": "tokens that the teacher wrote",
     "eval_loss": "validation loss",
     "eval_perplexity": "validation perplexity",
@@ -35,6 +34,15 @@ FIGURES = {
 }
 BASE_ROW = "base model"
 SELF_TAUGHT = "the student's own base model, with the adapter switched off"
+USAGE = """```python
+{imports}
+
+name = "{name}"{comment}
+model, tokenizer = {auto}.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+messages = [{{"role": "user", "content": "..."}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))
+```"""
 
 
 @dataclass
@@ -50,7 +58,7 @@ class ModelFacts:
         num_records: how many there are, where that is known.
         method: name of the method.
         papers: those that the method comes from.
-        settings: what of the configuration is told.
+        settings: what of the configuration is reported.
         steps: optimizer steps that were made.
         log_history: everything that the run logged, in order.
         is_adapter: whether the student is an adapter on its base model.
@@ -110,29 +118,28 @@ def measured(log_history: list[dict[str, float]]) -> list[tuple[str, str, str]]:
     for key, what in FIGURES.items():
         logs = [log for log in log_history if key in log]
         if logs:
-            rows.append((what, *(f"{float(log[key]):.4g} (step {log['step']})" for log in (logs[0], logs[-1]))))
+            first, last = (f"{float(log[key]):.4g} (step {log['step']})" for log in (logs[0], logs[-1]))
+            rows.append((what, first, last))
     return rows
 
 
-def _usage(facts: ModelFacts) -> list[str]:
-    auto = "AutoPeftModelForCausalLM" if facts.is_adapter else "AutoModelForCausalLM"
-    return [
-        "```python",
-        *([f"from peft import {auto}"] if facts.is_adapter else []),
-        f"from transformers import {'' if facts.is_adapter else auto + ', '}AutoTokenizer",
-        "",
-        f'name = "{facts.repo_id}"' if facts.repo_id else 'name = "."  # this folder, or its name on the Hub',
-        f"model, tokenizer = {auto}.from_pretrained(name), AutoTokenizer.from_pretrained(name)",
-        'messages = [{"role": "user", "content": "..."}]',
-        'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, '
-        'return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))",
-        "```",
-    ]  # fmt: skip
+def _usage(facts: ModelFacts) -> str:
+    if facts.is_adapter:
+        auto = "AutoPeftModelForCausalLM"
+        imports = f"from peft import {auto}\nfrom transformers import AutoTokenizer"
+    else:
+        auto = "AutoModelForCausalLM"
+        imports = f"from transformers import {auto}, AutoTokenizer"
+    comment = "" if facts.repo_id else "  # this folder, or its name on the Hub"
+    return USAGE.format(imports=imports, name=facts.repo_id or ".", comment=comment, auto=auto)
 
 
 def _adapter_line(base_model: str | None) -> str:
     return f"A LoRA adapter on {_shown(base_model)}, trained with lupi_trainer."
+
+
+def _full_model_line(base_model: str | None) -> str:
+    return f"A fine-tune of {_shown(base_model)}, trained with lupi_trainer."
 
 
 def render_card(facts: ModelFacts) -> str:
@@ -145,31 +152,25 @@ def render_card(facts: ModelFacts) -> str:
         tags=sorted({*facts.tags, *(f"arxiv:{paper.id}" for paper in facts.papers)}),
     )
     records = "" if facts.num_records is None else f", {facts.num_records} records"
-    titles = [f"[{paper.title}](https://huggingface.co/papers/{paper.id})" for paper in facts.papers]
-    rows = [
-        (BASE_ROW, _shown(facts.base_model)),
-        *([("teacher", facts.teacher if facts.teacher == SELF_TAUGHT else _shown(facts.teacher))]
-          if facts.teacher else []),
-        ("data", _shown(facts.dataset) + records),
-        ("method", facts.method),
-        *([("papers", "; ".join(titles))] if titles else []),
-        ("optimizer steps", facts.steps),
-    ]  # fmt: skip
+    origin: dict[str, Any] = {BASE_ROW: _shown(facts.base_model)}
+    if facts.teacher:
+        origin["teacher"] = facts.teacher if facts.teacher == SELF_TAUGHT else _shown(facts.teacher)
+    origin |= {"data": _shown(facts.dataset) + records, "method": facts.method}
+    if facts.papers:
+        links = (f"[{paper.title}](https://huggingface.co/papers/{paper.id})" for paper in facts.papers)
+        origin["papers"] = "; ".join(links)
+    origin["optimizer steps"] = facts.steps
     figures = measured(facts.log_history)
-    lines = [
-        "---", data.to_yaml().strip(), "---", "",
-        f"# {facts.name}", "",
-        _adapter_line(facts.base_model) if facts.is_adapter else
-        f"A fine-tune of {_shown(facts.base_model)}, trained with lupi_trainer.", "",
-        *_usage(facts), "",
-        "## Where it comes from", "",
-        *_table(("what", "which"), rows), "",
-        "## Measured in this run", "",
-        *(_table(("figure", "first", "last"), figures) if figures else ["Nothing was logged."]), "",
-        "## Settings", "",
-        *_table(("key", "value"), ((f"`{key}`", value) for key, value in facts.settings.items())), "",
-        "Versions: " + ", ".join(f"{p} {version(p)}" for p in ("transformers", "trl", "peft", "torch")) + ".", "",
-    ]  # fmt: skip
+    settings = ((f"`{key}`", value) for key, value in facts.settings.items())
+    lines = ["---", data.to_yaml().strip(), "---", "", f"# {facts.name}", ""]
+    lines += [_adapter_line(facts.base_model) if facts.is_adapter else _full_model_line(facts.base_model), ""]
+    lines += [_usage(facts), ""]
+    lines += ["## Where it comes from", "", *_table(("what", "which"), origin.items()), ""]
+    lines += ["## Measured in this run", ""]
+    lines += [*_table(("figure", "first", "last"), figures), ""] if figures else ["Nothing was logged.", ""]
+    lines += ["## Settings", "", *_table(("key", "value"), settings), ""]
+    versions = ", ".join(f"{package} {version(package)}" for package in ("transformers", "trl", "peft", "torch"))
+    lines += [f"Versions: {versions}.", ""]
     if facts.papers:
         lines += ["## Citation", "", "```bibtex", *(paper.bibtex for paper in facts.papers), "```", ""]
     return "\n".join(lines)
@@ -185,7 +186,7 @@ def with_base_model(path: Path, base_model: str) -> str:
         card = ModelCard(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from error
-    card.data.base_model = base_model
+    card.data["base_model"] = base_model
     row, line = _table((), [(BASE_ROW, _shown(base_model))])[-1], _adapter_line(base_model)
     text = re.sub(rf"(?m)^\| {BASE_ROW} \| .*$", lambda _: row, card.text)
     card.text = re.sub(r"(?m)^A LoRA adapter on .*, trained with lupi_trainer\.$", lambda _: line, text)

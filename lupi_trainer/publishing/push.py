@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,24 +71,17 @@ def _create(api: HfApi, repo_id: str, private: bool | None, revision: str | None
     return repo_id
 
 
-def push_command(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    base_model: str | None = None,
-    overwrite: bool = False,
-    revision: str | None = None,
-    commit_message: str = COMMIT_MESSAGE,
-) -> str:
-    """The command that does what [`push_folder`] does with these arguments; the token comes from the environment."""
+def push_command(folder: str | Path, repo_id: str, **options: bool | str | None) -> str:
+    """The command that does what [`push_folder`] does with these options, of which `None` is the default.
+
+    The token comes from the environment.
+    """
     words = ["lupi", "push", str(folder), "--repo_id", repo_id]
-    if private is not None:
-        words.append("--private" if private else "--no-private")
-    words += [f"--base_model={base_model}"] if base_model is not None else []
-    words += ["--overwrite"] if overwrite else []
-    words += [f"--revision={revision}"] if revision is not None else []
-    words += [f"--commit_message={commit_message}"] if commit_message != COMMIT_MESSAGE else []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
     return shlex.join(words)
 
 
@@ -131,20 +124,26 @@ def push_folder(
         HubError: the Hub refused, or could not be reached; the message says how the push is completed.
     """
     folder = Path(folder)
-    files: dict[str, Path | bytes] = dict(student_files(folder))
-    if ADAPTER_CONFIG in files:
-        files[ADAPTER_CONFIG] = _adapter_config(folder, files[ADAPTER_CONFIG], base_model)
+    found = student_files(folder)
+    files: dict[str, Path | bytes] = dict(found)
+    if ADAPTER_CONFIG in found:
+        files[ADAPTER_CONFIG] = _adapter_config(folder, found[ADAPTER_CONFIG], base_model)
         if base_model is not None:
-            files["README.md"] = with_base_model(files["README.md"], base_model).encode()
+            files["README.md"] = with_base_model(found["README.md"], base_model).encode()
     elif base_model is not None:
-        raise ValueError(f"{folder} holds whole weights: only an adapter has a base model to name")
+        raise ValueError(f"{folder} holds a full model: only an adapter has a base model to name")
     check_name(repo_id)
     api = HfApi(token=token, library_name="lupi_trainer")
     command = push_command(
-        folder, repo_id, private=private, base_model=base_model, overwrite=overwrite, revision=revision,
-        commit_message=commit_message,
-    )  # fmt: skip
-    again = f"The student is whole in {folder}; the same push again ({command}) completes it."
+        folder,
+        repo_id,
+        private=private,
+        base_model=base_model,
+        overwrite=overwrite or None,
+        revision=revision,
+        commit_message=commit_message if commit_message != COMMIT_MESSAGE else None,
+    )
+    again = f"The student is complete in {folder}; the same push again ({command}) completes it."
     with _explained(api, repo_id, again):
         repo_id = _create(api, repo_id, private, revision)
         tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
@@ -159,6 +158,7 @@ def push_folder(
                 "was sent",
                 "Choose another repo_id, or replace them with --overwrite (its history keeps them).",
             )
+        operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [add for add in adds if add.path_in_repo in changed]
         operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
         if operations:
@@ -189,7 +189,7 @@ def _is_same(remote: RepoFile | None, add: CommitOperationAdd) -> bool:
 
 
 @contextmanager
-def _explained(api: HfApi, repo_id: str, what_now: str) -> Iterator[None]:
+def _explained(api: HfApi, repo_id: str, what_now: str) -> Generator[None]:
     """Whatever the Hub's client raises, as one line that says what to do."""
     try:
         yield

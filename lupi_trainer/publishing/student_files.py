@@ -1,4 +1,4 @@
-"""What in a folder is the student: the files that are sent to the Hub, each of them looked at first."""
+"""Which files of a folder are the student: those that are sent to the Hub, each of them checked first."""
 
 import json
 import re
@@ -36,8 +36,8 @@ def student_files(folder: str | Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: no student, half a student, pickled weights, no chat template, no card, a link out of the folder,
-            or a secret inside a file; the message names what.
+        ValueError: no student or an incomplete one, pickled weights, no chat template, no card, a link out of the
+            folder, or a secret inside a file; the message names what.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,7 +83,7 @@ def _check_weights(folder: Path, files: dict[str, Path]) -> None:
                 with safe_open(path, framework="numpy"):
                     pass  # reading the header compares it with the file's size
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{folder}: {name} is not a whole safetensors file ({error})") from error
+                raise ValueError(f"{folder}: {name} is not a complete safetensors file ({error})") from error
 
 
 def _check_tokenizer(folder: Path, files: dict[str, Path]) -> None:

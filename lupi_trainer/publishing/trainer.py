@@ -1,10 +1,10 @@
-"""A trainer whose saved student is complete, tells where it comes from, holds no secret, and can be pushed."""
+"""A mix-in for trainers: a saved student is complete, has a model card, holds no secret, and can be pushed."""
 
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from ..training.private import TrainerHooks
 from .credentials import refuse_secrets
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
@@ -25,13 +26,20 @@ logger = logging.getLogger(__name__)
 IN_FLIGHT = "_push-"  # folders of files that are being sent
 
 
-class Published:
+class Published(TrainerHooks):
     """For a [`~transformers.Trainer`]: every saved student has a card and a generation config, and no secret in it.
 
-    Put it first among the bases. A subclass that saves more (heads, a value head) does so in its own `_save`, and it
-    is pushed with the rest. `dataset_name` is what the card says of the data, `_papers` are those that it cites.
+    Put it first among the bases. A subclass that saves more (heads, a value head) does so in its own `save_student`,
+    and it is pushed with the rest. `dataset_name` names the data on the card, `_papers` are those that it
+    cites.
     """
 
+    args: Any
+    model: Any
+    train_dataset: Any
+    hub_model_id: Any
+    _name: str  # of the training method, as TRL's trainers have it
+    _tag_names: list[str]
     dataset_name: str | None = None
     _papers: tuple[Paper, ...] = ()
 
@@ -42,11 +50,11 @@ class Published:
 
     # Saving
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_student(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
         # the parent pickles its arguments beside the weights
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            super()._save(output_dir, state_dict)
+            super().save_student(output_dir, state_dict)
         finally:
             self.args.hub_token = token
         if self.args.should_save:
@@ -56,7 +64,8 @@ class Published:
                 generation_config.save_pretrained(folder)  # which adapters are saved without
             self._write_card(folder)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+    # with the parameters of TRL's trainers, not of transformers' own
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:  # ty: ignore[incompatible-method-override]
         """Write the card (`README.md`) into `output_dir`; see [`~lupi_trainer.publishing.model_card.render_card`]."""
         self.dataset_name = dataset_name or self.dataset_name
         if self.is_world_process_zero():
@@ -73,24 +82,24 @@ class Published:
         return ModelFacts(
             name=name or Path(self.hub_model_id or self.args.output_dir).name,
             repo_id=self.hub_model_id,
-            base_model=getattr(model.config, "_name_or_path", None) or None,
+            base_model=getattr(model.config, "name_or_path", None) or None,
             teacher=self._teacher_name(),
             dataset=self.dataset_name,
             num_records=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
-            method=self._name,
+            method=self.method_name,
             papers=self._papers,
             settings={key: getattr(value, "value", value) for key, value in settings.items()},
             steps=self.state.global_step,
             log_history=self.state.log_history,
             is_adapter=is_peft_model(model),
-            tags=[*self._tag_names, *tags],
+            tags=[*self.model_tags, *tags],
         )
 
     def _teacher_name(self) -> str | None:
         if getattr(self, "_is_self_taught", False):
             return SELF_TAUGHT
         config = getattr(getattr(self, "teacher_model", None), "config", None)
-        return getattr(config, "_name_or_path", None) or getattr(self.args, "teacher_model_name_or_path", None)
+        return getattr(config, "name_or_path", None) or getattr(self.args, "teacher_model_name_or_path", None)
 
     # Pushing
 
@@ -126,7 +135,7 @@ class Published:
 
     def push_to_hub(
         self,
-        commit_message: str = "End of training",
+        commit_message: str | None = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
@@ -156,12 +165,12 @@ class Published:
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.dataset_name = card.get("dataset_name") or self.dataset_name
-        self.save_model(_internal_call=True)
+        self.save_without_push()
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**card)
-        self._finish_current_push()
-        options = {
+        self.finish_push()
+        options: dict[str, Any] = {
             "overwrite": True,
             "private": self.args.hub_private_repo if private is None else private,
             "revision": revision or self.args.hub_revision,
@@ -172,8 +181,8 @@ class Published:
             return hf_api().run_as_future(push_folder, self.args.output_dir, self.hub_model_id, **options)
         return push_folder(self.args.output_dir, self.hub_model_id, **options)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Send a checkpoint's student in the background; one that does not go through is said, and the run goes on."""
+    def push_checkpoint(self, folder: str) -> None:
+        """Send a checkpoint's student in the background; a failure is logged as a warning, and the run goes on."""
         args = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
@@ -188,26 +197,26 @@ class Published:
             "token": args.hub_token,  # read here: saving takes it out of the arguments for a while
         }
         # under names of their own, the files outlive the checkpoint, which a later one may remove while they are sent
-        folder = Path(tempfile.mkdtemp(prefix=IN_FLIGHT, dir=args.output_dir))
-        with self._said_if_not_pushed(folder, self.state.global_step):
-            for name, path in student_files(checkpoint_folder).items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        sent = Path(tempfile.mkdtemp(prefix=IN_FLIGHT, dir=args.output_dir))
+        with self._warn_if_not_pushed(sent, self.state.global_step):
+            for name, path in student_files(folder).items():
+                (sent / name).parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    os.link(path, folder / name)
+                    os.link(path, sent / name)
                 except OSError:
-                    shutil.copyfile(path, folder / name)
-            job = hf_api().run_as_future(self._push_and_remove, folder, self.state.global_step, options)
-            self.push_in_progress = PushInProgress([job])
+                    shutil.copyfile(path, sent / name)
+            job = hf_api().run_as_future(self._push_and_remove, sent, self.state.global_step, options)
+            self.push_in_progress = PushInProgress([job])  # ty: ignore[invalid-argument-type] # it wants a list
 
     def _push_and_remove(self, folder: Path, step: int, options: dict[str, Any]) -> None:
-        with self._said_if_not_pushed(folder, step):
+        with self._warn_if_not_pushed(folder, step):
             push_folder(folder, self.hub_model_id, **options)
         shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
     @contextmanager
-    def _said_if_not_pushed(folder: Path, step: int) -> Iterator[None]:
-        """What is wrong with a student on its way, or with the way, is a warning; its files on the way are removed."""
+    def _warn_if_not_pushed(folder: Path, step: int) -> Generator[None]:
+        """An invalid student or a failed push is a warning; the copies made for it are removed."""
         try:
             yield
         except (ValueError, OSError) as error:

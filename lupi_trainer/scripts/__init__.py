@@ -4,13 +4,13 @@ import atexit
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NoReturn
 
 
 @contextmanager
-def setting_up() -> Iterator[None]:
+def setting_up() -> Generator[None]:
     """While a run is set up, whatever a library says of its recipe is one line, and not a traceback.
 
     Raises:

@@ -36,7 +36,7 @@ def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
     data_args.eval_dataset_name = None
     if arm not in ("sft", "sdft"):
         return lupi_skd.build_trainer(*arguments, change=CONTROLS.get(arm))
-    shared = {key: getattr(training_args, key) for key in SHARED}
+    shared: dict[str, Any] = {key: getattr(training_args, key) for key in SHARED}
     if arm == "sdft":
         return sdft.build_trainer(*arguments, shared)
     from trl import SFTConfig

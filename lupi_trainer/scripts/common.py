@@ -130,7 +130,7 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     trainer.dataset_name = data_args.dataset_name  # for the card
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
-    trainer.save_model(args.output_dir, _internal_call=True)  # which does not push: that comes last
+    trainer.save_without_push(args.output_dir)  # which does not push: that comes last
     if trainer.is_world_process_zero():
         write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))
     trainer.save_state()  # the run's complete log, which `lupi inspect` and `lupi plot` read

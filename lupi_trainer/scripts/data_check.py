@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         for file, problem in problems:
             print(f"{file}: {problem.record}: {problem.kind}: {problem.message}")
-        counts = [f"{len(records)} records"] if args.file else []
+        counts = [] if records is None else [f"{len(records)} records"]
         counts += [f"{len(probes)} probes"] if args.probes else []
         print(f"{' and '.join(counts)}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 1 if problems else 0

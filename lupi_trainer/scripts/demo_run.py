@@ -37,7 +37,7 @@ class Progress(TrainerCallback):
         self.console, self.acceptance = console, []
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "acc_rate/mean" not in (logs or {}):
+        if logs is None or "acc_rate/mean" not in logs:
             return
         rate = float(logs["acc_rate/mean"])
         self.acceptance.append(rate)

@@ -91,6 +91,7 @@ def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> t
     seq_len = training_args.max_length
     if seq_len is None:
         raise ValueError("`max_length` (--seq_len) is required: the longest record in tokens")
+    assert qa.dataset_name is not None  # or `QAArguments` had raised
     records = load_qa_records(
         qa.dataset_name, split=qa.dataset_train_split, max_samples=qa.max_samples, seed=training_args.seed
     )
@@ -115,13 +116,13 @@ def build_trainer(qa: QAArguments, training_args: KDLoRAConfig, model_args) -> K
         FileNotFoundError: a stage without its bundle.
     """
     arguments: dict[str, Any] = student_arguments(training_args, model_args)
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer: Any = AutoTokenizer.from_pretrained(
         arguments["model"], revision=model_args.model_revision, trust_remote_code=training_args.trust_remote_code
     )
     if tokenizer.pad_token is None:  # Llama-2 has none; padding is never read
         tokenizer.pad_token = tokenizer.eos_token
     train, evaluation = load_questions(qa, training_args, tokenizer)
-    stage = load_for_stage(qa, arguments, training_args) if qa.stage is not None else None
+    stage = load_for_stage(qa, arguments, training_args)
     if stage is not None:
         arguments |= {"model": stage.model, "peft_config": restrict_adapter(arguments["peft_config"], stage)}
     trainer = KDLoRATrainer(
@@ -136,13 +137,16 @@ def build_trainer(qa: QAArguments, training_args: KDLoRAConfig, model_args) -> K
     return trainer
 
 
-def load_for_stage(qa: QAArguments, arguments: dict[str, Any], training_args: KDLoRAConfig) -> Stage:
-    """The model of a stage, whose adapter touches the stage's own layers."""
+def load_for_stage(qa: QAArguments, arguments: dict[str, Any], training_args: KDLoRAConfig) -> Stage | None:
+    """The model of a stage, whose adapter touches the stage's own layers; `None` where the recipe names no stage."""
+    if qa.stage is None:
+        return None
     if arguments["peft_config"] is None:
         raise ValueError("a stage trains an adapter: leave `use_peft` on")
     if arguments["quantization_config"] is not None:
         raise ValueError("a stage is merged into its layers, so its student cannot be quantized")
-    kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs, None
+    kwargs: Any = training_args.model_init_kwargs
+    training_args.model_init_kwargs = None
     return load_stage(
         arguments["model"], qa.bundles_dir, qa.stage, **{k: v for k, v in kwargs.items() if v is not None}
     )
@@ -172,7 +176,8 @@ def write_result(trainer: KDLoRATrainer, qa: QAArguments, before: dict[str, floa
         **{f"{name}_records": len(part.dataset) for name, part in questions.items()},
         **{f"{name}_dropped": len(part.dropped) for name, part in questions.items()},
     }
-    if trainer.args.should_save:
+    if args.should_save:
+        assert args.output_dir is not None  # transformers names one
         write_atomically(Path(args.output_dir) / RESULT, json.dumps(result, indent=1))
 
 

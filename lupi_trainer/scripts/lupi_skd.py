@@ -39,6 +39,7 @@ def build_trainer(
     Raises:
         ValueError: no student is named, or anything that [`LUPISKDTrainer`] refuses.
     """
+    assert data_args.dataset_name is not None  # or `DataArguments` had raised
     train_dataset = load_training_data(
         data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
     )

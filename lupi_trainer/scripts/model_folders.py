@@ -1,6 +1,7 @@
 """The folders that `lupi prune`, `restore` and `merge` write models to."""
 
 from pathlib import Path
+from typing import Any
 
 
 def check_free(folder: Path) -> None:
@@ -21,6 +22,7 @@ def copy_tokenizer(source: str, target: Path) -> None:
     from ..models.loading import NO_CODE
 
     try:
-        AutoTokenizer.from_pretrained(resolve_model(source), **NO_CODE).save_pretrained(target)
+        tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model(source), **NO_CODE)
+        tokenizer.save_pretrained(target)
     except (OSError, ValueError):
         print(f"{source} has no tokenizer: {target} has none either")

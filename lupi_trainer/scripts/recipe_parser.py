@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 import re
+from argparse import Action
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,15 @@ class RecipeParser(TrlParser):
     Values are checked against the type of their key as command-line values are: `gamma: 2.5` is refused.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.actions: list[Action] = []
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *args, **kwargs) -> Action:
+        """The parent's; what was added is kept in `actions`."""
+        self.actions.append(action := super().add_argument(*args, **kwargs))
+        return action
+
     @staticmethod
     def refuse_secret(key: str, where: str, value: Any = None) -> None:
         """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
@@ -72,7 +82,7 @@ class RecipeParser(TrlParser):
             )
 
     def known_keys(self) -> set[str]:
-        return {action.dest for action in self._actions} - {"help"}
+        return {action.dest for action in self.actions} - {"help"}
 
     @staticmethod
     def hint(key: str, known: set[str]) -> str:
@@ -124,7 +134,8 @@ class RecipeParser(TrlParser):
             raise RecipeError(f"{path}: `env` must be a mapping of variable names to values")
         return recipe
 
-    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:
+    # the parent's `args` may be left out
+    def parse_args_and_config(self, args: Iterable[str], **kwargs) -> tuple:  # ty: ignore[incompatible-method-override]
         """Dataclasses from command-line arguments; `--config FILE` (or `--config=FILE`) gives the defaults.
 
         Raises:
@@ -137,7 +148,7 @@ class RecipeParser(TrlParser):
             if at + 1 == len(args):
                 raise RecipeError("--config needs the path of a recipe")
             recipe, where = self.read_recipe(args[at + 1]), f"{args[at + 1]}: "
-            for action in self._actions:
+            for action in self.actions:
                 value = recipe.get(action.dest)
                 if action.dest in recipe:
                     self.check_kind(args[at + 1], action.dest, value)
@@ -151,7 +162,7 @@ class RecipeParser(TrlParser):
             variables = self._variables(recipe.pop("env", None) or {}, args[at + 1])
             self.set_defaults_with_config(**recipe)
             del args[at : at + 2]
-        options = {option for action in self._actions for option in action.option_strings}
+        options = {option for action in self.actions for option in action.option_strings}
         name = ""
         for arg in args:
             if not arg.startswith("--"):

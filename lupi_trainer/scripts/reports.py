@@ -109,7 +109,7 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
     informed = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
     bare = encode(tokenizer, [without_knowledge(prompt, row["prompt"]) for row in rows], **kwargs)
-    settings = {
+    settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
         "eos_token_id": eos_token_ids(student, tokenizer),
         "vocab_size": vocab_size,

@@ -39,6 +39,8 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
+    assert data_args.dataset_name is not None  # or `DataArguments` had raised
+    template_kwargs: Any = training_args.chat_template_kwargs  # parsed by now
     config = SDFTConfig(
         **shared,
         max_prompt_length=None,
@@ -46,7 +48,7 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
         temperature=training_args.student_temperature,
         num_generations=1,
         teacher_prompt_template="{privileged_context}{prompt}",
-        chat_template_kwargs=training_args.chat_template_kwargs,
+        chat_template_kwargs=template_kwargs,
     )
     arguments = student_arguments(config, model_args)
     if arguments.pop("quantization_config") is not None:

@@ -51,7 +51,8 @@ def build_trainer(
     from trl import SFTTrainer
 
     class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
-        pass
+        method_name = "SFT"
+        model_tags = ["trl", "sft"]
 
     def load(name: str, **kwargs):
         rows = load_sft_data(name, data_args.completion_column)
@@ -59,6 +60,7 @@ def build_trainer(
             return rows
         return rows.add_column("chat_template_kwargs", [chat_template_kwargs] * len(rows))
 
+    assert data_args.dataset_name is not None  # or `DataArguments` had raised
     return SealedSFTTrainer(
         **student_arguments(training_args, model_args),
         train_dataset=mix_in_base(load(data_args.dataset_name), load, data_args, training_args),

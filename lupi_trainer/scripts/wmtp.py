@@ -88,6 +88,7 @@ def build_trainer(data_args: WMTPArguments, training_args: WMTPConfig, model_arg
         load_texts(name, data_args.completion_column) if name else None
         for name in (data_args.dataset_name, data_args.eval_dataset_name)
     )
+    assert data_args.algo is not None  # or `WMTPArguments` had raised
     return ALGORITHMS[data_args.algo](
         **student_arguments(training_args, model_args), train_dataset=train_dataset, eval_dataset=eval_dataset
     )

@@ -1,7 +1,7 @@
 """The teacher of a run: loaded, placed, frozen, and checked against the student's vocabulary."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.integrations import deepspeed
 
 from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
+from ..models.private import deepspeed_config, use_one_gpu_at_most
 from ..models.vocabulary import tokenizer_beside
 
 
@@ -70,12 +71,12 @@ def teacher_place(name: str | None, device: torch.device) -> torch.device:
 
 
 @contextmanager
-def unsharded_weights() -> Iterator[None]:
+def unsharded_weights() -> Generator[None]:
     """Inside, ZeRO-3 does not shard the weights of models that are loaded: each process has a complete teacher."""
     if not deepspeed.is_deepspeed_zero3_enabled():
         yield
         return
-    config = deepspeed._hf_deepspeed_config_weak_ref()
+    config = deepspeed_config()
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
@@ -108,7 +109,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
     place = teacher_place(args.teacher_device, device)
     if place != device:
         # started without a launcher, the Trainer would copy the student to every visible GPU, the teacher's too
-        args._n_gpu = min(args.n_gpu, 1)
+        use_one_gpu_at_most(args)
     device = place
     if isinstance(teacher, str):
         dtype = args.teacher_dtype

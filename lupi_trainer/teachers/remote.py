@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -52,9 +53,9 @@ class RemoteTeacher(ABC):
     @property
     def config(self) -> PreTrainedConfig:
         """Its vocabulary, length and name where a model has them."""
-        return PreTrainedConfig(
-            vocab_size=self.vocab_size, max_position_embeddings=self.max_length, name_or_path=self.name
-        )
+        known: dict[str, Any] = {"name_or_path": self.name, "max_position_embeddings": self.max_length}
+        known["vocab_size"] = self.vocab_size
+        return PreTrainedConfig(**known)
 
     def begin(self) -> None:  # noqa: B027
         """Called once before every rollout: where it can be seen that another model answers by now, it is said.

@@ -1,5 +1,7 @@
 """A student that teaches itself: its base model, seen without the adapter that is being trained."""
 
+from typing import Any
+
 from torch import nn
 
 
@@ -22,7 +24,7 @@ class AdapterDisabled:
         return getattr(self.__dict__["peft_model"], name)
 
 
-def self_teacher(student: nn.Module) -> AdapterDisabled:
+def self_teacher(student: Any) -> AdapterDisabled:
     """The teacher of a student that has none: itself, its adapter switched off.
 
     Args:

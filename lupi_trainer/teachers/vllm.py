@@ -124,7 +124,7 @@ class TeacherServer(RemoteTeacher):
                 f"{self.url} returned {wrong} as a log-probability: the served model computes NaN, or "
                 "the server was started with another --logprobs-mode than raw_logprobs"
             )
-        ids = sorted(values, key=values.get, reverse=True)[: self.top_k]
+        ids = sorted(values, key=values.__getitem__, reverse=True)[: self.top_k]
         return ids, [values[i] for i in ids]
 
     def _complete(self, prompt, **options) -> list[dict[str, Any]]:

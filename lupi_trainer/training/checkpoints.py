@@ -16,7 +16,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import rotate_checkpoints
 
-from .wrapping import to_be_wrapped
+from .private import TrainerHooks, wrap_in_training
 
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ def flaw(folder: str | Path) -> str | None:
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The whole checkpoint with the largest step, or `None`; later ones that are not whole are named in a warning."""
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(p.name)]
-    for folder in sorted(folders, key=lambda p: int(_NAME.fullmatch(p.name)[1]), reverse=True):
+    steps = {p: int(m[1]) for p in Path(output_dir).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
+    for folder in sorted(steps, key=steps.__getitem__, reverse=True):
         reason = flaw(folder)
         if reason is None:
             return str(folder)
@@ -165,11 +165,13 @@ def put_aside(output_dir: str | Path, resumed: str | None) -> None:
     logger.warning(f"checkpoints that this run does not come from ({names}) are out of the way now, in {aside}.")
 
 
-class SealedCheckpoints:
+class SealedCheckpoints(TrainerHooks):
     """For a [`~transformers.Trainer`]: writes only sealed checkpoints, and resumes only from such.
 
     Older checkpoints are removed (`save_total_limit`) when the new one has been sealed, never before.
     """
+
+    args: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As the parent's; `True` resumes from the last whole checkpoint and starts anew where there is none.
@@ -183,18 +185,18 @@ class SealedCheckpoints:
         if self.args.should_save:
             put_aside(self.args.output_dir, folder)
         self.accelerator.wait_for_everyone()
-        to_be_wrapped(self)
+        wrap_in_training(self)
         return super().train(folder, *args, **kwargs)
 
-    def _save_checkpoint(self, model, trial):
-        run_dir = self._get_output_dir(trial=trial)
+    def save_checkpoint(self, model, trial) -> None:
+        run_dir = self.run_dir(trial)
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)  # of a run that was cut off here
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            super().save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()

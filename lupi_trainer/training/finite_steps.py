@@ -1,11 +1,14 @@
 """Training that stops before the optimizer would take a step on numbers that are not finite."""
 
+from typing import Any
+
 import torch
 
 from ..models.loading import keep_4bit_exact
+from .private import TrainerHooks
 
 
-class FiniteSteps:
+class FiniteSteps(TrainerHooks):
     """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step;
     4-bit layers keep their backward on every CPU.
 
@@ -16,7 +19,8 @@ class FiniteSteps:
         `FloatingPointError`: from `train()`; the weights are those of the step before.
     """
 
-    _sound: torch.Tensor | None = None
+    model: Any
+    _losses_finite: torch.Tensor | None = None  # [] bool: of the batches accumulated so far
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -24,24 +28,25 @@ class FiniteSteps:
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        sound = loss.isfinite().all()
-        self._sound = sound if self._sound is None else self._sound & sound
+        finite = loss.isfinite().all()
+        self._losses_finite = finite if self._losses_finite is None else self._losses_finite & finite
         return loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        loss_is_sound, self._sound = self._sound, None
-        sound = loss_is_sound
+    def gradient_norm(self, model, norm):
+        norm = super().gradient_norm(model, norm)
+        losses_finite, self._losses_finite = self._losses_finite, None
+        finite = losses_finite
+        assert finite is not None  # a gradient comes of a loss
         if norm is not None and self.accelerator.scaler is None:
-            sound = sound & torch.as_tensor(norm, device=sound.device).isfinite()
-        if not sound:
-            what, step = "gradient" if loss_is_sound else "loss", self.state.global_step
+            finite = finite & torch.as_tensor(norm, device=finite.device).isfinite()
+        if not finite:
+            what, step = "gradient" if losses_finite else "loss", self.state.global_step
             raise FloatingPointError(
-                f"step {step + 1}: the {what} is NaN or infinite{self._unsound_where()}. The weights are still those "
-                f"of step {step}; a lower learning rate, bfloat16 or float32 may help"
+                f"step {step + 1}: the {what} is NaN or infinite{self._where_not_finite()}. The weights are still "
+                f"those of step {step}; a lower learning rate, bfloat16 or float32 may help"
             )
         return norm
 
-    def _unsound_where(self) -> str:
+    def _where_not_finite(self) -> str:
         """What else the message says about the step."""
         return ""

@@ -61,6 +61,7 @@ def _run_file(path: Path) -> ModuleType:
     name = f"lupi_plugin_{path.stem}_{hashlib.sha1(str(path.resolve()).encode() + path.read_bytes()).hexdigest()}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # since the path ends with .py
         sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(sys.modules[name])
@@ -76,6 +77,8 @@ def _told(error: Exception, source: str | None = None) -> str:
     if isinstance(error, SyntaxError):
         return what  # which names file and line
     file = source if source is None or source.endswith(".py") else source.replace(".", "/") + ".py"
-    frames = [] if file is None else traceback.extract_tb(error.__traceback__)
+    if file is None:
+        return what
+    frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(file).name]
     return f"{what} ({file}, line {lines[-1]})" if lines else what

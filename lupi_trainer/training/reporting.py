@@ -66,11 +66,12 @@ class RolloutReport(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         gammas, texts = self.gammas, self.texts
-        if "loss" in (logs or {}):
+        logs = logs or {}
+        if "loss" in logs:
             self.gammas, self.texts = [], {}
         if not state.is_world_process_zero:
             return
-        names = reported_names(logs or {}, state.global_step)
+        names = reported_names(logs, state.global_step)
         if not names:
             return
         for backend in self.backends(args):

@@ -1,7 +1,6 @@
 """What every algorithm of weighted multi-token prediction shares: set-up, loss, metrics, checkpoints."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import ForwardRedirection
+from ..training.private import SFTHooks, call_in_forward
 from .config import WMTPConfig
 from .drafting import draft_metrics
 from .placing import given_heads, put_heads
@@ -27,7 +26,7 @@ from .weighted_loss import Batch, counted, means, row_sums, text_segments, weigh
 logger = logging.getLogger(__name__)
 
 
-class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
+class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrainer):
     """
     Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
 
@@ -51,8 +50,8 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         `FileNotFoundError`: `heads_name_or_path` holds no heads.
     """
 
-    _tag_names = ["trl", "wmtp"]
-    _name = "WMTP"
+    model_tags = ["trl", "wmtp"]
+    method_name = "WMTP"
     _weights_paper: Paper | None = None
     reduction = "position"
 
@@ -71,11 +70,10 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
             self.model.requires_grad_(False)
         put_heads(self.model, heads, args)
         self.model_accepts_loss_kwargs = True  # the loss is scaled by the positions of all accumulated batches
-        self._forward_redirection = ForwardRedirection()
         self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
 
     @property
-    def _papers(self) -> tuple[Paper, ...]:
+    def _papers(self) -> tuple[Paper, ...]:  # ty: ignore[incompatible-property-override] # of the run's heads
         heads = (MULTI_TOKEN, MEDUSA) if self.args.head_type == "residual" else (MULTI_TOKEN,)
         return heads if self._weights_paper is None else (self._weights_paper, *heads)
 
@@ -99,9 +97,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         inner = self.accelerator.unwrap_model(model)
         # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
         with self.accelerator.autocast():
-            loss, sums = self._forward_redirection(
-                model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch
-            )
+            loss, sums = call_in_forward(model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(sums).sum(dim=0)
@@ -122,12 +118,12 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
             loss = loss * out.counts.sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
         return loss, row_sums(out, batch)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+    def items_in_batch(self, batches: list, device: torch.device) -> torch.Tensor | None:
         """Positions from which at least one head has something to predict; over tokens, its predictions."""
-        if not batch_samples or "labels" not in batch_samples[0]:
+        if not batches or "labels" not in batches[0]:
             return None
-        targets = (shift_targets(b["labels"], self.args.horizon, text_segments(b)) for b in batch_samples)
-        count = sum(counted(target, self.reduction).sum() for target in targets).to(device)
+        targets = (shift_targets(b["labels"], self.args.horizon, text_segments(b)) for b in batches)
+        count = torch.stack([counted(target, self.reduction).sum() for target in targets]).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count
@@ -138,27 +134,28 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         if "loss" in logs and self._sums["train"] is not None:
             sums, self._sums["train"] = self._sums["train"].double(), None
             sums = self.accelerator.reduce(sums, reduction="sum")
-            self._total_train_tokens += int(sums[-1])
-            logs = {**means(sums), **logs, "num_tokens": self._total_train_tokens}
+            self.tokens_read += int(sums[-1])
+            logs = {**means(sums), **logs, "num_tokens": self.tokens_read}
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The parent's, with the loss and the heads' figures weighted by positions over the whole set."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        figures = {} if self._sums["eval"] is None else means(self._sums["eval"].double())
+        sums = self._sums["eval"]
+        figures = {} if sums is None else means(sums.double())
         if self.args.draft_eval_prompts and self.args.horizon > 1:
             figures |= draft_metrics(self, kwargs.get("dataloader", args[0] if args else None).dataset)
-        output.metrics.update({f"{metric_key_prefix}_{key}": value for key, value in figures.items()})
-        return output
+        figures = {f"{metric_key_prefix}_{key}": value for key, value in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **figures})
 
     # Checkpoints
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_student(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
         own = None
         if state_dict is not None:  # sharded parameters, gathered by the caller
             own = {k.removeprefix("mtp_heads."): v for k, v in state_dict.items() if k.startswith("mtp_heads.")}
-        super()._save(output_dir, state_dict)
+        super().save_student(output_dir, state_dict)
         heads = self.accelerator.unwrap_model(self.model).mtp_heads
         with whole(heads.parameters()):  # where ZeRO-3 is not told to gather for a save, `state_dict` is empty
             if self.args.should_save:
@@ -168,12 +165,13 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
         saved = MTPHeads.from_pretrained(directory)
         self.model.mtp_heads.load(saved.state_dict(), directory)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def load_checkpoint(self, folder: str, model: Any) -> None:
+        super().load_checkpoint(folder, model)
         if not self.is_fsdp_enabled:  # there the heads are in the checkpoint of the whole model
-            self._load_heads(resume_from_checkpoint)
+            self._load_heads(folder)
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            self._load_heads(str(Path(self.state.best_model_checkpoint)))
+    def load_best_checkpoint(self) -> None:
+        super().load_best_checkpoint()
+        best = self.state.best_model_checkpoint
+        if best is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_heads(best)

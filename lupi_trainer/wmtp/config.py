@@ -5,6 +5,8 @@ from typing import Any
 
 from trl import SFTConfig
 
+from ..training.private import json_fields
+
 
 CHOICES = {
     "head_type": ("linear", "residual", "transformer"),
@@ -15,6 +17,7 @@ CHOICES = {
 }
 
 
+@json_fields("reference_model_init_kwargs")
 @dataclass
 class WMTPConfig(SFTConfig):
     r"""
@@ -84,8 +87,6 @@ class WMTPConfig(SFTConfig):
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `save_total_limit`: Defaults to `3` instead of `None`; the final model is saved beside the checkpoints.
     """
-
-    _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["reference_model_init_kwargs"]
 
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
 

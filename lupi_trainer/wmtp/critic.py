@@ -38,6 +38,12 @@ def judged_places(labels: torch.Tensor) -> torch.Tensor:
     return labeled | torch.nn.functional.pad(labeled[:, 1:], (0, 1))
 
 
+def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """That of a parameter which a backward has reached."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def fit_critic(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
     hidden_size: int,
@@ -66,14 +72,16 @@ def fit_critic(
     Raises:
         ValueError: no batch with places.
     """
-    critic, optimizer, history = None, None, []
+    critic: ValueHead | None = None
+    optimizer: torch.optim.AdamW | None = None
+    history: list[torch.Tensor] = []
     for hidden, returns, places in batches:
         wanted = returns[places].float()
         count = total(torch.tensor(float(len(wanted)), device=wanted.device))
         if not count:
             continue
         centered = critic is None and moments is None
-        if critic is None:
+        if critic is None or optimizer is None:
             if moments is None:
                 mean = total(wanted.sum()) / count
                 moments = mean.item(), (total((wanted - mean).square().sum()) / count).sqrt().item()
@@ -83,9 +91,9 @@ def fit_critic(
         error = (critic(hidden[places]) - wanted).square()
         (error.sum() / count / critic.scale**2).backward()
         for parameter in critic.parameters():
-            parameter.grad = total(parameter.grad)
-        if centered:  # at its own mean a batch has no slope but rounding, of which Adam would make a whole step
-            critic.down.bias.grad.zero_()
+            parameter.grad = total(gradient(parameter))
+        if centered:  # at its own mean a batch has no slope but rounding, of which Adam would make a full step
+            gradient(critic.down.bias).zero_()
         optimizer.step()
         optimizer.zero_grad()
         history.append(torch.stack([error.detach().sum(), wanted.sum(), wanted.square().sum()]) / count)

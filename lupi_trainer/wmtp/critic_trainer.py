@@ -43,8 +43,8 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         `ValueError`: neither rewards nor a reference, a reward that is no number, rewards of packed records.
     """
 
-    _tag_names = ["trl", "wmtp", "critic-wmtp"]
-    _name = "Critic WMTP"
+    model_tags = ["trl", "wmtp", "critic-wmtp"]
+    method_name = "Critic WMTP"
 
     def __init__(
         self,
@@ -73,21 +73,19 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         elif self.args.head_weighting != "uniform":
             self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
 
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        if "reward" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "reward"]
+    def columns_read(self) -> list[str]:
+        return [*super().columns_read(), "reward"]
 
     # Stage 1: the critic
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         checkpoint = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
         if self.args.head_weighting != "uniform":
             if checkpoint is not None:  # which DeepSpeed loads in a way of its own
                 self._take_value_head(checkpoint, self.model.config.get_text_config().hidden_size)
             elif self.value_head is None:
                 self.train_critic()
-        return super().train(checkpoint, **kwargs)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def train_critic(self) -> None:
         """The first stage: `critic_steps` batches, in which nothing but the critic learns."""
@@ -118,7 +116,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         while steps < self.args.critic_steps:
             before = steps
             for inputs in loader:
-                inputs = self._prepare_inputs(inputs)
+                inputs = self.prepare_inputs(inputs)
                 with torch.no_grad(), self.accelerator.autocast():
                     judged = self._judged(inputs)
                 yield judged
@@ -138,6 +136,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         head = Head(self.model, self.model.config.get_text_config().vocab_size)
         ce = chunked_ce(hidden[chosen], head, targets[chosen])[1].float()
         advantage = ce.new_zeros(chosen.shape).masked_scatter_(chosen, ce)
+        assert self.reference is not None  # loaded where there is no reward
         advantage = advantage - self.reference.next_token_ce(inputs, targets)
         rewards = torch.nn.functional.pad(advantage[:, :-1], (1, 0))  # at t: of token t
         return hidden, gathered(rewards, self.args.critic_decay, text_segments(inputs)), judged_places(labels)
@@ -162,7 +161,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
             raise ValueError(f"the value head is for a hidden size of {head.hidden_size}; the model's is {size}")
         self.value_head = head.to(self.accelerator.device).requires_grad_(False).eval()
 
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
+    def save_student(self, output_dir: str | None, state_dict) -> None:
+        super().save_student(output_dir, state_dict)
         if self.value_head is not None and self.args.should_save:
             self.value_head.save_pretrained(output_dir or self.args.output_dir)

@@ -26,8 +26,8 @@ class MTPBaselineTrainer(BaseWMTPTrainer):
     ```
     """
 
-    _tag_names = ["trl", "wmtp", "mtp-baseline"]
-    _name = "MTP"
+    model_tags = ["trl", "wmtp", "mtp-baseline"]
+    method_name = "MTP"
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
         return uniform_weights(batch.has_target)

@@ -1,8 +1,9 @@
 """Where a run's heads come from, and how they become a part of its model."""
 
+from typing import Any
+
 import torch
 from accelerate.utils import is_peft_model, set_seed
-from torch import nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..models.mtp_heads import MTPHeads, attach_mtp_heads
@@ -30,7 +31,7 @@ def given_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:
     return heads
 
 
-def put_heads(model: nn.Module, heads: MTPHeads | None, args: WMTPConfig) -> None:
+def put_heads(model: Any, heads: MTPHeads | None, args: WMTPConfig) -> None:
     """Make heads a part of a model, new ones (drawn with the run's seed) where none are given."""
     if heads is None:
         set_seed(args.seed)

@@ -49,7 +49,7 @@ class CrossEntropyCache:
             file.executemany("INSERT OR REPLACE INTO ce VALUES (?, ?)", rows)
 
 
-def fingerprint(model: nn.Module) -> bytes:
+def fingerprint(model: Any) -> bytes:
     """A few bytes that change with any of the model's weights (with all but certainty) or with its configuration."""
     digest = hashlib.blake2b(model.config.to_json_string(use_diff=False).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
@@ -71,7 +71,7 @@ class Reference:
         cache_dir: folder of the [`CrossEntropyCache`]; `None` reads every text anew.
     """
 
-    def __init__(self, model: nn.Module, cache_dir: str | None = None):
+    def __init__(self, model: Any, cache_dir: str | None = None):
         self.model = model.requires_grad_(False).eval()
         self.cache = CrossEntropyCache(cache_dir) if cache_dir else None
         self.fingerprint = fingerprint(model) if cache_dir else b""
@@ -91,13 +91,14 @@ class Reference:
             return self._read(inputs, targets)
         keys = self._keys(inputs, targets)
         known = [self.cache.get(key) for key in keys]
-        if any(ce is None for ce in known):
+        cached = [ce for ce in known if ce is not None]
+        if len(cached) < len(known):
             fresh = self._read(inputs, targets)
             self.cache.put({key: ce for key, ce, old in zip(keys, fresh, known) if old is None})
             return fresh
         width, device = targets.size(1), targets.device
         # the padding of another batch may have been longer or shorter
-        rows = [torch.nn.functional.pad(ce[:width], (0, max(0, width - len(ce)))) for ce in known]
+        rows = [torch.nn.functional.pad(ce[:width], (0, max(0, width - len(ce)))) for ce in cached]
         return torch.stack(rows).to(device)
 
     @torch.no_grad()

@@ -42,8 +42,8 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
     ```
     """
 
-    _tag_names = ["trl", "wmtp", "rho1-wmtp"]
-    _name = "Rho-1 WMTP"
+    model_tags = ["trl", "wmtp", "rho1-wmtp"]
+    method_name = "Rho-1 WMTP"
     _weights_paper = RHO_1
 
     def __init__(
@@ -67,6 +67,7 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
         return "token" if self.args.rho1_over == "token" else "position"
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
+        assert self.reference is not None  # `uniform` weights alone need none, and are not computed here
         return rho1_weights(
             batch.ce,
             self.reference.next_token_ce(batch.inputs, batch.targets[..., 0]),

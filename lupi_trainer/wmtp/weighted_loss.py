@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..losses.chunked_mtp import chunked_ce
 from ..losses.reference import head_coefficients, shift_targets
@@ -61,7 +60,7 @@ class WeightedLoss:
 
 
 def weighted_loss(
-    model: nn.Module, inputs: dict[str, Any], weigh: Callable[[Batch], torch.Tensor], reduction: str
+    model: Any, inputs: dict[str, Any], weigh: Callable[[Batch], torch.Tensor], reduction: str
 ) -> tuple[WeightedLoss, Batch]:
     """[`~lupi_trainer.losses.compute_weighted_mtp_loss`] of a model with `mtp_heads`, in chunks.
 

@@ -79,14 +79,14 @@ def test_the_teacher_side_of_sdft_reads_what_a_teacher_reads(tmp_path):
 
 def test_track_counts_what_the_loss_is_taken_on_and_not_its_own_time(tmp_path):
     trainer, _ = make_trainer(tmp_path, config_max_steps=3)
-    lengths, inner = [], trainer._generate_single_turn
+    lengths, inner = [], trainer.write_completions
 
     def generate(*args, **kwargs):
         ids = inner(*args, **kwargs)
         lengths.append(sum(map(len, ids)))
         return ids
 
-    trainer._generate_single_turn = generate
+    trainer.write_completions = generate
     track = Track(trainer, lambda model: time.sleep(0.5) or {"new": 1.0}, every=2)
     started = time.perf_counter()
     trainer.train()

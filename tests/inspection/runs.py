@@ -15,10 +15,19 @@ def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40
     history = []
     for step in range(10, steps + 1, 10):
         history.append(
-            {"step": step, "loss": 1 / step, "acc_rate/mean": step / 100, "acc_rate/first_token": step / 90,
-             "acc_rate/full_match": step / 110, "gamma/mean": 8.0, "gamma/max": 8, "gamma/min": 8,
-             "tokens/teacher_share": 1 / step, "rollout/tokens_per_second": 1500.0 + step}
-        )  # fmt: skip
+            {
+                "step": step,
+                "loss": 1 / step,
+                "acc_rate/mean": step / 100,
+                "acc_rate/first_token": step / 90,
+                "acc_rate/full_match": step / 110,
+                "gamma/mean": 8.0,
+                "gamma/max": 8,
+                "gamma/min": 8,
+                "tokens/teacher_share": 1 / step,
+                "rollout/tokens_per_second": 1500.0 + step,
+            }
+        )
     history.append({"step": steps, "eval_loss": 0.5, "eval_runtime": 1.0})
     history.append({"step": steps, "eval_closed_book_strict": 0.25, "eval_closed_book_lenient": 0.75})
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": history}))
@@ -35,15 +44,22 @@ def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40
                 return [v if t else None for v, t in zip(values, by_teacher)]
 
             entry = {
-                "step": late * steps // 2, "split": "train", "id": f"record_{record}", "row_id": record,
+                "step": late * steps // 2,
+                "split": "train",
+                "id": f"record_{record}",
+                "row_id": record,
                 "prompt": [{"role": "user", "content": f"Question {record} </script><b>?"}],
                 "privileged_context": f"Knowledge {record}.",
                 "completion": [f" 설{number}" if i == 3 else f" w{i}" for i in range(tokens)],
-                "token_ids": list(range(tokens)), "from_teacher": by_teacher,
-                "draft": refused([f" d{i}" for i in range(tokens)]), "teacher_rank": [3] * tokens,
-                "student_probability": chance, "teacher_probability": chance,
-                "draft_student_probability": refused(chance), "draft_teacher_probability": refused(chance),
+                "token_ids": list(range(tokens)),
+                "from_teacher": by_teacher,
+                "draft": refused([f" d{i}" for i in range(tokens)]),
+                "teacher_rank": [3] * tokens,
+                "student_probability": chance,
+                "teacher_probability": chance,
+                "draft_student_probability": refused(chance),
+                "draft_teacher_probability": refused(chance),
                 "divergence": [round(number / 100, 3)] * tokens,
-            }  # fmt: skip
+            }
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return folder

@@ -56,14 +56,23 @@ def test_without_distillation_a_run_is_trl_s_sft(tmp_path, changes):
     shared = {k: getattr(ours.args, k) for k in make_kd_config(tmp_path).to_dict() if k in SFTConfig.__annotations__}
     names = ("learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "max_steps", "logging_steps")
     args = SFTConfig(
-        str(tmp_path / "sft"), bf16=False, use_cpu=True, gradient_checkpointing=False, save_strategy="no",
-        disable_tqdm=True, report_to="none", **{**shared, **{n: getattr(ours.args, n) for n in names}},
-    )  # fmt: skip
+        str(tmp_path / "sft"),
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+        **{**shared, **{n: getattr(ours.args, n) for n in names}},
+    )
     their_losses = Losses()
     theirs = SFTTrainer(
-        resolve_model("lab:student"), args=args, train_dataset=labeled_dataset(lab_tokenizer()),
-        peft_config=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM"), callbacks=[their_losses],
-    )  # fmt: skip
+        resolve_model("lab:student"),
+        args=args,
+        train_dataset=labeled_dataset(lab_tokenizer()),
+        peft_config=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM"),
+        callbacks=[their_losses],
+    )
     ours.train()
     theirs.train()
     assert our_losses.losses == pytest.approx(their_losses.losses, abs=1e-5)
@@ -93,9 +102,13 @@ def test_packing_trains_on_the_same_answers(tmp_path):
     runs = []
     for packed in (False, True):
         trainer, losses = make_kd_trainer(
-            tmp_path, train_dataset=labeled_dataset(lab_tokenizer(), count=8), config_max_steps=1,
-            config_per_device_train_batch_size=8, config_packing=packed, config_max_length=512,
-        )  # fmt: skip
+            tmp_path,
+            train_dataset=labeled_dataset(lab_tokenizer(), count=8),
+            config_max_steps=1,
+            config_per_device_train_batch_size=8,
+            config_packing=packed,
+            config_max_length=512,
+        )
         trainer.train()
         runs.append(losses.logs[0])
     for key in ("loss", "loss/kd", "loss/ce", "grad_norm", "num_tokens"):
@@ -254,4 +267,4 @@ def test_the_card_names_the_method(tmp_path):
     trainer.create_model_card("tiny")
     card = (tmp_path / "run" / "README.md").read_text()
     assert "KD-LoRA" in card and "2410.20777" in card and "kd-lora" in card
-    assert KDLoRATrainer._name == "KD-LoRA"
+    assert KDLoRATrainer.method_name == "KD-LoRA"

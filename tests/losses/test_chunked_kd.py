@@ -69,9 +69,14 @@ def chunked(ours, theirs, states, teacher_states, labels, alpha, temperature):
     labeled = labels != -100
     shared = min(ours.lm_head.out_features, theirs.lm_head.out_features)
     return chunked_kd_ce(
-        states[labeled], Head(ours, ours.lm_head.out_features), teacher_states[labeled],
-        Head(theirs, shared), labels[labeled], alpha, temperature,
-    )  # fmt: skip
+        states[labeled],
+        Head(ours, ours.lm_head.out_features),
+        teacher_states[labeled],
+        Head(theirs, shared),
+        labels[labeled],
+        alpha,
+        temperature,
+    )
 
 
 @pytest.mark.parametrize("alpha, temperature", [(0.0, 2.0), (0.1, 2.0), (0.5, 1.0), (0.3, 3.0), (1.0, 0.5)])

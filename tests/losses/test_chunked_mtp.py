@@ -19,9 +19,15 @@ VOCAB = 37
 def model_with_heads(horizon, head_type="residual", family="llama", vocab=VOCAB, width=32, seed=0, **config):
     torch.manual_seed(seed)
     common = {
-        "vocab_size": vocab, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": width // 2, "max_position_embeddings": 2048,
-    }  # fmt: skip
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": width // 2,
+        "max_position_embeddings": 2048,
+    }
     kind = {"llama": LlamaConfig, "qwen3": Qwen3Config}[family]
     model = AutoModelForCausalLM.from_config(kind(**{**common, **config}))
     heads = MTPHeads.for_model(model, horizon, head_type)

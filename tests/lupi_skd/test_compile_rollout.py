@@ -81,5 +81,5 @@ def test_hidden_states_are_kept_by_a_teacher_that_was_never_asked_for_any_before
     trainer, _ = make_trainer(
         tmp_path, tiny_model("llama", words, seed=1), teacher, processing_class=words, config_compile_rollout=True
     )
-    inputs = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(2)])
+    inputs = trainer.roll_out([trainer.train_dataset[i] for i in range(2)])
     assert torch.isfinite(inputs["teacher_hidden"]).all()

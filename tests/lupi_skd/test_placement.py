@@ -110,7 +110,7 @@ def test_fsdp_that_became_ddp_is_said(tmp_path, monkeypatch, caplog):
     trainer, _ = make_trainer(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with caplog.at_level(logging.WARNING):
-        assert backend_name(trainer._dist, trainer.accelerator) == trainer.backend == "one process"
+        assert backend_name(trainer.dist, trainer.accelerator) == trainer.backend == "one process"
     assert "FSDP was asked for, but this is one process" in caplog.text
 
 

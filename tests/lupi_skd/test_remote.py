@@ -57,9 +57,9 @@ def test_twenty_tokens_and_a_rest_write_the_same_text_and_a_loss_just_below(serv
 def test_the_loss_asks_for_nothing_more(server, tmp_path):
     trainer, _ = on(server, tmp_path)
     trainer.model.train()
-    inputs = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(4)])
+    inputs = trainer.roll_out([trainer.train_dataset[i] for i in range(4)])
     asked = len(server.requests)
-    loss, *_ = trainer._compute_loss(trainer.model, inputs, inputs["num_items_in_batch"])
+    loss, *_ = trainer.distillation_loss(trainer.model, inputs, inputs["num_items_in_batch"])
     loss.backward()
     assert loss > 0 and len(server.requests) == asked
     assert inputs["teacher_top"].shape == (*inputs["completion_ids"].shape, 40)
@@ -90,7 +90,7 @@ def test_a_named_teacher_must_be_the_one_on_the_server(server, tmp_path):
         on(server, tmp_path, teacher_model="lab:student")
     server.names = ["teacher"]
     trainer, _ = on(server, tmp_path, teacher_model="lab:teacher")
-    assert trainer.teacher_model.config._name_or_path == "teacher"
+    assert trainer.teacher_model.config.name_or_path == "teacher"
 
 
 def test_a_second_teacher_and_another_tokenizer_are_refused(server, tmp_path, teacher, tokenizer):

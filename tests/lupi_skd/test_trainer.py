@@ -19,7 +19,7 @@ from tests.lupi_skd.training import make_config, make_trainer
 def one_batch(trainer, size: int = 4) -> dict:
     """Inputs of one training step, rolled out from the first records."""
     trainer.model.train()
-    return trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(size)])
+    return trainer.roll_out([trainer.train_dataset[i] for i in range(size)])
 
 
 def loss_and_gradients(trainer, inputs):

@@ -57,8 +57,9 @@ def test_a_base_is_the_model_whose_dropped_layers_pass_through_and_restoring_giv
     for name, numbers in bundles.items():
         save_bundle(tmp_path / name, name, model, numbers)
         assert sorted(p.name for p in (tmp_path / name).iterdir()) == [
-            "bundle_meta.json", *(f"layer_{n:03d}.safetensors" for n in numbers),
-        ]  # fmt: skip
+            "bundle_meta.json",
+            *(f"layer_{n:03d}.safetensors" for n in numbers),
+        ]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert loaded.config.num_hidden_layers == model.config.num_hidden_layers - 3
     assert torch.equal(loaded(ids).logits, base(ids).logits)

@@ -16,7 +16,7 @@ class HubStub:
 
     Faults: request number `fail_at` (from 0, since `restart`) meets `fault`: `"dropped"` (the connection ends before
     the Hub has done anything), `"lost"` (it did, but the answer never arrives), `"down"` (dropped, as is every later
-    request), or a number (that status). Every commit is kept whole, so a test can look at all that was ever public.
+    request), or a number (that status). Every commit is kept in full, so a test can look at all that was ever public.
     """
 
     def __init__(self):

@@ -22,8 +22,15 @@ from tests.publishing.hub_stub import TOKENS, HubStub
 
 
 CARD = "---\nlibrary_name: transformers\n---\n# A student\n"
-FULL = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja", "README.md"}  # fmt: skip
+FULL = {
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+}
 
 
 @pytest.fixture
@@ -33,17 +40,37 @@ def saved(tmp_path, student, tokenizer):
     student.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
-    for name in ("training_args.bin", "trainer_state.json", "checkpoint-3/optimizer.pt", "checkpoint-3/config.json",
-                 "metrics.json", "kd_result.json", "sweep_settings.json",
-                 "wandb/run/config.yaml", "wandb/run/files/wandb-summary.json", ".cache/x.json"):  # fmt: skip
+    for name in (
+        "training_args.bin",
+        "trainer_state.json",
+        "checkpoint-3/optimizer.pt",
+        "checkpoint-3/config.json",
+        "metrics.json",
+        "kd_result.json",
+        "sweep_settings.json",
+        "wandb/run/config.yaml",
+        "wandb/run/files/wandb-summary.json",
+        ".cache/x.json",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     return folder
 
 
 def facts(**changes) -> ModelFacts:
-    known = {"name": "x", "repo_id": None, "base_model": None, "teacher": None, "dataset": None, "num_records": None,
-             "method": "M", "papers": (), "settings": {}, "steps": 0, "log_history": []}  # fmt: skip
+    known = {
+        "name": "x",
+        "repo_id": None,
+        "base_model": None,
+        "teacher": None,
+        "dataset": None,
+        "num_records": None,
+        "method": "M",
+        "papers": (),
+        "settings": {},
+        "steps": 0,
+        "log_history": [],
+    }
     return ModelFacts(**(known | changes))
 
 
@@ -56,7 +83,7 @@ def arrived(hub: HubStub, repo_id: str) -> dict[str, bytes]:
     return {name: data for name, data in hub.repos[repo_id].items() if name != ".gitattributes"}
 
 
-def test_the_whole_student_arrives_and_nothing_else(hub, saved):
+def test_the_complete_student_arrives_and_nothing_else(hub, saved):
     before = contents(saved)
     assert push_folder(saved, "student") == f"{hub.endpoint}/me/student"
     assert arrived(hub, "me/student") == {name: (saved / name).read_bytes() for name in FULL}
@@ -75,7 +102,7 @@ def test_heads_of_any_name_go_with_the_student(hub, saved):
 
 
 def requests_of_a_push(hub, saved) -> int:
-    push_folder(saved, "me/whole")
+    push_folder(saved, "me/complete")
     count = len(hub.requests)
     hub.large.clear()
     return count
@@ -97,10 +124,10 @@ def test_interrupted_at_each_request_and_completed_by_the_second_try(hub, saved,
             assert TOKENS["writer"] not in str(error)
         hub.restart()
         push_folder(saved, repo_id)
-        whole = arrived(hub, "me/whole")
-        assert arrived(hub, repo_id) == whole
+        complete = arrived(hub, "me/complete")
+        assert arrived(hub, repo_id) == complete
         for files in hub.commits[repo_id]:  # at no moment was half a student public
-            assert files.keys() - {".gitattributes"} in (set(), set(whole))
+            assert files.keys() - {".gitattributes"} in (set(), set(complete))
         assert contents(saved) == before
         hub.large.clear()
     # a single fault is also survived where the client tries again by itself; a Hub that stays away never is
@@ -195,7 +222,7 @@ def damage(name: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("half weights", "model.safetensors is not a whole safetensors file"),
+        ("half weights", "model.safetensors is not a complete safetensors file"),
         ("no weights", "neither model.safetensors nor"),
         ("pickled", "pickled files alone .pytorch_model.bin"),
         ("inside", "but student inside it: push one"),
@@ -211,7 +238,7 @@ def damage(name: str, folder: Path) -> None:
         ("storage key", r"notes.json holds the value of \$AWS_SECRET_ACCESS_KEY"),
     ],
 )
-def test_what_is_no_whole_student_is_named_before_anything_is_sent(hub, saved, monkeypatch, name, message):
+def test_an_incomplete_student_is_named_before_anything_is_sent(hub, saved, monkeypatch, name, message):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "fedcba9876543210")
     (saved / "training_args.bin").unlink()
@@ -248,9 +275,12 @@ def printed_command(error: BaseException) -> list[str]:
 @pytest.mark.parametrize("private", [True, False, None])
 def test_the_command_that_a_failed_push_prints_is_the_same_push(hub, adapter, private):
     options = {
-        "private": private, "base_model": "me/base", "overwrite": True, "revision": "to try",
-        "commit_message": "It's \"done\"",
-    }  # fmt: skip
+        "private": private,
+        "base_model": "me/base",
+        "overwrite": True,
+        "revision": "to try",
+        "commit_message": 'It\'s "done"',
+    }
     hub.restart(0, "down")
     with pytest.raises(HubError) as error:
         push_folder(adapter, "me/adapter", **options)
@@ -313,8 +343,11 @@ def test_lupi_push_and_from_pretrained_give_the_same_student(hub, saved, tmp_pat
     assert main(["push", str(saved), "--repo_id", "me/student"]) == 0
     assert main(["push", str(adapter), "--repo_id", "me/adapter", "--base_model", "me/student"]) == 0
     environment = os.environ | {
-        "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"),
-    }  # fmt: skip
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
     arguments = ["me/student", str(saved), "me/adapter", str(adapter)]
     done = subprocess.run(
         [sys.executable, "-c", LOAD_BACK, *arguments], env=environment, capture_output=True, text=True

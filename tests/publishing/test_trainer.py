@@ -1,4 +1,4 @@
-"""What a trainer saves and pushes: the whole student, its card, and no secret."""
+"""What a trainer saves and pushes: the complete student, its card, and no secret."""
 
 import json
 import logging
@@ -79,7 +79,7 @@ def test_a_card_cites_the_papers_of_its_own_method(tmp_path, make, cited):
     assert re.findall(r"eprint += \{(.*)\}", text) == re.findall(r"huggingface.co/papers/([\d.]+)\)", text) == cited
 
 
-def test_hub_names_are_linked_and_local_paths_are_not_told():
+def test_hub_names_are_linked_and_local_paths_are_not_shown():
     card = render_card(facts(base_model="Qwen/Qwen3-4B", teacher="/home/someone/models/judge", dataset="squad"))
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert metadata["base_model"] == "Qwen/Qwen3-4B" and metadata["datasets"] == "squad"
@@ -172,14 +172,19 @@ def test_a_trainer_pushes_while_it_trains_and_at_the_end(hub, tmp_path, strategy
 
 def test_a_push_that_breaks_off_while_training_is_said_and_made_up_for(hub, tmp_path, caplog):
     trainer, losses = make_trainer(
-        tmp_path, config_push_to_hub=True, config_hub_model_id="me/student", config_save_strategy="steps",
-        config_save_steps=2, config_hub_private_repo=True, config_hub_revision="dev",
-    )  # fmt: skip
+        tmp_path,
+        config_push_to_hub=True,
+        config_hub_model_id="me/student",
+        config_save_strategy="steps",
+        config_save_steps=2,
+        config_hub_private_repo=True,
+        config_hub_revision="dev",
+    )
     hub.restart(0, "down")
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert len(losses.losses) == 3 and "Step 2 was not pushed (the connection to" in caplog.text
-    with pytest.raises(HubError, match=f"The student is whole in {re.escape(str(tmp_path / 'run'))}") as error:
+    with pytest.raises(HubError, match=f"The student is complete in {re.escape(str(tmp_path / 'run'))}") as error:
         trainer.push_to_hub()
     assert student_files(tmp_path / "run").keys() == FULL
     hub.restart()
@@ -194,18 +199,23 @@ def test_a_push_that_breaks_off_while_training_is_said_and_made_up_for(hub, tmp_
 def test_a_save_that_cannot_be_sent_is_said_and_the_run_goes_on(hub, tmp_path, monkeypatch, caplog):
     (tmp_path / "run" / "_push-killed").mkdir(parents=True)
     trainer, losses = make_trainer(
-        tmp_path, config_push_to_hub=True, config_hub_model_id="me/student", config_save_strategy="steps",
-        config_save_steps=1, config_hub_always_push=True, config_hub_token=TOKENS["writer"],
-    )  # fmt: skip
+        tmp_path,
+        config_push_to_hub=True,
+        config_hub_model_id="me/student",
+        config_save_strategy="steps",
+        config_save_steps=1,
+        config_hub_always_push=True,
+        config_hub_token=TOKENS["writer"],
+    )
     assert not list((tmp_path / "run").iterdir())
     monkeypatch.delenv("HF_TOKEN")
     faults = iter([ValueError("half a student"), OSError("no room"), None])
-    whole = publishing.student_files
+    student_files = publishing.student_files
 
     def files(folder):
         if (fault := next(faults)) is not None:
             raise fault
-        return whole(folder)
+        return student_files(folder)
 
     def later(job, *arguments):
         trainer.args.hub_token = None  # as while the next checkpoint is saved
@@ -224,9 +234,12 @@ def test_a_save_that_cannot_be_sent_is_said_and_the_run_goes_on(hub, tmp_path, m
 def test_what_is_wrong_with_the_files_on_their_way_is_said(hub, tmp_path, caplog):
     (tmp_path / "_push-1").mkdir()
     with caplog.at_level(logging.WARNING):
-        publishing.Published._push_and_remove(SimpleNamespace(
-            hub_model_id="me/student", _said_if_not_pushed=publishing.Published._said_if_not_pushed
-        ), tmp_path / "_push-1", 4, {})  # fmt: skip
+        publishing.Published._push_and_remove(
+            SimpleNamespace(hub_model_id="me/student", _warn_if_not_pushed=publishing.Published._warn_if_not_pushed),
+            tmp_path / "_push-1",
+            4,
+            {},
+        )
     assert "Step 4 was not pushed" in caplog.text and "neither model.safetensors nor" in caplog.text
     assert not (tmp_path / "_push-1").exists()
 

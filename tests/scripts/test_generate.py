@@ -264,9 +264,16 @@ def test_what_the_user_can_mend_is_said_in_one_line_and_before_weights_are_read(
         (["--max_new_tokens", "100000"], "beyond the target's"),
         (["--stop", "no", ""], "--stop holds an empty string"),
         (["--stop", "no <|end|>"], "holds the special token '<|end|>'"),
-        (["--verification", "token"], "verification is called block_verification now (for 'token': "),
-        (["--draft_length", "goodput"], "draft_length is called gamma_policy now"),
     ]:
         assert main([*PAIR, "--prompts", str(prompts), *extra]) == 2
         error = capsys.readouterr().err
         assert words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "old, new", [("--verification", "--block_verification"), ("--draft_length", "--gamma_policy")]
+)
+def test_an_old_flag_is_refused_with_its_new_name(prompts, capsys, old, new):
+    with pytest.raises(SystemExit, match="2"):
+        main([*PAIR, "--prompts", str(prompts), old, "token"])
+    assert f"{old} is now called {new}" in capsys.readouterr().err

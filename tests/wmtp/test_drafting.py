@@ -16,9 +16,15 @@ from tests.wmtp.training import make_wmtp_trainer
 def test_heads_draft_answers_about_islands_that_they_have_not_seen(tmp_path):
     train, held_out = split_islands(load_sft_data("lab:common"), 18)
     trainer, _ = make_wmtp_trainer(
-        tmp_path, train_dataset=train, config_freeze_trunk=True, config_head_type="linear", config_max_steps=60,
-        config_per_device_train_batch_size=24, config_learning_rate=3e-3, config_logging_steps=1000,
-    )  # fmt: skip
+        tmp_path,
+        train_dataset=train,
+        config_freeze_trunk=True,
+        config_head_type="linear",
+        config_max_steps=60,
+        config_per_device_train_batch_size=24,
+        config_learning_rate=3e-3,
+        config_logging_steps=1000,
+    )
     with torch.enable_grad():
         trainer.train()
     model, tokenizer = trainer.model.eval(), lab_tokenizer()

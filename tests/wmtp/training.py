@@ -10,6 +10,10 @@ from tests.lupi_skd.training import Losses
 ALGORITHMS = {"mtp-baseline": MTPBaselineTrainer, "critic-wmtp": CriticWMTPTrainer, "rho1-wmtp": Rho1WMTPTrainer}
 
 
+OVER_TOKENS = {"config_rho1_over": "token", "config_rho1_score": "signed"}
+SELECTED = {**OVER_TOKENS, "config_rho1_select": "top"}
+
+
 def answers(count: int = 24, name: str = "lab:common") -> Dataset:
     """Questions of the lab with their answers."""
     data = load_sft_data(name)
@@ -61,3 +65,14 @@ def make_wmtp_trainer(tmp_path, algorithm="mtp-baseline", model="lab:student", t
         **kwargs,
     )
     return trainer, losses
+
+
+def batch_of(trainer, rows=6):
+    """The first rows of a trainer's data, collated."""
+    return trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
+
+
+def rewarded(values):
+    """As many questions with answers as there are rewards, each with its own."""
+    data = answers(len(values))
+    return data.add_column("reward", values)

@@ -55,7 +55,9 @@ class Proposal:
 class DraftSource(Protocol):
     """What the loop needs of a source of drafts."""
 
-    runner: Runner | None  # of a model, whose rows move with the slots
+    @property
+    def runner(self) -> Runner | None:
+        """Of a model, whose rows move with the slots."""
 
     @property
     def forwards(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import (
     GenerationConfig,
@@ -36,8 +38,8 @@ _PREPARED = {
 }
 
 
-def _sampling(processors: LogitsProcessorList, do_sample: bool) -> dict[str, float]:
-    found: dict[str, float] = {"temperature": 1.0 if do_sample else 0.0}
+def _sampling(processors: LogitsProcessorList, do_sample: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"temperature": 1.0 if do_sample else 0.0}
     for processor in processors:
         if type(processor) not in _PROCESSORS:
             raise ValueError(
@@ -120,5 +122,5 @@ def draft_and_verify(
     )
     longest = max(map(len, output.completion_ids))
     completions = [row + [pad] * (longest - len(row)) for row in output.completion_ids]
-    sequences = torch.cat([input_ids, torch.tensor(completions, device=input_ids.device)], 1)
+    sequences: Any = torch.cat([input_ids, torch.tensor(completions, device=input_ids.device)], 1)
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences

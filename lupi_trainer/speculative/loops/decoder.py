@@ -34,7 +34,7 @@ class Verified(NamedTuple):
     broken: torch.Tensor  # [A] bool: it has no distribution there
 
 
-class Decoder(Rounds):
+class Decoder(Rounds[SpeculativeStats]):
     """One lossless decoding. A is the number of slots in use, g the draft length."""
 
     bonus = 1
@@ -48,12 +48,16 @@ class Decoder(Rounds):
     ):
         self.r, self.on_tokens = request, on_tokens
         rows, limit, longest = len(request.prompts), request.max_new_tokens, request.num_draft_tokens
-        shape = {"slots": request.slots, "max_new_tokens": limit, "compile": request.compile, "widest": longest + 2}
+
+        def run(model, vocab_size: int) -> Runner:
+            given = request.slots, limit, vocab_size, request.compile
+            return Runner(model, request.prompts, *given, widest=longest + 2)
+
         size = text_config(target).vocab_size
-        self.target = Runner(target, request.prompts, vocab_size=size, **shape)
+        self.target = run(target, size)
         self.source: DraftSource = draft
         if not is_source(draft):
-            smaller = Runner(draft, request.prompts, vocab_size=min(size, text_config(draft).vocab_size), **shape)
+            smaller = run(draft, min(size, text_config(draft).vocab_size))
             self.source = DraftModel(smaller, size, request.sampling)
         device = self.target.device
         runners = [self.target] if self.source.runner is None else [self.target, self.source.runner]
@@ -155,9 +159,9 @@ class Decoder(Rounds):
         new, accepted = kept
         ended = {slot for slot, row in reports.items() if row.remaining == 0}
         if self.on_tokens is not None:
-            tokens = new.tolist()
+            tokens, owner = new.tolist(), self.slots.running()
             for slot, row in reports.items():
-                if self.on_tokens(self.slots.owner[slot], tokens[slot][: row.committed]):
+                if self.on_tokens(owner[slot], tokens[slot][: row.committed]):
                     ended.add(slot)
         full_match = any(row.accepted == gamma for slot, row in reports.items() if slot not in ended)
         self.source.observe(self.slots, gamma, accepted, full_match)

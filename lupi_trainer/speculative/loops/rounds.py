@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -20,9 +20,10 @@ from .report import Report, Stats
 
 
 ALONE = Alone()
+Counts = TypeVar("Counts", bound=Stats)
 
 
-class Rounds(ABC):
+class Rounds(ABC, Generic[Counts]):
     """Rounds until every row has ended; an algorithm is what `step` drafts, verifies and commits in one of them.
 
     Args:
@@ -39,7 +40,7 @@ class Rounds(ABC):
     def __init__(
         self,
         slots: Slots,
-        stats: Stats,
+        stats: Counts,
         *,
         limit: int,
         gamma: int,
@@ -97,7 +98,7 @@ class Rounds(ABC):
         running = self.slots.running()
         if not running:
             return 0
-        left = {self.slots.owner[slot]: self.limit - self.slots.written[slot] - self.bonus for slot in running}
+        left = {row: self.limit - self.slots.written[slot] - self.bonus for slot, row in running.items()}
         name, chosen = type(self.gamma_policy).__name__, self.gamma_policy.choose(left, len(self.slots.waiting))
         gamma = min(integer(f"{name}.choose()", chosen, least=1 - self.bonus), self.gamma)
         return self.bonus + usable_length(gamma, self.gamma, max(left.values()), self.compile, self.recorded)
@@ -106,13 +107,13 @@ class Rounds(ABC):
         report, kept = self.step(gamma)
         reports = report.read()
         seconds = time.perf_counter() - started
-        reports = {slot: reports[slot] for slot in self.slots.running()}
+        owner = self.slots.running()
+        reports = {slot: reports[slot] for slot in owner}
         for slot, row in reports.items():
             if row.broken:
                 self.on_broken(slot, row)
             self.slots.written[slot] += row.committed
         self.stats.count_round(gamma if self.drafts else 0, reports.values())
-        owner = self.slots.owner
         outcomes = [Outcome(owner[i], r.accepted, bool(r.rejected), r.remaining) for i, r in reports.items()]
         self.gamma_policy.observe(gamma, outcomes, seconds)
         ended = self.settle(gamma, reports, kept, seconds)

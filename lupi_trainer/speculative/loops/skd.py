@@ -44,27 +44,36 @@ class Verified(NamedTuple):
     accepted: torch.Tensor  # [A, Q] bool
 
 
-class SKD(Rounds):
+class SKD(Rounds[RolloutStats]):
     """One rollout. A is the number of slots in use, g the draft length, S the size of the acceptance rule's state."""
 
     def __init__(self, student, teacher, request: Request, on_block=None, on_round=None):
         self.r, self.on_block = request, on_block
         rows, limit = len(request.row_ids), request.max_new_tokens
-        shape = {"slots": request.slots, "max_new_tokens": limit, "vocab_size": request.vocab_size}
-        local = {"compile": request.compile, "lockstep": request.lockstep, "widest": request.gamma}
-        self.student = Runner(student, request.student_prompts, **shape, **local)
+        if request.vocab_size is None:
+            raise ValueError("the request was not `checked` for these models")
+        slots, vocab_size = request.slots, request.vocab_size
+
+        def run(model, prompts: list[list[int]]) -> Runner:
+            given = request.compile, request.lockstep, request.gamma
+            return Runner(model, prompts, slots, limit, vocab_size, *given)
+
+        self.student = run(student, request.student_prompts)
+        self.teacher: Runner | RemoteRunner
         self.remote = isinstance(teacher, RemoteTeacher)
-        if self.remote:
+        if isinstance(teacher, RemoteTeacher):
             self.teacher = RemoteRunner(
                 teacher,
                 request.teacher_prompts,
-                **shape,
+                slots=slots,
+                max_new_tokens=limit,
+                vocab_size=vocab_size,
                 temperature=request.teacher_temperature,
                 eos_token_ids=request.eos_token_ids,
                 device=self.student.device,
             )
         else:
-            self.teacher = Runner(teacher, request.teacher_prompts, **shape, **local)
+            self.teacher = run(teacher, request.teacher_prompts)
         runners = [self.student, self.teacher] if self.drafts else [self.teacher]
         device = self.teacher.device
         super().__init__(
@@ -117,8 +126,9 @@ class SKD(Rounds):
         traced = self.tracer.slots(self.slots.owner) if self.tracer and not wanted else []
         rows = torch.tensor(traced, device=device) if traced else None
         longest, temperature = self.slots.longest(self.student), self.r.student_temperature
-        draft = self.student.draft(token, n, longest, gamma, temperature, keys, bool(wanted or traced), rows)
-        return Draft(*(None if part is None else part.to(self.teacher.device) for part in draft))
+        keep, home = bool(wanted or traced), self.teacher.device
+        tokens, valid, logits = self.student.draft(token, n, longest, gamma, temperature, keys, keep, rows)
+        return Draft(tokens.to(home), valid.to(home), None if logits is None else logits.to(home))
 
     def verify(self, draft: Draft, states: torch.Tensor) -> Verified:
         """The teacher reads the draft, and its rule accepts or rejects each token; `states` [A, g + 1, S]."""
@@ -148,12 +158,12 @@ class SKD(Rounds):
     def _judge(self, logits: torch.Tensor, draft: Draft, states: torch.Tensor, first: int) -> torch.Tensor:
         """Returns [A, Q] bool for the teacher's `logits` [A, Q, V] at the places of the draft from `first` on."""
         places = slice(first, first + logits.shape[1])
-        wanted = self.r.acceptance.needs_student_logits
+        student_logits = draft.logits if self.r.acceptance.needs_student_logits else None
         judged = Judged(
             teacher_logits=logits,
             draft=draft.tokens[:, places],
             teacher_temperature=self.r.teacher_temperature,
-            student_logits=draft.logits[:, places] if wanted else None,
+            student_logits=None if student_logits is None else student_logits[:, places],
             student_temperature=self.r.student_temperature,
             state=states[:, places],
         )
@@ -182,8 +192,8 @@ class SKD(Rounds):
         count = torch.minimum(accepted + corrects, left).masked_fill(self.slots.idle[:a], 0)
         ends, count, column = self.cut(new, count, n)
         self.completions.write(row, column, new, corrected, verified.hidden)
-        if self.tracer is not None:
-            self._trace(draft, logits, new, column)
+        if self.tracer is not None and draft.logits is not None:
+            self._trace(self.tracer, draft.tokens, draft.logits, logits, new, column)
 
         before = states[slots, accepted]
         after = self.r.acceptance.next_state(before, False)
@@ -202,38 +212,39 @@ class SKD(Rounds):
             invalid=~(draft.valid.all(1) & teacher_valid.all(1)),
         )
 
-    def _trace(self, draft: Draft, logits: torch.Tensor, new: torch.Tensor, column: torch.Tensor) -> None:
-        slots, width = self.tracer.slots(self.slots.owner), new.shape[1]
+    def _trace(self, tracer: Tracer, drafts, student_logits, teacher_logits, new, column) -> None:
+        slots, width = tracer.slots(self.slots.owner), new.shape[1]
         if slots:
-            student_logits = draft.logits[slots] if self.r.acceptance.needs_student_logits else draft.logits
-            rows = [self.slots.owner[slot] for slot in slots]
-            drafts = draft.tokens[slots, :width]
-            self.tracer.add(rows, column[slots], drafts, new[slots], student_logits[:, :width], logits[slots])
+            if self.r.acceptance.needs_student_logits:  # of all rows, not of the traced ones alone
+                student_logits = student_logits[slots]
+            rows, drafts = [self.slots.owner[slot] for slot in slots], drafts[slots, :width]
+            tracer.add(rows, column[slots], drafts, new[slots], student_logits[:, :width], teacher_logits[slots])
 
     def on_broken(self, slot: int, report: Report[int]) -> None:
-        self.broken[self.slots.owner[slot]] = ("student", "teacher")[report.broken - 1]
+        self.broken[self.slots.running()[slot]] = ("student", "teacher")[report.broken - 1]
 
     def settle(self, gamma: int, reports: dict[int, Report[int]], kept, seconds: float) -> list[int]:
+        owner = self.slots.running()
         for slot in (slot for slot, row in reports.items() if row.invalid):
             # numbers that are not finite, left by discarded tokens, would reach those that take their place
             for runner in self.slots.runners:
-                runner.clear(slot, len(runner.prompts[self.slots.owner[slot]]) - 1 + self.slots.written[slot])
+                runner.clear(slot, len(runner.prompts[owner[slot]]) - 1 + self.slots.written[slot])
         if self.on_block is not None:
-            self._report_blocks(*kept, reports, seconds)
+            self._report_blocks(self.on_block, owner, *kept, reports, seconds)
         ended = [slot for slot, row in reports.items() if row.remaining == 0]
-        for slot in (slot for slot in ended if self.slots.owner[slot] in self.broken):
+        for slot in (slot for slot in ended if owner[slot] in self.broken):
             for runner in self.slots.runners:
                 runner.clear(slot)
         return ended
 
-    def _report_blocks(self, drafts, logits, reports: dict[int, Report[int]], seconds: float) -> None:
+    def _report_blocks(self, on_block, owner, drafts, logits, reports: dict[int, Report[int]], seconds: float) -> None:
         """Calls `on_block` for every row; only for this are more values read from the device."""
         seen = drafts[:, : logits.shape[1]]
         ranks = rank(logits, seen).tolist()
         probabilities = probability(logits, seen, self.r.teacher_temperature).tolist()
         tokens, drafted = self.completions.tokens.tolist(), drafts.tolist()
         for slot, report in reports.items():
-            row, end = self.slots.owner[slot], self.slots.written[slot]
+            row, end = owner[slot], self.slots.written[slot]
             block = Block(
                 round=self.stats.rounds - 1,
                 row=row,
@@ -246,7 +257,7 @@ class SKD(Rounds):
                 ended=report.remaining == 0,
                 seconds=seconds,
             )
-            self.on_block(block)
+            on_block(block)
 
     def result(self) -> Rollout:
         tokens, by_teacher, hidden = self.completions.of_lengths(self.lengths)

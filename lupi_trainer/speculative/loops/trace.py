@@ -71,7 +71,8 @@ class Tracer:
     def traces(self, lengths: list[int]) -> list[TokenTrace]:
         """The finished traces; `lengths`: committed tokens of every row of the rollout."""
         traces = []
-        for row, seen in zip(self.rows, self.seen.tolist()):
-            columns = [list(column) for column in zip(*seen[: lengths[row]])]
-            traces.append(TokenTrace(row, *([int(x) for x in column] for column in columns[:2]), *columns[2:]))
+        for row, seen in zip(self.rows, self.seen.cpu()):
+            columns = seen[: lengths[row]].T
+            draft, teacher_rank = columns[:2].long().tolist()
+            traces.append(TokenTrace(row, draft, teacher_rank, *columns[2:].tolist()))
         return traces

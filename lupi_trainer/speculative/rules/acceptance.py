@@ -31,8 +31,13 @@ class Judged:
 class AcceptanceRule(Protocol):
     """What the engine needs of a rule; rules without a memory have `state_size` 0."""
 
-    state_size: int
-    needs_student_logits: bool
+    @property
+    def state_size(self) -> int:
+        """How many numbers its memory has."""
+
+    @property
+    def needs_student_logits(self) -> bool:
+        """Whether `judged` shall have them."""
 
     def initial_state(self) -> list[float]:
         """The memory of a new row, `state_size` numbers."""
@@ -138,6 +143,7 @@ class AdaptiveTopK:
     def accept(self, judged: Judged) -> torch.Tensor:
         probabilities = distribution(judged.teacher_logits, judged.teacher_temperature)
         entropy = torch.special.entr(probabilities).sum(-1) / math.log(probabilities.shape[-1])
+        assert judged.state is not None  # `state_size` is above 0
         shift = (self.s * (2 * entropy - 1)).round()
         k = (judged.state[..., 1].round() + shift).clamp(self.k_min, self.k_max)
         accepted = rank(judged.teacher_logits, judged.draft) < k
@@ -195,6 +201,7 @@ class JensenShannon(Memoryless):
 
     def accept(self, judged: Judged) -> torch.Tensor:
         p = distribution(judged.teacher_logits, judged.teacher_temperature)
+        assert judged.student_logits is not None  # `needs_student_logits`
         q = distribution(judged.student_logits, judged.student_temperature)
         entropy = [torch.special.entr(x).sum(-1) for x in ((p + q) / 2, p, q)]
         return (entropy[0] - (entropy[1] + entropy[2]) / 2).clamp(0, math.log(2)) <= self.tau

@@ -14,7 +14,7 @@ a kernel that takes them (`kernels.py`) does the rest. Prompts are read as befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -22,7 +22,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from ...models.private import (
+    attn_implementation,
+    set_attn_implementation,
+    supports_flash_attention,
+    supports_sdpa,
+)
 from .kernels import find_kernel, masked
+from .private import registered
 from .support import base_model, text_config
 
 
@@ -96,7 +103,7 @@ def _by_length(original):
 
 def _teach(interface, name: str, wrap) -> None:
     """Puts `wrap(function)` in the place of the function `name`, unless that is done."""
-    function = interface._global_mapping[name]
+    function = registered(interface)[name]
     if function not in _taught:
         _taught.add(wrapped := wrap(function))
         interface.register(name, wrapped)
@@ -107,15 +114,15 @@ def _teach_transformers() -> None:
     _teach(AttentionMaskInterface, "eager", lambda mask: _ragged(mask, additive=True))
     _teach(AttentionMaskInterface, "sdpa", lambda mask: _ragged(mask, additive=False))
     _teach(AttentionInterface, "sdpa", _grouped)
-    if _LENGTHS not in AttentionInterface._global_mapping:
-        AttentionMaskInterface.register(_LENGTHS, _used(AttentionMaskInterface._global_mapping["sdpa"]))
-        AttentionInterface.register(_LENGTHS, _by_length(AttentionInterface._global_mapping["sdpa"]))
+    if _LENGTHS not in registered(AttentionInterface):
+        AttentionMaskInterface.register(_LENGTHS, _used(registered(AttentionMaskInterface)["sdpa"]))
+        AttentionInterface.register(_LENGTHS, _by_length(registered(AttentionInterface)["sdpa"]))
 
 
 def _takes_lengths(model) -> bool:
     """Whether the model hands on all that a kernel needs, as it must for flash attention, and there is a kernel."""
     inner, config = base_model(model), text_config(model)
-    if not (getattr(inner, "_supports_flash_attn", False) and getattr(inner, "_supports_sdpa", False)):
+    if not (supports_flash_attention(inner) and supports_sdpa(inner)):
         return False
     weight = inner.get_input_embeddings().weight
     device = weight.device.type
@@ -125,30 +132,30 @@ def _takes_lengths(model) -> bool:
 
 
 @contextmanager
-def _own_attention(model) -> Iterator[None]:
+def _own_attention(model) -> Generator[None]:
     """Lets a model attend by lengths, else by masks: flash and flex attention take neither."""
     config, inner = base_model(model).config, text_config(model)
-    before, folded = config._attn_implementation, getattr(inner, _FOLDS, False)
+    before, folded = attn_implementation(config), getattr(inner, _FOLDS, False)
     if before != "eager" and _takes_lengths(model):
-        config._attn_implementation = _LENGTHS
+        set_attn_implementation(config, _LENGTHS)
     elif before not in (*_MASKED, _LENGTHS):
-        config._attn_implementation = "sdpa" if getattr(base_model(model), "_supports_sdpa", False) else "eager"
+        set_attn_implementation(config, "sdpa" if supports_sdpa(inner) else "eager")
     setattr(inner, _FOLDS, True)
     try:
         yield
     finally:
-        config._attn_implementation = before
+        set_attn_implementation(config, before)
         if not folded:
             delattr(inner, _FOLDS)
 
 
 def attends_by_length(model) -> bool:
     """Whether the model, inside `ragged_attention`, attends by a kernel that takes the rows' lengths."""
-    return base_model(model).config._attn_implementation == _LENGTHS
+    return attn_implementation(base_model(model).config) == _LENGTHS
 
 
 @contextmanager
-def ragged_attention(*models) -> Iterator[None]:
+def ragged_attention(*models) -> Generator[None]:
     """Inside, the models attend with per-row lengths when run on a `RaggedCache`; other calls are as before.
 
     On a GPU, in half precision, that goes by a kernel which takes lengths, if there is one (`kernels.find_kernel`);

@@ -8,6 +8,8 @@ Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -15,12 +17,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class _Window:
     """Where the running forward writes and how far it looks; shared by all layers of a cache."""
 
+    flat: torch.Tensor  # [A * Q] row * slots + slot, where `offsets` hold
+
     def __init__(self, rows: int, slots: int):
         self.rows, self.slots = rows, slots
         self.start: int | None = None  # prefill, or a single row: the same first slot for all the chosen rows
         self.chosen: torch.Tensor | None = None  # prefill: [R] row indices; a single row: None
         self.offsets: torch.Tensor | None = None  # otherwise: [A] first slot of each of the first A rows
-        self.flat: torch.Tensor | None = None  # otherwise: [A * Q] row * slots + slot
         self.visible = 0  # otherwise: how many slots attention looks at
 
 
@@ -30,6 +33,8 @@ class RaggedLayer(CacheLayerMixin):
     is_compileable = False  # `generate` would build masks ahead of time, which know nothing of rows
     is_croppable = True
     is_sliding = False
+    keys: Any  # tensors, once it is initialized
+    values: Any
 
     def __init__(self, window: _Window):
         super().__init__()
@@ -81,6 +86,8 @@ class RaggedLayer(CacheLayerMixin):
 
 class RaggedCache(Cache):
     """Keys and values of `rows` sequences of at most `slots` tokens, for an unmodified transformers model."""
+
+    layers: list[RaggedLayer]
 
     def __init__(self, layers: int, rows: int, slots: int, positions: int | None = None):
         """`positions`: how many positions there are, where that is less than `slots`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...models.private import has_hook
 from .support import base_model
 
 
@@ -55,7 +56,7 @@ class Graphs:
     a warning, and is the last that is tried.
     """
 
-    def __init__(self, recorder):
+    def __init__(self, recorder: CUDARecorder | None):
         self.recorder = recorder
         self.replays = 0
         self._calls: dict[Hashable, _Recording | None] = {}
@@ -68,15 +69,15 @@ class Graphs:
         if kind not in self._calls:
             self._calls[kind] = None
             return function(*tensors)
-        if self._calls[kind] is None:
+        recording = self._calls[kind]
+        if recording is None:
             inputs = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
             try:
                 replay, outputs = self.recorder.record(lambda: function(*inputs))
             except (RuntimeError, NotImplementedError) as error:
                 self._give_up(error)
                 return function(*tensors)
-            self._calls[kind] = _Recording(inputs, outputs, replay)
-        recording = self._calls[kind]
+            recording = self._calls[kind] = _Recording(inputs, outputs, replay)
         for mine, given in zip(recording.inputs, tensors):
             mine.copy_(given)
         recording.replay()
@@ -101,6 +102,6 @@ def recorder_for(model) -> CUDARecorder | None:
     devices = {tensor.device for tensor in (*inner.parameters(), *inner.buffers())}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         return None
-    if any(hasattr(module, "_hf_hook") for module in inner.modules()):
+    if any(map(has_hook, inner.modules())):
         return None
     return CUDARecorder(next(iter(devices)))

@@ -12,14 +12,28 @@ import functools
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 
-# (query [A, Q, G * H, D], key and value [A, K, H, D], used [A] int32, scale, window or 0) -> [A, Q, G * H, D]
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float, int], torch.Tensor]
+class Kernel(Protocol):
+    """An attention function that takes lengths."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        used: torch.Tensor,
+        scale: float,
+        window: int,
+    ) -> torch.Tensor:
+        """query [A, Q, G * H, D], key and value [A, K, H, D], used [A] int32, window or 0 -> [A, Q, G * H, D]."""
+
 
 _HALF = (torch.float16, torch.bfloat16)
 _LARGEST_HEAD = 256
@@ -45,7 +59,7 @@ def torch_varlen(query, key, value, used, scale: float, window: int) -> torch.Te
 
     (rows, width, heads, dim), keys = query.shape, _rows_as_one(key)
     slots = keys.shape[0] // rows
-    out = varlen_attn(
+    out: Any = varlen_attn(
         query.reshape(rows * width, heads, dim),
         keys,
         _rows_as_one(value),

@@ -13,15 +13,17 @@ the context manager lasts; nothing is kept in this module.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from types import MethodType
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from ...models.private import has_mixed_precision
+from .private import pack_weight, packed_product
 from .support import base_model
 
 
@@ -37,7 +39,7 @@ torch.library.define("lupi_trainer::packed_linear", "(Tensor x, Tensor packed, T
 def _packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return linear(x, packed.to_dense(), bias)
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return packed_product(x, packed, bias)
 
 
 torch.library.impl("lupi_trainer::packed_linear", "MkldnnCPU", _packed_linear)
@@ -50,14 +52,14 @@ def _shape(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> 
 
 def _forward(self, input: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_compiling():
-        return torch.ops.lupi_trainer.packed_linear(input, self._packed_weight.packed, self.bias)
-    return _packed_linear(input, self._packed_weight.packed, self.bias)
+        return torch.ops.lupi_trainer.packed_linear(input, self.packed_weight.packed, self.bias)
+    return _packed_linear(input, self.packed_weight.packed, self.bias)
 
 
 class _PackedWeight:
     """A weight, the layers that multiply with it, and the uses (`packed_weights`) that want it packed."""
 
-    def __init__(self, weight: nn.Parameter, layers: list[nn.Linear]):
+    def __init__(self, weight: torch.Tensor, layers: list[nn.Linear]):
         self.weight, self.layers = weight, layers
         self.uses: set[object] = set()
         self.thread = threading.get_ident()
@@ -67,12 +69,12 @@ class _PackedWeight:
     def pack(self, use: object) -> None:
         for layer in self.layers:
             # one step for the interpreter: of two threads that arrive at the same time, one is refused
-            _require_own_thread(vars(layer).setdefault("_packed_weight", self))
+            _require_own_thread(vars(layer).setdefault("packed_weight", self))
         self.uses.add(use)
         # whatever else lies in this storage (an optimizer's view, a head that was cut) finds it again afterwards
         self.dense, self.storage = self.weight.data, self.weight.untyped_storage()
         self.bytes = self.storage.nbytes()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.dense)
+        self.packed = pack_weight(self.dense)
         for layer in self.layers:
             layer.forward = MethodType(_forward, layer)
         self.weight.data = torch.full((1,), torch.nan).expand(self.dense.shape)
@@ -93,9 +95,9 @@ class _PackedWeight:
                 self.emptied = False
             self.weight.data = self.dense
         for layer in self.layers:
-            if vars(layer).get("_packed_weight") is self:
+            if vars(layer).get("packed_weight") is self:
                 vars(layer).pop("forward", None)
-                vars(layer).pop("_packed_weight")
+                vars(layer).pop("packed_weight")
         self.packed = None
 
 
@@ -117,10 +119,10 @@ def pack_setting(value: PackWeights | str) -> PackWeights:
 
 def _is_mixed(model) -> bool:
     """Whether a model multiplies in another precision than its weights have, by torch's or accelerate's autocast."""
-    return torch.is_autocast_enabled("cpu") or hasattr(model, "_original_forward")
+    return torch.is_autocast_enabled("cpu") or has_mixed_precision(model)
 
 
-def _can_pack(module: nn.Module) -> bool:
+def _can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it is a plain layer of float32 on a CPU, whose forward nothing else has replaced."""
     if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
@@ -145,14 +147,14 @@ def _modules(models: Iterable[nn.Module]) -> list[nn.Module]:
 
 def _enclosing(modules: list[nn.Module]) -> list[_PackedWeight]:
     """What another use, which has not ended yet, has packed of these modules."""
-    found = (vars(module).get("_packed_weight") for module in modules)
+    found = (vars(module).get("packed_weight") for module in modules)
     return list({id(packed): packed for packed in found if packed is not None}.values())
 
 
-def _chosen(modules: list[nn.Module]) -> dict[nn.Parameter, list[nn.Linear]]:
+def _chosen(modules: list[nn.Module]) -> dict[torch.Tensor, list[nn.Linear]]:
     """The weights to pack: those that nothing but such layers holds (a tied embedding reads its weight otherwise)."""
     read = {id(inner) for module in modules if _reads_weights(module) for inner in module.modules()}
-    layers: dict[nn.Parameter, list[nn.Linear]] = {}
+    layers: dict[torch.Tensor, list[nn.Linear]] = {}
     for module in modules:
         if _can_pack(module) and id(module) not in read:
             layers.setdefault(module.weight, []).append(module)
@@ -197,7 +199,7 @@ def _release(held: list[_PackedWeight], use: object) -> None:
 
 
 @contextmanager
-def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Iterator[None]:
+def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Generator[None]:
     """Inside, without gradients, larger linear layers of float32 on CPUs multiply with packed weights.
 
     Results differ from the layers' own by rounding. The weights come back bit for bit, however the context is left,

@@ -80,7 +80,9 @@ class Prefill:
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
 
     def _prompt(self, slot: int) -> list[int]:
-        return self.prompts[self.held[slot]]
+        row = self.held[slot]
+        assert row is not None  # the slot holds a prompt
+        return self.prompts[row]
 
     def _length(self, slot: int) -> int:
         return len(self._prompt(slot)) - 1
@@ -104,7 +106,7 @@ class Prefill:
         """Slots of similar prompt length together, none if there is nothing to read, each within `most_tokens`."""
         lengths = {slot: self._length(slot) - self.prefix for slot in slots}
         groups: list[list[int]] = []
-        for slot in sorted((s for s in slots if lengths[s] > 0), key=lengths.get):
+        for slot in sorted((s for s in slots if lengths[s] > 0), key=lengths.__getitem__):
             if groups and (len(groups[-1]) + 1) * lengths[slot] <= self.most_tokens:
                 groups[-1].append(slot)
             else:

@@ -8,7 +8,7 @@ distribution all the same: with the noise known for every token, few of the othe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -50,7 +50,7 @@ class RemoteRunner:
             self.rows[slot] = row
 
     @contextmanager
-    def _of_rows(self, slots: list[int]) -> Iterator[None]:
+    def _of_rows(self, slots: list[int]) -> Generator[None]:
         """While the texts of `slots` are asked about, in this order."""
         try:
             yield
@@ -63,9 +63,8 @@ class RemoteRunner:
 
     def move(self, source: int, target: int, written: int) -> None:
         """Moves a row to another slot."""
-        for held in (self.texts, self.starts, self.rows):
-            held[target] = held[source]
-        self.texts[source] = []
+        self.texts[target], self.texts[source] = self.texts[source], []
+        self.starts[target], self.rows[target] = self.starts[source], self.rows[source]
 
     def clear(self, slot: int, length: int = 0) -> None:
         """Forgets what a slot holds beyond its first `length` tokens."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -108,7 +109,7 @@ class Runner:
         keys: torch.Tensor,
         keep_logits: bool,
         rows: torch.Tensor | None = None,
-    ):
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """tokens [A, 1] -> the next `gamma` tokens of each row [A, gamma], drawn with the noise of `keys` [A].
 
         Also returns which of them came from a distribution [A, gamma] bool, and, with `keep_logits`, the logits of
@@ -150,7 +151,7 @@ class Runner:
         visible = self._visible(longest + width)
         # in lockstep a row may be fed beyond its limit, which only `seek` knows how to place
         alone = len(tokens) == 1 and not self.compile and longest + width <= self.size
-        offsets = longest if alone else self.base[: len(tokens)] + written
+        offsets: Any = longest if alone else self.base[: len(tokens)] + written
         seen = visible
         if self.compile and not self.recorded:
             any_shape(tokens, offsets, *tensors)

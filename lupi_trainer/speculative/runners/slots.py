@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from .remote_runner import RemoteRunner
 from .runner import Runner
 
 
@@ -16,7 +17,7 @@ class Slots:
     the last slot's row moves there, so that the batch shrinks; below the least that the runners take, slots idle.
     """
 
-    def __init__(self, runners: list[Runner], rows: int, slots: int, device: torch.device):
+    def __init__(self, runners: Sequence[Runner | RemoteRunner], rows: int, slots: int, device: torch.device):
         self.runners, self.least = runners, max((runner.least_batch for runner in runners), default=0)
         self.in_step = False  # prompts are read at the same time as on other processes, or nothing is
         self.waiting = list(range(rows))
@@ -37,13 +38,13 @@ class Slots:
     def used(self) -> int:
         return len(self.owner)
 
-    def running(self) -> list[int]:
-        """The slots whose row has not ended."""
-        return [slot for slot, row in enumerate(self.owner) if row is not None]
+    def running(self) -> dict[int, int]:
+        """The slots whose row has not ended -> that row."""
+        return {slot: row for slot, row in enumerate(self.owner) if row is not None}
 
-    def longest(self, runner: Runner) -> int:
+    def longest(self, runner: Runner | RemoteRunner) -> int:
         """The largest position that a running row feeds next."""
-        return max(len(runner.prompts[self.owner[slot]]) - 1 + self.written[slot] for slot in self.running())
+        return max(len(runner.prompts[row]) - 1 + self.written[slot] for slot, row in self.running().items())
 
     def admit(self, slots: list[int]) -> None:
         """Puts the next waiting rows into the given slots, and has their prompts read."""

@@ -11,11 +11,10 @@ import warnings
 import weakref
 
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch._higher_order_ops.while_loop import while_loop
 
 from ..rules.logits import is_distribution
 from ..rules.noise import STUDENT, sample
+from .private import COMPILE_ERRORS, at_most_graphs, mark_dynamic, while_loop
 
 
 _GRAPHS = 64  # shapes that one step may be compiled for
@@ -31,14 +30,14 @@ _opened: weakref.WeakSet = weakref.WeakSet()  # models that have been asked for 
 def span(number: int) -> torch.Tensor:
     """A number as the length of a tensor: one graph serves them all, where the number itself would be compiled in."""
     spanned = torch.empty(number + 2, dtype=torch.bool)  # lengths of 0 and 1 would be compiled in, too
-    torch._dynamo.maybe_mark_dynamic(spanned, 0)
+    mark_dynamic(spanned, 0)
     return spanned
 
 
 def any_shape(*tensors: torch.Tensor) -> None:
     """Lets one graph serve all batch sizes and widths of these tensors, but for 1."""
     for tensor in tensors:
-        torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+        mark_dynamic(tensor, list(range(tensor.ndim)))
 
 
 def _number(spanned: int | torch.Tensor) -> int:
@@ -121,7 +120,7 @@ def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, temperature
         token, logits = write(model, cache.twin(), token, *given)
         drafts.index_copy_(1, i[None], token)
         valid.index_copy_(1, i[None], is_distribution(logits)[:, None])
-        if keep_logits:
+        if kept is not None:
             kept.index_copy_(1, i[None], logits[:, None])
         return token.clone(), i + 1
 
@@ -150,9 +149,9 @@ def call(function, model, *args, compile: bool):
         return function(model, *args)
     _open(model)
     try:
-        with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
+        with at_most_graphs(_GRAPHS):
             return _compiled(function)(model, *args)
-    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+    except COMPILE_ERRORS as error:
         _refused.setdefault(model, set()).add(function)
         instead = "drafts in single compiled steps" if function is draft else "runs without compilation"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"

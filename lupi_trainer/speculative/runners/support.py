@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
+from ...models.private import is_stateful
 from ...teachers.self_taught import AdapterDisabled
 
 
@@ -21,7 +23,7 @@ def base_model(model):
 
 
 @contextmanager
-def active(model) -> Iterator:
+def active(model) -> Generator[Any]:
     """Yields the module to call, as it is to be seen: a PeftModel without its adapter, or the model itself."""
     with model.peft_model.disable_adapter() if isinstance(model, AdapterDisabled) else nullcontext():
         yield model.peft_model if isinstance(model, AdapterDisabled) else model
@@ -62,7 +64,7 @@ def _obstacle(inner, config) -> str | None:
     known = " or ".join(sorted(_ROLLS_BACK))
     if strange == ["chunked_attention"]:
         return f" has layers of chunked_attention; rollouts are made for those of {known}"
-    if getattr(inner, "_is_stateful", False) or strange:
+    if is_stateful(inner) or strange:
         kinds = f" (layer types {', '.join(strange)})" if strange else ""
         return (
             f"{kinds} keeps a state that rejected tokens cannot be removed from; drafting and verifying need layers "
@@ -100,7 +102,7 @@ def require_support(model, role: str) -> None:
 
 
 @contextmanager
-def evaluating(*models) -> Iterator[None]:
+def evaluating(*models) -> Generator[None]:
     """Puts the models in eval mode, and each of their modules back as it was; gradients are off inside."""
     modules = {id(m): (m, m.training) for model in models for m in model.modules()}
     for model in models:

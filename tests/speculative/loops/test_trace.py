@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lupi_trainer.speculative import JensenShannon
+from lupi_trainer.speculative.loops.trace import TokenTrace, Tracer
 from lupi_trainer.speculative.rules.noise import STUDENT, row_keys, sample
 from tests.speculative.reference import next_token_state
 from tests.speculative.scene import LIMIT, Scene
@@ -70,6 +71,11 @@ def test_a_rule_that_reads_the_student_too(scene):
     plain, traced = scene.roll(**rule), scene.roll(**rule, trace_rows=[2])
     assert plain.completion_ids == traced.completion_ids and plain.traces is None
     assert len(traced.traces[0].divergence) == len(traced.completion_ids[2])
+
+
+def test_a_row_that_breaks_before_its_first_token_has_an_empty_trace():
+    tracer = Tracer([1], limit=4, student_temperature=0.9, teacher_temperature=0.6, device="cpu")
+    assert tracer.traces([4, 0]) == [TokenTrace(1, [], [], [], [], [], [], [])]
 
 
 def test_rounds_are_reported_as_they_pass(scene):

@@ -30,9 +30,9 @@ def test_uses_that_overlap_share_what_is_packed_and_the_last_to_end_puts_it_back
         expected = model(x)
         first, second = packing(model), packing(model, more)
         first.__enter__()
-        of_the_first = model._packed_weight
+        of_the_first = model.packed_weight
         second.__enter__()
-        assert model._packed_weight is of_the_first and number_packed(both) == 2
+        assert model.packed_weight is of_the_first and number_packed(both) == 2
         first.__exit__(None, None, None)
         assert packed_names(both) == {"0.weight", "1.weight"}
         torch.testing.assert_close(model(x), expected)

@@ -30,12 +30,12 @@ def packing(*models, setting="auto"):
 
 
 def packed_names(model):
-    return {f"{name}.weight" for name, layer in model.named_modules() if "_packed_weight" in vars(layer)}
+    return {f"{name}.weight" for name, layer in model.named_modules() if "packed_weight" in vars(layer)}
 
 
 def number_packed(model):
     """How many weights, each of one layer or several."""
-    return len({id(vars(m)["_packed_weight"]) for m in model.modules() if "_packed_weight" in vars(m)})
+    return len({id(vars(m)["packed_weight"]) for m in model.modules() if "packed_weight" in vars(m)})
 
 
 def test_products_are_equal_and_the_layers_are_as_before():
@@ -63,7 +63,7 @@ def test_products_are_equal_and_the_layers_are_as_before():
 def test_it_is_the_packed_weight_that_multiplies():
     layer, x = nn.Linear(32, 16), torch.randn(4, 32)
     with torch.no_grad(), packing(layer):
-        layer._packed_weight.packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 32))
+        layer.packed_weight.packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 32))
         torch.testing.assert_close(layer(x), layer.bias.expand(4, 16))
 
 
@@ -155,7 +155,7 @@ def numbers(model):
 def as_before(model, before):
     """Bit for bit, NaN and signed zeros too, and without a trace on the layers."""
     same = [p.detach().numpy().tobytes() == b.numpy().tobytes() for p, b in zip(model.parameters(), before)]
-    return all(same) and not any({"forward", "_packed_weight"} & set(vars(layer)) for layer in model.modules())
+    return all(same) and not any({"forward", "packed_weight"} & set(vars(layer)) for layer in model.modules())
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
