@@ -37,7 +37,7 @@ SETTINGS = (
     {"TEST_THREADS": "2"},
     {"PYTHONHASHSEED": "1"},
     {"TEST_SHUFFLE": str(random.randrange(1000))},
-)  # fmt: skip
+)
 NEEDED = {"avx2": "avx2", "avx512": "avx512f"}  # torch believes what it is told, and ends on an unknown instruction
 
 

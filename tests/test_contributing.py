@@ -57,8 +57,11 @@ def test_a_file_runs_once_and_again_when_it_has_changed(mine, tmp_path):
     )
     rule.write_text(code)
     args = make_config(tmp_path, acceptance_rule="my_rule.py:FreeWhereUnsure", acceptance_kwargs={"nats": 2.0})
-    trainer, _ = make_trainer(tmp_path, **{f"config_{key}": getattr(args, key) for key in (
-        "acceptance_rule", "acceptance_kwargs")}, config_max_steps=2)  # fmt: skip
+    trainer, _ = make_trainer(
+        tmp_path,
+        **{f"config_{key}": getattr(args, key) for key in ("acceptance_rule", "acceptance_kwargs")},
+        config_max_steps=2,
+    )
     assert trainer._acceptance().nats == 2.0 and trainer._acceptance() is trainer._acceptance()
     trainer.train()
     assert (tmp_path / "ran").read_text() == "x"

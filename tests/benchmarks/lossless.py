@@ -32,10 +32,15 @@ class Pair:
         """(target, draft): random Qwen3 models."""
         torch.manual_seed(0)
         config = Qwen3Config(
-            vocab_size=self.vocab, hidden_size=self.width, intermediate_size=3 * self.width,
-            num_hidden_layers=self.layers, num_attention_heads=self.width // 64,
-            num_key_value_heads=self.width // 128, head_dim=64, tie_word_embeddings=False,
-        )  # fmt: skip
+            vocab_size=self.vocab,
+            hidden_size=self.width,
+            intermediate_size=3 * self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.width // 64,
+            num_key_value_heads=self.width // 128,
+            head_dim=64,
+            tie_word_embeddings=False,
+        )
         target = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
         with torch.no_grad():
             target.get_input_embeddings().weight.mul_(20)
@@ -66,9 +71,12 @@ def _theirs(target, draft, ids, texts, name, new_tokens, assistant=None, **setti
             for key, value in settings.items():
                 setattr(assistant.generation_config, key, value)
         out = target.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
             **({} if assistant is None else {"assistant_model": assistant}),
-        )  # fmt: skip
+        )
         texts[name] = out[:, ids.shape[1] :].tolist()
 
     return run

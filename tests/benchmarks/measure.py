@@ -61,8 +61,9 @@ class Others:
         return sum(ticks), sum(ticks) - ticks[3] - ticks[4], own.user + own.system
 
 
-def take_turns(contenders: dict[str, Callable], repeats: int, without_prefill: bool = False,
-               warm_up: bool = True) -> dict[str, list[float]]:  # fmt: skip
+def take_turns(
+    contenders: dict[str, Callable], repeats: int, without_prefill: bool = False, warm_up: bool = True
+) -> dict[str, list[float]]:
     """Returns the seconds of every run of every contender, after one round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with prefill_clock() as prefill:
@@ -88,5 +89,10 @@ def median(seconds: list[float]) -> float:
 def row(figure: str, seconds: dict, above: str, below: str, sense: str = "", wanted: float = 0.0) -> dict:
     """A row of the table: the ratio of two contenders' seconds, what is wanted of it, and everybody's median."""
     medians = {name: round(median(taken), 3) for name, taken in seconds.items()}
-    return {"figure": figure, "ratio": ratio(seconds, above, below), "sense": sense, "wanted": wanted,
-            "seconds": medians}  # fmt: skip
+    return {
+        "figure": figure,
+        "ratio": ratio(seconds, above, below),
+        "sense": sense,
+        "wanted": wanted,
+        "seconds": medians,
+    }

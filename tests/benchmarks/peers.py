@@ -16,9 +16,17 @@ def on_policy(student, teacher, setting: Setting, queries, informed) -> list[lis
     ids = torch.tensor(queries, device=setting.device)
     new = setting.new_tokens
     text = student.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=True,
-        temperature=0.7, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=None,
-    )[:, ids.shape[1] :]  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=True,
+        temperature=0.7,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=0,
+        eos_token_id=None,
+    )[:, ids.shape[1] :]
     whole = torch.cat([torch.tensor(informed, device=setting.device), text], 1)
     # as TRL does, the teacher's states are kept, and the loss makes logits of them
     teacher.base_model(whole, use_cache=False).last_hidden_state[:, -new - 1 : -1].contiguous()

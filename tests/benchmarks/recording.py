@@ -24,12 +24,23 @@ def recording(setting: Setting, repeats: int) -> Iterator[dict]:
 
         def make(name: str, share: float) -> LUPISKDTrainer:
             args = LUPISKDConfig(
-                str(Path(folder, name)), record_rollouts=round(share * STEPS * ROWS), max_steps=STEPS,
-                per_device_train_batch_size=ROWS, max_completion_length=56, gamma=8, max_teacher_prompt_length=256,
-                teacher_system_prompt="You are an expert on the islands.", learning_rate=2e-3, bf16=False,
-                gradient_checkpointing=False, use_cpu=setting.device == "cpu", save_strategy="no", disable_tqdm=True,
-                logging_strategy="no", report_to="none",
-            )  # fmt: skip
+                str(Path(folder, name)),
+                record_rollouts=round(share * STEPS * ROWS),
+                max_steps=STEPS,
+                per_device_train_batch_size=ROWS,
+                max_completion_length=56,
+                gamma=8,
+                max_teacher_prompt_length=256,
+                teacher_system_prompt="You are an expert on the islands.",
+                learning_rate=2e-3,
+                bf16=False,
+                gradient_checkpointing=False,
+                use_cpu=setting.device == "cpu",
+                save_strategy="no",
+                disable_tqdm=True,
+                logging_strategy="no",
+                report_to="none",
+            )
             trainer = LUPISKDTrainer("lab:student", "lab:teacher", args, train_dataset=data)
             trainer.remove_callback(PrinterCallback)
             return trainer

@@ -35,8 +35,14 @@ def main(argv: list[str] | None = None) -> None:
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
     print(f"{machine}, torch {torch.__version__}, transformers {transformers.__version__}")
     print(f"{'':2} {'figure':62} {'measured':>9} {'wanted':>9}  {'seconds, median'}")
-    run = {"device": arguments.device, "date": date.today().isoformat(), "machine": machine,
-           "platform": platform.platform(), "torch": torch.__version__, "repeats": arguments.repeats}  # fmt: skip
+    run = {
+        "device": arguments.device,
+        "date": date.today().isoformat(),
+        "machine": machine,
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "repeats": arguments.repeats,
+    }
     for name in arguments.only.split(","):
         others, rows = Others(), []
         for row in FIGURES[name](CUDA if arguments.device == "cuda" else CPU, arguments.repeats):

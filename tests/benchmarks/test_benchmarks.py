@@ -12,9 +12,15 @@ from tests.benchmarks.setting import CPU, Scripted, Shape
 
 
 TINY = replace(
-    CPU, student=Shape(1, 32, 2, 1, 64), teacher=Shape(1, 32, 2, 1, 64), vocab=128, rows=2, student_prompt=4,
-    teacher_prompt=9, new_tokens=16,
-)  # fmt: skip
+    CPU,
+    student=Shape(1, 32, 2, 1, 64),
+    teacher=Shape(1, 32, 2, 1, 64),
+    vocab=128,
+    rows=2,
+    student_prompt=4,
+    teacher_prompt=9,
+    new_tokens=16,
+)
 
 
 @pytest.fixture

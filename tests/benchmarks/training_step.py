@@ -73,11 +73,19 @@ def training_step(setting: Setting, repeats: int) -> Iterator[dict]:
     """One optimizer step each: rollout, both models' states, divergence, backward, update."""
     data, tokenizer = make_data(setting), make_tokenizer(setting.vocab)
     common = {
-        "per_device_train_batch_size": setting.rows, "max_steps": 1, "max_completion_length": setting.new_tokens,
-        "use_cpu": setting.device == "cpu", "learning_rate": 1e-4, "beta": 0.0, "bf16": False,
-        "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no",
+        "per_device_train_batch_size": setting.rows,
+        "max_steps": 1,
+        "max_completion_length": setting.new_tokens,
+        "use_cpu": setting.device == "cpu",
+        "learning_rate": 1e-4,
+        "beta": 0.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
         "report_to": "none",
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
 
         def models():
@@ -91,9 +99,11 @@ def training_step(setting: Setting, repeats: int) -> Iterator[dict]:
             return trainer.train
 
         peer = PrivilegedDistillation(
-            *models(), DistillationConfig(str(Path(folder, "peer")), **common), train_dataset=data,
+            *models(),
+            DistillationConfig(str(Path(folder, "peer")), **common),
+            train_dataset=data,
             processing_class=tokenizer,
-        )  # fmt: skip
+        )
         peer.remove_callback(PrinterCallback)
         chosen = {"gamma": 8, "gamma_policy": "goodput", "compile_rollout": True}
         contenders = {"TRL": peer.train, "ours": ours("ours"), "compiled": ours("compiled", **chosen)}

@@ -40,18 +40,28 @@ def compare_heads(seeds: int, steps: int) -> None:
     """A row an arm: the loss and accuracy of every head on the right answers, mean over seeds (and their range)."""
     torch.set_num_threads(1)
     train, right = load_sft_data("lab:common-errors"), load_sft_data("lab:common").select(range(0, 720, 3))
-    print("| arm | " + " | ".join(f"loss {k}" for k in range(1, 5)) + " | " + " | ".join(f"top-1 {k}" for k in range(1, 5)) + " |")  # fmt: skip  # noqa: E501
+    columns = [f"{figure} {k}" for figure in ("loss", "top-1") for k in range(1, 5)]
+    print("| " + " | ".join(["arm", *columns]) + " |")
     print("|" + "---|" * 9)
     for arm, (algorithm, options) in ARMS.items():
         runs = []
         for seed in range(1, seeds + 1):
             with tempfile.TemporaryDirectory() as folder:
                 trainer, _ = make_wmtp_trainer(
-                    Path(folder), algorithm, train_dataset=train, eval_dataset=right, config_seed=seed,
-                    config_max_steps=steps, config_per_device_train_batch_size=16, config_learning_rate=2e-3,
-                    config_per_device_eval_batch_size=64, config_lr_scheduler_type="linear", config_logging_steps=1000,
-                    config_critic_steps=100, **options,
-                )  # fmt: skip
+                    Path(folder),
+                    algorithm,
+                    train_dataset=train,
+                    eval_dataset=right,
+                    config_seed=seed,
+                    config_max_steps=steps,
+                    config_per_device_train_batch_size=16,
+                    config_learning_rate=2e-3,
+                    config_per_device_eval_batch_size=64,
+                    config_lr_scheduler_type="linear",
+                    config_logging_steps=1000,
+                    config_critic_steps=100,
+                    **options,
+                )
                 trainer.train()
                 runs.append(trainer.evaluate())
         cells = []
@@ -81,10 +91,16 @@ def compare_speed(steps: int, repeats: int, threads: int) -> None:
     for head_type in ("linear", "residual", "transformer"):
         with tempfile.TemporaryDirectory() as folder:
             trainer, _ = make_wmtp_trainer(
-                Path(folder), train_dataset=data, config_freeze_trunk=True, config_head_type=head_type,
-                config_max_steps=steps, config_per_device_train_batch_size=24, config_learning_rate=3e-3,
-                config_lr_scheduler_type="linear", config_logging_steps=1000,
-            )  # fmt: skip
+                Path(folder),
+                train_dataset=data,
+                config_freeze_trunk=True,
+                config_head_type=head_type,
+                config_max_steps=steps,
+                config_per_device_train_batch_size=24,
+                config_learning_rate=3e-3,
+                config_lr_scheduler_type="linear",
+                config_logging_steps=1000,
+            )
             trainer.train()
         model = trainer.model.eval()
         model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -102,11 +118,15 @@ def measure(model, tokenizer, prompts, rows: int, repeats: int, name: str) -> No
     def ours():
         outputs = [
             speculative_generate(
-                model, HeadsDraft(model, model.mtp_heads), batch, max_new_tokens=56, num_draft_tokens=3,
+                model,
+                HeadsDraft(model, model.mtp_heads),
+                batch,
+                max_new_tokens=56,
+                num_draft_tokens=3,
                 eos_token_id=eos,
             )
             for batch in batches
-        ]  # fmt: skip
+        ]
         return [ids for output in outputs for ids in output.completion_ids], outputs
 
     def plain():

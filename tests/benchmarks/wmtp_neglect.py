@@ -36,11 +36,19 @@ def train(algorithm: str, seed: int) -> tuple[Tally, Tally]:
     right = load_sft_data("lab:common").select(range(0, 720, 3))
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = make_wmtp_trainer(
-            Path(folder), algorithm, train_dataset=load_sft_data("lab:common-errors"), eval_dataset=right,
-            config_seed=seed, config_max_steps=150, config_per_device_train_batch_size=16, config_learning_rate=2e-3,
-            config_lr_scheduler_type="linear", config_logging_steps=1000, config_critic_steps=100,
+            Path(folder),
+            algorithm,
+            train_dataset=load_sft_data("lab:common-errors"),
+            eval_dataset=right,
+            config_seed=seed,
+            config_max_steps=150,
+            config_per_device_train_batch_size=16,
+            config_learning_rate=2e-3,
+            config_lr_scheduler_type="linear",
+            config_logging_steps=1000,
+            config_critic_steps=100,
             config_freeze_trunk=True,
-        )  # fmt: skip
+        )
         weights, losses = (Tally(trainer.model.config.vocab_size) for _ in range(2))
         weigh = trainer.compute_head_weights
 

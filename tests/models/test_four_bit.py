@@ -29,9 +29,15 @@ def save_model(path) -> str:
     tokenizer = lab_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
@@ -72,9 +78,11 @@ def make_critic(tmp_path, model, **options):
 )
 def test_a_4bit_student_learns(tmp_path, make):
     trainer, losses = make(
-        tmp_path, save_model(tmp_path / "model"), peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
+        tmp_path,
+        save_model(tmp_path / "model"),
+        peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
         quantization_config=BitsAndBytesConfig(load_in_4bit=True),
-    )  # fmt: skip
+    )
     assert len(layers_of(trainer.model)) == 2 * 7
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if "lora" in n}
     assert len(before) == 2 * 2 * 2
@@ -89,9 +97,11 @@ def test_a_4bit_student_learns(tmp_path, make):
 
 def test_a_4bit_student_may_have_widths_that_cannot_be_packed(tmp_path):
     trainer, losses = make_trainer(
-        tmp_path, peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"), config_max_steps=1,
+        tmp_path,
+        peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
+        config_max_steps=1,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True),
-    )  # fmt: skip
+    )
     assert any(layer.in_features % 64 for layer in layers_of(trainer.model))
     trainer.train()
     assert losses.logs[0]["grad_norm"] > 0

@@ -20,9 +20,18 @@ def make(tmp_path, name, model, **kwargs):
     if name == "sft":
         keys = {key.removeprefix("config_"): value for key, value in kwargs.items()}
         args = SFTConfig(
-            str(tmp_path / "run"), bf16=False, use_cpu=True, max_steps=3, logging_steps=1, report_to="none",
-            gradient_checkpointing=False, per_device_train_batch_size=2, learning_rate=1e-3, disable_tqdm=True, **keys,
-        )  # fmt: skip
+            str(tmp_path / "run"),
+            bf16=False,
+            use_cpu=True,
+            max_steps=3,
+            logging_steps=1,
+            report_to="none",
+            gradient_checkpointing=False,
+            per_device_train_batch_size=2,
+            learning_rate=1e-3,
+            disable_tqdm=True,
+            **keys,
+        )
         trainer = sft.build_trainer(sft.SFTDataArguments("lab:new"), args, ModelConfig("lab:student"))
         trainer.add_callback(losses := Losses())
         return trainer, losses

@@ -21,8 +21,14 @@ class Server:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
         self.port, self.url, self.log = port, f"http://127.0.0.1:{port}", log
-        options = {"host": "127.0.0.1", "port": port, "dtype": "float32", "max-model-len": 512,
-                   "served-model-name": "teacher", "max-logprobs": max_logprobs}  # fmt: skip
+        options = {
+            "host": "127.0.0.1",
+            "port": port,
+            "dtype": "float32",
+            "max-model-len": 512,
+            "served-model-name": "teacher",
+            "max-logprobs": max_logprobs,
+        }
         command = [VLLM, "serve", resolve_model(model), "--enforce-eager"]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
         settings = {
