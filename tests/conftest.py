@@ -3,6 +3,7 @@
 From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for another order of files and tests.
 """
 
+import gc
 import os
 import random
 import re
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "vllm" in item.keywords and not VLLM.exists():
             item.add_marker(pytest.mark.skip(reason="needs the server that `make test-vllm` sets up"))
+
+
+def pytest_collection_finish(session):
+    # accelerate collects garbage after every training: what is imported by now stays, and need not be looked through
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

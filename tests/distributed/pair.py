@@ -1,6 +1,7 @@
 """Two processes over gloo on one machine, forked from a server that has imported everything once."""
 
 import datetime
+import gc
 import multiprocessing
 import os
 import traceback
@@ -23,6 +24,7 @@ def server():
 
 
 def _member(function, folder: str, rank: int, processes: int, arguments: tuple) -> None:
+    gc.freeze()  # as in conftest.py
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.distributed.init_process_group(
         "gloo",

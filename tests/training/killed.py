@@ -1,5 +1,6 @@
 """Training runs in processes of their own, to be killed; forked from a server (`tests/distributed/pair.py`)."""
 
+import gc
 import json
 import os
 import signal
@@ -114,6 +115,7 @@ def train(
         changes: of `SETTINGS`.
         mixed: train on a mixture, with a policy that remembers.
     """
+    gc.freeze()  # as in conftest.py
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")
     from transformers import AutoModelForCausalLM
