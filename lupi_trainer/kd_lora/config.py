@@ -99,8 +99,6 @@ class KDLoRAConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        if self.loss_type is None:  # TRL 1.14, which would choose "chunked_nll", the same loss in chunks
-            self.loss_type = "nll"
         super().__post_init__()
         check_kd_arguments(self.kd_alpha, self.kd_temperature)
         if self.teacher_bnb_4bit_quant_type not in ("nf4", "fp4"):

@@ -7,7 +7,7 @@ and whose `super()` leads to the parent's. `tests/training/test_private.py` fail
 parameters or is not used as it is here, and when another file of the package uses a foreign private name. Those of
 models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_trainer/speculative/runners/private.py`.
 
-- Of TRL: `_ForwardRedirection`, `_chunked_divergence_loss` (and `_CHUNKED_LM_HEAD_CHUNK_SIZE` of TRL 1.14).
+- Of TRL: `_ForwardRedirection`, `_chunked_divergence_loss`.
 - Of TRL's trainers: `_name`, `_tag_names`, `_total_train_tokens` (`SFTTrainer`); `_dist`, `_metrics`,
   `_buffered_inputs`, `_generate_and_score_completions`, `_generate_single_turn`, `_compute_loss`
   (`DistillationTrainer`).
@@ -48,7 +48,6 @@ __all__ = [
     "chunked_divergence_loss",
     "json_fields",
     "pad",
-    "takes",
     "unwrap_model_for_generation",
     "wrap_in_training",
 ]
@@ -56,11 +55,6 @@ __all__ = [
 ConfigT = TypeVar("ConfigT", bound=type[TrainingArguments])
 
 warn_if_newer()
-
-
-def takes(function: Callable, name: str) -> bool:
-    """Whether a function has a parameter of this name."""
-    return name in signature(function).parameters
 
 
 @wraps(distillation_trainer._chunked_divergence_loss)
@@ -75,8 +69,6 @@ def chunked_divergence_loss(*states_and_weights: Any, **options: Any):
         for tensor in (*states_and_weights, *options.values()):
             if isinstance(tensor, torch.Tensor):
                 setattr(tensor, "ds_status", ZeroParamStatus.AVAILABLE)  # noqa: B010
-    if takes(distillation_trainer._chunked_divergence_loss, "chunk_size"):  # TRL 1.14
-        options["chunk_size"] = getattr(distillation_trainer, "_CHUNKED_LM_HEAD_CHUNK_SIZE")  # noqa: B009
     return distillation_trainer._chunked_divergence_loss(*states_and_weights, **options)
 
 
@@ -102,8 +94,9 @@ def unwrap_model_for_generation(model, accelerator, **options) -> Generator[Any]
     checkpointing, key = inner.is_gradient_checkpointing, "gradient_checkpointing_kwargs"
     if checkpointing:
         inner.disable_input_require_grads()
-    # TRL 1.15 and before switch checkpointing on again without the user's options
-    forgotten = None if takes(utils.unwrap_model_for_generation, key) else options.pop(key, None)
+    # TRL 1.15 switches checkpointing on again without the user's options
+    known = key in signature(utils.unwrap_model_for_generation).parameters
+    forgotten = None if known else options.pop(key, None)
     with utils.unwrap_model_for_generation(model, accelerator, **options) as unwrapped:
         yield unwrapped
     if checkpointing and forgotten is not None:
@@ -279,16 +272,6 @@ class SFTHooks(TrainerHooks):
 
 class DistillationHooks(TrainerHooks, DistillationMixin):
     """For a [`~trl.DistillationTrainer`]."""
-
-    eos_token_ids: list[int]
-    """Every token that ends a completion."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if not hasattr(self, "eos_token_ids"):  # TRL 1.14 knows of the tokenizer's alone
-            ends, own = self.model.generation_config.eos_token_id, self.processing_class.eos_token_id
-            ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-            self.eos_token_ids = ends if own in ends else [own, *ends]
 
     @property
     def dist(self) -> Any:

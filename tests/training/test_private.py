@@ -14,9 +14,7 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 import torch
-import trl
 from accelerate.hooks import add_hook_to_module
-from packaging.version import Version
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import deepspeed
 from transformers.utils.generic import GeneralInterface
@@ -31,7 +29,6 @@ from lupi_trainer.speculative.runners import private as of_engine
 from lupi_trainer.training import private as of_trainers
 
 
-TRL = Version(trl.__version__)
 ROOT = Path(lupi_trainer.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 PRIVATE = [Path(module.__file__) for module in (of_models, of_engine, of_trainers)]
@@ -119,23 +116,14 @@ SOURCES = {
 }
 
 # What Python does not show, tried out.
-TRIED = {"_CHUNKED_LM_HEAD_CHUNK_SIZE", "_dynamo", "_linear_pointwise", "_reorder_linear_weight"}
+TRIED = {"_dynamo", "_linear_pointwise", "_reorder_linear_weight"}
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_what_is_called_or_overridden_has_these_parameters(name):
     owner, parameters = SIGNATURES[name]
     function = owner if inspect.isfunction(owner) else getattr(owner, name)
-    given = list(inspect.signature(function).parameters)
-    if TRL < Version("1.15") and name == "_chunked_divergence_loss":
-        given.remove("chunk_size")
-    assert given == parameters.split()
-
-
-@pytest.mark.skipif(TRL >= Version("1.15"), reason="of TRL 1.14 alone")
-def test_the_loss_is_given_the_size_of_chunks_that_trl_gives_it():
-    given = inspect.getsource(DistillationTrainer._compute_loss)
-    assert "            self.beta,\n            _CHUNKED_LM_HEAD_CHUNK_SIZE,\n" in given
+    assert list(inspect.signature(function).parameters) == parameters.split()
 
 
 @pytest.mark.parametrize("name", SOURCES)
