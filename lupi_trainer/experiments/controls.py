@@ -16,7 +16,7 @@ def without_knowledge(records: Dataset) -> Dataset:
 def shuffled_knowledge(records: Dataset) -> Dataset:
     """The same questions, each with the knowledge of another subject.
 
-    The different texts of knowledge are put in a ring, and every record gets the one that is half way round.
+    The different texts of knowledge are put in a ring, and every record gets the one half way round.
     Records of one subject must have the same knowledge, or knowledge about it would stay with it; use a data set of
     its own (as `lab:new-shuffled`) where that is not so.
 

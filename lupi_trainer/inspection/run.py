@@ -24,7 +24,7 @@ CURVES = (
     Curve(
         "acceptance",
         "Drafted tokens accepted",
-        {"acc_rate/mean": "all", "acc_rate/first_token": "first of a block", "acc_rate/full_match": "whole blocks"},
+        {"acc_rate/mean": "all", "acc_rate/first_token": "first of a block", "acc_rate/full_match": "full blocks"},
     ),
     Curve("gamma", "Draft length (tokens)", {"gamma/mean": "mean", "gamma/max": "longest", "gamma/min": "shortest"}),
     Curve(
@@ -111,7 +111,7 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing of a run in it.
-        ValueError: a `metrics.json` that is no JSON object, or no whole state at all where there are only broken ones.
+        ValueError: a `metrics.json` that is no JSON object, or no readable state where there are only broken ones.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -21,7 +21,7 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_config
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import SFTHooks, call_in_forward
+from ..training.summed_loss import SummedLoss
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
 
@@ -35,7 +35,7 @@ SUMS = ("ce", "kd", "entropy", "correct", "labeled", "read")  # what is summed o
 
 
 def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int | None) -> None:
-    """Raise ValueError for a row with labels that TRL would cut, since labels stand at the end (naming the row)."""
+    """Raise ValueError for a row with labels that TRL would cut, since labels are at the end (naming the row)."""
     columns = getattr(dataset, "column_names", None) or ()
     if max_length is None or not isinstance(dataset, Dataset) or not {"input_ids", "labels"} <= set(columns):
         return
@@ -47,7 +47,7 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
@@ -144,11 +144,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        if self.aux_loss_enabled:
-            raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
-        self.model_accepts_loss_kwargs = True  # the loss is scaled by the tokens of all accumulated batches
         self._teacher_head: Head | None = None
-        self._sums = {"train": None, "eval": None}
         self.quantization_kl: float | None = None
         if args.teacher_quantization_samples and self.teacher_model is not None:
             self.quantization_kl = self._measure_quantization(teacher_model)
@@ -173,29 +169,12 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
 
     # The loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        student = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
-        with self.accelerator.autocast():
-            loss, row_sums = call_in_forward(model, student, self._kd_ce_loss, student, inputs, num_items_in_batch)
-        mode = "train" if self.model.training else "eval"
-        # a last evaluation batch is filled up with records that were read already: those are dropped here
-        sums = row_sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(row_sums).sum(dim=0)
-        self._sums[mode] = sums if self._sums[mode] is None else self._sums[mode] + sums
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # num_items_in_batch counts the tokens of all processes, and gradients are averaged over them
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        if return_outputs:
-            with torch.no_grad():
-                return loss, model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
-        return loss
-
-    def _kd_ce_loss(self, student, inputs, num_items_in_batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _loss_and_sums(self, model, inputs, num_items_in_batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, [B, len(SUMS)] sums of every row), inside the student's own forward."""
         labels = inputs["labels"][:, 1:]
         labeled = labels != -100
-        hidden = labeled_states(student, inputs, labeled, "student model")
-        head = Head(student, student.config.get_text_config().vocab_size)
+        hidden = labeled_states(model, inputs, labeled, "student model")
+        head = Head(model, model.config.get_text_config().vocab_size)
         hidden = hidden.to(head.weight.device)
         teacher_hidden = None
         if self.teacher_model is not None:
@@ -226,14 +205,11 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
 
     # What is logged
 
-    def _means(self, mode: str, num_processes: int) -> dict[str, float]:
+    def _means(self, mode: str) -> dict[str, float]:
         """Means over all labeled tokens since the last call; the sums begin again."""
-        summed, self._sums[mode] = self._sums[mode], None
-        if summed is None:
+        sums = self.take_sums(mode)
+        if sums is None:
             return {}
-        sums = summed.double()
-        if num_processes > 1:
-            sums = self.accelerator.reduce(sums, reduction="sum")
         sums = dict(zip(SUMS, sums.tolist()))
         labeled = max(sums["labeled"], 1.0)
         means = {"loss/ce": sums["ce"] / labeled}
@@ -247,18 +223,18 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrai
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._means("train", self.accelerator.num_processes)
+            logs |= self._means("train")
             if self.quantization_kl is not None:
                 logs["teacher/quantization_kl"] = self.quantization_kl
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """The parent's, with the loss and its parts weighted by tokens over the whole set, and the perplexity."""
+        """The parent's, with the loss and its parts weighted by tokens over the full set, and the perplexity."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._sums["eval"] is None or self._sums["eval"][SUMS.index("labeled")] == 0:  # TRL may have left out all
             raise ValueError("no token of the evaluation set is labeled, so there is no perplexity")
-        means = self._means("eval", num_processes=1)  # gathered already, batch by batch
+        means = self._means("eval")
         if means:
             alpha = self.args.kd_alpha if self.teacher_model is not None else 0.0
             means["loss"] = (1 - alpha) * means["loss/ce"] + alpha * means.get("loss/kd", 0.0)

@@ -164,7 +164,7 @@ def top_k_divergence(
     """Divergence between two next-token distributions of which the teacher's likeliest tokens are known.
 
     All other tokens are one bucket, for which both have what is left of their probability. Merging tokens can only
-    lower a divergence, so this is a lower bound of the one over the whole vocabulary, and equal to it where K = V or
+    lower a divergence, so this is a lower bound of the one over the full vocabulary, and equal to it where K = V or
     where the student spreads the bucket as the teacher does. `beta` is that of [`~trl.DistillationTrainer`]: 0 is
     KL(teacher || student), 1 is KL(student || teacher), between them the generalised Jensen-Shannon divergence with
     mixture `(1 - beta) * student + beta * teacher` (arXiv 2306.13649).

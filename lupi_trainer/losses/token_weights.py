@@ -58,7 +58,7 @@ class _OverTexts:
         return self._reduce(values, "amax")
 
     def rank(self, scores: torch.Tensor) -> torch.Tensor:
-        """How many predictions of the same text and head score higher, or as high and stand before."""
+        """How many predictions of the same text and head score higher, or as high and come before."""
         order = scores.flatten(0, 1).argsort(dim=0, descending=True, stable=True)
         texts = self.index.gather(0, order)
         order = order.gather(0, texts.argsort(dim=0, stable=True))  # text by text, the highest first
@@ -93,7 +93,7 @@ def masked_softmax(
     """Softmax of scores / temperature over a position's heads, or over a text's tokens, where there are targets.
 
     Args:
-        scores: [B, S, H]. Whatever stands where there is no target has no effect.
+        scores: [B, S, H]. Values where there is no target have no effect.
         has_target: [B, S, H] bool.
         temperature: above 0.
         over: `"head"`: the weights of a position sum to 1; `"token"`: those of a head in a text have the mean 1.
@@ -193,7 +193,7 @@ def critic_weights(
         values: [B, S] the critic's value of the text up to and including each token.
         has_target: [B, S, H] bool.
         temperature: of the softmax, in units of the value.
-        decay: of the values, as in [`gathered`].
+        decay: of the values, as in [`accumulated_rewards`].
 
     Returns:
         [B, S, H], each position's weights summing to 1 over its targets.
@@ -204,7 +204,7 @@ def critic_weights(
     return masked_softmax(scores, has_target, temperature, over="head")
 
 
-def gathered(rewards: torch.Tensor, decay: float, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
+def accumulated_rewards(rewards: torch.Tensor, decay: float, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
     """What a text has earned so far: `G[t] = rewards[t] + decay * G[t - 1]`, beginning anew with every segment.
 
     The targets of a critic whose rewards come token by token: its advantage `V[t] - decay * V[t - 1]` is then an

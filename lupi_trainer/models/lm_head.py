@@ -21,11 +21,11 @@ def logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
-def gathered(model: Any, *parameters: nn.Parameter | None) -> AbstractContextManager:
-    """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole; others are left alone.
+def gathered_for_training(model: Any, *parameters: nn.Parameter | None) -> AbstractContextManager:
+    """Inside, parameters that DeepSpeed ZeRO-3 shards are gathered, to be trained; others are left alone.
 
-    Every process must enter it, in the forward of `model`. What is cut from a parameter inside stays whole
-    afterwards; `model` gathers the parameter again in its backward, where its gradient must find it whole.
+    Every process must enter it, in the forward of `model`. A slice that is taken of a parameter inside stays valid
+    afterwards; `model` gathers the parameter again in its backward, where its gradient needs all of it.
     """
     sharded: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
     if not sharded:
@@ -34,12 +34,12 @@ def gathered(model: Any, *parameters: nn.Parameter | None) -> AbstractContextMan
 
     for parameter in sharded:
         zero.register_external_parameter(model, parameter)
-    return whole(sharded)
+    return gathered_for_reading(sharded)
 
 
-def whole(parameters: Iterable[Any]) -> AbstractContextManager:
-    """Inside, parameters that DeepSpeed ZeRO-3 shares out are whole, to be read; every process must enter it."""
-    # a module that reads one may have it whole already
+def gathered_for_reading(parameters: Iterable[Any]) -> AbstractContextManager:
+    """Inside, parameters that DeepSpeed ZeRO-3 shards are gathered, to be read; every process must enter it."""
+    # a module that reads one may have gathered it already
     sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name != "AVAILABLE"]
     if not sharded:
         return nullcontext()
@@ -84,7 +84,7 @@ class Head:
                 "without it: leave it out of `target_modules`"
             )
         weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
-        with gathered(model, weight, bias):
+        with gathered_for_training(model, weight, bias):
             if weight is None or weight.dim() != 2 or not weight.is_floating_point():
                 raise ValueError(
                     f"the lm_head of {type(model).__name__} has no dense weight ({type(head).__name__}): keep it out "

@@ -33,7 +33,7 @@ class _SavedHead(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write both files into a folder; `state_dict` stands for the module's own where that is sharded."""
+        """Write both files into a folder; `state_dict` takes the place of the module's own where that is sharded."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state_dict is None else state_dict

@@ -129,7 +129,7 @@ def drop_layers(model: PreTrainedModel, bundles: dict[str, list[int]]) -> PreTra
         bundles: name to original layer numbers.
 
     Raises:
-        ValueError: a number that the model does not have or that stands in two bundles, or no layer left.
+        ValueError: a number that the model does not have or that is in two bundles, or no layer left.
     """
     numbers, owner = kept_layers(model.config), {}
     for name, dropped in bundles.items():
@@ -245,6 +245,6 @@ def restore_bundle(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def positions(model: PreTrainedModel, folder: Path) -> list[int]:
-    """Where a bundle's layers stand in a model that they have been restored to, counted from 0."""
+    """Where a bundle's layers are in a model that they have been restored to, counted from 0."""
     numbers = kept_layers(model.config)
     return [numbers.index(number) for number in read_meta(folder)["layers"]]

@@ -113,9 +113,9 @@ def restrict_adapter(peft_config: Any, stage: Stage) -> Any:
                 f"a stage takes the names of modules (`q_proj v_proj`) or `all-linear`, no pattern: {wanted!r}"
             )
         peft_config.target_modules = set(wanted)
-    whole = sorted(set(wanted or ()) & {name for name, _ in stage.model.named_modules()})
-    if whole:
-        raise ValueError(f"a stage trains its own layers alone: {whole[0]!r} names a module wherever it is")
+    unrestricted = sorted(set(wanted or ()) & {name for name, _ in stage.model.named_modules()})
+    if unrestricted:
+        raise ValueError(f"a stage trains its own layers alone: {unrestricted[0]!r} names a module wherever it is")
     peft_config.layers_to_transform = stage.trained
     peft_config.layers_pattern = prefix.rstrip(".").split(".")[-1]
     return peft_config
@@ -153,7 +153,7 @@ def merge_stage(stage: Stage, adapter: str, output_dir: Path) -> Path:
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {adapter}: there is no adapter_config.json")
     trained = PeftConfig.from_pretrained(adapter).layers_to_transform
-    # an adapter that was not restricted belongs to the whole of a model
+    # an adapter that was not restricted belongs to the entire model
     if trained != stage.trained and not (trained is None and stage.bundle is None):
         raise ValueError(
             f"the adapter {adapter} was trained on the layers {trained}, this stage trains {stage.trained}: "

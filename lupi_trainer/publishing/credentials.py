@@ -39,7 +39,7 @@ def known_secrets() -> dict[str, str]:
 
 
 def refuse_secrets(args: Any) -> None:
-    """Refuse a token where it would be logged: the loading options are reported and saved as they stand.
+    """Refuse a token where it would be logged: the loading options are reported and saved as they are.
 
     Raises:
         ValueError: `model_init_kwargs` or `teacher_model_init_kwargs` holds a token; the token is not shown.

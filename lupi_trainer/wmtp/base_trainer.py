@@ -9,24 +9,24 @@ from trl import SFTTrainer
 
 from ..losses.reference import shift_targets
 from ..losses.token_weights import shuffle_in_texts, uniform_weights
-from ..models.lm_head import refuse_prompt_learning, whole
+from ..models.lm_head import gathered_for_reading, refuse_prompt_learning
 from ..models.loading import repository_options, resolve_student
 from ..models.mtp_heads import MTPHeads
 from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.private import SFTHooks, call_in_forward
+from ..training.summed_loss import SummedLoss
 from .config import WMTPConfig
 from .drafting import draft_metrics
-from .placing import given_heads, put_heads
+from .heads import attach_heads, starting_heads
 from .weighted_loss import Batch, counted, means, row_sums, text_segments, weighted_loss
 
 
 logger = logging.getLogger(__name__)
 
 
-class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTrainer):
+class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTrainer):
     """
     Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
 
@@ -60,17 +60,13 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
         if args.freeze_trunk and kwargs.get("peft_config") is not None:
             raise ValueError("freeze_trunk trains the heads alone: it leaves nothing for an adapter to learn")
         refuse_prompt_learning(model, kwargs.get("peft_config"))
-        heads = given_heads(heads, args)
+        heads = starting_heads(heads, args)
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, **repository_options(args))
         super().__init__(model=model, args=args, **kwargs)
-        if self.aux_loss_enabled:
-            raise ValueError("the load-balancing loss of this model is not supported: set `router_aux_loss_coef: 0`")
         if args.freeze_trunk:
             self.model.requires_grad_(False)
-        put_heads(self.model, heads, args)
-        self.model_accepts_loss_kwargs = True  # the loss is scaled by the positions of all accumulated batches
-        self._sums: dict[str, torch.Tensor | None] = {"train": None, "eval": None}
+        attach_heads(self.model, heads, args)
 
     @property
     def _papers(self) -> tuple[Paper, ...]:  # ty: ignore[incompatible-property-override] # of the run's heads
@@ -93,23 +89,6 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
 
     # The loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inner = self.accelerator.unwrap_model(model)
-        # through the wrapper's forward, which DDP, FSDP and DeepSpeed see, and past accelerate's own autocast
-        with self.accelerator.autocast():
-            loss, sums = call_in_forward(model, inner, self._loss_and_sums, inner, inputs, num_items_in_batch)
-        mode = "train" if self.model.training else "eval"
-        # a last evaluation batch is filled up with records that were read already: those are dropped here
-        sums = sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(sums).sum(dim=0)
-        self._sums[mode] = sums if self._sums[mode] is None else self._sums[mode] + sums
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
-        if return_outputs:
-            with torch.no_grad():
-                names = inputs.keys() - {"labels", "reward"}
-                return loss, model(**{name: inputs[name] for name in names}, use_cache=False)
-        return loss
-
     def _loss_and_sums(self, model, inputs, num_items_in_batch):
         out, batch = weighted_loss(model, inputs, self._weigh, self.reduction)
         loss = out.loss
@@ -131,19 +110,17 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
     # What is logged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._sums["train"] is not None:
-            sums, self._sums["train"] = self._sums["train"].double(), None
-            sums = self.accelerator.reduce(sums, reduction="sum")
+        if "loss" in logs and (sums := self.take_sums("train")) is not None:
             self.tokens_read += int(sums[-1])
             logs = {**means(sums), **logs, "num_tokens": self.tokens_read}
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """The parent's, with the loss and the heads' figures weighted by positions over the whole set."""
+        """The parent's, with the loss and the heads' figures weighted by positions over the full set."""
         self._sums["eval"] = None
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = self._sums["eval"]
-        figures = {} if sums is None else means(sums.double())
+        sums = self.take_sums("eval")
+        figures = {} if sums is None else means(sums)
         if self.args.draft_eval_prompts and self.args.horizon > 1:
             figures |= draft_metrics(self, kwargs.get("dataloader", args[0] if args else None).dataset)
         figures = {f"{metric_key_prefix}_{key}": value for key, value in figures.items()}
@@ -157,7 +134,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
             own = {k.removeprefix("mtp_heads."): v for k, v in state_dict.items() if k.startswith("mtp_heads.")}
         super().save_student(output_dir, state_dict)
         heads = self.accelerator.unwrap_model(self.model).mtp_heads
-        with whole(heads.parameters()):  # where ZeRO-3 is not told to gather for a save, `state_dict` is empty
+        with gathered_for_reading(heads.parameters()):  # `state_dict` is empty where ZeRO-3 does not gather for a save
             if self.args.should_save:
                 heads.save_pretrained(output_dir or self.args.output_dir, own or None)
 
@@ -167,7 +144,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SFTHooks, SFTTr
 
     def load_checkpoint(self, folder: str, model: Any) -> None:
         super().load_checkpoint(folder, model)
-        if not self.is_fsdp_enabled:  # there the heads are in the checkpoint of the whole model
+        if not self.is_fsdp_enabled:  # there the heads are in the checkpoint of the full model
             self._load_heads(folder)
 
     def load_best_checkpoint(self) -> None:

@@ -8,10 +8,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..losses.chunked_mtp import chunked_ce
-from ..losses.token_weights import critic_weights, gathered
+from ..losses.token_weights import accumulated_rewards, critic_weights
 from ..models.backbone import backbone_states
-from ..models.lm_head import Head, whole
-from ..models.mtp_heads import MTPHeads, ValueHead
+from ..models.lm_head import Head, gathered_for_reading
+from ..models.mtp_heads import ValueHead
 from ..training.checkpoints import agree_on_checkpoint
 from .base_trainer import BaseWMTPTrainer
 from .config import WMTPConfig
@@ -29,7 +29,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
 
     In the first, a value head learns on the frozen model's states what a text is worth so far: the `reward` of its
     record, or, where records have none, the reference's advantage over the model at each token,
-    `log p_ref - log p_model`, gathered with `critic_decay` along the text. In the second, the value head is frozen,
+    `log p_ref - log p_model`, accumulated with `critic_decay` along the text. In the second, the value head is frozen,
     and the heads of a position are weighed by a softmax over the advantages of the tokens that they predict
     ([`~lupi_trainer.losses.token_weights.critic_weights`]). The value head is saved beside the heads.
 
@@ -51,15 +51,13 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         model: "str | nn.Module",
         reference_model: str | nn.Module | None = None,
         args: WMTPConfig | None = None,
-        *,
-        heads: MTPHeads | None = None,
         **kwargs,
     ):
         self._rewarded = "reward" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
         trained = args is not None and (args.head_weighting == "uniform" or args.value_head_name_or_path is not None)
         if not self._rewarded and not trained:
             require_reference(reference_model, args)
-        super().__init__(model, args, heads=heads, **kwargs)
+        super().__init__(model, args, **kwargs)
         size = self.model.config.get_text_config().hidden_size
         self.reference: Reference | None = None
         self.value_head: ValueHead | None = None
@@ -98,7 +96,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
             rewards = torch.tensor(list(self.train_dataset["reward"]), dtype=torch.float64)
             moments = rewards.mean().item(), rewards.std(correction=0).item()
         self.model.eval()
-        with whole(self.model.parameters()):
+        with gathered_for_reading(self.model.parameters()):
             self.value_head, explained = fit_critic(
                 self._judged_batches(),
                 self.model.config.get_text_config().hidden_size,
@@ -139,7 +137,8 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         assert self.reference is not None  # loaded where there is no reward
         advantage = advantage - self.reference.next_token_ce(inputs, targets)
         rewards = torch.nn.functional.pad(advantage[:, :-1], (1, 0))  # at t: of token t
-        return hidden, gathered(rewards, self.args.critic_decay, text_segments(inputs)), judged_places(labels)
+        returns = accumulated_rewards(rewards, self.args.critic_decay, text_segments(inputs))
+        return hidden, returns, judged_places(labels)
 
     # Stage 2: the weights
 

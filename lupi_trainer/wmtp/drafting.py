@@ -20,10 +20,10 @@ def draft_prompts(dataset, count: int) -> list[list[int]]:
 
 
 def acceptance(stats: SpeculativeStats, horizon: int) -> dict[str, float]:
-    """`accept_rate/head_k` (k from 2): share of the rounds in which head k's token stands; `accept_length`: tokens a
-    round, the model's own among them. A row's first round, in which the heads know nothing yet, counts too."""
-    standing = [sum(stats.accepted_lengths[k - 1 :]) for k in range(2, horizon + 1)]
-    rates = {f"accept_rate/head_{k}": n / max(stats.blocks, 1) for k, n in enumerate(standing, 2)}
+    """`accept_rate/head_k` (k from 2): share of the rounds in which head k's token is accepted; `accept_length`:
+    tokens a round, the model's own among them. A row's first round, in which no head has a state yet, counts too."""
+    accepted = [sum(stats.accepted_lengths[k - 1 :]) for k in range(2, horizon + 1)]
+    rates = {f"accept_rate/head_{k}": n / max(stats.blocks, 1) for k, n in enumerate(accepted, 2)}
     return rates | {"accept_length": stats.acceptance_length}
 
 

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from ..losses.token_weights import rho1_weights
-from ..models.mtp_heads import MTPHeads
 from ..publishing.papers import RHO_1
 from .base_trainer import BaseWMTPTrainer
 from .config import WMTPConfig
@@ -51,13 +50,11 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
         model: "str | nn.Module",
         reference_model: str | nn.Module | None = None,
         args: WMTPConfig | None = None,
-        *,
-        heads: MTPHeads | None = None,
         **kwargs,
     ):
         if args is None or args.head_weighting != "uniform":
             require_reference(reference_model, args)
-        super().__init__(model, args, heads=heads, **kwargs)
+        super().__init__(model, args, **kwargs)
         self.reference = None
         if self.args.head_weighting != "uniform":
             self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)

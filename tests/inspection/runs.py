@@ -40,7 +40,7 @@ def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40
             by_teacher = [int(draw.random() < (0.1 if late else 0.4)) for _ in range(tokens)]
             chance = [round(draw.random(), 3) for _ in range(tokens)]
 
-            def refused(values, by_teacher=by_teacher):
+            def rejected(values, by_teacher=by_teacher):
                 return [v if t else None for v, t in zip(values, by_teacher)]
 
             entry = {
@@ -53,12 +53,12 @@ def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40
                 "completion": [f" 설{number}" if i == 3 else f" w{i}" for i in range(tokens)],
                 "token_ids": list(range(tokens)),
                 "from_teacher": by_teacher,
-                "draft": refused([f" d{i}" for i in range(tokens)]),
+                "draft": rejected([f" d{i}" for i in range(tokens)]),
                 "teacher_rank": [3] * tokens,
                 "student_probability": chance,
                 "teacher_probability": chance,
-                "draft_student_probability": refused(chance),
-                "draft_teacher_probability": refused(chance),
+                "draft_student_probability": rejected(chance),
+                "draft_teacher_probability": rejected(chance),
                 "divergence": [round(number / 100, 3)] * tokens,
             }
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")

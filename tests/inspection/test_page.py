@@ -71,10 +71,10 @@ def test_every_token_tells_its_story(tmp_path, page):
         const rollout = JSON.parse(document.getElementById("data").textContent).rollouts[0];
         const tokens = [...document.querySelectorAll("#columns .token")];
         const tips = {};
-        for (const who of ["teacher", "student"]) {
-            const token = tokens.find((t) => t.dataset.writer === who);
+        for (const writer of ["teacher", "student"]) {
+            const token = tokens.find((t) => t.dataset.writer === writer);
             token.dispatchEvent(new Event("mouseenter"));
-            tips[who] = document.getElementById("tip").innerText;
+            tips[writer] = document.getElementById("tip").innerText;
             token.dispatchEvent(new Event("mouseleave"));
         }
         return { tips, hidden: document.getElementById("tip").hidden, text: tokens.map((t) => t.textContent).join(""),
@@ -94,7 +94,7 @@ def test_every_token_tells_its_story(tmp_path, page):
     teacher = seen["tips"]["teacher"]
     assert f"“{rollout['draft'][place]}”" in teacher and chance in teacher and "0.000 nats" in teacher
     assert "the draft's rank for the teacher\t4" in teacher
-    assert "refused" not in seen["tips"]["student"] and "the student wrote" in seen["tips"]["student"]
+    assert "rejected" not in seen["tips"]["student"] and "the student wrote" in seen["tips"]["student"]
 
 
 def test_search_sort_and_compare(tmp_path, page):

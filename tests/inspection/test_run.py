@@ -68,7 +68,7 @@ def test_what_is_no_run_is_said(tmp_path, capsys):
     assert "metrics.json must be an object of figures, found list" in capsys.readouterr().err
 
 
-def test_a_killed_run_is_read_as_far_as_it_is_whole(tmp_path, capsys):
+def test_a_killed_run_is_read_as_far_as_it_is_readable(tmp_path, capsys):
     folder = make_run(tmp_path / "run", rollouts=4)
     history = read_run(folder).history
     for step, text in (
@@ -153,7 +153,7 @@ def test_plots_of_one_run_and_of_several(tmp_path):
         else:
             ElementTree.parse(path)
     text = (tmp_path / "single" / "acceptance.svg").read_text()
-    assert "whole blocks" in text and "first of a block" in text
+    assert "full blocks" in text and "first of a block" in text
     plot_runs([one, two], tmp_path / "both", ["loss"])
     text = (tmp_path / "both" / "loss.svg").read_text()
     assert ">one<" in text and ">two<" in text and "Loss: training" in text

@@ -86,7 +86,7 @@ def test_the_loss_is_the_same_however_a_batch_is_cut(tmp_path):
     runs = {}
     for size, accumulation in ((8, 1), (4, 2), (1, 8)):
         student = AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"))
-        student.accepts_loss_kwargs = False  # as models whose own forward cannot be told the number of tokens
+        student.accepts_loss_kwargs = False  # as models whose own forward does not take the number of tokens
         trainer, losses = make_kd_trainer(
             tmp_path, student, config_per_device_train_batch_size=size, config_gradient_accumulation_steps=accumulation
         )
@@ -182,12 +182,12 @@ def test_families_with_a_padded_teacher_vocabulary(tmp_path, family):
 
 def test_a_teacher_by_name_has_its_own_dtype_and_the_run_resumes(tmp_path):
     changes = {"config_max_steps": 6, "config_save_strategy": "steps", "config_save_steps": 3}
-    whole, whole_losses = make_kd_trainer(tmp_path, config_teacher_dtype="bfloat16", **changes)
-    assert next(whole.teacher_model.parameters()).dtype == torch.bfloat16
-    whole.train()
+    plain, plain_losses = make_kd_trainer(tmp_path, config_teacher_dtype="bfloat16", **changes)
+    assert next(plain.teacher_model.parameters()).dtype == torch.bfloat16
+    plain.train()
     resumed, resumed_losses = make_kd_trainer(tmp_path, config_teacher_dtype="bfloat16", **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert resumed_losses.losses == whole_losses.losses[3:]
+    assert resumed_losses.losses == plain_losses.losses[3:]
 
 
 def test_the_teacher_goes_to_a_device_of_its_own(tmp_path):

@@ -60,7 +60,7 @@ def texts(packed, lengths=(9, 5, 12, 4), prompt=2, vocab=VOCAB):
 
 
 def dense(model, inputs, weights, reduction="position"):
-    """The whole [B, S, H, V] from the model's own pieces, and the reference loss."""
+    """All of [B, S, H, V] from the model's own parts, and the reference loss."""
     segments = None if "attention_mask" in inputs else (inputs["position_ids"] == 0).cumsum(-1)
     read = {k: v for k, v in inputs.items() if k != "labels"}
     hidden = model.model(**read, use_cache=False).last_hidden_state

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lupi_trainer.losses.token_weights import (
+    accumulated_rewards,
     align_to_heads,
     critic_weights,
-    gathered,
     head_entropy,
     rho1_weights,
     shuffle_in_texts,
@@ -106,7 +106,7 @@ def test_unknown_options_are_named():
 
 def test_a_critic_that_knows_the_rewards_gives_each_head_its_token():
     rewards = torch.tensor([[0.0, 0.3, -0.2, 0.9, 0.1]])
-    values = gathered(rewards, 0.95)
+    values = accumulated_rewards(rewards, 0.95)
     torch.testing.assert_close(values[0, 2], torch.tensor(-0.2 + 0.95 * (0.3 + 0.95 * 0.0)))
     has_target = all_targets(1, 5, 2)
     weights = critic_weights(values, has_target, decay=0.95)
@@ -117,7 +117,7 @@ def test_a_critic_that_knows_the_rewards_gives_each_head_its_token():
 
 def test_what_is_earned_begins_anew_with_every_packed_text():
     rewards = torch.ones(1, 5)
-    assert gathered(rewards, 0.5, torch.tensor([[0, 0, 1, 1, 1]]))[0].tolist() == [1, 1.5, 1, 1.5, 1.75]
+    assert accumulated_rewards(rewards, 0.5, torch.tensor([[0, 0, 1, 1, 1]]))[0].tolist() == [1, 1.5, 1, 1.5, 1.75]
 
 
 def test_shuffling_keeps_each_texts_weights_and_its_heads_together():

@@ -67,14 +67,14 @@ def test_a_base_is_the_model_whose_dropped_layers_pass_through_and_restoring_giv
     with_c = restore_bundle(loaded, tmp_path / "C")
     assert torch.equal(with_c(ids).logits, passing_through(model, [1, 2], ids))
     assert loaded.config.num_hidden_layers == model.config.num_hidden_layers - 3  # and is left as it was
-    whole = restore_bundle(with_c, tmp_path / "B")
-    assert whole.state_dict().keys() == before.keys()
-    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
-    ours, theirs = whole.config.to_dict(), model.config.to_dict()
+    restored = restore_bundle(with_c, tmp_path / "B")
+    assert restored.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in restored.state_dict().items())
+    ours, theirs = restored.config.to_dict(), model.config.to_dict()
     for key in ("_name_or_path", "architectures", "dtype", "transformers_version"):
         ours.pop(key, None), theirs.pop(key, None)
     assert ours == theirs
-    assert torch.equal(whole(ids).logits, model(ids).logits)
+    assert torch.equal(restored(ids).logits, model(ids).logits)
 
 
 def test_bfloat16_comes_back_bit_for_bit_by_the_commands(tmp_path):

@@ -39,10 +39,10 @@ def test_an_adapter_is_saved_with_its_heads_beside_it_and_both_resume(tmp_path):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_resumed_it_goes_on_as_if_unbroken_and_keeps_few_checkpoints(tmp_path, algorithm):
     options = {"config_save_strategy": "steps", "config_save_steps": 1, "config_save_total_limit": 2}
-    whole, unbroken = make_wmtp_trainer(tmp_path / "whole", algorithm, config_max_steps=5, **options)
-    whole.train()
-    whole.save_model()
-    folder = tmp_path / "whole" / "run"
+    full, unbroken = make_wmtp_trainer(tmp_path / "full", algorithm, config_max_steps=5, **options)
+    full.train()
+    full.save_model()
+    folder = tmp_path / "full" / "run"
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     assert (folder / "model.safetensors").is_file() and (folder / "mtp_heads.json").is_file()
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -42,17 +42,17 @@ function drawCurve(curve) {
   }
   const legend = element("div", { className: "legend" });
   lines.forEach(([name, line], i) => {
-    const colour = `var(--${"abc"[i]})`, last = line[line.length - 1][1];
-    image.append(svg("polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), stroke: colour }));
+    const color = `var(--${"abc"[i]})`, last = line[line.length - 1][1];
+    image.append(svg("polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), stroke: color }));
     for (const [step, value] of line) {
-      const dot = svg("circle", { cx: x(step), cy: y(value), r: line.length > 60 ? 1.5 : 3, fill: colour });
+      const dot = svg("circle", { cx: x(step), cy: y(value), r: line.length > 60 ? 1.5 : 3, fill: color });
       const title = svg("title", {});
       title.textContent = `step ${step}: ${name} ${short(value)}`;
       dot.append(title);
       image.append(dot);
     }
     const mark = element("i");
-    mark.style.background = colour;
+    mark.style.background = color;
     legend.append(element("span", {}, mark, `${name}: ${short(last)}`));
   });
   const figure = element("figure", { id: `curve-${curve.name}` }, element("figcaption", { textContent: curve.title }));
@@ -102,7 +102,7 @@ function list() {
 
 function completion(r) {
   const box = element("div", { className: "completion" });
-  const byDivergence = $("colour").value === "divergence";
+  const byDivergence = $("color").value === "divergence";
   r.completion.forEach((piece, i) => {
     const token = element("span", { className: "token", textContent: piece, tabIndex: 0 });
     token.dataset.place = i;
@@ -129,7 +129,7 @@ function tip(token, r, i) {
   add("student's probability", percent(r.student_probability[i]));
   add("teacher's probability", percent(r.teacher_probability[i]));
   if (r.draft[i] !== null) {
-    add("the student's refused draft", quoted(r.draft[i]));
+    add("the student's rejected draft", quoted(r.draft[i]));
     add("its student's probability", percent(r.draft_student_probability[i]));
     add("its teacher's probability", percent(r.draft_teacher_probability[i]));
   }
@@ -170,7 +170,7 @@ $("figures").append(...Object.entries(run.metrics).map(([what, value]) => elemen
   element("b", { textContent: typeof value === "number" ? short(value) : value }), what.replaceAll("_", " "))));
 if (rollouts.length) {
   $("search").oninput = $("sort").onchange = list;
-  $("colour").onchange = $("compare").onchange = columns;
+  $("color").onchange = $("compare").onchange = columns;
   // page.html#12 opens rollout 12, page.html#12,40 beside rollout 40
   const [first, second] = location.hash.slice(1).split(",").map((number) => rollouts[Number(number)]);
   const found = list();

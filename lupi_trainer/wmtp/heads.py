@@ -10,8 +10,8 @@ from ..models.mtp_heads import MTPHeads, attach_mtp_heads
 from .config import WMTPConfig
 
 
-def given_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:
-    """The heads to go on with: those of `args.heads_name_or_path`, else `heads`; `None` where there are neither.
+def starting_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:
+    """The heads that a run starts from: those of `args.heads_name_or_path`, else `heads`; `None`: new ones.
 
     Raises:
         ValueError: they are not of the kind that the configuration says.
@@ -31,7 +31,7 @@ def given_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:
     return heads
 
 
-def put_heads(model: Any, heads: MTPHeads | None, args: WMTPConfig) -> None:
+def attach_heads(model: Any, heads: MTPHeads | None, args: WMTPConfig) -> None:
     """Make heads a part of a model, new ones (drawn with the run's seed) where none are given."""
     if heads is None:
         set_seed(args.seed)
