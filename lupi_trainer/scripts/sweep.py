@@ -1,7 +1,7 @@
 """`lupi sweep`: a set of KD-LoRA recipes one after another, then a table and a plot beside what was expected.
 
-A run that is done is not run again, one that was cut off goes on from its last whole checkpoint, and a result that was
-made with other settings is never taken for one of these.
+A run that is done is not run again, one that was cut off goes on from its last complete checkpoint, and a result that
+was made with other settings is never taken for one of these.
 """
 
 import argparse

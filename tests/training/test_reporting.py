@@ -32,12 +32,12 @@ def readme_names() -> set[str]:
     """Those of the table in README's section on seeing a run, `a/{b,c}` spelled out."""
     section = README.split("\n## Seeing a run\n")[1].split("\n## ")[0]
     cells = re.findall(r"`([\w/]+)(?:\{([\w,]+)\})?`", "".join(x for x in section.splitlines() if x.startswith("|")))
-    return {room + name for room, names in cells for name in names.split(",")}
+    return {prefix + name for prefix, names in cells for name in names.split(",")}
 
 
 def test_readme_names_what_is_reported():
-    told = SEED_NAMES | DESIGN_NAMES | PROBE_NAMES | {"val/loss", "gamma/history"}
-    assert readme_names() == told
+    known = SEED_NAMES | DESIGN_NAMES | PROBE_NAMES | {"val/loss", "gamma/history"}
+    assert readme_names() == known
 
 
 def test_names_of_a_log():
