@@ -18,7 +18,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..speculative import Rollout
-from ..training.token_text import piece_instead, token_pieces
+from ..training.token_text import text_instead, token_texts
 
 
 FILE = "rollouts.jsonl"
@@ -82,7 +82,7 @@ class RolloutRecorder(TrainerCallback):
                 return [value if teacher else None for value, teacher in zip(values, by_teacher)]
 
             drafts = [
-                piece_instead(self.tokenizer, ids, place, draft) if teacher else None
+                text_instead(self.tokenizer, ids, place, draft) if teacher else None
                 for place, (draft, teacher) in enumerate(zip(trace.draft, by_teacher))
             ]
             lines.append(
@@ -93,7 +93,7 @@ class RolloutRecorder(TrainerCallback):
                     "row_id": row.get("row_id"),
                     "prompt": row["prompt"],
                     "privileged_context": row["privileged_context"],
-                    "completion": token_pieces(self.tokenizer, ids),
+                    "completion": token_texts(self.tokenizer, ids),
                     "token_ids": ids,
                     "from_teacher": [int(teacher) for teacher in by_teacher],
                     "draft": drafts,

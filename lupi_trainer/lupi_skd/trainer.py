@@ -22,7 +22,7 @@ from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
 from ..training.reporting import RolloutReport
-from ..training.token_text import mark_teacher, token_pieces
+from ..training.token_text import mark_teacher, token_texts
 from .checks import check_batch, check_dataset_lengths, check_length
 from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
@@ -288,7 +288,7 @@ class LUPISKDTrainer(
             return []
         texts = []
         for row, ids, by_teacher in zip(self._rows, rollout.completion_ids, rollout.from_teacher):
-            marked = mark_teacher(token_pieces(self.processing_class, ids), by_teacher)
+            marked = mark_teacher(token_texts(self.processing_class, ids), by_teacher)
             texts.append((last_user_text(row["prompt"]), marked, sum(by_teacher) / max(len(by_teacher), 1)))
         return texts
 

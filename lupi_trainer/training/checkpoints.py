@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count: sealed by a manifest that is written last.
+"""Checkpoints that are complete or do not count: sealed by a manifest that is written last.
 
 A checkpoint is a folder that is filled file by file; whatever ends the process on the way leaves a part of it behind,
 with a name like any other's. The manifest lists every file with its size and is put in place by one rename, after all
@@ -36,7 +36,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def seal(folder: str | Path) -> None:
-    """Declare a checkpoint whole, as it stands: its files and their sizes in bytes go into its manifest.
+    """Declare a checkpoint complete as it is now: its files and their sizes in bytes go into its manifest.
 
     All of it is on the disk before the manifest is, so that no loss of power leaves a manifest without its files.
     """
@@ -54,7 +54,7 @@ def seal(folder: str | Path) -> None:
 
 
 def flaw(folder: str | Path) -> str | None:
-    """What a checkpoint lacks to be whole, in words; `None` if it lacks nothing."""
+    """What a checkpoint lacks to be complete, in words; `None` if it lacks nothing."""
     folder = Path(folder)
     if not folder.is_dir():
         return "there is no such folder"
@@ -73,8 +73,8 @@ def flaw(folder: str | Path) -> str | None:
     return None
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The whole checkpoint with the largest step, or `None`; later ones that are not whole are named in a warning."""
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The complete checkpoint with the largest step, or `None`; later, incomplete ones are named in a warning."""
     steps = {p: int(m[1]) for p in Path(output_dir).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
     for folder in sorted(steps, key=steps.__getitem__, reverse=True):
         reason = flaw(folder)
@@ -88,21 +88,21 @@ def find_checkpoint(resume: str | bool | None, output_dir: str | Path) -> str | 
     """The folder to resume from.
 
     Args:
-        resume: a checkpoint's path; `True` (or "true") for the last whole one in `output_dir`, if there is any;
+        resume: a checkpoint's path; `True` (or "true") for the last complete one in `output_dir`, if there is any;
             `None` or `False` for a run from the beginning.
         output_dir: where the run's checkpoints are.
 
     Raises:
-        ValueError: the path is not that of a whole checkpoint; the message says what is wrong with it.
+        ValueError: the path is not that of a complete checkpoint; the message says what is wrong with it.
     """
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
         resume = resume.lower() == "true"
     if resume is None or resume is False or resume == "":
         return None
     if resume is True:
-        folder = last_whole_checkpoint(output_dir)
+        folder = last_complete_checkpoint(output_dir)
         if folder is None:
-            logger.warning(f"{output_dir} has no whole checkpoint: the run starts from the beginning.")
+            logger.warning(f"{output_dir} has no complete checkpoint: the run starts from the beginning.")
         return folder
     reason = flaw(resume)
     if reason is not None:
@@ -114,7 +114,7 @@ def agree_on_checkpoint(accelerator: Any, resume: str | bool | None, output_dir:
     """[`find_checkpoint`] by the main process, for all: machines that share no disk must not begin at several steps.
 
     Raises:
-        ValueError: as `find_checkpoint`, or a process does not see the checkpoint whole; on every process.
+        ValueError: as `find_checkpoint`, or a process does not see all of the checkpoint; on every process.
     """
     if accelerator.num_processes == 1:
         return find_checkpoint(resume, output_dir)
@@ -139,7 +139,7 @@ def agree_on_checkpoint(accelerator: Any, resume: str | bool | None, output_dir:
 
 
 def put_aside(output_dir: str | Path, resumed: str | None) -> None:
-    """Move whole checkpoints that a run would not come from out of its way, so that it is never resumed from them.
+    """Move complete checkpoints that a run would not come from out of its way, so that it is never resumed from them.
 
     They are those with a larger step than the one that is resumed from, or all where that is elsewhere or none.
 
@@ -174,12 +174,12 @@ class SealedCheckpoints(TrainerHooks):
     args: Any
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As the parent's; `True` resumes from the last whole checkpoint and starts anew where there is none.
+        """As the parent's; `True` resumes from the last complete checkpoint and starts anew where there is none.
 
-        Whole checkpoints in `output_dir` that the run does not come from are put aside.
+        Complete checkpoints in `output_dir` that the run does not come from are put aside.
 
         Raises:
-            ValueError: a path that is not a whole checkpoint's, or one that not all processes see.
+            ValueError: a path that is not a complete checkpoint's, or one that not all processes see.
         """
         folder = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
         if self.args.should_save:

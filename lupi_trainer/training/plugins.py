@@ -19,7 +19,7 @@ def is_plugin(name: str) -> bool:
 
 
 def load_plugin(key: str, name: str, needs: Iterable[str]) -> type[Any]:
-    """The class that `name` stands for.
+    """The class that `name` names.
 
     Args:
         key: the recipe's key, for messages.
@@ -33,7 +33,7 @@ def load_plugin(key: str, name: str, needs: Iterable[str]) -> type[Any]:
     try:
         module = _run_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:  # whatever code outside raises
-        raise ValueError(f"{key}: cannot load {name!r}: {_told(error, source)}") from error
+        raise ValueError(f"{key}: cannot load {name!r}: {_described(error, source)}") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         raise ValueError(f"{key}: {source} has no class {class_name!r}")
@@ -52,7 +52,7 @@ def make_plugin(key: str, made: type[Any], *args: Any, **options: Any) -> Any:
     try:
         return made(*args, **options)
     except Exception as error:  # whatever code outside raises
-        raise ValueError(f"{key}: {made.__name__} cannot be made: {_told(error)}") from error
+        raise ValueError(f"{key}: {made.__name__} cannot be made: {_described(error)}") from error
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -71,7 +71,7 @@ def _run_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _told(error: Exception, source: str | None = None) -> str:
+def _described(error: Exception, source: str | None = None) -> str:
     """What went wrong in code outside the package, in one line, with the place in `source` where there is one."""
     what = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, SyntaxError):

@@ -1,7 +1,7 @@
 """What trainers use of TRL, transformers and accelerate though it is not public.
 
 A name that begins with an underscore may change in any release. Those that trainers lean on are all here, under names
-of this package: functions for single ones, and three mix-ins that stand right before the parent in a trainer's bases.
+of this package: functions for single ones, and three mix-ins that come right before the parent in a trainer's bases.
 A private method that is overridden is overridden in a mix-in, once, and calls a public one, which subclasses override
 and whose `super()` leads to the parent's. `tests/training/test_private.py` fails when a name is gone, has other
 parameters or is not used as it is here, and when another file of the package uses a foreign private name. Those of
@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -91,17 +90,10 @@ def unwrap_model_for_generation(model, accelerator, **options) -> Generator[Any]
     """
     inner = accelerator.unwrap_model(model)
     inner.forward = inner.forward
-    checkpointing, key = inner.is_gradient_checkpointing, "gradient_checkpointing_kwargs"
-    if checkpointing:
+    if inner.is_gradient_checkpointing:
         inner.disable_input_require_grads()
-    # TRL 1.15 switches checkpointing on again without the user's options
-    known = key in signature(utils.unwrap_model_for_generation).parameters
-    forgotten = None if known else options.pop(key, None)
     with utils.unwrap_model_for_generation(model, accelerator, **options) as unwrapped:
         yield unwrapped
-    if checkpointing and forgotten is not None:
-        inner.disable_input_require_grads()
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=forgotten)
 
 
 def wrap_in_training(trainer: Any) -> None:

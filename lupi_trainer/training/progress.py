@@ -35,7 +35,7 @@ class WorkBar:
         return self
 
     def update(self, done: int, tokens: int, acceptance: float | None = None) -> None:
-        """Rows done so far, tokens written so far, and the share of drafted tokens that stood (if any are drafted)."""
+        """Rows done so far, tokens written so far, and the share of drafted tokens that were accepted."""
         seconds = time.perf_counter() - self.start
         if not self.enabled or seconds < self.delay:
             return

@@ -40,7 +40,7 @@ class RolloutReport(TrainerCallback):
 
     transformers' own callbacks go on reporting as for every trainer. This one adds, in the same W&B or trackio run:
     what [`reported_names`] says, `gamma/history` (a histogram of the draft lengths of all rounds since the last log)
-    and, if texts are logged, `rollouts` (a table in which the tokens that the teacher wrote stand in brackets).
+    and, if texts are logged, `rollouts` (a table with the tokens that the teacher wrote in brackets).
     """
 
     def __init__(self):

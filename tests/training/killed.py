@@ -106,7 +106,7 @@ def train(
     changes: dict | None = None,
     mixed: bool = False,
 ) -> None:
-    """Train from the last whole checkpoint, if there is one, and write `result.json` and the weights.
+    """Train from the last complete checkpoint, if there is one, and write `result.json` and the weights.
 
     Args:
         output_dir: of the run.

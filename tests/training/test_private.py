@@ -35,7 +35,7 @@ PRIVATE = [Path(module.__file__) for module in (of_models, of_engine, of_trainer
 OTHERS = [path for path in FILES if path not in PRIVATE]
 
 
-# What is called or overridden -> who has it, and its parameters.
+# What is called or overridden -> whose it is, and its parameters.
 SIGNATURES = {
     "_save": (Trainer, "self output_dir state_dict"),
     "_save_checkpoint": (Trainer, "self model trial"),
@@ -133,8 +133,9 @@ def test_what_is_read_or_written_is_used_so_by_its_library(name):
 
 
 def test_public_functions_that_are_wrapped():
-    given = list(inspect.signature(trl_models.unwrap_model_for_generation).parameters)
-    assert given[:4] == ["model", "accelerator", "gather_deepspeed3_params", "generation_kwargs"]
+    assert list(inspect.signature(trl_models.unwrap_model_for_generation).parameters) == (
+        "model accelerator gather_deepspeed3_params generation_kwargs gradient_checkpointing_kwargs".split()
+    )
     assert list(inspect.signature(of_trainers.pad).parameters)[:3] == ["tensors", "padding_value", "padding_side"]
     assert list(inspect.signature(SFTTrainer.compute_loss).parameters) == (
         "self model inputs return_outputs num_items_in_batch".split()
@@ -229,7 +230,7 @@ def used(path: Path) -> dict[str, int]:
 
 
 def defined(node: ast.AST) -> set[str]:
-    """The private names that a piece of code gives to functions, classes, variables, parameters and `self.NAME`."""
+    """The private names that code gives to functions, classes, variables, parameters and `self.NAME`."""
     names = set()
     for part in ast.walk(node):
         if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):

@@ -25,7 +25,7 @@ def test_it_is_quiet_without_a_terminal_when_switched_off_and_when_the_work_is_s
 
 
 def test_closed_book_questions_tell_how_far_they_are(student, tokenizer):
-    told = []
+    shown = []
     probes = load_lab_records("lab:probes-common")[:10]
-    closed_book(student, tokenizer, probes, batch_size=4, on_batch=lambda done, tokens: told.append((done, tokens)))
-    assert [done for done, _ in told] == [4, 8, 10] and told == sorted(told) and told[0][1] >= 4
+    closed_book(student, tokenizer, probes, batch_size=4, on_batch=lambda done, tokens: shown.append((done, tokens)))
+    assert [done for done, _ in shown] == [4, 8, 10] and shown == sorted(shown) and shown[0][1] >= 4

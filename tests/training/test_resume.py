@@ -21,7 +21,7 @@ from lupi_trainer.training.checkpoints import (
     agree_on_checkpoint,
     find_checkpoint,
     flaw,
-    last_whole_checkpoint,
+    last_complete_checkpoint,
     put_aside,
     seal,
 )
@@ -114,13 +114,13 @@ def test_killed_while_a_checkpoint_is_written(server, unbroken, tmp_path):
     calls = int((tmp_path / "count" / "calls.json").read_text())  # for one checkpoint
     base = tmp_path / "base"  # a run that has its first checkpoint, and dies before its second
     assert run(server, base, die_at=("backward", 9)) == -signal.SIGKILL
-    assert last_whole_checkpoint(base).endswith("checkpoint-3")
+    assert last_complete_checkpoint(base).endswith("checkpoint-3")
     half_written = 0
     for i in range(10):
         folder = tmp_path / f"at-{i}"
         shutil.copytree(base, folder)
         assert run(server, folder, die_at=("checkpoint", 1 + i * calls // 10)) == -signal.SIGKILL
-        assert last_whole_checkpoint(folder).endswith("checkpoint-3")
+        assert last_complete_checkpoint(folder).endswith("checkpoint-3")
         half_written += flaw(folder / "checkpoint-6") is not None and (folder / "checkpoint-6").exists()
         if i % 5 == 4:
             assert run(server, folder) == 0
@@ -166,8 +166,8 @@ def test_what_a_manifest_vouches_for_is_on_the_disk_before_it(tmp_path, monkeypa
         os, "fsync", lambda file: (written.append(Path(os.readlink(f"/proc/self/fd/{file}"))), sync(file))
     )
     folder = make_checkpoint(tmp_path / "checkpoint-1")
-    whole = {folder, folder / "sub", folder / "model.safetensors", folder / "sub" / "state.json"}
-    assert set(written[:-1]) == whole and written[-1].name.startswith(MANIFEST)
+    everything = {folder, folder / "sub", folder / "model.safetensors", folder / "sub" / "state.json"}
+    assert set(written[:-1]) == everything and written[-1].name.startswith(MANIFEST)
 
 
 def test_checkpoints_of_another_run_are_put_aside_and_never_resumed_from(tmp_path, caplog):
@@ -179,7 +179,7 @@ def test_checkpoints_of_another_run_are_put_aside_and_never_resumed_from(tmp_pat
     half.unlink()
     make_trainer(tmp_path, **settings, config_max_steps=1)[0].train()
     assert "(checkpoint-1, checkpoint-2, checkpoint-9)" in caplog.text
-    assert last_whole_checkpoint(output_dir) == str(output_dir / "checkpoint-1")
+    assert last_complete_checkpoint(output_dir) == str(output_dir / "checkpoint-1")
     assert (output_dir / "checkpoint-1" / "README.md").is_file() and (output_dir / "checkpoint-3").is_dir()
     aside = output_dir / "checkpoints.previous"
     assert {p.name for p in aside.iterdir()} == {"checkpoint-1", "checkpoint-2", "checkpoint-9"}
@@ -189,10 +189,10 @@ def test_checkpoints_of_another_run_are_put_aside_and_never_resumed_from(tmp_pat
     put_aside(output_dir, str(later))  # a run that goes on with the last one
     assert later.is_dir()
     put_aside(output_dir, str(output_dir / "checkpoint-1"))  # with an earlier one
-    assert last_whole_checkpoint(output_dir).endswith("checkpoint-1")
+    assert last_complete_checkpoint(output_dir).endswith("checkpoint-1")
     assert [p.name for p in (output_dir / "checkpoints.previous-2").iterdir()] == ["checkpoint-4"]
     put_aside(output_dir, str(aside / "checkpoint-9"))  # with one of elsewhere
-    assert last_whole_checkpoint(output_dir) is None
+    assert last_complete_checkpoint(output_dir) is None
 
 
 def test_the_main_process_chooses_the_checkpoint_and_all_must_see_it(tmp_path, monkeypatch):
@@ -219,7 +219,7 @@ def test_the_main_process_chooses_the_checkpoint_and_all_must_see_it(tmp_path, m
     assert agree_on_checkpoint(main, True, tmp_path / "main") == there and sent[-1] == [there, None]
     with pytest.raises(ValueError, match="no such folder"):
         agree_on_checkpoint(main, "nowhere", tmp_path)
-    assert sent[-1][0] is None and "no such folder" in sent[-1][1]  # the others are told
+    assert sent[-1][0] is None and "no such folder" in sent[-1][1]  # the others learn of it
 
 
 def test_without_a_checkpoint_the_run_says_that_it_starts(tmp_path, caplog):
