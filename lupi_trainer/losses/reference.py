@@ -34,15 +34,15 @@ def kd_ce_loss(
     labeled = labels != -100
     student, teacher = student_logits[labeled], teacher_logits[labeled]
     shared = min(student.size(-1), teacher.size(-1))
+    log_q = F.log_softmax(student[:, :shared] / kd_temperature, dim=-1)
+    log_p = F.log_softmax(teacher[:, :shared] / kd_temperature, dim=-1)
+    kl = _kl(log_p, log_q).sum()
     ce = F.cross_entropy(student, labels[labeled], reduction="sum")
-    student_log_probs = F.log_softmax(student[:, :shared] / kd_temperature, dim=-1)
-    teacher_log_probs = F.log_softmax(teacher[:, :shared] / kd_temperature, dim=-1)
-    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
     return (kd_alpha * kd_temperature**2 * kl + (1 - kd_alpha) * ce) / labeled.sum().clamp(min=1)
 
 
 def check_kd_arguments(kd_alpha: float, kd_temperature: float) -> None:
-    """Refuse a weight that is no share and a temperature that is none.
+    """Refuse a weight or a temperature that is out of range.
 
     Raises:
         ValueError: `kd_alpha` outside [0, 1], or `kd_temperature` not above 0.
@@ -163,10 +163,10 @@ def top_k_divergence(
 ) -> torch.Tensor:
     """Divergence between two next-token distributions of which the teacher's likeliest tokens are known.
 
-    All other tokens are one bucket, for which both have what is left of their probability. Merging tokens can only
+    All other tokens are one bucket, to which both give what is left of their probability. Merging tokens can only
     lower a divergence, so this is a lower bound of the one over the full vocabulary, and equal to it where K = V or
     where the student spreads the bucket as the teacher does. `beta` is that of [`~trl.DistillationTrainer`]: 0 is
-    KL(teacher || student), 1 is KL(student || teacher), between them the generalised Jensen-Shannon divergence with
+    KL(teacher || student), 1 is KL(student || teacher), between them the generalized Jensen-Shannon divergence with
     mixture `(1 - beta) * student + beta * teacher` (arXiv 2306.13649).
 
     Args:
@@ -178,26 +178,40 @@ def top_k_divergence(
     Returns:
         [N] float32, in nats.
     """
-    vocab_size = student_logits.size(-1)
-    known = teacher_ids < vocab_size
-    ids = teacher_ids.clamp(max=vocab_size)
-    # one column more takes what is no token
-    logits = F.pad(student_logits.float(), (0, 1), value=-torch.inf)
-    total = logits.logsumexp(-1, keepdim=True)
-    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    has_rest = known.sum(-1, keepdim=True) < vocab_size
-    student = torch.cat([logits.gather(-1, ids), rest], -1) - total
-    # a sum of float32 probabilities cannot tell less than this from nothing
-    left = (1 - (teacher_log_probs.double().exp() * known).sum(-1, keepdim=True)).clamp(min=1e-7).log().float()
-    teacher = torch.cat([teacher_log_probs.float(), left], -1)
-    present = torch.cat([known, has_rest], -1)
+    log_q, log_p, present = _bucketed(student_logits.float(), teacher_ids, teacher_log_probs)
     # absent entries are made equal and improbable, so that neither they nor their gradients count
-    student, teacher = student.masked_fill(~present, -1e4), teacher.masked_fill(~present, -1e4)
+    log_q, log_p = log_q.masked_fill(~present, -1e4), log_p.masked_fill(~present, -1e4)
     if beta == 0.0:
-        return (teacher.exp() * (teacher - student)).sum(-1)
+        return _kl(log_p, log_q)
     if beta == 1.0:
-        return (student.exp() * (student - teacher)).sum(-1)
-    weights = torch.tensor([1 - beta, beta], device=student.device).log()
-    mixture = torch.logaddexp(student + weights[0], teacher + weights[1])
-    to_mixture = (teacher.exp() * (teacher - mixture)).sum(-1), (student.exp() * (student - mixture)).sum(-1)
-    return beta * to_mixture[0] + (1 - beta) * to_mixture[1]
+        return _kl(log_q, log_p)
+    shares = torch.tensor([1 - beta, beta], device=log_q.device).log()
+    log_m = torch.logaddexp(log_q + shares[0], log_p + shares[1])
+    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+
+
+def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """[N, K] -> [N], KL(p || q) in nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _bucketed(
+    logits: torch.Tensor, ids: torch.Tensor, log_probs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logarithms of both models' probabilities of the K known tokens, and of all others together in the last column.
+
+    Returns:
+        `(log_q, log_p, present)`: [N, K + 1] of the student and of the teacher; [N, K + 1] bool, false where there is
+        no token, and in the last column where all tokens are known.
+    """
+    vocab_size = logits.size(-1)
+    known = ids < vocab_size
+    ids = ids.clamp(max=vocab_size)
+    logits = F.pad(logits, (0, 1), value=-torch.inf)  # a sink column for ids that are no token
+    rest = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    log_q = torch.cat([logits.gather(-1, ids), rest], -1) - logits.logsumexp(-1, keepdim=True)
+    # a sum of float32 probabilities cannot tell less than this from nothing
+    left = (1 - (log_probs.double().exp() * known).sum(-1, keepdim=True)).clamp(min=1e-7).log().float()
+    log_p = torch.cat([log_probs.float(), left], -1)
+    present = torch.cat([known, known.sum(-1, keepdim=True) < vocab_size], -1)
+    return log_q, log_p, present

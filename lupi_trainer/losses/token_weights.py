@@ -16,7 +16,7 @@ def uniform_weights(has_target: torch.Tensor, dtype: torch.dtype = torch.float32
 
 
 def align_to_heads(next_token: torch.Tensor, horizon: int) -> torch.Tensor:
-    """A model's next-token figures at the places where the heads predict the same tokens.
+    """A model's next-token figures at the positions where the heads predict the same tokens.
 
     Args:
         next_token: [B, S]; at t, of the prediction of token t + 1 (a reference's cross-entropy, for instance).
@@ -40,8 +40,8 @@ def _texts(has_target: torch.Tensor, segment_ids: torch.Tensor | None) -> torch.
     return (texts * (segments.max() + 1) + segments).flatten().unique(return_inverse=True)[1]
 
 
-class _OverTexts:
-    """Sums and maxima [B, S, H] over the text and head of each prediction, at its place."""
+class _WithinTexts:
+    """Sums, maxima and ranks [B, S, H] of each prediction among those of the same head in the same text."""
 
     def __init__(self, has_target: torch.Tensor, segment_ids: torch.Tensor | None):
         self.shape = has_target.shape
@@ -58,18 +58,18 @@ class _OverTexts:
         return self._reduce(values, "amax")
 
     def rank(self, scores: torch.Tensor) -> torch.Tensor:
-        """How many predictions of the same text and head score higher, or as high and come before."""
+        """How many of them score higher, or as high and come before."""
         order = scores.flatten(0, 1).argsort(dim=0, descending=True, stable=True)
         texts = self.index.gather(0, order)
         order = order.gather(0, texts.argsort(dim=0, stable=True))  # text by text, the highest first
-        places = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
-        ranks = torch.zeros_like(order).scatter_(0, order, places)
+        positions = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+        ranks = torch.zeros_like(order).scatter_(0, order, positions)
         sizes = self.index[:, 0].bincount()
         return (ranks - (sizes.cumsum(0) - sizes)[self.index]).view(self.shape)
 
 
-class _OverHeads:
-    """The same over the heads of a position."""
+class _WithinPositions:
+    """The same among the heads of a position; sums and maxima are [B, S, 1]."""
 
     sum = staticmethod(lambda values: values.sum(dim=-1, keepdim=True))
     max = staticmethod(lambda values: values.amax(dim=-1, keepdim=True))
@@ -79,8 +79,8 @@ class _OverHeads:
         return scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1, stable=True)
 
 
-def _groups(has_target: torch.Tensor, over: str, segment_ids: torch.Tensor | None) -> _OverHeads | _OverTexts:
-    return _OverHeads() if over == "head" else _OverTexts(has_target, segment_ids)
+def _groups(has_target: torch.Tensor, over: str, segment_ids: torch.Tensor | None) -> _WithinPositions | _WithinTexts:
+    return _WithinPositions() if over == "head" else _WithinTexts(has_target, segment_ids)
 
 
 def masked_softmax(
@@ -105,7 +105,7 @@ def masked_softmax(
     group = _groups(has_target, over, segment_ids)
     scores = scores.detach().masked_fill(~has_target, -torch.inf)
     peak = group.max(scores).clamp(min=torch.finfo(scores.dtype).min)
-    weights = ((scores - peak) / temperature).exp()  # exp(-inf) is 0, and where all are, nothing is divided by 0
+    weights = ((scores - peak) / temperature).exp()  # exp(-inf) is 0; where all are, the clamps avoid 0 / 0
     weights = weights / group.sum(weights).clamp(min=torch.finfo(scores.dtype).tiny)
     return weights * group.sum(has_target.to(weights.dtype)) if over == "token" else weights
 

@@ -111,7 +111,7 @@ def test_a_new_critic_says_zero_and_scales_what_it_learns():
 LOAD_BACK = """
 import sys, torch
 from transformers import AutoModelForCausalLM
-from lupi_trainer.modeling import MTPHeads, attach_mtp_heads
+from lupi_trainer.models.mtp_heads import MTPHeads, attach_mtp_heads
 repository, folder = sys.argv[1:]
 heads, own = MTPHeads.from_pretrained(repository).state_dict(), MTPHeads.from_pretrained(folder).state_dict()
 assert heads.keys() == own.keys() and all(torch.equal(heads[name], own[name]) for name in own)
