@@ -61,7 +61,7 @@ def installed(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def describe() -> list[str]:
-    """What the report of a failure has to say first."""
+    """What the report of a failure has to say first: lines on processor, versions, kernels and environment."""
     import torch
 
     name, flags = processor()
@@ -96,7 +96,7 @@ def run(setting: dict[str, str]) -> tuple[str, list[str]]:
 
 def main(names: list[str]) -> int:
     settings = [dict([name.split("=", 1)]) for name in names] or SETTINGS
-    print("\n".join(describe()))
+    print("\n".join(describe()[:2]))
     print(f"{'setting':32} passed failed seconds", flush=True)
     everything = []
     for setting in settings:
