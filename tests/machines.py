@@ -2,8 +2,8 @@
 
     python -m tests.machines [NAME=VALUE ...]
 
-runs the tests that `conftest.py` marks as numerical, but for slow ones, once for each of `SETTINGS` (or for those
-that are named), one after another, and prints a row for each.
+runs the tests that `conftest.py` marks as numerical, but for slow and distributed ones, once for each of `SETTINGS`
+(or for those that are named), one after another, and prints a row for each.
 """
 
 import os
@@ -24,7 +24,7 @@ VARIABLES = re.compile(
     r"(ATEN|ONEDNN|DNNL|MKL|OMP|KMP|GOMP|OPENBLAS|TORCH|CUDA|CUBLAS)_|TEST_(THREADS|SHUFFLE)$|PYTHONHASHSEED$"
 )
 
-TESTS = "numerical and not slow and not gpu and not browser and not vllm and not rebuild"
+TESTS = "numerical and not slow and not distributed and not gpu and not browser and not vllm and not rebuild"
 SETTINGS = (
     {},
     {"ATEN_CPU_CAPABILITY": "default"},
