@@ -98,14 +98,13 @@ def main(names: list[str]) -> int:
     settings = [dict([name.split("=", 1)]) for name in names] or SETTINGS
     print("\n".join(describe()[:2]))
     print(f"{'setting':32} passed failed seconds", flush=True)
-    everything = []
+    all_passed = True
     for setting in settings:
         name = " ".join(f"{key}={value}" for key, value in setting.items()) or "as it is"
         row, wrong = run(setting)
-        print(f"{name:32} {row}", flush=True)
-        everything += [f"{name}: {line}" for line in wrong]
-    print("\n".join(everything))
-    return bool(everything)
+        print("\n".join([f"{name:32} {row}", *wrong]), flush=True)
+        all_passed = all_passed and not wrong
+    return not all_passed
 
 
 if __name__ == "__main__":
