@@ -4,6 +4,7 @@ From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for a
 """
 
 import gc
+import inspect
 import os
 import random
 import re
@@ -37,8 +38,8 @@ from tests.publishing.hub_stub import TOKENS, HubStub  # noqa: E402
 torch.set_num_threads(int(THREADS))
 VLLM = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"
 
-# a file that compares numbers is numerical in all its tests
-NUMERICAL = re.compile(r"\b(approx|assert_close|allclose|torch\.equal)\(")
+# what a test that compares numbers, or texts that follow from them, says
+NUMERICAL = re.compile(r"\b(approx|assert_close|allclose|equal|assert_alike|reference_rollout)\(")
 
 
 def pytest_report_header(config):
@@ -53,16 +54,14 @@ def pytest_terminal_summary(terminalreporter, exitstatus):
 
 
 def pytest_collection_modifyitems(items):
-    files = {item.path for item in items}
-    numerical = {path for path in files if NUMERICAL.search(path.read_text(encoding="utf-8"))}
     for item in items:
-        if item.path in numerical:
+        if NUMERICAL.search(inspect.getsource(item.function)):
             item.add_marker(pytest.mark.numerical)
     # two workers end together when the long ones come first, and those that ask for more time before all others
     items.sort(key=lambda item: ("slow" not in item.keywords, item.get_closest_marker("timeout") is None))
     if seed := os.environ.get("TEST_SHUFFLE"):
         noise = random.Random(seed)
-        places = {path: noise.random() for path in sorted(files)}
+        places = {path: noise.random() for path in sorted({item.path for item in items})}
         items.sort(key=lambda item: (places[item.path], noise.random()))  # a file's tests stay together
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

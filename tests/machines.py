@@ -2,8 +2,8 @@
 
     python -m tests.machines [NAME=VALUE ...]
 
-runs the tests that `conftest.py` marks as numerical, but for slow ones, once for each of `SETTINGS` (or for those
-that are named), one after another, and prints a row for each.
+runs the tests that `conftest.py` marks as numerical, but for slow and distributed ones, once for each of `SETTINGS`
+(or for those that are named), one after another, and prints a row for each.
 """
 
 import os
@@ -24,7 +24,7 @@ VARIABLES = re.compile(
     r"(ATEN|ONEDNN|DNNL|MKL|OMP|KMP|GOMP|OPENBLAS|TORCH|CUDA|CUBLAS)_|TEST_(THREADS|SHUFFLE)$|PYTHONHASHSEED$"
 )
 
-TESTS = "numerical and not slow and not gpu and not browser and not vllm and not rebuild"
+TESTS = "numerical and not slow and not distributed and not gpu and not browser and not vllm and not rebuild"
 SETTINGS = (
     {},
     {"ATEN_CPU_CAPABILITY": "default"},
@@ -61,7 +61,7 @@ def installed(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def describe() -> list[str]:
-    """What the report of a failure has to say first."""
+    """What the report of a failure has to say first: lines on processor, versions, kernels and environment."""
     import torch
 
     name, flags = processor()
@@ -96,16 +96,15 @@ def run(setting: dict[str, str]) -> tuple[str, list[str]]:
 
 def main(names: list[str]) -> int:
     settings = [dict([name.split("=", 1)]) for name in names] or SETTINGS
-    print("\n".join(describe()))
+    print("\n".join(describe()[:2]))
     print(f"{'setting':32} passed failed seconds", flush=True)
-    everything = []
+    all_passed = True
     for setting in settings:
         name = " ".join(f"{key}={value}" for key, value in setting.items()) or "as it is"
         row, wrong = run(setting)
-        print(f"{name:32} {row}", flush=True)
-        everything += [f"{name}: {line}" for line in wrong]
-    print("\n".join(everything))
-    return bool(everything)
+        print("\n".join([f"{name:32} {row}", *wrong]), flush=True)
+        all_passed = all_passed and not wrong
+    return not all_passed
 
 
 if __name__ == "__main__":
