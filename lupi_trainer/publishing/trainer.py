@@ -38,8 +38,6 @@ class Published(TrainerHooks):
     model: Any
     train_dataset: Any
     hub_model_id: Any
-    _name: str  # of the training method, as TRL's trainers have it
-    _tag_names: list[str]
     dataset_name: str | None = None
     _papers: tuple[Paper, ...] = ()
 
