@@ -11,8 +11,8 @@ import lupi_trainer
 
 ROOT = Path(lupi_trainer.__file__).parent
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-ROOMS = re.findall(r"^\d+\. `(\w+)(?:/|\.py)`", PAGE, re.MULTILINE)
-FLOORS = re.findall(r"^ +\d+\. `(\w+)/`", PAGE, re.MULTILINE)  # of `speculative/`
+FOLDERS = re.findall(r"^\d+\. `(\w+)(?:/|\.py)`", PAGE, re.MULTILINE)
+ENGINE = re.findall(r"^ +\d+\. `(\w+)/`", PAGE, re.MULTILINE)  # of `speculative/`
 FILES = sorted(ROOT.rglob("*.py"))
 KNOW_TRL = {"training", "lupi_skd", "kd_lora", "wmtp", "scripts"}
 
@@ -36,32 +36,32 @@ def part(path: Path, depth: int) -> str:
 
 
 def backward(files: list[Path], order: list[str], inside: str) -> list[str]:
-    """The imports of `files`, each in a room of `order`, that lead to a later room of the package `inside`."""
+    """The imports of `files`, each in a folder of `order`, that lead to a later folder of the package `inside`."""
     depth, found = inside.count("."), []
     for path in files:
         allowed = order[: order.index(part(path, depth)) + 1]
         for name in imports(path):
-            room = name.removeprefix(f"{inside}.").split(".")[0]
-            if name.startswith(f"{inside}.") and room in order and room not in allowed:
+            folder = name.removeprefix(f"{inside}.").split(".")[0]
+            if name.startswith(f"{inside}.") and folder in order and folder not in allowed:
                 found.append(f"{path.relative_to(ROOT)} imports {name}")
     return found
 
 
-def test_every_room_is_in_the_list_once_and_there_are_few():
-    assert sorted(ROOMS) == sorted({part(path, 0) for path in FILES} - {"__init__"})
-    assert sorted(FLOORS) == sorted({part(path, 1) for path in ROOT.glob("speculative/*/*.py")})
-    assert len(ROOMS) <= 20
+def test_every_folder_is_in_the_list_once_and_there_are_few():
+    assert sorted(FOLDERS) == sorted({part(path, 0) for path in FILES} - {"__init__"})
+    assert sorted(ENGINE) == sorted({part(path, 1) for path in ROOT.glob("speculative/*/*.py")})
+    assert len(FOLDERS) <= 20
 
 
-def test_a_room_imports_only_from_rooms_before_it():
+def test_a_folder_imports_only_from_those_before_it():
     engine = [path for path in FILES if part(path, 0) == "speculative"]
-    assert not backward([path for path in FILES if part(path, 0) != "__init__"], ROOMS, "lupi_trainer")
-    assert not backward([p for p in engine if part(p, 1) != "__init__"], FLOORS, "lupi_trainer.speculative")
+    assert not backward([path for path in FILES if part(path, 0) != "__init__"], FOLDERS, "lupi_trainer")
+    assert not backward([p for p in engine if part(p, 1) != "__init__"], ENGINE, "lupi_trainer.speculative")
 
 
 def test_an_import_against_the_order_is_found(monkeypatch):
     (last,) = [path for path in FILES if part(path, 0) == "cli"]
-    assert backward([last], ["cli", *ROOMS[:-1]], "lupi_trainer")
+    assert backward([last], ["cli", *FOLDERS[:-1]], "lupi_trainer")
 
 
 def test_the_engine_knows_torch_and_transformers_alone_and_only_trainers_know_trl():

@@ -150,14 +150,14 @@ def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | N
             report("duplicate", f"its question is that of probe number {asked[question]}: {probe['question']!r}")
         for answer in answers:
             if contains(probe["question"] if question else "", answer):
-                report("leak", f"the answer {answer!r} stands in the question {probe['question']!r}")
+                report("leak", f"the answer {answer!r} is in the question {probe['question']!r}")
                 break
         if records is None or not is_text(probe.get("record_id")):
             continue
         if probe["record_id"] not in knowledge:
             report("record", "there is no such record with knowledge")
         elif answers and not contains(knowledge[probe["record_id"]], answers[0]):
-            report("answer", f"the answer {answers[0]!r} does not stand in the knowledge of its record")
+            report("answer", f"the answer {answers[0]!r} is not in the knowledge of its record")
     for i, j, _ in near_pairs([letter_runs(question) for question in questions], SAME_QUESTION):
         common = {normalize(a) for a in accepted[i]} & {normalize(a) for a in accepted[j]}
         if common and questions[i] != questions[j]:

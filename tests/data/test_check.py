@@ -82,7 +82,7 @@ PROBE_FAULTS = {
     "field: `answers` must be a list of texts": lambda ps: ps[1].update(answers="왼손"),
     "field: `question` must be a text": lambda ps: ps[1].pop("question"),
     "record: there is no such record": lambda ps: ps[1].update(record_id="nowhere_001"),
-    "answer: the answer '스웨덴' does not stand in the knowledge": lambda ps: ps[1].update(answers=["스웨덴"]),
+    "answer: the answer '스웨덴' is not in the knowledge": lambda ps: ps[1].update(answers=["스웨덴"]),
     "leak: the answer": lambda ps: ps[1].update(question=f"답은 {ps[1]['answers'][-1]}입니까?"),
     "duplicate: its question is that of probe number 0": lambda ps: ps[1].update(
         question=ps[0]["question"], answers=ps[0]["answers"]
