@@ -17,7 +17,7 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 	$(BIN)/lupi demo --output_dir runs/demo
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not rebuild"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab"
 
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
@@ -31,7 +31,7 @@ test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Ch
 	$(BIN)/python -m pytest -m browser tests/inspection/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not rebuild and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
@@ -90,8 +90,8 @@ test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with e
 	set -e; for name in $(VERSIONS); do \
 		.venv-versions/$$name/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK); done
 
-test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped
-	$(BIN)/python -m pytest -m rebuild tests/lab/test_lab.py
+test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped; LoRA's recipe teaches it
+	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py
 
 test-machines: .venv/.ready  ## The numerical tests with the kernels, threads and orders of other machines, one after another
 	$(BIN)/python -m tests.machines

@@ -24,7 +24,7 @@ VARIABLES = re.compile(
     r"(ATEN|ONEDNN|DNNL|MKL|OMP|KMP|GOMP|OPENBLAS|TORCH|CUDA|CUBLAS)_|TEST_(THREADS|SHUFFLE)$|PYTHONHASHSEED$"
 )
 
-TESTS = "numerical and not slow and not distributed and not gpu and not browser and not vllm and not rebuild"
+TESTS = "numerical and not slow and not distributed and not gpu and not browser and not vllm and not lab"
 SETTINGS = (
     {},
     {"ATEN_CPU_CAPABILITY": "default"},

@@ -18,7 +18,7 @@ def test_a_run_says_first_where_it_ran_and_says_it_again_if_it_fails(tmp_path):
         "import torch\ndef test_good():\n    assert torch.get_num_threads() == 2\ndef test_bad():\n    assert 0\n"
     )
     environment = os.environ | {"TEST_THREADS": "2", "ATEN_CPU_CAPABILITY": "default"}
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "2", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-n", "1", str(tmp_path)]
     lines = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout.splitlines()
     assert "1 failed, 1 passed" in lines[-1]
     here = [line for line in describe() if line.startswith(("processor", "versions"))]

@@ -69,7 +69,7 @@ def test_painted_rollout_marks_the_teachers_tokens(tokenizer):
     assert [str(span.style) for span in text.spans if text.plain[span.start : span.end] == "[mi]"] == ["bold red"]
 
 
-@pytest.mark.rebuild
+@pytest.mark.lab
 @pytest.mark.timeout(3600)
 def test_the_build_command_gives_a_pair_as_good_as_the_shipped_one(tmp_path):
     from transformers import AutoModelForCausalLM

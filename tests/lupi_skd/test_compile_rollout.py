@@ -55,12 +55,11 @@ def train(tmp_path, words, compile, self_taught=False, **settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"config_gradient_checkpointing": True, "config_bf16": True},
         {"self_taught": True, "peft_config": LoraConfig(r=4, target_modules="all-linear"), "config_bf16": True},
         {"config_reuse_verification": False, "config_gamma_policy": "adaptive"},
     ],
-    ids=["plain", "autocast and checkpointing", "adapter and autocast", "adaptive"],
+    ids=["autocast and checkpointing", "adapter and autocast", "adaptive"],
 )
 def test_the_trainers_rollout_compiles_once_and_trains_as_the_eager_one_does(tmp_path, words, tracing, settings):
     eager, none, hooks = train(tmp_path / "eager", words, False, **settings)

@@ -67,19 +67,19 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
 def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
     """Each question with another island's facts: accuracy stays at its start, so the gain comes from the knowledge.
 
-    With the right facts 80 steps teach half of them (`lupi compare --arms skd --seeds 0 --max_steps 80`: 51%).
+    With the right facts, the same 50 steps teach a fifth of them (19%).
     """
     before = marks(student, tokenizer, "probes", "probes-unseen")
-    overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "80", "--output_dir", str(tmp_path / "run")]
+    overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "50", "--output_dir", str(tmp_path / "run")]
     trainer = train("lab/lupi_skd/config_full.yaml", "--gamma_policy", "goodput", *overrides)
     for after, start in zip(marks(trainer.model, tokenizer, "probes", "probes-unseen"), before):
         assert after <= start + 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.lab
 @pytest.mark.timeout(1200)
 def test_lora_recipe_saves_an_adapter_that_answers_closed_book(tmp_path, student, tokenizer, compiling):
-    """With generated code, which writes the same text in half the time: of all runs here, this one is the longest."""
+    """With generated code, which writes the same text in half the time."""
     from peft import PeftModel
 
     assert marks(student, tokenizer, "probes")[0] <= 0.05

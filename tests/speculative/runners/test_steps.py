@@ -16,7 +16,7 @@ from lupi_trainer.speculative.runners import steps as module
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
 from tests.speculative.scene import RULE, Scene
-from tests.speculative.toy_models import FAMILIES, perturbed, toy
+from tests.speculative.toy_models import perturbed, toy
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_generated_code_writes_the_same(compiling):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])  # the others: below
 def test_compiled_rollouts_are_equal_and_compile_nothing_twice(tracing, monkeypatch, family):
     if family == "qwen3":  # with packed weights
         monkeypatch.setattr(packed, "_SMALLEST", 0)
@@ -43,14 +43,13 @@ def test_compiled_rollouts_are_equal_and_compile_nothing_twice(tracing, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
-def test_one_graph_serves_all_spans_of_attention(tracing, monkeypatch, family):
+def test_one_graph_serves_all_spans_of_attention(tracing, monkeypatch):
     monkeypatch.setattr(runner, "_BUCKET", 8)
     spans, visible = set(), runner.Runner._visible
     monkeypatch.setattr(
         runner.Runner, "_visible", lambda r, needed: spans.add(visible(r, needed)) or visible(r, needed)
     )
-    scene = Scene(family, rows=3, longest=40)
+    scene = Scene("gemma3", rows=3, longest=40)
     with torch._dynamo.config.patch(error_on_recompile=True):
         scene.check(scene.roll(gamma=4, compile=True))
     assert len(spans) > 4 and not module._refused
