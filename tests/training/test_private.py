@@ -107,6 +107,9 @@ SOURCES = {
     "_original_forward": [(accelerate.Accelerator.prepare_model, "model._original_forward = model.forward")],
     "_hf_hook": [(add_hook_to_module, "module._hf_hook = hook")],
     "_attn_implementation": [(PretrainedConfig, "@_attn_implementation.setter")],
+    "_get_generation_parameters": [
+        (PretrainedConfig.save_pretrained, "generation_parameters = self._get_generation_parameters()")
+    ],
     "_supports_sdpa": [(PreTrainedModel, "if not self._supports_sdpa:")],
     "_supports_flash_attn": [(PreTrainedModel, "if not self._supports_flash_attn:")],
     "_is_stateful": [(GenerationMixin, "if self._is_stateful:")],
