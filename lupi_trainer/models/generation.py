@@ -14,12 +14,11 @@ def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
 
     Args:
         model_or_config: a model (its `generation_config` is read, as `generate` does) or a `GenerationConfig`, whose
-            `eos_token_id` may be one id, several (a list, a tuple or a tensor) or None.
+            `eos_token_id` may be one id, several (a list, a tuple or a tensor) or None, of torch or numpy too.
         tokenizer: adds its own `eos_token_id`, if it has one.
     """
     config = getattr(model_or_config, "generation_config", model_or_config)
-    ids = config.eos_token_id
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    ids = _plain(config.eos_token_id)
     ids = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
     own = None if tokenizer is None else tokenizer.eos_token_id
     return sorted(ids if own is None else ids | {own})
