@@ -54,6 +54,7 @@ def read_prompts(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[
     mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device)
     if mask.shape != input_ids.shape or not ((mask == 0) | (mask == 1)).all():
         raise ValueError(f"attention_mask must be one of 0 and 1 for input_ids of shape {list(input_ids.shape)}")
+    mask = mask.long()  # as bool, it has no differences below 0
     if (mask.diff(dim=1) < 0).any():
         raise ValueError(
             "attention_mask: drafting reads prompts that are padded on the left alone (padding_side='left')"
@@ -69,7 +70,7 @@ def read_prompts(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> list[
 
 def _counts(positions: torch.Tensor, mask: torch.Tensor) -> bool:
     """positions [..., B or 1, L], mask [B, L]: whether they number the tokens of each row, apart from padding."""
-    expected = mask.long().cumsum(1) - 1
+    expected = mask.cumsum(1) - 1
     if mask.all():
         expected, mask = expected[:1], mask[:1]
     if positions.shape[-1] != mask.shape[1] or positions.numel() % mask.numel():
@@ -167,7 +168,7 @@ def refuse_others(config: GenerationConfig, of_generate: dict[str, Any], model_k
         raise ValueError("drafting does not keep processes in step, as synced_gpus=True asks for")
     if config.get_generation_mode() not in ("greedy_search", "sample"):
         asked = {name: getattr(config, name, None) for name in _MODES}
-        named = ", ".join(f"{name}={value}" for name, value in asked.items() if value and value != 1 or value is True)
+        named = ", ".join(f"{k}={v}" for k, v in asked.items() if v and not (k == "num_beams" and v == 1))
         raise ValueError(f"drafting cannot search with {named}: it writes greedy texts or samples")
     for name in _OUTPUTS:
         if getattr(config, name, False):

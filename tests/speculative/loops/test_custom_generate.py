@@ -218,6 +218,8 @@ def test_strings_end_texts_and_blocks_are_streamed(target, draft, tokenizer, wra
     assert torch.equal(target.generate(**asked, **options), expected)
     with pytest.raises(ValueError, match="could not locate a tokenizer"):
         target.generate(**{**asked, "tokenizer": None}, **options)
+    with pytest.raises(ValueError, match="stop_strings in several rows only with an eos_token_id"):
+        target.generate(**{**asked, "eos_token_id": None}, **options)
 
     class Recorder:
         def __init__(self):
@@ -265,6 +267,7 @@ def filled(target):
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
         ({"dola_layers": "low"}, "dola_layers=low"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
+        ({"assistant_early_exit": 1}, "search with assistant_early_exit=1:"),
         ({"assistant_model": "draft"}, "assistant_model"),
         ({"synced_gpus": True}, "synced_gpus=True"),
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
@@ -274,7 +277,7 @@ def filled(target):
         ({"position_ids": lambda m: batch()["attention_mask"].cumsum(1)}, "position_ids"),
         ({"past_key_values": filled}, "neither reads nor fills a cache"),
         ({"past_key_values": lambda m: DynamicCache(config=m.config)}, "neither reads nor fills a cache"),
-        ({"attention_mask": lambda m: batch()["attention_mask"].flip(1)}, "padded on the left"),
+        ({"attention_mask": lambda m: batch()["attention_mask"].flip(1).bool()}, "padded on the left"),
         ({"attention_mask": lambda m: torch.ones(4, 7).index_fill(1, torch.tensor(4), 0)}, "padded on the left"),
         ({"verification": "token"}, "verification is called block_verification"),
         ({"draft_length": "fixed"}, "draft_length is called gamma_policy now"),
