@@ -1,6 +1,12 @@
-"""Where a model's texts end."""
+"""A model's generation config: where texts end, and whether it can be saved with its model."""
 
 from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+from .private import generation_settings
 
 
 def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
@@ -8,12 +14,72 @@ def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
 
     Args:
         model_or_config: a model (its `generation_config` is read, as `generate` does) or a `GenerationConfig`, whose
-            `eos_token_id` may be one id, several (a list, a tuple or a tensor) or None.
+            `eos_token_id` may be one id, several (a list, a tuple or a tensor) or None, of torch or numpy too.
         tokenizer: adds its own `eos_token_id`, if it has one.
     """
     config = getattr(model_or_config, "generation_config", model_or_config)
-    ids = config.eos_token_id
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    ids = _plain(config.eos_token_id)
     ids = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
     own = None if tokenizer is None else tokenizer.eos_token_id
     return sorted(ids if own is None else ids | {own})
+
+
+def make_savable(model: Any) -> None:
+    """Puts a model's generation config right where `save_pretrained` would refuse it, with a warning.
+
+    What has no effect and therefore is invalid (a temperature without sampling, a length penalty without beams) is
+    taken out, numbers of torch or numpy become Python's, and what was put into the model's own configuration moves
+    here. What `generate` writes stays the same.
+
+    Args:
+        model: with or without an adapter; nothing is done for one that does not generate.
+
+    Raises:
+        ValueError: what is invalid otherwise, with transformers' reason.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    name = f"the generation config of {model.config.name_or_path or type(model).__name__}"
+    changes = [*_move_settings(model.config, config), *_plain_numbers(config)]
+    error = _fault(config)
+    for flag in re.findall(r"^- `(\w+)`: ", error or "", re.MULTILINE):
+        changes.append(f"{flag}={getattr(config, flag)!r} had no effect and is taken out")
+        setattr(config, flag, None)
+    if error is not None and (error := _fault(config)) is not None:
+        raise ValueError(f"{name} is invalid, and the model could not be saved: {error}")
+    if changes:
+        warnings.warn(f"{name} could not be saved as it was: {'; '.join(changes)}", stacklevel=3)
+
+
+def _fault(config: Any) -> str | None:
+    try:
+        config.validate(strict=True)
+        config.to_json_string()
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def _move_settings(model_config: Any, config: Any) -> list[str]:
+    moved = []
+    for name, value in generation_settings(model_config).items():
+        delattr(model_config, name)
+        if getattr(config, name) is None:
+            setattr(config, name, value)
+        moved.append(f"{name}={value!r} belongs into it, not into the model's configuration")
+    return moved
+
+
+def _plain_numbers(config: Any) -> list[str]:
+    found = {name: value for name, value in vars(config).items() if _plain(value) is not value}
+    for name, value in found.items():
+        setattr(config, name, _plain(value))
+    return [f"{name}={value!r} is of another library" for name, value in found.items()]
+
+
+def _plain(value: Any) -> Any:
+    """A number, or several of them, of torch or numpy as Python's; whatever else as it is."""
+    if isinstance(value, (list, tuple)) and any(hasattr(part, "tolist") for part in value):
+        return [_plain(part) for part in value]
+    return value.tolist() if hasattr(value, "tolist") else value

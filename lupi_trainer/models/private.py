@@ -2,9 +2,9 @@
 
 A name that begins with an underscore may change in any release. All of those that concern models are here, under names
 of this package, and `tests/training/test_private.py` fails when one of them is not as it is used here:
-`_attn_implementation` of a configuration, `_supports_sdpa`, `_supports_flash_attn`, `_is_stateful` and
-`_keys_to_ignore_on_save` of a model, `_hf_deepspeed_config_weak_ref` of transformers' integration of DeepSpeed,
-`_n_gpu` of training arguments, and what accelerate puts on a module, `_hf_hook` and `_original_forward`.
+`_attn_implementation` and `_get_generation_parameters` of a configuration, `_supports_sdpa`, `_supports_flash_attn`,
+`_is_stateful` and `_keys_to_ignore_on_save` of a model, `_hf_deepspeed_config_weak_ref` of transformers' integration
+of DeepSpeed, `_n_gpu` of training arguments, and what accelerate puts on a module, `_hf_hook` and `_original_forward`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ def attn_implementation(config: Any) -> str | None:
 def set_attn_implementation(config: Any, name: str | None) -> None:
     """Set it for the configuration and those inside it, without the checks of `model.set_attn_implementation`."""
     config._attn_implementation = name
+
+
+def generation_settings(config: Any) -> dict[str, Any]:
+    """What a model's configuration holds that belongs into its generation config, so that neither can be saved."""
+    return config._get_generation_parameters()
 
 
 def supports_sdpa(model: Any) -> bool:

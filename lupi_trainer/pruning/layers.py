@@ -6,6 +6,7 @@ folder with one safetensors file a layer and `bundle_meta.json`. Layers are coun
 was dropped from; the base keeps the numbers of its own under `kept_layers` in its configuration.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..models.generation import make_savable
 from ..models.private import attn_implementation
 
 
@@ -116,8 +118,9 @@ def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], ent
                 f"{name!r} is {state[name].dtype} in a model of {model.dtype}, which loading would not keep: bring "
                 "the model to one dtype first"
             )
-    made.generation_config = model.generation_config
+    made.generation_config = copy.deepcopy(model.generation_config)
     made.config.name_or_path = model.config.name_or_path
+    make_savable(made)
     return made.to(model.device).train(model.training)
 
 

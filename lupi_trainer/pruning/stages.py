@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..lab import resolve_model
+from ..models.generation import make_savable
 from ..models.loading import SAFE_WEIGHTS
 from .layers import META, layers_prefix, positions, read_meta, restore_bundle, save_bundle
 
@@ -161,6 +162,7 @@ def merge_stage(stage: Stage, adapter: str, output_dir: Path) -> Path:
         )
     merged = PeftModel.from_pretrained(stage.model, adapter).merge_and_unload()
     if stage.bundle is None:
+        make_savable(merged)
         merged.save_pretrained(target)
     else:
         meta = read_meta(stage.bundle)

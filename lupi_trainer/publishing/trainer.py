@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from ..models.generation import make_savable
 from ..training.private import TrainerHooks
 from .credentials import refuse_secrets
 from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
@@ -44,11 +45,14 @@ class Published(TrainerHooks):
     def __init__(self, *args: Any, **kwargs: Any):
         if (config := kwargs.get("args")) is not None:
             refuse_secrets(config)
+        make_savable(kwargs.get("model", args[0] if args else None))  # one given as an object
         super().__init__(*args, **kwargs)
+        make_savable(self.model)  # one given by name
 
     # Saving
 
     def save_student(self, output_dir: str | None, state_dict: dict[str, Any] | None) -> None:
+        make_savable(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))  # if it was changed since
         # the parent pickles its arguments beside the weights
         token, self.args.hub_token = self.args.hub_token, None
         try:

@@ -3,6 +3,7 @@
 import torch
 
 from ..models.backbone import context_length
+from ..models.generation import eos_token_ids
 from ..speculative import HeadsDraft, SpeculativeStats, speculative_generate
 from ..training.private import unwrap_model_for_generation
 
@@ -45,6 +46,6 @@ def draft_metrics(trainer, dataset) -> dict[str, float]:
             prompts,
             max_new_tokens=args.draft_eval_new_tokens,
             num_draft_tokens=args.horizon - 1,
-            eos_token_id=trainer.processing_class.eos_token_id,
+            eos_token_id=eos_token_ids(model, trainer.processing_class),
         )
     return acceptance(output.stats, args.horizon)

@@ -1,10 +1,12 @@
+import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from lupi_trainer.models.generation import eos_token_ids
+from lupi_trainer.models.generation import eos_token_ids, make_savable
 from tests.speculative.toy_models import toy
 
 
@@ -19,6 +21,7 @@ from tests.speculative.toy_models import toy
         ((7, 2, 7), 9, [2, 7, 9]),
         (torch.tensor([7, 2]), None, [2, 7]),
         (torch.tensor(7), 5, [5, 7]),
+        ([torch.tensor(7), np.int64(2)], 7, [2, 7]),
     ],
 )
 def test_ids_of_the_model_and_the_tokenizer_are_gathered_once(own, tokenizers, expected):
@@ -32,3 +35,57 @@ def test_ids_of_the_model_and_the_tokenizer_are_gathered_once(own, tokenizers, e
 
 def test_without_a_tokenizer_the_models_ids_count_alone():
     assert eos_token_ids(GenerationConfig(eos_token_id=[4, 3])) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "settings, saved, words",
+    [
+        (
+            {"temperature": 0.9, "top_p": 0.6, "top_k": 7, "min_p": 0.1},
+            {},
+            r"temperature=0.9 had no effect.*top_p=0.6",
+        ),
+        ({"typical_p": 0.9, "do_sample": False}, {"do_sample": False}, "typical_p=0.9 had no effect"),
+        ({"length_penalty": 2.0, "early_stopping": True}, {}, "length_penalty=2.0 had no effect"),
+        (
+            {"use_cache": False, "cache_implementation": "static"},
+            {"use_cache": False},
+            "cache_implementation='static'",
+        ),
+        ({"output_scores": True, "pad_token_id": -1}, {}, "output_scores=True had no effect"),
+        ({"repetition_penalty": np.float32(1.5)}, {"repetition_penalty": 1.5}, "repetition_penalty=.* of another lib"),
+        ({"eos_token_id": torch.tensor([2, 5])}, {"eos_token_id": [2, 5]}, "eos_token_id=.* of another library"),
+        ({"eos_token_id": [2, np.int64(5)]}, {"eos_token_id": [2, 5]}, "eos_token_id=.* of another library"),
+    ],
+)
+def test_an_invalid_generation_config_is_put_right_with_a_warning(tmp_path, settings, saved, words):
+    model = toy("llama")
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    with pytest.raises((ValueError, TypeError)):
+        model.save_pretrained(tmp_path / "before")
+    with pytest.warns(UserWarning, match=f"generation config of LlamaForCausalLM could not be saved.*{words}"):
+        make_savable(model)
+    model.save_pretrained(tmp_path / "after")
+    loaded = GenerationConfig.from_pretrained(tmp_path / "after")
+    assert {name: getattr(loaded, name) for name in settings} == dict.fromkeys(settings) | saved
+    with warnings.catch_warnings(action="error"):
+        make_savable(model)
+
+
+def test_what_belongs_into_a_generation_config_moves_there(tmp_path):
+    model = toy("llama")
+    model.config.no_repeat_ngram_size, model.config.temperature = 3, 0.7
+    with pytest.raises(ValueError, match="generation parameters are set in the model config"):
+        model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no_repeat_ngram_size=3 belongs into it.*temperature=0.7 had no effect"):
+        make_savable(model)
+    model.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).no_repeat_ngram_size == 3
+
+
+def test_a_generation_config_that_nobody_can_put_right_is_refused():
+    model = toy("llama")
+    model.generation_config.num_return_sequences, model.generation_config.top_p = 3, 0.5
+    with pytest.raises(ValueError, match="LlamaForCausalLM is invalid, and the model could not be saved.*num_return"):
+        make_savable(model)

@@ -3,12 +3,21 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    Qwen3Config,
+)
 
 from lupi_trainer.cli import main
 from lupi_trainer.pruning.influence import block_influence, choose_block
 from lupi_trainer.pruning.layers import drop_layers, kept_layers, layer_file, restore_bundle, save_bundle
+from lupi_trainer.pruning.stages import Stage, merge_stage
 
 
 def make_model(family: str, depth: int = 6, dtype=torch.float32):
@@ -205,3 +214,19 @@ def test_nothing_is_overwritten(pruned, capsys):
     assert main(["prune", "--model", "lab:teacher", "--drop", "1", "--bundle", "B", "--out", str(pruned)]) == 2
     assert main(["restore", "--base", str(pruned / "base"), "--bundle", str(pruned / "B"), "--out", str(pruned)]) == 2
     assert capsys.readouterr().err.count("exists already; nothing was written") == 2
+
+
+def test_a_base_and_a_merged_model_are_saved_whatever_their_generation_config(tmp_path):
+    make_model("llama").save_pretrained(tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text('{"temperature": 0.9, "top_k": 7}')
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model.generation_config.pad_token_id = 3  # as trainers do
+    with pytest.warns(UserWarning, match="temperature=0.9 had no effect"):
+        drop_layers(model, {"B": [2]}).save_pretrained(tmp_path / "base")
+    assert model.generation_config.temperature == 0.9, "the model is left as it is"
+    adapted = get_peft_model(make_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.warns(UserWarning, match="temperature=0.9 had no effect"):
+        merge_stage(Stage(model, None, list(range(6))), str(tmp_path / "adapter"), tmp_path / "merged")
+    for name in ("base", "merged"):
+        assert GenerationConfig.from_pretrained(tmp_path / name).pad_token_id == 3

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,11 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.hub import hf_api
 
 from lupi_trainer.cli import main
-from lupi_trainer.lab import load_lab_records
+from lupi_trainer.lab import load_lab_records, resolve_model
 from lupi_trainer.models.mtp_heads import MTPHeads, ValueHead
 from lupi_trainer.publishing import trainer as publishing
 from lupi_trainer.publishing.model_card import public_name, render_card
@@ -305,3 +307,24 @@ def test_a_kd_lora_adapter_is_pushed_with_all_that_belongs_to_it(hub, tmp_path):
     assert sent["adapter_model.safetensors"] == (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     card = sent["README.md"].decode()
     assert "KD-LoRA" in card and "| teacher | `lab:teacher` (shipped with lupi_trainer) |" in card
+
+
+@pytest.mark.parametrize(
+    "make", [make_trainer, make_kd_trainer, make_wmtp_trainer], ids=["an object", "an adapter, by name", "heads"]
+)
+def test_a_generation_config_that_cannot_be_saved_is_put_right_before_training(tmp_path, make):
+    model, flags = str(shutil.copytree(resolve_model("lab:student"), tmp_path / "model")), {"temperature": 0.9}
+    path = tmp_path / "model/generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | flags | {"top_p": 0.6, "length_penalty": 2.0}))
+    if make is not make_kd_trainer:
+        model = AutoModelForCausalLM.from_pretrained(model)
+        model.generation_config.eos_token_id = torch.tensor(model.generation_config.eos_token_id)
+    with pytest.warns(UserWarning, match="temperature=0.9 had no effect.*length_penalty=2.0 had no effect"):
+        trainer, _ = make(tmp_path, model=model, config_max_steps=1, config_save_strategy="steps", config_save_steps=1)
+    trainer.model.generation_config.min_p = 0.1
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path / "run", tmp_path / "run/checkpoint-1"):
+        saved = GenerationConfig.from_pretrained(folder)
+        saved.validate(strict=True)
+        assert saved.temperature is saved.length_penalty is saved.min_p is None and saved.eos_token_id is not None

@@ -65,6 +65,10 @@ SIGNATURES = {
         "beta num_items_in_batch student_lm_head_bias teacher_lm_head_bias student_logit_scale teacher_logit_scale "
         "student_final_logit_softcapping teacher_final_logit_softcapping temperature",
     ),
+    "_extract_generation_mode_kwargs": (
+        GenerationMixin,
+        "self custom_generate kwargs synced_gpus assistant_model streamer",
+    ),
     "_higher_order_ops": (of_engine.while_loop, "cond_fn body_fn carried_inputs"),
 }
 
@@ -103,6 +107,9 @@ SOURCES = {
     "_original_forward": [(accelerate.Accelerator.prepare_model, "model._original_forward = model.forward")],
     "_hf_hook": [(add_hook_to_module, "module._hf_hook = hook")],
     "_attn_implementation": [(PretrainedConfig, "@_attn_implementation.setter")],
+    "_get_generation_parameters": [
+        (PretrainedConfig.save_pretrained, "generation_parameters = self._get_generation_parameters()")
+    ],
     "_supports_sdpa": [(PreTrainedModel, "if not self._supports_sdpa:")],
     "_supports_flash_attn": [(PreTrainedModel, "if not self._supports_flash_attn:")],
     "_is_stateful": [(GenerationMixin, "if self._is_stateful:")],
@@ -112,6 +119,7 @@ SOURCES = {
         (deepspeed.is_deepspeed_zero3_enabled, "_hf_deepspeed_config_weak_ref()"),
     ],
     "_n_gpu": [(TrainingArguments, "return self._n_gpu"), (Trainer, "self.args.n_gpu > 1")],
+    "_is_user_defined": [(GenerationMixin, "user_defined_cache._is_user_defined = True")],
     "_global_mapping": [(GeneralInterface, "cls._global_mapping.update({key: value})")],
 }
 

@@ -6,6 +6,7 @@ import torch
 from lupi_trainer.data.prompts import encode
 from lupi_trainer.data.records import load_sft_data
 from lupi_trainer.speculative import HeadsDraft, speculative_generate
+from lupi_trainer.wmtp import drafting
 from tests.benchmarks.wmtp import split_islands
 from tests.kd_lora.training import lab_tokenizer
 from tests.wmtp.training import make_wmtp_trainer
@@ -39,3 +40,21 @@ def test_heads_draft_answers_about_islands_that_they_have_not_seen(tmp_path):
             torch.tensor([prompt]), max_new_tokens=48, do_sample=False, eos_token_id=tokenizer.eos_token_id
         )
         assert ours == plain[0, len(prompt) :].tolist()
+
+
+def test_drafts_end_where_the_model_ends_its_texts(tmp_path, monkeypatch):
+    """At every token that its generation config names, not at the tokenizer's alone."""
+    trainer, _ = make_wmtp_trainer(tmp_path, config_draft_eval_prompts=2, config_draft_eval_new_tokens=12)
+    written = []
+
+    def recorded(*args, **options):
+        output = speculative_generate(*args, **options)
+        written.append(output.completion_ids)
+        return output
+
+    monkeypatch.setattr(drafting, "speculative_generate", recorded)
+    drafting.draft_metrics(trainer, trainer.train_dataset)
+    ends = [text[2] for text in written[0]]
+    trainer.model.generation_config.eos_token_id = ends
+    drafting.draft_metrics(trainer, trainer.train_dataset)
+    assert all(text[-1] in ends and len(text) <= 3 for text in written[1])

@@ -3,12 +3,16 @@
 All of it is here, under names of this package, and `tests/training/test_private.py` fails when one of them is not as
 it is used here: `torch._dynamo` (`maybe_mark_dynamic`, `config.patch(recompile_limit=...)` and two exceptions),
 `torch._higher_order_ops` (`while_loop`), oneDNN's products with packed weights (`_linear_pointwise` and
-`_reorder_linear_weight` of `torch.ops.mkldnn`), and `_global_mapping`, the table behind transformers' attention
-interfaces. What belongs to models is in `lupi_trainer/models/private.py`.
+`_reorder_linear_weight` of `torch.ops.mkldnn`), and of transformers `_global_mapping`, the table behind its attention
+interfaces, `_is_user_defined` of a cache, and the variables of its running `generate` and
+`_extract_generation_mode_kwargs`. What belongs to models is in `lupi_trainer/models/private.py`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,11 +20,15 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._higher_order_ops.while_loop import while_loop
+from transformers import GenerationMixin
 
 
 __all__ = [
     "COMPILE_ERRORS",
     "at_most_graphs",
+    "given_tokenizer",
+    "is_given_cache",
+    "kept_by_generate",
     "mark_dynamic",
     "pack_weight",
     "packed_product",
@@ -55,3 +63,47 @@ def packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | N
 def registered(interface: Any) -> dict[str, Callable]:
     """Attention or mask functions of all models by name, of `AttentionInterface` or `AttentionMaskInterface`."""
     return interface._global_mapping
+
+
+def is_given_cache(cache: Any) -> bool:
+    """Whether the caller of `generate` gave this cache, which is made there otherwise."""
+    return getattr(cache, "_is_user_defined", False)
+
+
+def _variables(function: Callable) -> dict[str, Any] | None:
+    """The variables of the innermost running call of a function; None: it is not running."""
+    code, frame = inspect.unwrap(function).__code__, sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals
+
+
+def kept_by_generate() -> dict[str, Any]:
+    """`streamer`, `assistant_model` and `synced_gpus` of the `generate` that is running a callable `custom_generate`,
+    to which it does not give them; empty where none is running one."""
+    variables = _variables(GenerationMixin.generate)
+    if variables is None or not callable(variables["custom_generate"]):
+        return {}
+    return {name: variables[name] for name in ("streamer", "assistant_model", "synced_gpus")}
+
+
+class given_tokenizer:
+    """A function that as `custom_generate` is given `tokenizer`, and so are the `stop_strings`.
+
+    `generate` takes it out of its arguments, asks for the function's signature, and hands on only what is left: it is
+    put back at that moment.
+    """
+
+    def __init__(self, function: Callable):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        variables = _variables(GenerationMixin._extract_generation_mode_kwargs)
+        if variables is not None and "tokenizer" in (taken := variables["generation_mode_kwargs"]):
+            variables["kwargs"]["tokenizer"] = taken["tokenizer"]
+        return inspect.signature(self.function)
