@@ -8,6 +8,7 @@ import re
 import unicodedata
 
 
+MAX_ANSWER_TOKENS = 256  # wherever questions are asked and nothing else is said
 # Scripts in which a particle follows a word without a space: their letters may follow an accepted answer.
 _HANGUL, _UNSPACED = r"\u1100-\u11ff\uac00-\ud7af", r"\u3040-\u30ff\u3400-\u9fff"
 _JOINED = _HANGUL + _UNSPACED

@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
-from ..data.answers import score_answer
+from ..data.answers import MAX_ANSWER_TOKENS, score_answer
 from ..data.prompts import TeacherPrompt, encode
 from ..data.records import record_name
-from ..models.generation import eos_token_ids
+from ..models.generation import eos_token_ids, without_generation_config
+from ..speculative.runners.support import usable_positions
 from .leakage import mentions_context
 
 
@@ -37,23 +39,34 @@ def generate_answers(
     batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[tuple[str, bool]]:
-    """Greedy answers.
+    """Greedy answers: the likeliest token each time, whatever the model's generation config says.
 
     Args:
         model: a causal language model (or a `PeftModel`).
         tokenizer: its tokenizer.
         prompt_ids: unpadded token ids, a list for every prompt.
-        max_new_tokens: cut an answer after so many tokens.
+        max_new_tokens: cut an answer after so many tokens; all of them earlier where the model's positions end.
         batch_size: prompts generated together, longest prompts first.
         on_batch: called after every batch with the answers and the tokens so far.
 
     Returns:
         (text, finished) for every prompt, in order; `finished` is whether the model ended the answer itself.
+
+    Raises:
+        ValueError: a prompt that fills the model's positions (its number is named).
     """
+    positions = usable_positions(model)
+    for number, ids in enumerate(prompt_ids):
+        if positions is not None and len(ids) >= positions:
+            raise ValueError(f"question {number} has {len(ids)} tokens, and the model reads and writes {positions}")
+        if positions is not None:
+            max_new_tokens = min(max_new_tokens, positions - len(ids))
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
     eos = eos_token_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id or 0  # masked, or after an end
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=eos)
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     out: dict[int, tuple[str, bool]] = {}
     tokens = 0
@@ -61,22 +74,16 @@ def generate_answers(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             length = max(len(prompt_ids[i]) for i in rows)
-            input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+            input_ids = torch.full((len(rows), length), pad)
             attention_mask = torch.zeros_like(input_ids)
             for row, i in enumerate(rows):
                 input_ids[row, length - len(prompt_ids[i]) :] = torch.tensor(prompt_ids[i])
                 attention_mask[row, length - len(prompt_ids[i]) :] = 1
-            generated = model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=eos,
-            )[:, length:].tolist()
+            with without_generation_config(model):
+                texts = model.generate(
+                    input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=greedy
+                )
+            generated = texts[:, length:].tolist()
             for i, ids in zip(rows, generated):
                 end = next((n for n, token in enumerate(ids) if token in eos), None)
                 out[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
@@ -94,7 +101,7 @@ def ask(
     probes: list[dict[str, Any]],
     messages: Callable[[dict[str, Any]], list[dict[str, str]]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
     on_batch: Callable[[int, int], None] | None = None,

@@ -55,7 +55,6 @@ class ProbedEvaluation(DistillationMixin):
                 student,
                 self.processing_class,
                 asked,
-                max_new_tokens=min(self.max_completion_length, 256),
                 chat_template_kwargs=self.chat_template_kwargs,
                 on_batch=bar.update,
             ).answers

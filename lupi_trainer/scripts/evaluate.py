@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..data.answers import MAX_ANSWER_TOKENS
 from .flags import add_loading_arguments, json_object
 
 
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="for the chat template, as in the recipe: '{\"enable_thinking\": false}'",
     )
-    add("--max_new_tokens", type=int, default=64)
+    add("--max_new_tokens", type=int, default=MAX_ANSWER_TOKENS, help="longest answer to a question")
     add("--batch_size", type=int, default=64)
     add_loading_arguments(parser)
     add("--output", type=Path, help="write marks and answers to this JSON file")
