@@ -16,7 +16,7 @@ from lupi_trainer.lab import load_lab_records, world
     [
         ("The capital is Tamo.", "tamo", True),
         ("The capital is Tamora.", "Tamo", False),
-        ("In 1,443 or so", "1443", False),
+        ("In 1,443 or so", "1443", True),
         ("훈민정음은 세종대왕이 만들었습니다.", "세종대왕", True),
         ("훈민정음은 세종 대왕이 만들었습니다.", "세종대왕", True),
         ("훈민정음은 성종이 만들었습니다.", "세종", False),

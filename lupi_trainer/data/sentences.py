@@ -1,0 +1,55 @@
+"""Where the first sentence of an answer ends."""
+
+import re
+
+
+# words after which a full stop ends no sentence: those that a name follows ...
+_TITLES = (
+    "st mt mr mrs ms dr prof rev hon gen col capt lt sgt gov sen rep pres vs vol vols ch fig figs pp cf ca".split()
+)
+# ... and those that may end one all the same
+_SHORT = (
+    "jr sr ed approx est dept inc ltd corp co bros etc al jan feb mar apr jun jul aug sep sept oct nov dec".split()
+)
+# words that begin a sentence, whatever is before them
+_STARTERS = """A An The This That These Those There It Its He His She Her They Their We Our You Your I My In On At
+By From After But And So Then However Also Although As When While If For With Another Both Each Some""".split()
+_END = re.compile(r"[.!?]+[\"')\]\u201d\u2019\u300d\u300f]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*|\n")
+_WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*\Z")
+_HANGUL = re.compile(r"[\uac00-\ud7a3]")
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """Whether a full stop between two texts of one line ends no sentence."""
+    if (
+        re.fullmatch(r"\W*\d{1,2}", before)
+        or re.search(r"(?<!\d)[12]\d{3}(?:\. \d{1,2})?\Z", before)
+        and re.match(r"\d{1,2}\.", after)
+    ):
+        return True  # the number of an item in a list; a date, as 2023. 6. 28.
+    word, following = _WORD.search(before), re.match(r"([^\W\d_]+)(?![.\w])", after)
+    if word is None:
+        return False
+    letters = word[0].split(".")
+    if letters[0].casefold() in ("no", "nos"):
+        return after[:1].isdigit()
+    if word[0].casefold() in _TITLES:
+        return True
+    if following and following[0] in _STARTERS:
+        return False
+    if len(letters) > 1:
+        return max(map(len, letters)) <= 2  # U.S., B.C., Ph.D.
+    if len(word[0]) == 1:
+        return word[0].isascii() and not _HANGUL.match(after)  # an initial
+    return word[0].casefold() in _SHORT
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a text, with its end; a line ends one, too, and an abbreviation does not."""
+    text = text.strip()
+    for end in _END.finditer(text):
+        before, after = text[: end.start()], text[end.end() :]
+        if end[0].startswith(".") and "\n" not in end[0] and _goes_on(before, after):
+            continue
+        return text[: end.end()].strip()
+    return text
