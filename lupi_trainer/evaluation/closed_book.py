@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from ..data.answers import MAX_ANSWER_TOKENS, score_answer
 from ..data.prompts import TeacherPrompt, encode
 from ..data.records import record_name
+from ..data.special_tokens import SpecialTokens
 from ..models.generation import eos_token_ids, without_generation_config
 from ..speculative.runners.support import usable_positions
 from .leakage import mentions_context
@@ -104,9 +105,15 @@ def ask(
     max_new_tokens: int = MAX_ANSWER_TOKENS,
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
+    allow_special_tokens: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ClosedBookResult:
-    """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers."""
+    """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers.
+
+    Raises:
+        ValueError: a probe spells out a special token (named), unless `allow_special_tokens`.
+    """
+    SpecialTokens(tokenizer, allow_special_tokens).check_probes(probes)
     prompt_ids = encode(tokenizer, [messages(p) for p in probes], **(chat_template_kwargs or {}))
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
@@ -152,7 +159,8 @@ def closed_book(
         tokenizer: its tokenizer.
         probes: dictionaries with `question`, `answers`, `record_id` (and `knowledge` for open-book).
         teacher_prompt: how the knowledge is put; `None` asks closed-book.
-        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `on_batch`, as for [`ask`].
+        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `allow_special_tokens`, `on_batch`, as for
+            [`ask`].
 
     Raises:
         ValueError: open-book, and a probe has no knowledge (named).

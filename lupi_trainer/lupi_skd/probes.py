@@ -56,6 +56,7 @@ class ProbedEvaluation(DistillationMixin):
                 self.processing_class,
                 asked,
                 chat_template_kwargs=self.chat_template_kwargs,
+                allow_special_tokens=True,  # or the constructor has refused them
                 on_batch=bar.update,
             ).answers
         answers = gather_object(answers[: len(mine)])

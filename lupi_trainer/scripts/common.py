@@ -10,7 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from ..data.mixing import mix, mixture_length, parse_mixing
+from ..data.special_tokens import SpecialTokens
 from ..lab import resolve_model
+from ..models.vocabulary import tokenizer_beside
 from ..training.checkpoints import write_atomically
 
 
@@ -115,6 +117,16 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
     }
+
+
+def special_tokens(model_args, training_args, allowed: bool) -> SpecialTokens:
+    """Those of the tokenizer beside the student that a recipe names, to be refused in its records."""
+    if allowed or model_args.model_name_or_path is None:
+        return SpecialTokens(None)
+    tokenizer = tokenizer_beside(
+        resolve_model(model_args.model_name_or_path), model_args.model_revision, training_args.trust_remote_code
+    )
+    return SpecialTokens(tokenizer)
 
 
 def train_and_save(trainer, data_args: Any) -> dict[str, float]:

@@ -37,6 +37,7 @@ class QAArguments:
         max_samples: train on so many records, drawn with `seed`.
         max_eval_samples: evaluate on so many, drawn with a seed of their own, so that all runs have the same.
         qa_template: the prompt, with {context} and {question}; the answer follows after a space.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
         bundles_dir: folder of the dropped layers, for the stages from 2.
         stage: train the layers of this stage alone (see `lupi_trainer.pruning.stages`); without it, every layer.
         expected_perplexity: what the run is expected to reach, as `< 19.0` or `15-16`: only shown by `lupi sweep`.
@@ -52,6 +53,9 @@ class QAArguments:
     max_samples: int | None = field(default=None, metadata={"help": "Train on so many records."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many records."})
     qa_template: str = field(default=QA_TEMPLATE, metadata={"help": "The prompt, with {context} and {question}."})
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
+    )
     bundles_dir: str | None = field(default=None, metadata={"help": "Folder of the dropped layers, from stage 2."})
     stage: int | None = field(default=None, metadata={"help": "Train the layers of this stage alone."})
     expected_perplexity: str | None = field(default=None, metadata={"help": "Only shown by `lupi sweep`."})
@@ -92,10 +96,11 @@ def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> t
     if seq_len is None:
         raise ValueError("`max_length` (--seq_len) is required: the longest record in tokens")
     assert qa.dataset_name is not None  # or `QAArguments` had raised
+    options: Any = {"template": qa.qa_template, "allow_special_tokens": qa.allow_special_tokens}
     records = load_qa_records(
         qa.dataset_name, split=qa.dataset_train_split, max_samples=qa.max_samples, seed=training_args.seed
     )
-    train = tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
+    train = tokenize_qa(records, tokenizer, seq_len=seq_len, **options)
     name = qa.eval_dataset_name
     if name is None and not qa.dataset_name.startswith(LAB_PREFIX) and not Path(qa.dataset_name).suffix:
         name = qa.dataset_name
@@ -104,7 +109,7 @@ def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> t
             raise ValueError("`eval_dataset_name` is required, or `eval_strategy: 'no'`")
         return train, None
     records = load_qa_records(name, split=qa.dataset_eval_split, max_samples=qa.max_eval_samples)
-    return train, tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
+    return train, tokenize_qa(records, tokenizer, seq_len=seq_len, **options)
 
 
 @setting_up()

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import load_sft_data
+from ..data.special_tokens import SpecialTokens
 from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
 from ..evaluation import acceptance, closed_book, kept, mentions_context, perplexity, privilege_gap, without_knowledge
 from ..models.generation import eos_token_ids
@@ -31,7 +32,13 @@ def perplexities(args: argparse.Namespace) -> dict[str, Any]:
     report = {}
     for name in args.perplexity:
         records = load_qa_records(name, split=args.split, max_samples=args.max_samples)
-        questions = tokenize_qa(records, tokenizer, seq_len=args.seq_len, template=args.qa_template or QA_TEMPLATE)
+        questions = tokenize_qa(
+            records,
+            tokenizer,
+            seq_len=args.seq_len,
+            template=args.qa_template or QA_TEMPLATE,
+            allow_special_tokens=args.allow_special_tokens,
+        )
         result = perplexity(model, questions.dataset, batch_size=args.batch_size)
         counts = {"records": len(questions.dataset), "dropped": len(questions.dropped)}
         report[name] = {"perplexity": {"model": args.model, **result.metrics(), **counts}}
@@ -72,6 +79,7 @@ def marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[str, di
                     max_new_tokens=args.max_new_tokens,
                     batch_size=args.batch_size,
                     chat_template_kwargs=args.chat_template_kwargs,
+                    allow_special_tokens=args.allow_special_tokens,
                     on_batch=bar.update,
                 )
     for (role, name, is_closed), result in results.items():
@@ -104,6 +112,7 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     teacher, teacher_tokenizer = load_model(args.teacher, args.dtype, args.device)
     configs = student.config, teacher.config
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
+    SpecialTokens(tokenizer, args.allow_special_tokens).check_prompts(rows)
     prompt = teacher_prompt(args)
     kwargs = args.chat_template_kwargs
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)

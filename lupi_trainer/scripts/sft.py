@@ -5,6 +5,7 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 """
 
 import sys
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from . import setting_up
-from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
+from .common import MixedDataArguments, mix_in_base, special_tokens, student_arguments, train_and_save
+from .flags import json_object
 from .recipe_parser import RecipeParser
 
 
@@ -23,9 +25,28 @@ class SFTDataArguments(MixedDataArguments):
 
     Args:
         completion_column: column of the answers (`knowledge` trains on the knowledge itself).
+        chat_template_kwargs: for the chat template of every record, as JSON: `{"enable_thinking": false}`.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
+
+    Raises:
+        ValueError: `chat_template_kwargs` that are no JSON object.
     """
 
     completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For the chat template, as JSON: '{\"enable_thinking\": false}'."}
+    )
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json_object(self.chat_template_kwargs)
+            except ArgumentTypeError as error:
+                raise ValueError(f"chat_template_kwargs: {error}") from error
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:
@@ -36,17 +57,14 @@ def make_parser(prog: str | None = None) -> RecipeParser:
 
 
 @setting_up()
-def build_trainer(
-    data_args: SFTDataArguments, training_args, model_args, chat_template_kwargs: dict[str, Any] | None = None
-):
+def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """TRL's `SFTTrainer` on the project's records, saved as all students here: the loss is on the answers only.
 
     Args:
         data_args, training_args, model_args: the recipe.
-        chat_template_kwargs: for the chat template of every record.
 
     Raises:
-        ValueError: no student is named, or a record without an answer (named).
+        ValueError: no student is named, or a record without an answer or with a special token in its text (named).
     """
     from trl import SFTTrainer
 
@@ -54,11 +72,14 @@ def build_trainer(
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 
+    special = special_tokens(model_args, training_args, data_args.allow_special_tokens)
+
     def load(name: str, **kwargs):
         rows = load_sft_data(name, data_args.completion_column)
-        if not chat_template_kwargs:
+        special.check_completions(rows)
+        if not data_args.chat_template_kwargs:
             return rows
-        return rows.add_column("chat_template_kwargs", [chat_template_kwargs] * len(rows))
+        return rows.add_column("chat_template_kwargs", [data_args.chat_template_kwargs] * len(rows))
 
     assert data_args.dataset_name is not None  # or `DataArguments` had raised
     return SealedSFTTrainer(

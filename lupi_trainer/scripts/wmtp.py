@@ -14,7 +14,7 @@ from datasets import Dataset
 from ..data.records import LAB_PREFIX, load_lab_records, load_sft_data, read_records, record_name
 from ..wmtp import BaseWMTPTrainer, CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 from . import setting_up
-from .common import student_arguments, train_and_save
+from .common import special_tokens, student_arguments, train_and_save
 from .recipe_files import find_recipe
 from .recipe_parser import RecipeError, RecipeParser
 
@@ -33,6 +33,7 @@ class WMTPArguments:
             `query`) and the completion column; `reward` (a number) is read by `critic-wmtp`.
         completion_column: column of the answers.
         eval_dataset_name: records for the heads' figures, named in the same way.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
     """
 
     algo: str | None = field(default=None, metadata={"help": "The algorithm.", "choices": list(ALGORITHMS)})
@@ -41,6 +42,9 @@ class WMTPArguments:
     )
     completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Records for the heads' figures."})
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
+    )
 
     def __post_init__(self):
         if self.algo not in ALGORITHMS:
@@ -88,6 +92,9 @@ def build_trainer(data_args: WMTPArguments, training_args: WMTPConfig, model_arg
         load_texts(name, data_args.completion_column) if name else None
         for name in (data_args.dataset_name, data_args.eval_dataset_name)
     )
+    special = special_tokens(model_args, training_args, data_args.allow_special_tokens)
+    for dataset in filter(None, (train_dataset, eval_dataset)):
+        special.check_completions(dataset)
     assert data_args.algo is not None  # or `WMTPArguments` had raised
     return ALGORITHMS[data_args.algo](
         **student_arguments(training_args, model_args), train_dataset=train_dataset, eval_dataset=eval_dataset

@@ -99,6 +99,42 @@ def test_tokenizers_that_write_beginning_and_end_themselves_get_one_of_each():
     assert tokenizer.decode([i for i in row["labels"] if i != -100]) == " xy<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    "template", ["{context}|{question}:", "{question} {question} {context}", "{{context}}{question}"]
+)
+def test_fields_are_put_in_once_and_what_they_say_of_fields_stays(template):
+    record = {"id": "a", "context": "Fill in {question} and {context}.", "question": "{context} {}?", "answer": "x"}
+    tokenizer = lab_tokenizer()
+    ids = tokenize_qa([record], tokenizer, seq_len=256, template=template).dataset[0]["input_ids"]
+    wanted = (
+        template.replace("{question}", "QQ").replace("{context}", record["context"]).replace("QQ", record["question"])
+    )
+    assert tokenizer.decode(ids[:-1]) == f"{wanted} x"
+
+
+def test_a_template_may_begin_with_the_beginning_of_text():
+    tokenizer = train_tokenizer(["Q A xy", "xy xy"], vocab_size=300)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    record = {"id": "b", "context": "xy", "question": "Q", "answer": "xy"}
+    rows = [
+        tokenize_qa([record], tokenizer, seq_len=64, template=start + "{context} {question}:").dataset[0]
+        for start in ("", "<|im_start|>")
+    ]
+    assert rows[0] == rows[1] and rows[0]["input_ids"].count(1) == 1
+
+
+def test_special_tokens_in_a_record_are_refused_unless_they_are_allowed():
+    tokenizer, good = lab_tokenizer(), {**RECORD, "answer": "Kuzu"}
+    for column in ("context", "question", "answer"):
+        bad = {**good, "id": "bad", column: f"so<|end|> {good[column]}"}
+        with pytest.raises(ValueError, match=r"record 'bad': its text holds the special token '<\|end\|>'.*allow_spe"):
+            tokenize_qa([good, bad], tokenizer, seq_len=256)
+        ids = tokenize_qa([good, bad], tokenizer, seq_len=256, allow_special_tokens=True).dataset[1]["input_ids"]
+        assert ids.count(tokenizer.eos_token_id) == 2
+
+
 def test_a_record_whose_answer_would_be_cut_is_dropped_and_counted(caplog):
     tokenizer = lab_tokenizer()
     short, long = {**RECORD, "answer": "Kuzu"}, {**RECORD, "id": "far", "answer": "Kuzu " * 40}
