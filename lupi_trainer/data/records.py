@@ -18,14 +18,23 @@ ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
 PROBE_COLUMNS = ("question", "answers", "record_id")
 
 
+def find_data(path: str | Path) -> Path:
+    """The user's own file, else the one that travels with the package, if `path` is `data/NAME` of one."""
+    own, package = Path(path), Path(__file__).parents[1]
+    if own.exists() or own.parent != Path("data"):
+        return own
+    folder = package / "shipped" if (package / "shipped").is_dir() else package.parent / "data"  # beside a checkout
+    return folder / own.name if (folder / own.name).is_file() else own
+
+
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `.json` file (a list of objects) or a `.jsonl` file (an object a line).
+    """Read a `.json` file (a list of objects) or a `.jsonl` file (an object a line); `data/NAME` of the package, too.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not of that form; the message names the file and the line or record.
     """
-    path = Path(path)
+    path = find_data(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such data file: {path}")
     where = str(path)
