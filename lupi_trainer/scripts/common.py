@@ -129,8 +129,8 @@ def special_tokens(model_args, training_args, allowed: bool) -> SpecialTokens:
     return SpecialTokens(tokenizer)
 
 
-def train_and_save(trainer, data_args: Any) -> dict[str, float]:
-    """Train, evaluate at the end if the recipe evaluates at all, save, and push if it asks for that.
+def train_and_save(trainer, data_args: Any, evaluates: bool | None = None) -> dict[str, float]:
+    """Train, evaluate at the end (`None`: if the recipe evaluates on the way), save, and push if it asks for that.
 
     The last evaluation is written to `metrics.json` in `output_dir` (an empty object where there was none).
 
@@ -141,7 +141,8 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     trainer.dataset_name = data_args.dataset_name  # for the card
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
+    evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
+    metrics = trainer.evaluate() if evaluates else {}
     trainer.save_without_push(args.output_dir)  # which does not push: that comes last
     if trainer.is_world_process_zero():
         write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))
