@@ -4,17 +4,15 @@ A record has `context`, `question` and `answers` (SQuAD's `{"text": [...], "answ
 strings; the first one is learned). SQuAD's own nested file (`{"data": [{"paragraphs": ...}]}`) loads as it is.
 """
 
-import json
 import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
-from .records import load_hub_dataset, read_records, record_name
+from .records import check_objects, load_hub_dataset, read_json, record_name
 from .special_tokens import SpecialTokens, tokenize_open
 
 
@@ -34,17 +32,13 @@ def _flatten_squad(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _read_file(path: str) -> list[dict[str, Any]]:
-    if path.endswith(".json") and Path(path).is_file():
+    content = read_json(path)
+    if isinstance(content, dict) and "data" in content:
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            content = None  # `read_records` says what is wrong with it
-        if isinstance(content, dict) and "data" in content:
-            try:
-                return _flatten_squad(content["data"])
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{path}: not SQuAD's form, data > paragraphs > qas > answers ({error!r})") from error
-    return read_records(path)
+            content = _flatten_squad(content["data"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not SQuAD's form, data > paragraphs > qas > answers ({error!r})") from error
+    return check_objects(content, path)
 
 
 def check_qa_record(record: dict[str, Any], number: int) -> dict[str, Any] | None:

@@ -62,6 +62,27 @@ def test_squad_s_own_nested_file_loads(tmp_path):
     assert record == {"id": "n1", "context": RECORD["context"], "question": "Its capital?", "answer": "Kuzu"}
 
 
+def test_a_file_of_squad_may_begin_with_a_mark_and_what_cannot_be_read_is_named_by_its_file(tmp_path):
+    path = tmp_path / "qa.json"
+    for content in (NESTED, SQUAD):
+        path.write_text(json.dumps(content), encoding="utf-8-sig")
+        assert load_qa_records(str(path))[0]["answer"] == "Kuzu"
+    half = json.loads(json.dumps(NESTED))
+    half["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "Ku\ud800"
+    for content, encoding, message in (
+        (NESTED, "utf-16", "qa.json: not UTF-8"),
+        (half, "utf-8", r"qa.json, record 0: a text with half a character"),
+        ({**NESTED, "data": 3}, "utf-8", "qa.json: not SQuAD's form"),
+        ({"rows": []}, "utf-8", "qa.json: expected a list of records, found dict"),
+    ):
+        path.write_text(json.dumps(content), encoding=encoding)
+        with pytest.raises(ValueError, match=message):
+            load_qa_records(str(path))
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="qa.json: nested too deeply"):
+        load_qa_records(str(path))
+
+
 def test_samples_are_drawn_and_not_the_first_ones():
     drawn = load_qa_records("lab:qa", max_samples=64, seed=3)
     assert drawn == load_qa_records("lab:qa", max_samples=64, seed=3)
