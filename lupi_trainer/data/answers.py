@@ -18,15 +18,16 @@ _HANGUL, _UNSPACED = r"\u1100-\u11ff\uac00-\ud7af", r"\u3040-\u30ff\u3400-\u9fff
 _JOINED = _HANGUL + _UNSPACED
 _LETTER = re.compile(rf"[^\W_{_JOINED}]|[+#]|(?<={CLOSE})년대")  # a decade is no year
 _IN_WORD = r"(?<=[^\W_])[-'](?=[^\W_])"
-_SIGNS = r"(?<=[^\W_])[+#]+|[$€£¥₩]"  # C++, C#
+_CURRENCIES = "$€£¥₩"
+_SIGNS = rf"(?<=[^\W_])[+#]+|[{_CURRENCIES}]"  # C++, C#
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-") | {0x2019: "'", 0x2044: "/"}
 # A counted number: a number or numeral and its counter. What may follow that is a particle and no longer counter.
 _NUMERAL = "한 두 세 네 섯 곱 덟 홉 열 물 른 흔 쉰 순 일 이 삼 사 오 육 칠 팔 구 십 백 천 만".replace(" ", "|")
 _COUNTED = re.compile(rf"{CLOSE}[ {_HANGUL}]{{1,5}}\Z|(?:{_NUMERAL}) [{_HANGUL}]\Z")
 _PARTICLES = (
     "은 는 이 가 을 를 의 에 와 과 도 로 으로 만 씩 나 쯤 경 간 동안 까지 부터 마다 정도 가량 짜리 뿐 밖에 보다 처럼 "
-    "라 고 며 지만 지요 죠 요 예요 였 인 입 임 여서 여요 랑 하고 든 조차 마저 께 들 초 말 중 전 후 뒤 내 당 "
-    "무렵 생 작 산"
+    "라 고 며 다 네 군 거 랍 래 지만 지요 죠 요 예요 였 인 입 임 여서 여요 랑 하고 든 조차 마저 께 들 초 말 중 전 "
+    "후 뒤 때 내 당 무렵 미만 남짓 안팎 꼴 생 작 산"
 ).replace(" ", "|")
 
 
@@ -64,7 +65,8 @@ def _contains_words(text: str, answer: str) -> bool:
     start = text.find(answer)
     while start >= 0:
         end = start + len(answer)
-        if not _LETTER.match(text[max(start - 1, 0) : start]) and not _LETTER.match(text, end):
+        free = answer[0] in _CURRENCIES or not _LETTER.match(text[max(start - 1, 0) : start])
+        if free and not _LETTER.match(text, end):
             return True
         start = text.find(answer, start + 1)
     return False

@@ -4,13 +4,13 @@ import re
 
 
 # words after which a full stop ends no sentence: those that a name follows ...
-_TITLES = (
-    "st mt mr mrs ms dr prof rev hon gen col capt lt sgt gov sen rep pres vs vol vols ch fig figs pp cf ca".split()
-)
+_TITLES = "st ft mt mr mrs ms messrs dr prof rev hon adm gen maj col capt lt sgt gov sen rep pres mme vs".split()
+# ... those that a number follows, if it does ...
+_NUMBERED = "no nos vol vols ch fig figs p pp op art sec para ca cf".split()
 # ... and those that may end one all the same
-_SHORT = (
-    "jr sr ed approx est dept inc ltd corp co bros etc al jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
+_SHORT = "jr sr ed ave blvd approx est dept inc ltd corp co bros etc al".split()
+_SHORT += "jan feb mar apr jun jul aug sep sept oct nov dec".split()
+_UNITS = "in ft oz lb lbs yd mi km cm mm hr hrs min sec yr yrs max avg".split()
 # words that begin a sentence, whatever is before them
 _STARTERS = """A An The This That These Those There It Its He His She Her They Their We Our You Your I My In On At
 By From After But And So Then However Also Although As When While If For With Another Both Each Some""".split()
@@ -22,26 +22,24 @@ _HANGUL = re.compile(r"[\uac00-\ud7a3]")
 def _goes_on(before: str, after: str) -> bool:
     """Whether a full stop between two texts of one line ends no sentence."""
     if (
-        re.fullmatch(r"\W*\d{1,2}", before)
+        re.fullmatch(r"\W*(?:\d{1,2}|[A-Za-z])", before)
         or re.search(r"(?<!\d)[12]\d{3}(?:\. \d{1,2})?\Z", before)
         and re.match(r"\d{1,2}\.", after)
     ):
-        return True  # the number of an item in a list; a date, as 2023. 6. 28.
+        return True  # the number or letter of an item in a list; a date, as 2023. 6. 28.
     word, following = _WORD.search(before), re.match(r"([^\W\d_]+)(?![.\w])", after)
     if word is None:
         return False
-    letters = word[0].split(".")
-    if letters[0].casefold() in ("no", "nos"):
-        return after[:1].isdigit()
-    if word[0].casefold() in _TITLES:
+    letters, name = word[0].split("."), word[0].casefold()
+    if name in _TITLES or name in _NUMBERED and after[:1].isdigit():
         return True
     if following and following[0] in _STARTERS:
         return False
     if len(letters) > 1:
         return max(map(len, letters)) <= 2  # U.S., B.C., Ph.D.
-    if len(word[0]) == 1:
-        return word[0].isascii() and not _HANGUL.match(after)  # an initial
-    return word[0].casefold() in _SHORT
+    if len(name) == 1:
+        return name.isascii() and not _HANGUL.match(after)  # an initial
+    return name in _SHORT or name in _UNITS and after[:1].islower()
 
 
 def first_sentence(text: str) -> str:

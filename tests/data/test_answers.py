@@ -14,7 +14,14 @@ FILES = sorted((Path(__file__).parents[2] / "data").glob("*_??.json"))
 SHIPPED = [str(path) for path in FILES if path.name.startswith(("probes", "general"))]
 LAB = ["lab:probes", "lab:probes-long", "lab:probes-common", "lab:probes-unseen", "lab:probes-reading"]
 SENTENCES = ("The answer is {}.", "It was {}, and no other.", "**{}**", "1. {}", "({})!", "A: {}\nYes.")
-SENTENCES += ("정답은 {}입니다.", "{}이라고 합니다.", "정답은 ‘{}’였습니다. 그렇습니다.", "Mr. Kim said {}. It was.")
+SENTENCES += (
+    "정답은 {}입니다.",
+    "{}이라고 합니다.",
+    "정답은 ‘{}’였습니다. 그렇습니다.",
+    "바로 {}다.",
+    "{}랍니다.",
+    "Mr. Kim said {}. It was.",
+)
 BEFORE = ("7-{}", "7~{}", "7 ~ {}", "7/{}", "7:{}", "7,{}", ".{}", "3만 {}", "minus {}", "\u2212{}", "7 {}")
 WORDS_BEFORE = ("twenty-{}", "twenty {}", "two hundred and {}", "three point {}")
 NUMBER_WORD = re.compile(r"(?:two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
@@ -45,7 +52,7 @@ def test_every_accepted_answer_is_right_and_no_other_number_is(source):
         ("-5", ["It is -5.", "\u22125도", "minus 5", "영하 5도"], ["5", "3-5", "-5.5", "-15"]),
         ("C++", ["It is C++.", "C++입니다"], ["C#", "C", "C+"]),
         ("C", ["vitamin C.", "C, I think", "C는"], ["C++", "C#"]),
-        ("$5", ["$5", "$5.00"], ["5", "€5", "$15"]),
+        ("$5", ["$5", "$5.00", "US$5"], ["5", "€5", "$15"]),
         ("25%", ["25 %", "25퍼센트", "25 percent"], ["25", "2.25%", "25‰"]),
         ("1,395", ["1395 of them", "1 395", "1,395.0", "1395번"], ["395", "1,395,000", "1.395", "11,395", "1,395.5"]),
         ("1,395개", ["1395개", "1,395 개입니다", "1천395개"], ["395개", "21,395개", "1,395개월"]),
@@ -83,9 +90,13 @@ def test_a_number_is_no_part_of_another(answer, right, wrong):
         ("2023. 6. 28.에 시행했습니다.", " 나이가 줄었습니다."),
         ("It was 1896.", " In 1897 it ended."),
         ("1. Tamo is it.", " 2. Gora is not."),
+        ("A. 세종이 만들었습니다.", " 성종이 아닙니다."),
         ("He said \u201cTamo.\u201d", " Then he left."),
         ("他住在北京。", "他是我朋友。"),
         ("Is it 3.5?", " Yes."),
+        ("It is 9 ft. tall, by vol. 3 of Lee Inc. and fig. 2 in Op. 9.", " It is art."),
+        ("It is art.", " It is old."),
+        ("Tamo is it.", " gora is not."),
         ("It is Tamo", "\nGora"),
     ],
 )
