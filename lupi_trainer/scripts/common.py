@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..data.special_tokens import SpecialTokens
 from ..lab import resolve_model
 from ..models.vocabulary import tokenizer_beside
 from ..training.checkpoints import write_atomically
+from .flags import json_object
 
 
 @dataclass
@@ -117,6 +119,46 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),
     }
+
+
+@dataclass
+class TextArguments:
+    """How the texts of records that TRL tokenizes become tokens.
+
+    Args:
+        completion_column: column of the answers (`knowledge` trains on the knowledge itself).
+        chat_template_kwargs: for the chat template of every record, as JSON: `{"enable_thinking": false}`.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
+
+    Raises:
+        ValueError: `chat_template_kwargs` that are no JSON object.
+    """
+
+    completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For the chat template, as JSON: '{\"enable_thinking\": false}'."}
+    )
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json_object(self.chat_template_kwargs)
+            except ArgumentTypeError as error:
+                raise ValueError(f"chat_template_kwargs: {error}") from error
+
+    def prepare(self, rows: Dataset, special: SpecialTokens) -> Dataset:
+        """Rows with the column that TRL reads the keyword arguments from.
+
+        Raises:
+            ValueError: a row spells out a special token (named by its place).
+        """
+        special.check_completions(rows)
+        if not self.chat_template_kwargs or "prompt" not in rows.column_names:
+            return rows
+        return rows.add_column("chat_template_kwargs", [self.chat_template_kwargs] * len(rows))
 
 
 def special_tokens(model_args, training_args, allowed: bool) -> SpecialTokens:

@@ -5,48 +5,31 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 """
 
 import sys
-from argparse import ArgumentTypeError
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from ..data.records import load_sft_data
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from . import setting_up
-from .common import MixedDataArguments, mix_in_base, special_tokens, student_arguments, train_and_save
-from .flags import json_object
+from .common import (
+    MixedDataArguments,
+    TextArguments,
+    mix_in_base,
+    special_tokens,
+    student_arguments,
+    train_and_save,
+)
 from .recipe_parser import RecipeParser
 
 
 @dataclass
-class SFTDataArguments(MixedDataArguments):
-    """[`MixedDataArguments`], and the column that holds the text to learn.
-
-    Args:
-        completion_column: column of the answers (`knowledge` trains on the knowledge itself).
-        chat_template_kwargs: for the chat template of every record, as JSON: `{"enable_thinking": false}`.
-        allow_special_tokens: let records spell out special tokens, which become control tokens.
-
-    Raises:
-        ValueError: `chat_template_kwargs` that are no JSON object.
-    """
-
-    completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "For the chat template, as JSON: '{\"enable_thinking\": false}'."}
-    )
-    allow_special_tokens: bool = field(
-        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
-    )
+class SFTDataArguments(TextArguments, MixedDataArguments):
+    """[`MixedDataArguments`] and [`TextArguments`]."""
 
     def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.chat_template_kwargs, str):
-            try:
-                self.chat_template_kwargs = json_object(self.chat_template_kwargs)
-            except ArgumentTypeError as error:
-                raise ValueError(f"chat_template_kwargs: {error}") from error
+        MixedDataArguments.__post_init__(self)
+        TextArguments.__post_init__(self)
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:
@@ -75,11 +58,7 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     special = special_tokens(model_args, training_args, data_args.allow_special_tokens)
 
     def load(name: str, **kwargs):
-        rows = load_sft_data(name, data_args.completion_column)
-        special.check_completions(rows)
-        if not data_args.chat_template_kwargs:
-            return rows
-        return rows.add_column("chat_template_kwargs", [data_args.chat_template_kwargs] * len(rows))
+        return data_args.prepare(load_sft_data(name, data_args.completion_column), special)
 
     assert data_args.dataset_name is not None  # or `DataArguments` had raised
     return SealedSFTTrainer(

@@ -1,10 +1,10 @@
-"""`lupi sft`: the settings of its own."""
+"""`lupi sft`, and what `lupi wmtp` has in common with it."""
 
 import json
 
 import pytest
 
-from lupi_trainer.scripts import sft
+from lupi_trainer.scripts import sft, wmtp
 from lupi_trainer.scripts.recipe_parser import RecipeError
 from tests.kd_lora.training import lab_tokenizer
 
@@ -29,6 +29,9 @@ def test_the_chat_template_has_the_keyword_arguments_of_the_recipe_or_the_comman
         assert trainer.train_dataset[0]["input_ids"] == trainer.eval_dataset[0]["input_ids"] == wanted
     with pytest.raises(Exception, match="it thinks"):
         build()
+    arguments = [*run, "--algo", "mtp-baseline", "--chat_template_kwargs", '{"think": false}']
+    trainer = wmtp.build_trainer(*wmtp.make_parser().parse_args_and_config(arguments))
+    assert list(trainer.train_dataset[0]["input_ids"]) == wanted
     for text, said in (("{", "not valid JSON"), ("[1]", "expected a JSON object")):
         with pytest.raises(RecipeError, match=f"chat_template_kwargs: {said}"):
             build("--chat_template_kwargs", text)
