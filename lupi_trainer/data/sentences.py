@@ -14,6 +14,7 @@ _UNITS = "in ft oz lb lbs yd mi km cm mm hr hrs min sec yr yrs max avg".split()
 # words that begin a sentence, whatever is before them
 _STARTERS = """A An The This That These Those There It Its He His She Her They Their We Our You Your I My In On At
 By From After But And So Then However Also Although As When While If For With Another Both Each Some""".split()
+_NEAR = 40  # letters that are looked at before a full stop and behind it
 _END = re.compile(r"[.!?]+[\"')\]\u201d\u2019\u300d\u300f]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*|\n")
 _WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*\Z")
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
@@ -46,7 +47,7 @@ def first_sentence(text: str) -> str:
     """The first sentence of a text, with its end; a line ends one, too, and an abbreviation does not."""
     text = text.strip()
     for end in _END.finditer(text):
-        before, after = text[: end.start()], text[end.end() :]
+        before, after = text[max(end.start() - _NEAR, 0) : end.start()], text[end.end() : end.end() + _NEAR]
         if end[0].startswith(".") and "\n" not in end[0] and _goes_on(before, after):
             continue
         return text[: end.end()].strip()
