@@ -7,9 +7,11 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from .prompts import TeacherPrompt, encode
+from .prompts import TeacherPrompt, TemplateError, encode
 from .records import LAB_PREFIX, load_lab_records, normalize_record, read_records, record_name
+from .special_tokens import SpecialTokens, tokenize_open
 
 
 def load_prompts(source: str) -> list[dict]:
@@ -27,22 +29,40 @@ def load_prompts(source: str) -> list[dict]:
     return [normalize_record(record, number) for number, record in enumerate(records)]
 
 
-def encode_prompts(tokenizer, records: list[dict], written: TeacherPrompt | None) -> list[list[int]]:
+def encode_prompts(
+    tokenizer,
+    records: list[dict],
+    written: TeacherPrompt | None,
+    *,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    allow_special_tokens: bool = False,
+) -> list[list[int]]:
     """Token ids of every prompt: by the chat template, or, where the tokenizer has none, of the plain text.
+
+    A plain text is to go on, so an end of text that the tokenizer puts behind it is left out.
 
     Args:
         records: of `load_prompts`.
         written: puts each record's knowledge into its prompt, if given.
+        chat_template_kwargs: for the chat template.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
 
     Raises:
-        ValueError: without a chat template, a prompt of several messages (named), or knowledge to put into one.
+        ValueError: a record that spells out a special token or that the chat template cannot write (named); without a
+            chat template, a prompt of several messages (named), knowledge to put into one, or keyword arguments.
     """
+    SpecialTokens(tokenizer, allow_special_tokens).check_prompts(records)
     if getattr(tokenizer, "chat_template", None):
         conversations = [
             written.messages(record["prompt"], record["privileged_context"]) if written else record["prompt"]
             for record in records
         ]
-        return encode(tokenizer, conversations)
+        try:
+            return encode(tokenizer, conversations, **(chat_template_kwargs or {}))
+        except TemplateError as error:
+            raise ValueError(f"{record_name(records[error.number], error.number)}: {error}") from error
+    if chat_template_kwargs:
+        raise ValueError("the target's tokenizer has no chat template: leave out --chat_template_kwargs")
     if written:
         raise ValueError("the target's tokenizer has no chat template: knowledge has no place in a plain text")
     for number, record in enumerate(records):
@@ -51,7 +71,7 @@ def encode_prompts(tokenizer, records: list[dict], written: TeacherPrompt | None
                 f"{record_name(record, number)}: {len(record['prompt'])} messages, but the target has no chat "
                 "template to write them with: give plain text, which is continued as it is"
             )
-    return [tokenizer(record["prompt"][0]["content"])["input_ids"] for record in records]
+    return tokenize_open(tokenizer, [record["prompt"][0]["content"] for record in records])
 
 
 def stop_ids(tokenizer, stop: list[str]) -> set[int]:

@@ -18,33 +18,50 @@ ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
 PROBE_COLUMNS = ("question", "answers", "record_id")
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `.json` file (a list of objects) or a `.jsonl` file (an object a line).
+def find_data(path: str | Path) -> Path:
+    """The user's own file, else the one that travels with the package, if `path` is `data/NAME` of one."""
+    own, package = Path(path), Path(__file__).parents[1]
+    if own.exists() or own.parent != Path("data"):
+        return own
+    folder = package / "shipped" if (package / "shipped").is_dir() else package.parent / "data"  # beside a checkout
+    return folder / own.name if (folder / own.name).is_file() else own
+
+
+def read_json(path: str | Path) -> Any:
+    """What a `.json` file holds, or a list of what the lines of a `.jsonl` file hold; also `data/NAME` of the package.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not of that form; the message names the file and the line or record.
+        ValueError: it is not UTF-8 or not JSON; the message names the file and the line.
     """
-    path = Path(path)
+    path = find_data(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such data file: {path}")
     where = str(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            records = []
-            for number, line in enumerate(text.split("\n"), 1):  # a text may hold other ends of lines
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    records.append(json.loads(line))
-        else:
-            records = json.loads(text)
+        if path.suffix != ".jsonl":
+            return json.loads(text)
+        records = []
+        for number, line in enumerate(text.split("\n"), 1):  # a text may hold other ends of lines
+            if line.strip():
+                where = f"{path}, line {number}"
+                records.append(json.loads(line))
+        return records
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 ({error})") from error
     except ValueError as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deeply to be records") from error
+
+
+def check_objects(records: Any, path: str | Path) -> list[dict[str, Any]]:
+    """The records of a file, if they are a list of objects whose texts are complete.
+
+    Raises:
+        ValueError: they are not; the message names the file and the record.
+    """
     if not isinstance(records, list):
         raise ValueError(f"{path}: expected a list of records, found {type(records).__name__}")
     for number, record in enumerate(records):
@@ -53,6 +70,16 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         if _has_half_characters(record):
             raise ValueError(f"{path}, record {number}: a text with half a character (a lone UTF-16 surrogate)")
     return records
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Read a `.json` file (a list of objects) or a `.jsonl` file (an object a line); `data/NAME` of the package, too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not of that form; the message names the file and the line or record.
+    """
+    return check_objects(read_json(path), path)
 
 
 def _has_half_characters(value: Any) -> bool:

@@ -4,16 +4,16 @@ A record has `context`, `question` and `answers` (SQuAD's `{"text": [...], "answ
 strings; the first one is learned). SQuAD's own nested file (`{"data": [{"paragraphs": ...}]}`) loads as it is.
 """
 
-import json
 import logging
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
-from .records import load_hub_dataset, read_records, record_name
+from .records import check_objects, load_hub_dataset, read_json, record_name
+from .special_tokens import SpecialTokens, tokenize_open
 
 
 logger = logging.getLogger(__name__)
@@ -32,17 +32,13 @@ def _flatten_squad(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _read_file(path: str) -> list[dict[str, Any]]:
-    if path.endswith(".json") and Path(path).is_file():
+    content = read_json(path)
+    if isinstance(content, dict) and "data" in content:
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            content = None  # `read_records` says what is wrong with it
-        if isinstance(content, dict) and "data" in content:
-            try:
-                return _flatten_squad(content["data"])
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{path}: not SQuAD's form, data > paragraphs > qas > answers ({error!r})") from error
-    return read_records(path)
+            content = _flatten_squad(content["data"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not SQuAD's form, data > paragraphs > qas > answers ({error!r})") from error
+    return check_objects(content, path)
 
 
 def check_qa_record(record: dict[str, Any], number: int) -> dict[str, Any] | None:
@@ -130,7 +126,12 @@ class TokenizedQA:
 
 
 def tokenize_qa(
-    records: list[dict[str, Any]], tokenizer: Any, *, seq_len: int, template: str = QA_TEMPLATE
+    records: list[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    seq_len: int,
+    template: str = QA_TEMPLATE,
+    allow_special_tokens: bool = False,
 ) -> TokenizedQA:
     """Prompt and answer as token ids, the loss on the answer (and the end of text) only.
 
@@ -139,28 +140,33 @@ def tokenize_qa(
 
     Args:
         records: what [`load_qa_records`] returns.
-        tokenizer: the student's; a beginning-of-text token is added where the tokenizer adds one.
+        tokenizer: the student's; a beginning-of-text token is added where the tokenizer adds one and the template
+            does not begin with it.
         seq_len: longest row in tokens.
         template: the prompt, with `{context}` and `{question}`; the answer follows after a space.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
 
     Raises:
-        ValueError: the template lacks a field, the tokenizer has no end of text, or no record fits.
+        ValueError: the template lacks a field, the tokenizer has no end of text, a record spells out a special token
+            (named), or no record fits.
     """
     missing = [field for field in ("{context}", "{question}") if field not in template]
     if missing:
         raise ValueError(f"the prompt template lacks {' and '.join(missing)}: {template!r}")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-text token, so no answer could end")
-    prompts = [template.replace("{context}", r["context"]).replace("{question}", r["question"]) for r in records]
-    prompt_ids = tokenizer(prompts)["input_ids"]
-    full_ids = tokenizer([f"{p} {r['answer']}" for p, r in zip(prompts, records)])["input_ids"]
+    special = SpecialTokens(tokenizer, allow_special_tokens)
+    for record in records:
+        special.check(record_name(record), record["context"], record["question"], record["answer"])
+    parts = re.split(r"\{(context|question)\}", template)  # text, field, text, ...
+    prompts = ["".join(r[part] if n % 2 else part for n, part in enumerate(parts)) for r in records]
+    prompt_ids = tokenize_open(tokenizer, prompts)
+    full_ids = tokenize_open(tokenizer, [f"{p} {r['answer']}" for p, r in zip(prompts, records)])
     rows, dropped, longest = [], [], 0
     for record, prompt, full in zip(records, prompt_ids, full_ids):
-        eos = tokenizer.eos_token_id
-        prompt, full = ([*ids[:-1]] if ids and ids[-1] == eos else ids for ids in (prompt, full))
         # the answer begins where the two differ: a token may reach over the border between them
         start = next((i for i, (a, b) in enumerate(zip(prompt, full)) if a != b), min(len(prompt), len(full)))
-        full = [*full, eos]
+        full = [*full, tokenizer.eos_token_id]
         longest = max(longest, len(full))
         if len(full) > seq_len:
             dropped.append(record["id"])

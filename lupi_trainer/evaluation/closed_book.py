@@ -5,11 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
-from ..data.answers import score_answer
+from ..data.answers import MAX_ANSWER_TOKENS, score_answer
 from ..data.prompts import TeacherPrompt, encode
 from ..data.records import record_name
-from ..models.generation import eos_token_ids
+from ..data.special_tokens import SpecialTokens
+from ..models.generation import eos_token_ids, without_generation_config
+from ..speculative.runners.support import usable_positions
 from .leakage import mentions_context
 
 
@@ -37,23 +40,34 @@ def generate_answers(
     batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[tuple[str, bool]]:
-    """Greedy answers.
+    """Greedy answers: the likeliest token each time, whatever the model's generation config says.
 
     Args:
         model: a causal language model (or a `PeftModel`).
         tokenizer: its tokenizer.
         prompt_ids: unpadded token ids, a list for every prompt.
-        max_new_tokens: cut an answer after so many tokens.
+        max_new_tokens: cut an answer after so many tokens; all of them earlier where the model's positions end.
         batch_size: prompts generated together, longest prompts first.
         on_batch: called after every batch with the answers and the tokens so far.
 
     Returns:
         (text, finished) for every prompt, in order; `finished` is whether the model ended the answer itself.
+
+    Raises:
+        ValueError: a prompt that fills the model's positions (its number is named).
     """
+    positions = usable_positions(model)
+    for number, ids in enumerate(prompt_ids):
+        if positions is not None and len(ids) >= positions:
+            raise ValueError(f"question {number} has {len(ids)} tokens, and the model reads and writes {positions}")
+        if positions is not None:
+            max_new_tokens = min(max_new_tokens, positions - len(ids))
     was_training = model.training
     model.eval()
     device = model.get_input_embeddings().weight.device
     eos = eos_token_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id or 0  # masked, or after an end
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=eos)
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     out: dict[int, tuple[str, bool]] = {}
     tokens = 0
@@ -61,22 +75,16 @@ def generate_answers(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             length = max(len(prompt_ids[i]) for i in rows)
-            input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+            input_ids = torch.full((len(rows), length), pad)
             attention_mask = torch.zeros_like(input_ids)
             for row, i in enumerate(rows):
                 input_ids[row, length - len(prompt_ids[i]) :] = torch.tensor(prompt_ids[i])
                 attention_mask[row, length - len(prompt_ids[i]) :] = 1
-            generated = model.generate(
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=eos,
-            )[:, length:].tolist()
+            with without_generation_config(model):
+                texts = model.generate(
+                    input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=greedy
+                )
+            generated = texts[:, length:].tolist()
             for i, ids in zip(rows, generated):
                 end = next((n for n, token in enumerate(ids) if token in eos), None)
                 out[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
@@ -94,12 +102,18 @@ def ask(
     probes: list[dict[str, Any]],
     messages: Callable[[dict[str, Any]], list[dict[str, str]]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
     batch_size: int = 64,
     chat_template_kwargs: dict[str, Any] | None = None,
+    allow_special_tokens: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ClosedBookResult:
-    """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers."""
+    """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers.
+
+    Raises:
+        ValueError: a probe spells out a special token (named), unless `allow_special_tokens`.
+    """
+    SpecialTokens(tokenizer, allow_special_tokens).check_probes(probes)
     prompt_ids = encode(tokenizer, [messages(p) for p in probes], **(chat_template_kwargs or {}))
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
@@ -145,7 +159,8 @@ def closed_book(
         tokenizer: its tokenizer.
         probes: dictionaries with `question`, `answers`, `record_id` (and `knowledge` for open-book).
         teacher_prompt: how the knowledge is put; `None` asks closed-book.
-        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `on_batch`, as for [`ask`].
+        **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `allow_special_tokens`, `on_batch`, as for
+            [`ask`].
 
     Raises:
         ValueError: open-book, and a probe has no knowledge (named).

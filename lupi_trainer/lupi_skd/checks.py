@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from ..data.prompts import TeacherPrompt, TemplateError, encode
 from ..data.records import record_name
+from ..data.special_tokens import SpecialTokens
 from .config import LUPISKDConfig
 
 
@@ -81,12 +82,15 @@ def check_dataset_lengths(
     """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out.
 
     Raises:
-        ValueError: as [`check_length`], or the chat template cannot write a record's prompts; it is named.
+        ValueError: as [`check_length`], or a record spells out a special token, or the chat template cannot write its
+            prompts; it is named.
     """
     if not isinstance(dataset, Dataset):
         return
+    special = SpecialTokens(tokenizer, args.allow_special_tokens)
     for start in range(0, len(dataset), batch_size):
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        special.check_prompts(rows)
         kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
         messages = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
         try:

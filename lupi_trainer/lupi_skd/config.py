@@ -43,6 +43,10 @@ class LUPISKDConfig(DistillationConfig):
         max_teacher_prompt_length (`int`, *optional*, defaults to `4096`):
             Longest teacher prompt in tokens. A longer one is an error that names the record; nothing is cut.
 
+        allow_special_tokens (`bool`, *optional*, defaults to `False`):
+            Let the text of records spell out special tokens of the tokenizer, such as `</s>`, which models then read
+            as control tokens. Otherwise such a record is refused.
+
         > Parameters that control the rollout
 
         rollout_policy (`str`, *optional*, defaults to `"speculative"`):
@@ -166,6 +170,9 @@ class LUPISKDConfig(DistillationConfig):
     )
     max_teacher_prompt_length: int = field(
         default=4096, metadata={"help": "Longest teacher prompt in tokens; a longer one is an error."}
+    )
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
     )
 
     # Parameters that control the rollout

@@ -55,8 +55,8 @@ class ProbedEvaluation(DistillationMixin):
                 student,
                 self.processing_class,
                 asked,
-                max_new_tokens=min(self.max_completion_length, 256),
                 chat_template_kwargs=self.chat_template_kwargs,
+                allow_special_tokens=True,  # or the constructor has refused them
                 on_batch=bar.update,
             ).answers
         answers = gather_object(answers[: len(mine)])

@@ -11,6 +11,7 @@ from trl import DistillationTrainer
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text, prepare_columns
+from ..data.special_tokens import SpecialTokens
 from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
@@ -131,6 +132,8 @@ class LUPISKDTrainer(
             args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
         )
         self.probes = check_probes(probes) if probes is not None else None
+        self._special_tokens = SpecialTokens(processing_class, args.allow_special_tokens)
+        self._special_tokens.check_probes(self.probes or [])
         train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
         pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
         self.shared_vocab_size, self._context_lengths = pair.vocab_size, pair.context_lengths
@@ -219,6 +222,7 @@ class LUPISKDTrainer(
         return output
 
     def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        self._special_tokens.check_prompts(self._rows)  # a streaming dataset is not read before
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):

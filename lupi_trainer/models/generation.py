@@ -1,10 +1,14 @@
-"""A model's generation config: where texts end, and whether it can be saved with its model."""
+"""A model's generation config: where texts end, whether it can be saved with its model, and doing without it."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
+
+from transformers import GenerationConfig
 
 from .private import generation_settings
 
@@ -83,3 +87,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and any(hasattr(part, "tolist") for part in value):
         return [_plain(part) for part in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+@contextmanager
+def without_generation_config(model) -> Generator[None]:
+    """Meanwhile `model.generate` does what its call says, and nothing that the model's own generation config says.
+
+    What a call leaves out, `generate` fills from there: penalties, lengths, beams, strings and times to stop at.
+    """
+    owners = [(part, part.generation_config) for part in model.modules() if "generation_config" in vars(part)]
+    for part, _ in owners:
+        part.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for part, own in owners:
+            part.generation_config = own

@@ -43,8 +43,13 @@ def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
 
     named = {f.name: getattr(data_args, f.name) for f in fields(data_args)}
     config = SFTConfig(**shared, max_length=None)
-    sft_args = sft.SFTDataArguments(**named, completion_column=completion_column)
-    return sft.build_trainer(sft_args, config, model_args, training_args.chat_template_kwargs)
+    sft_args = sft.SFTDataArguments(
+        **named,
+        completion_column=completion_column,
+        chat_template_kwargs=training_args.chat_template_kwargs,
+        allow_special_tokens=training_args.allow_special_tokens,
+    )
+    return sft.build_trainer(sft_args, config, model_args)
 
 
 def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: str) -> None:
@@ -71,6 +76,7 @@ def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> 
     asking = {
         "max_new_tokens": args.max_new_tokens,
         "chat_template_kwargs": training_args.chat_template_kwargs,
+        "allow_special_tokens": training_args.allow_special_tokens,
     }
     trainer = build(arm, arguments, args.completion_column)
     if arm == "untrained":

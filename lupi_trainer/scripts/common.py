@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from datasets import Dataset
 
 from ..data.mixing import mix, mixture_length, parse_mixing
+from ..data.special_tokens import SpecialTokens
 from ..lab import resolve_model
+from ..models.vocabulary import tokenizer_beside
 from ..training.checkpoints import write_atomically
+from .flags import json_object
 
 
 @dataclass
@@ -117,8 +121,58 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
     }
 
 
-def train_and_save(trainer, data_args: Any) -> dict[str, float]:
-    """Train, evaluate at the end if the recipe evaluates at all, save, and push if it asks for that.
+@dataclass
+class TextArguments:
+    """How the texts of records that TRL tokenizes become tokens.
+
+    Args:
+        completion_column: column of the answers (`knowledge` trains on the knowledge itself).
+        chat_template_kwargs: for the chat template of every record, as JSON: `{"enable_thinking": false}`.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
+
+    Raises:
+        ValueError: `chat_template_kwargs` that are no JSON object.
+    """
+
+    completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For the chat template, as JSON: '{\"enable_thinking\": false}'."}
+    )
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json_object(self.chat_template_kwargs)
+            except ArgumentTypeError as error:
+                raise ValueError(f"chat_template_kwargs: {error}") from error
+
+    def prepare(self, rows: Dataset, special: SpecialTokens) -> Dataset:
+        """Rows with the column that TRL reads the keyword arguments from.
+
+        Raises:
+            ValueError: a row spells out a special token (named by its place).
+        """
+        special.check_completions(rows)
+        if not self.chat_template_kwargs or "prompt" not in rows.column_names:
+            return rows
+        return rows.add_column("chat_template_kwargs", [self.chat_template_kwargs] * len(rows))
+
+
+def special_tokens(model_args, training_args, allowed: bool) -> SpecialTokens:
+    """Those of the tokenizer beside the student that a recipe names, to be refused in its records."""
+    if allowed or model_args.model_name_or_path is None:
+        return SpecialTokens(None)
+    tokenizer = tokenizer_beside(
+        resolve_model(model_args.model_name_or_path), model_args.model_revision, training_args.trust_remote_code
+    )
+    return SpecialTokens(tokenizer)
+
+
+def train_and_save(trainer, data_args: Any, evaluates: bool | None = None) -> dict[str, float]:
+    """Train, evaluate at the end (`None`: if the recipe evaluates on the way), save, and push if it asks for that.
 
     The last evaluation is written to `metrics.json` in `output_dir` (an empty object where there was none).
 
@@ -129,7 +183,8 @@ def train_and_save(trainer, data_args: Any) -> dict[str, float]:
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     trainer.dataset_name = data_args.dataset_name  # for the card
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate() if args.eval_strategy != "no" else {}
+    evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
+    metrics = trainer.evaluate() if evaluates else {}
     trainer.save_without_push(args.output_dir)  # which does not push: that comes last
     if trainer.is_world_process_zero():
         write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))

@@ -9,6 +9,7 @@ import gc
 import json
 from pathlib import Path
 
+from ..data.answers import MAX_ANSWER_TOKENS
 from . import run
 from .recipe_files import find_recipe
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--general", help="questions about what was known before")
     add("--completion_column", default="answer", help="column of the gold answers, for the arm sft")
     add("--every", type=int, default=20, help="optimizer steps between two measures")
-    add("--max_new_tokens", type=int, default=64, help="longest answer to a question")
+    add("--max_new_tokens", type=int, default=MAX_ANSWER_TOKENS, help="longest answer to a question")
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
 
 

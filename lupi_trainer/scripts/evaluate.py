@@ -4,7 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from .flags import add_loading_arguments, json_object
+from ..data.answers import MAX_ANSWER_TOKENS
+from .flags import add_loading_arguments, add_prompt_arguments
 
 
 HELP = "ask a model closed-book questions, or measure its perplexity"
@@ -32,14 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=64, help="records for --privilege")
     add("--teacher_system_prompt", help="persona of the teacher")
     add("--few_shot_examples", help="worked examples of the teacher: a JSON file")
-    add(
-        "--chat_template_kwargs",
-        type=json_object,
-        default={},
-        metavar="JSON",
-        help="for the chat template, as in the recipe: '{\"enable_thinking\": false}'",
-    )
-    add("--max_new_tokens", type=int, default=64)
+    add_prompt_arguments(parser)
+    add("--max_new_tokens", type=int, default=MAX_ANSWER_TOKENS, help="longest answer to a question")
     add("--batch_size", type=int, default=64)
     add_loading_arguments(parser)
     add("--output", type=Path, help="write marks and answers to this JSON file")

@@ -39,6 +39,22 @@ def json_object(text: str) -> dict:
     return value
 
 
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that writes prompts."""
+    parser.add_argument(
+        "--chat_template_kwargs",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="for the chat template, as in the recipe: '{\"enable_thinking\": false}'",
+    )
+    parser.add_argument(
+        "--allow_special_tokens",
+        action="store_true",
+        help="let the text of records spell out special tokens, which become control tokens",
+    )
+
+
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that runs models: how they are loaded, and where."""
     parser.add_argument("--dtype", default="auto", help="type that the models are loaded in")

@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .flags import add_loading_arguments, refuse_renamed
+from .flags import add_loading_arguments, add_prompt_arguments, refuse_renamed
 
 
 if TYPE_CHECKING:
-    from ..data.prompts import TeacherPrompt
     from ..speculative import SpeculativeStats
 
 HELP = "complete prompts as the target alone would, drafted by another"
@@ -56,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop", nargs="+", default=[], help="strings that end a completion")
     add("--with_knowledge", action="store_true", help="put each record's knowledge into its prompt")
     add("--system_prompt", help="persona, with --with_knowledge")
+    add_prompt_arguments(parser)
     add("--seed", type=int, default=0)
     add("--batch_size", type=int, default=16, help="rows that run at a time")
     add_loading_arguments(parser)
@@ -71,7 +71,7 @@ def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import find_adapter_config_file
 
-    from ..data.completions import encode_prompts, stop_ids
+    from ..data.completions import stop_ids
     from ..lab import resolve_model
     from ..models.loading import NO_CODE
     from ..models.vocabulary import check_same_tokenizer
@@ -89,17 +89,24 @@ def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
     if "draft" in tokenizers:
         check_same_tokenizer(tokenizers["target"], tokenizers["draft"])
     stop_ids(tokenizers["target"], args.stop)
-    prompt_ids = encode_prompts(tokenizers["target"], records, knowledge_prompt(args))
+    prompt_ids = encode(args, tokenizers["target"], records)
     for role, path in paths.items():
         if find_adapter_config_file(path) is None:  # an adapter's base is known once it is loaded
             check_prompts_by_config(role, AutoConfig.from_pretrained(path, **NO_CODE), prompt_ids, args.max_new_tokens)
 
 
-def knowledge_prompt(args: argparse.Namespace) -> "TeacherPrompt | None":
-    """What puts each record's knowledge into its prompt, if it is asked for."""
+def encode(args: argparse.Namespace, tokenizer, records: list[dict]) -> list[list[int]]:
+    """Token ids of every prompt, each record's knowledge in it if that is asked for."""
+    from ..data.completions import encode_prompts
     from ..data.prompts import TeacherPrompt
 
-    return TeacherPrompt(args.system_prompt) if args.with_knowledge else None
+    return encode_prompts(
+        tokenizer,
+        records,
+        TeacherPrompt(args.system_prompt) if args.with_knowledge else None,
+        chat_template_kwargs=args.chat_template_kwargs,
+        allow_special_tokens=args.allow_special_tokens,
+    )
 
 
 def load_draft(args: argparse.Namespace, target):
@@ -136,7 +143,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..data.completions import Completions, Lines, encode_prompts, load_prompts, stop_ids
+    from ..data.completions import Completions, Lines, load_prompts, stop_ids
     from ..models.generation import eos_token_ids
     from ..models.loading import load_model
     from ..speculative import speculative_generate
@@ -146,7 +153,7 @@ def main(args: argparse.Namespace) -> int:
     look_ahead(args, records)
     target, tokenizer = load_model(args.target, args.dtype, args.device, chat=False)
     draft, num_draft_tokens = load_draft(args, target)
-    prompt_ids = encode_prompts(tokenizer, records, knowledge_prompt(args))
+    prompt_ids = encode(args, tokenizer, records)
     eos = {*eos_token_ids(target, tokenizer), *stop_ids(tokenizer, args.stop)}
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     if not getattr(tokenizer, "chat_template", None):

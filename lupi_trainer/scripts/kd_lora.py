@@ -35,8 +35,11 @@ class QAArguments:
             one's `dataset_eval_split` by default.
         dataset_eval_split: split of a dataset from the Hub.
         max_samples: train on so many records, drawn with `seed`.
-        max_eval_samples: evaluate on so many, drawn with a seed of their own, so that all runs have the same.
+        max_eval_samples: evaluate on so many, drawn with a seed of their own, so that all runs have the same. The
+            perplexity before and after the training is measured wherever there are such questions; `eval_strategy`
+            says how often on the way.
         qa_template: the prompt, with {context} and {question}; the answer follows after a space.
+        allow_special_tokens: let records spell out special tokens, which become control tokens.
         bundles_dir: folder of the dropped layers, for the stages from 2.
         stage: train the layers of this stage alone (see `lupi_trainer.pruning.stages`); without it, every layer.
         expected_perplexity: what the run is expected to reach, as `< 19.0` or `15-16`: only shown by `lupi sweep`.
@@ -52,6 +55,9 @@ class QAArguments:
     max_samples: int | None = field(default=None, metadata={"help": "Train on so many records."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many records."})
     qa_template: str = field(default=QA_TEMPLATE, metadata={"help": "The prompt, with {context} and {question}."})
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
+    )
     bundles_dir: str | None = field(default=None, metadata={"help": "Folder of the dropped layers, from stage 2."})
     stage: int | None = field(default=None, metadata={"help": "Train the layers of this stage alone."})
     expected_perplexity: str | None = field(default=None, metadata={"help": "Only shown by `lupi sweep`."})
@@ -82,29 +88,41 @@ def make_parser(prog: str | None = None) -> KDParser:
     return parser
 
 
+def evaluation_source(dataset_name: str | None, eval_dataset_name: str | None) -> str | None:
+    """The questions for the perplexity: those that are named, else another split of a dataset from the Hub."""
+    if eval_dataset_name is not None or dataset_name is None:
+        return eval_dataset_name
+    one_set = dataset_name.startswith(LAB_PREFIX) or dataset_name.endswith((".json", ".jsonl"))
+    return None if one_set else dataset_name
+
+
 def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> tuple[TokenizedQA, TokenizedQA | None]:
     """Training and evaluation questions as token ids.
 
     Raises:
-        ValueError: anything that [`load_qa_records`] or [`tokenize_qa`] refuses, or an evaluation without questions.
+        ValueError: anything that [`load_qa_records`] or [`tokenize_qa`] refuses, or `eval_strategy` or
+            `max_eval_samples` without questions for an evaluation.
     """
     seq_len = training_args.max_length
     if seq_len is None:
         raise ValueError("`max_length` (--seq_len) is required: the longest record in tokens")
     assert qa.dataset_name is not None  # or `QAArguments` had raised
+    options: Any = {"template": qa.qa_template, "allow_special_tokens": qa.allow_special_tokens}
     records = load_qa_records(
         qa.dataset_name, split=qa.dataset_train_split, max_samples=qa.max_samples, seed=training_args.seed
     )
-    train = tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
-    name = qa.eval_dataset_name
-    if name is None and not qa.dataset_name.startswith(LAB_PREFIX) and not Path(qa.dataset_name).suffix:
-        name = qa.dataset_name
+    train = tokenize_qa(records, tokenizer, seq_len=seq_len, **options)
+    name = evaluation_source(qa.dataset_name, qa.eval_dataset_name)
     if name is None:
-        if training_args.eval_strategy != "no":
-            raise ValueError("`eval_dataset_name` is required, or `eval_strategy: 'no'`")
+        for key, given in (
+            ("eval_strategy", training_args.eval_strategy != "no"),
+            ("max_eval_samples", qa.max_eval_samples),
+        ):
+            if given:
+                raise ValueError(f"`{key}` needs questions to evaluate on: set `eval_dataset_name`, or leave it out")
         return train, None
     records = load_qa_records(name, split=qa.dataset_eval_split, max_samples=qa.max_eval_samples)
-    return train, tokenize_qa(records, tokenizer, seq_len=seq_len, template=qa.qa_template)
+    return train, tokenize_qa(records, tokenizer, seq_len=seq_len, **options)
 
 
 @setting_up()
@@ -184,11 +202,11 @@ def write_result(trainer: KDLoRATrainer, qa: QAArguments, before: dict[str, floa
 def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the adapter, and write what came of it."""
     qa, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
-    evaluates = training_args.eval_strategy != "no"
+    evaluates = evaluation_source(qa.dataset_name, qa.eval_dataset_name) is not None
     # inside the training, whose log begins with it
     training_args.eval_on_start = evaluates
     trainer = build_trainer(qa, training_args, model_args)
-    after = train_and_save(trainer, qa)
+    after = train_and_save(trainer, qa, evaluates)
     if not evaluates:
         return
     before = next(log for log in trainer.state.log_history if "eval_perplexity" in log)

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
-from ..data.records import load_sft_data
+from ..data.records import load_sft_data, record_name
+from ..data.special_tokens import SpecialTokens
 from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
 from ..evaluation import acceptance, closed_book, kept, mentions_context, perplexity, privilege_gap, without_knowledge
 from ..models.generation import eos_token_ids
@@ -31,7 +32,13 @@ def perplexities(args: argparse.Namespace) -> dict[str, Any]:
     report = {}
     for name in args.perplexity:
         records = load_qa_records(name, split=args.split, max_samples=args.max_samples)
-        questions = tokenize_qa(records, tokenizer, seq_len=args.seq_len, template=args.qa_template or QA_TEMPLATE)
+        questions = tokenize_qa(
+            records,
+            tokenizer,
+            seq_len=args.seq_len,
+            template=args.qa_template or QA_TEMPLATE,
+            allow_special_tokens=args.allow_special_tokens,
+        )
         result = perplexity(model, questions.dataset, batch_size=args.batch_size)
         counts = {"records": len(questions.dataset), "dropped": len(questions.dropped)}
         report[name] = {"perplexity": {"model": args.model, **result.metrics(), **counts}}
@@ -72,6 +79,7 @@ def marks(args: argparse.Namespace, probe_sets: dict[str, list]) -> dict[str, di
                     max_new_tokens=args.max_new_tokens,
                     batch_size=args.batch_size,
                     chat_template_kwargs=args.chat_template_kwargs,
+                    allow_special_tokens=args.allow_special_tokens,
                     on_batch=bar.update,
                 )
     for (role, name, is_closed), result in results.items():
@@ -95,7 +103,7 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     """What the knowledge is worth to the teacher on the student's own text (and on gold text, if a column of it is
     named), how much of the student's drafts the teacher accepts, and how many of the student's texts speak of
     given knowledge."""
-    rows = [row for row in rows if row["privileged_context"] is not None]
+    rows = [row | {"place": place} for place, row in enumerate(rows) if row["privileged_context"] is not None]
     if not rows:
         raise ValueError(f"{args.records}: no record has knowledge")
     # spread over the file, so that all of its subjects are in it
@@ -104,6 +112,8 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     teacher, teacher_tokenizer = load_model(args.teacher, args.dtype, args.device)
     configs = student.config, teacher.config
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
+    special = SpecialTokens(tokenizer, args.allow_special_tokens)
+    special.check_prompts(rows)
     prompt = teacher_prompt(args)
     kwargs = args.chat_template_kwargs
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
@@ -122,9 +132,10 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     texts = {"the student's text": own.completion_ids}
     if args.gold:
         gold = load_sft_data(args.records, args.gold)["completion"]
-        texts["gold text"] = [
-            tokenizer(gold[row["row_id"]][0]["content"], add_special_tokens=False)["input_ids"] for row in rows
-        ]
+        answers = [gold[row["place"]][0]["content"] for row in rows]
+        for row, answer in zip(rows, answers):
+            special.check(record_name(row), answer)
+        texts["gold text"] = tokenizer(answers, add_special_tokens=False)["input_ids"]
     table = Table("nats a token of the teacher", "with knowledge", "without", "gap", "tokens")
     leaks = [mentions_context(tokenizer.decode(ids, skip_special_tokens=True)) for ids in own.completion_ids]
     report = {"records": len(rows), "acceptance": found, "leakage": sum(leaks) / len(leaks)}

@@ -11,7 +11,7 @@ from ..data.prompts import TeacherPrompt
 from ..data.records import load_base_data, load_training_data
 from ..lupi_skd import LUPISKDConfig
 from . import setting_up
-from .common import MixedDataArguments, mix_in_base, student_arguments
+from .common import MixedDataArguments, mix_in_base, special_tokens, student_arguments
 
 
 def _knowledge_turn(row: dict[str, Any], knowledge_template: str) -> dict[str, str]:
@@ -57,5 +57,6 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
         data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
     )
     records = mix_in_base(records, load_base_data, data_args, config)
+    special_tokens(model_args, training_args, training_args.allow_special_tokens).check_prompts(records)
     template = {"knowledge_template": training_args.knowledge_template}
     return SDFTTrainer(**arguments, train_dataset=records.map(_knowledge_turn, fn_kwargs=template))

@@ -5,27 +5,31 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 """
 
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from ..data.records import load_sft_data
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from . import setting_up
-from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
+from .common import (
+    MixedDataArguments,
+    TextArguments,
+    mix_in_base,
+    special_tokens,
+    student_arguments,
+    train_and_save,
+)
 from .recipe_parser import RecipeParser
 
 
 @dataclass
-class SFTDataArguments(MixedDataArguments):
-    """[`MixedDataArguments`], and the column that holds the text to learn.
+class SFTDataArguments(TextArguments, MixedDataArguments):
+    """[`MixedDataArguments`] and [`TextArguments`]."""
 
-    Args:
-        completion_column: column of the answers (`knowledge` trains on the knowledge itself).
-    """
-
-    completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
+    def __post_init__(self):
+        MixedDataArguments.__post_init__(self)
+        TextArguments.__post_init__(self)
 
 
 def make_parser(prog: str | None = None) -> RecipeParser:
@@ -36,17 +40,14 @@ def make_parser(prog: str | None = None) -> RecipeParser:
 
 
 @setting_up()
-def build_trainer(
-    data_args: SFTDataArguments, training_args, model_args, chat_template_kwargs: dict[str, Any] | None = None
-):
+def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """TRL's `SFTTrainer` on the project's records, saved as all students here: the loss is on the answers only.
 
     Args:
         data_args, training_args, model_args: the recipe.
-        chat_template_kwargs: for the chat template of every record.
 
     Raises:
-        ValueError: no student is named, or a record without an answer (named).
+        ValueError: no student is named, or a record without an answer or with a special token in its text (named).
     """
     from trl import SFTTrainer
 
@@ -54,11 +55,10 @@ def build_trainer(
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 
+    special = special_tokens(model_args, training_args, data_args.allow_special_tokens)
+
     def load(name: str, **kwargs):
-        rows = load_sft_data(name, data_args.completion_column)
-        if not chat_template_kwargs:
-            return rows
-        return rows.add_column("chat_template_kwargs", [chat_template_kwargs] * len(rows))
+        return data_args.prepare(load_sft_data(name, data_args.completion_column), special)
 
     assert data_args.dataset_name is not None  # or `DataArguments` had raised
     return SealedSFTTrainer(

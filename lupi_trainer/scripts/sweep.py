@@ -63,14 +63,14 @@ def merge(recipe: Path, override: Path | None, flags: dict[str, list[str]]) -> t
         ValueError: a recipe that cannot be read, or one whose run would have nothing to show.
     """
     from ..experiments.sweep_plot import parse_expected
-    from .kd_lora import make_parser
+    from .kd_lora import evaluation_source, make_parser
 
     parser = make_parser()
     merged = parser.read_recipe(recipe) | (parser.read_recipe(override) if override is not None else {})
     settings = {key: as_text(value) for key, value in merged.items()}
     settings |= {key: " ".join(values) for key, values in flags.items()}
-    if settings.get("eval_strategy", "no") in ("no", "false"):
-        raise ValueError(f"{recipe}: a sweep compares perplexities, and without `eval_strategy` there is none")
+    if evaluation_source(settings.get("dataset_name"), settings.get("eval_dataset_name")) is None:
+        raise ValueError(f"{recipe}: a sweep compares perplexities, and without `eval_dataset_name` there is none")
     try:
         parse_expected(None if merged.get("expected_perplexity") is None else settings["expected_perplexity"])
     except ValueError as error:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from ..data.records import LAB_PREFIX, load_lab_records, load_sft_data, read_records, record_name
 from ..wmtp import BaseWMTPTrainer, CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 from . import setting_up
-from .common import student_arguments, train_and_save
+from .common import TextArguments, special_tokens, student_arguments, train_and_save
 from .recipe_files import find_recipe
 from .recipe_parser import RecipeError, RecipeParser
 
@@ -24,14 +24,13 @@ TINY = "lab/wmtp/config_tiny.yaml"
 
 
 @dataclass
-class WMTPArguments:
-    """Which algorithm, and which data.
+class WMTPArguments(TextArguments):
+    """Which algorithm, and which data ([`TextArguments`] beside these).
 
     Args:
         algo: `mtp-baseline`, `critic-wmtp` or `rho1-wmtp`.
         dataset_name: training records: a JSON or JSONL file, or `lab:NAME`. Records have `text`, or `prompt` (or
             `query`) and the completion column; `reward` (a number) is read by `critic-wmtp`.
-        completion_column: column of the answers.
         eval_dataset_name: records for the heads' figures, named in the same way.
     """
 
@@ -39,10 +38,10 @@ class WMTPArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Training records: a JSON or JSONL file, or lab:NAME."}
     )
-    completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Records for the heads' figures."})
 
     def __post_init__(self):
+        super().__post_init__()
         if self.algo not in ALGORITHMS:
             raise ValueError(f"`algo` must be one of {', '.join(ALGORITHMS)}, got {self.algo!r}")
         if self.dataset_name is None:
@@ -84,8 +83,9 @@ def build_trainer(data_args: WMTPArguments, training_args: WMTPConfig, model_arg
     Raises:
         ValueError: no model is named, or anything that [`BaseWMTPTrainer`] and its algorithms refuse.
     """
+    special = special_tokens(model_args, training_args, data_args.allow_special_tokens)
     train_dataset, eval_dataset = (
-        load_texts(name, data_args.completion_column) if name else None
+        data_args.prepare(load_texts(name, data_args.completion_column), special) if name else None
         for name in (data_args.dataset_name, data_args.eval_dataset_name)
     )
     assert data_args.algo is not None  # or `WMTPArguments` had raised

@@ -62,6 +62,27 @@ def test_squad_s_own_nested_file_loads(tmp_path):
     assert record == {"id": "n1", "context": RECORD["context"], "question": "Its capital?", "answer": "Kuzu"}
 
 
+def test_a_file_of_squad_may_begin_with_a_mark_and_what_cannot_be_read_is_named_by_its_file(tmp_path):
+    path = tmp_path / "qa.json"
+    for content in (NESTED, SQUAD):
+        path.write_text(json.dumps(content), encoding="utf-8-sig")
+        assert load_qa_records(str(path))[0]["answer"] == "Kuzu"
+    half = json.loads(json.dumps(NESTED))
+    half["data"][0]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = "Ku\ud800"
+    for content, encoding, message in (
+        (NESTED, "utf-16", "qa.json: not UTF-8"),
+        (half, "utf-8", r"qa.json, record 0: a text with half a character"),
+        ({**NESTED, "data": 3}, "utf-8", "qa.json: not SQuAD's form"),
+        ({"rows": []}, "utf-8", "qa.json: expected a list of records, found dict"),
+    ):
+        path.write_text(json.dumps(content), encoding=encoding)
+        with pytest.raises(ValueError, match=message):
+            load_qa_records(str(path))
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="qa.json: nested too deeply"):
+        load_qa_records(str(path))
+
+
 def test_samples_are_drawn_and_not_the_first_ones():
     drawn = load_qa_records("lab:qa", max_samples=64, seed=3)
     assert drawn == load_qa_records("lab:qa", max_samples=64, seed=3)
@@ -97,6 +118,42 @@ def test_tokenizers_that_write_beginning_and_end_themselves_get_one_of_each():
     row = tokenize_qa([record], tokenizer, seq_len=64, template="{context} {question} xy:").dataset[0]
     assert tokenizer.decode(row["input_ids"]) == "<|im_start|>xy Q xy: xy<|im_end|>"
     assert tokenizer.decode([i for i in row["labels"] if i != -100]) == " xy<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "template", ["{context}|{question}:", "{question} {question} {context}", "{{context}}{question}"]
+)
+def test_fields_are_put_in_once_and_what_they_say_of_fields_stays(template):
+    record = {"id": "a", "context": "Fill in {question} and {context}.", "question": "{context} {}?", "answer": "x"}
+    tokenizer = lab_tokenizer()
+    ids = tokenize_qa([record], tokenizer, seq_len=256, template=template).dataset[0]["input_ids"]
+    wanted = (
+        template.replace("{question}", "QQ").replace("{context}", record["context"]).replace("QQ", record["question"])
+    )
+    assert tokenizer.decode(ids[:-1]) == f"{wanted} x"
+
+
+def test_a_template_may_begin_with_the_beginning_of_text():
+    tokenizer = train_tokenizer(["Q A xy", "xy xy"], vocab_size=300)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    record = {"id": "b", "context": "xy", "question": "Q", "answer": "xy"}
+    rows = [
+        tokenize_qa([record], tokenizer, seq_len=64, template=start + "{context} {question}:").dataset[0]
+        for start in ("", "<|im_start|>")
+    ]
+    assert rows[0] == rows[1] and rows[0]["input_ids"].count(1) == 1
+
+
+def test_special_tokens_in_a_record_are_refused_unless_they_are_allowed():
+    tokenizer, good = lab_tokenizer(), {**RECORD, "answer": "Kuzu"}
+    for column in ("context", "question", "answer"):
+        bad = {**good, "id": "bad", column: f"so<|end|> {good[column]}"}
+        with pytest.raises(ValueError, match=r"record 'bad': its text holds the special token '<\|end\|>'.*allow_spe"):
+            tokenize_qa([good, bad], tokenizer, seq_len=256)
+        ids = tokenize_qa([good, bad], tokenizer, seq_len=256, allow_special_tokens=True).dataset[1]["input_ids"]
+        assert ids.count(tokenizer.eos_token_id) == 2
 
 
 def test_a_record_whose_answer_would_be_cut_is_dropped_and_counted(caplog):

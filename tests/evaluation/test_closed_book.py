@@ -1,4 +1,9 @@
+import copy
+
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GenerationConfig
 
 from lupi_trainer.data.answers import contains
 from lupi_trainer.data.prompts import TeacherPrompt, encode
@@ -11,7 +16,7 @@ from lupi_trainer.lab import load_lab_records, world
     [
         ("The capital is Tamo.", "tamo", True),
         ("The capital is Tamora.", "Tamo", False),
-        ("In 1,443 or so", "1443", False),
+        ("In 1,443 or so", "1443", True),
         ("훈민정음은 세종대왕이 만들었습니다.", "세종대왕", True),
         ("훈민정음은 세종 대왕이 만들었습니다.", "세종대왕", True),
         ("훈민정음은 성종이 만들었습니다.", "세종", False),
@@ -74,6 +79,43 @@ def test_batched_answers_equal_single_ones(student, tokenizer):
     alone = [generate_answers(student, tokenizer, [p], max_new_tokens=56)[0] for p in prompts]
     assert together == alone
     assert generate_answers(student, tokenizer, prompts, max_new_tokens=3, batch_size=2)[0][1] is False
+
+
+def test_answers_are_greedy_whatever_the_models_own_configuration_says(teacher, tokenizer):
+    """Also of a model with an adapter, which has a configuration of its own and hands it on."""
+    probes = load_lab_records("lab:probes-reading")[:3]
+    adapted = get_peft_model(copy.deepcopy(teacher), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    plain = closed_book(teacher, tokenizer, probes, teacher_prompt=TeacherPrompt()).answers
+    assert all(answer["finished"] for answer in plain)
+    words = tokenizer(plain[0]["answer"], add_special_tokens=False)["input_ids"]
+    settings = [{"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 60}, {"min_length": 300}]
+    settings += [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"max_time": 1e-4}, {"max_length": 2}]
+    settings += [{"stop_strings": ["."]}, {"return_dict_in_generate": True}, {"do_sample": True, "temperature": 9.0}]
+    settings += [{"suppress_tokens": words}, {"bad_words_ids": [words[:1]]}, {"forced_eos_token_id": words[0]}]
+    settings += [{"forced_bos_token_id": words[3]}, {"exponential_decay_length_penalty": (1, 9.0)}]
+    settings += [{"sequence_bias": [[words[:1], -99.0]]}, {"begin_suppress_tokens": words}, {"guidance_scale": 4.0}]
+    settings += [{"renormalize_logits": True, "prompt_lookup_num_tokens": 3}, {"cache_implementation": "static"}]
+    for model in (teacher, adapted):
+        for changed in settings:
+            model.generation_config = own = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+            vars(own).update(changed)
+            asked = closed_book(model, tokenizer, probes, teacher_prompt=TeacherPrompt()).answers
+            assert asked == plain, changed
+            assert model.generation_config is own
+    teacher.config.repetition_penalty = 2.0  # where it stood in old models
+    assert closed_book(teacher, tokenizer, probes, teacher_prompt=TeacherPrompt()).answers == plain
+
+
+def test_answers_end_where_the_models_positions_do(student, tokenizer):
+    prompts = [[5] * 3, [5] * 7]
+    student.config.max_position_embeddings, student.generation_config.eos_token_id = 9, None
+    tokenizer.eos_token, wanted = None, student.generate(torch.tensor(prompts[:1]), max_new_tokens=2, do_sample=False)
+    assert generate_answers(student, tokenizer, prompts, max_new_tokens=40)[0] == (
+        tokenizer.decode(wanted[0, 3:], skip_special_tokens=True).strip(),
+        False,
+    )
+    with pytest.raises(ValueError, match="question 1 has 9 tokens, and the model reads and writes 9"):
+        generate_answers(student, tokenizer, [[5], [5] * 9], max_new_tokens=40)
 
 
 def test_the_teacher_reads_and_the_student_cannot_know(student, teacher, tokenizer):

@@ -197,6 +197,21 @@ def test_evaluate_says_it_all(tmp_path, capsys):
     assert "nats a token" in capsys.readouterr().out
 
 
+def test_gold_answers_are_those_of_their_records_whatever_the_row_ids(tmp_path, tokenizer, monkeypatch):
+    records = load_lab_records("lab:new")[:60:10]
+    records.insert(1, {**records[0], "id": "bare", "knowledge": None, "answer": "nothing"})
+    texts, path = [], tmp_path / "records.json"
+    monkeypatch.setattr(
+        "lupi_trainer.scripts.reports.privilege_gap",
+        lambda teacher, informed, bare, ids: (texts.append(ids), privilege_gap(teacher, informed, bare, ids))[1],
+    )
+    run = ["evaluate", "--model", "lab:student", "--teacher", "lab:teacher", "--records", str(path), "--privilege"]
+    for row_ids in ([6, 5, 4, 3, 2, 1, 0], [70, 7, 0, 7, 3, 12, 1]):
+        path.write_text(json.dumps([{**record, "row_id": n} for record, n in zip(records, row_ids)]))
+        assert main([*run, "--gold", "answer", "--samples", "3", "--max_new_tokens", "2", "--device", "cpu"]) == 0
+        assert [tokenizer.decode(ids) for ids in texts.pop()] == [records[n]["answer"] for n in (0, 3, 5)]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -145,7 +145,7 @@ def test_the_shipped_set_is_the_seven_experiments():
         (["recipes/kd_lora", "--override", "nowhere.yaml"], "no recipe 'nowhere.yaml'"),
         (["recipes/kd_lora", "stray"], "expected --KEY VALUE, got 'stray'"),
         (["recipes/kd_lora", "--hub_token", "hf_secret"], "'hub_token' does not belong here"),
-        (["recipes/kd_lora", "--eval_strategy", "no"], "without `eval_strategy` there is none"),
+        (["recipes/kd_lora", "--qa_dataset", "lab:qa"], "without `eval_dataset_name` there is none"),
         (["recipes/kd_lora", "--override", "OVER"], "must be like '15-16' or '< 19.0', got 'soon'"),
     ],
 )

@@ -1,6 +1,8 @@
 """The trainer against its references: TRL's loss, other ways to cut a batch, other kinds of teacher."""
 
 import copy
+import json
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
 from lupi_trainer import LUPISKDTrainer
+from lupi_trainer.cli import main
 from lupi_trainer.lab import load_lab_records, resolve_model
 from lupi_trainer.speculative import AdapterDisabled
 from lupi_trainer.speculative.runners import packed_weights
@@ -246,10 +249,21 @@ def test_a_self_teacher_keeps_its_head(tmp_path, teacher):
         make_trainer(tmp_path, model=teacher, teacher_model=None, peft_config=lora)
 
 
-def test_evaluation_asks_the_probes(tmp_path):
+def test_evaluation_asks_the_probes_as_the_command_does(tmp_path, monkeypatch):
     probes = load_lab_records("lab:probes-common")[:8] + load_lab_records("lab:probes")[:8]
-    trainer, _ = make_trainer(tmp_path, probes=probes, eval_dataset=load_lab_records("lab:eval")[:4])
+    evaluation = load_lab_records("lab:eval")[:4]
+    trainer, _ = make_trainer(tmp_path, probes=probes, eval_dataset=evaluation, config_max_completion_length=4)
+    asking = sys.modules["lupi_trainer.evaluation.closed_book"]
+    limits, answers = [], asking.generate_answers
+    monkeypatch.setattr(
+        asking, "generate_answers", lambda *a, **k: (limits.append(k["max_new_tokens"]), answers(*a, **k))[1]
+    )
     metrics = trainer.evaluate()
+    (tmp_path / "probes.json").write_text(json.dumps(probes))
+    command = ["evaluate", "--model", "lab:student", "--probes", str(tmp_path / "probes.json"), "--device", "cpu"]
+    assert main([*command, "--output", str(tmp_path / "marks.json")]) == 0
+    (marks,) = json.loads((tmp_path / "marks.json").read_text()).values()
+    assert marks["closed-book"]["strict"] == 0.5 and limits[0] == limits[1]
     assert metrics["eval_closed_book_lenient"] == 0.5
     assert metrics["eval_closed_book_strict"] == 0.5
     assert metrics["eval_loss"] > 0

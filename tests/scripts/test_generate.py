@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from torch._dynamo.utils import counters
 
 from lupi_trainer import speculative
@@ -277,3 +278,29 @@ def test_an_old_flag_is_refused_with_its_new_name(prompts, capsys, old, new):
     with pytest.raises(SystemExit, match="2"):
         main([*PAIR, "--prompts", str(prompts), old, "token"])
     assert f"{old} is now called {new}" in capsys.readouterr().err
+
+
+def test_the_chat_template_has_its_keyword_arguments(thinker, prompts, capsys):
+    run = ["generate", "--target", thinker, "--draft", "prompt-lookup", "--prompts", str(prompts), "--device", "cpu"]
+    assert main([*run, "--chat_template_kwargs", '{"think": false}', "--max_new_tokens", "2"]) == 0
+    capsys.readouterr()
+    assert main(run) == 2
+    assert "record 'q0' (number 0): the tokenizer's chat template" in " ".join(capsys.readouterr().err.split())
+    without = tiny_model("llama", tokenizer := train_tokenizer(questions(1)))
+    tokenizer.chat_template = None
+    without.save_pretrained(f"{thinker}-plain")
+    tokenizer.save_pretrained(f"{thinker}-plain")
+    assert main([*run, "--target", f"{thinker}-plain", "--chat_template_kwargs", '{"think": false}']) == 2
+    assert "leave out --chat_template_kwargs" in capsys.readouterr().err
+
+
+def test_a_plain_prompt_is_continued_and_does_not_end(prompts, tmp_path):
+    """A tokenizer that puts an end of text behind every text, as some that were made for training do."""
+    tokenizer = train_tokenizer(questions(12))
+    tokenizer.chat_template = None
+    plain = tokenizer(questions(12))["input_ids"]
+    records = completions.load_prompts(str(prompts))
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|im_end|>", special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)]
+    )
+    assert completions.encode_prompts(tokenizer, records, None) == [[0, *ids] for ids in plain]

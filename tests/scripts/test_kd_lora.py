@@ -98,6 +98,28 @@ def test_a_run_writes_its_adapter_and_what_came_of_it_and_evaluate_agrees(tmp_pa
     assert report["perplexity"] == pytest.approx(result["perplexity"], rel=1e-4) and report["dropped"] == 0
 
 
+def test_a_dataset_of_the_hub_ends_with_its_perplexity_without_another_word(tmp_path, capsys, monkeypatch):
+    """As the command of the short flags is given: nothing of a strategy or another set of questions."""
+    from lupi_trainer.data import squad
+
+    splits = {"train": "lab:qa", "validation": "lab:qa-eval"}
+    monkeypatch.setattr(squad, "load_hub_dataset", lambda name, config, split: squad.load_lab_records(splits[split]))
+    command = ["kd", "--base_dir", "lab:teacher", "--out_adapters", str(tmp_path / "out"), "--qa_dataset", "squad"]
+    command += [*TINY, "--use_kd", "--teacher_model", "lab:teacher", "--save_strategy", "no", "--max_steps", "2"]
+    assert main([*command, "--lr", "1e-2"]) == 0
+    result = json.loads((tmp_path / "out" / "kd_result.json").read_text())
+    assert result["eval_records"] == 8 and 1 < result["perplexity"] < result["perplexity_before"]
+    assert result["loss/ce"] == pytest.approx(math.log(result["perplexity"]))
+    said = f"{result['perplexity_before']:.4g} before, {result['perplexity']:.4g} after."
+    assert f"Perplexity on 8 questions: {said}" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["eval_perplexity"] == result["perplexity"]
+    assert main([*command, "--qa_dataset", "lab:qa"]) == 2  # one set of questions, and no other split of it
+    assert "`max_eval_samples` needs questions to evaluate on: set `eval_dataset_name`" in capsys.readouterr().err
+    assert main([*command, "--qa_dataset", "lab:qa", "--eval_strategy", "epoch"]) == 2
+    assert "`eval_strategy` needs questions to evaluate on" in capsys.readouterr().err
+
+
 def test_evaluate_needs_something_to_ask(capsys):
     assert main(["evaluate", "--model", "lab:teacher"]) == 2
     error = capsys.readouterr().err

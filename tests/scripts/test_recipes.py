@@ -11,6 +11,8 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from lupi_trainer.cli import TRAINING, main, make_parser
+from lupi_trainer.data.prompts import load_few_shot_examples
+from lupi_trainer.data.records import load_probes, load_training_data, read_records
 from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
 from lupi_trainer.scripts.recipe_files import (
     copy_recipe,
@@ -112,6 +114,19 @@ def test_qwen3_recipe_has_the_seeds_values(tmp_path):
         assert (args.learning_rate, args.num_train_epochs, args.max_completion_length) == (1e-5, 5, 4096)
 
 
+def test_a_recipe_finds_its_records_outside_of_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (name for name in RECIPES if name.startswith("qwen3-4b/")):
+        data, args, _ = parse(["--config", str(find_recipe(name)), *ON_THIS_MACHINE])
+        assert len(load_training_data(data.dataset_name)) == 200 and len(load_probes(data.probes)) == 600
+        assert len(load_few_shot_examples(args.few_shot_examples)) == 3
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "general_en.json").write_text("[]")
+    assert read_records("data/general_en.json") == [] and len(read_records("data/general_ko.json")) == 100
+    with pytest.raises(FileNotFoundError, match="no such data file: data/nothing.json"):
+        read_records("data/nothing.json")
+
+
 def test_command_line_overrides_the_recipe(tmp_path):
     args = write(tmp_path, "dataset_name: lab:new\ngamma: 3\naccept_top_k: 7")
     _, training_args, _ = parse([*args, "--gamma", "9"])
@@ -187,7 +202,7 @@ def test_cp_never_overwrites(tmp_path):
 
 @pytest.mark.slow
 def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
-    """A wheel unpacked outside the checkout has the recipes, the lab's models and the marker of typed packages."""
+    """A wheel unpacked outside the checkout has recipes, their records, the lab's models and the marker of types."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(ROOT)], check=True, capture_output=True)
     script = (
@@ -197,12 +212,14 @@ def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
         "import os, lupi_trainer.cli as c; print(lupi_trainer.__file__); print(recipes_dir());"
         "c.main(['recipes', 'ls']);"
         "print(os.path.isfile(resolve_model('lab:teacher') + '/model.safetensors'));"
-        "print(os.path.isfile(os.path.dirname(lupi_trainer.__file__) + '/py.typed'))"
+        "print(os.path.isfile(os.path.dirname(lupi_trainer.__file__) + '/py.typed'));"
+        "from lupi_trainer.data.records import find_data; print(find_data('data/probes_en.json'))"
     )
     out = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
     ).stdout
     lines = out.splitlines()
     assert lines[0].startswith(str(tmp_path)) and lines[1].startswith(str(tmp_path))
-    assert lines[2:-2] == list_recipes()
-    assert lines[-2:] == ["True", "True"]
+    assert lines[2:-3] == list_recipes()
+    assert lines[-3:-1] == ["True", "True"]
+    assert lines[-1] == str(tmp_path / "site" / "lupi_trainer" / "shipped" / "probes_en.json")

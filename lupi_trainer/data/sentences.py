@@ -1,0 +1,54 @@
+"""Where the first sentence of an answer ends."""
+
+import re
+
+
+# words after which a full stop ends no sentence: those that a name follows ...
+_TITLES = "st ft mt mr mrs ms messrs dr prof rev hon adm gen maj col capt lt sgt gov sen rep pres mme vs".split()
+# ... those that a number follows, if it does ...
+_NUMBERED = "no nos vol vols ch fig figs p pp op art sec para ca cf".split()
+# ... and those that may end one all the same
+_SHORT = "jr sr ed ave blvd approx est dept inc ltd corp co bros etc al".split()
+_SHORT += "jan feb mar apr jun jul aug sep sept oct nov dec".split()
+_UNITS = "in ft oz lb lbs yd mi km cm mm hr hrs min sec yr yrs max avg".split()
+# words that begin a sentence, whatever is before them
+_STARTERS = """A An The This That These Those There It Its He His She Her They Their We Our You Your I My In On At
+By From After But And So Then However Also Although As When While If For With Another Both Each Some""".split()
+_NEAR = 40  # letters that are looked at before a full stop and behind it
+_END = re.compile(r"[.!?]+[\"')\]\u201d\u2019\u300d\u300f]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*|\n")
+_WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*\Z")
+_HANGUL = re.compile(r"[\uac00-\ud7a3]")
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """Whether a full stop between two texts of one line ends no sentence."""
+    if (
+        re.fullmatch(r"\W*(?:\d{1,2}|[A-Za-z])", before)
+        or re.search(r"(?<!\d)[12]\d{3}(?:\. \d{1,2})?\Z", before)
+        and re.match(r"\d{1,2}\.", after)
+    ):
+        return True  # the number or letter of an item in a list; a date, as 2023. 6. 28.
+    word, following = _WORD.search(before), re.match(r"([^\W\d_]+)(?![.\w])", after)
+    if word is None:
+        return False
+    letters, name = word[0].split("."), word[0].casefold()
+    if name in _TITLES or name in _NUMBERED and after[:1].isdigit():
+        return True
+    if following and following[0] in _STARTERS:
+        return False
+    if len(letters) > 1:
+        return max(map(len, letters)) <= 2  # U.S., B.C., Ph.D.
+    if len(name) == 1:
+        return name.isascii() and not _HANGUL.match(after)  # an initial
+    return name in _SHORT or name in _UNITS and after[:1].islower()
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a text, with its end; a line ends one, too, and an abbreviation does not."""
+    text = text.strip()
+    for end in _END.finditer(text):
+        before, after = text[max(end.start() - _NEAR, 0) : end.start()], text[end.end() : end.end() + _NEAR]
+        if end[0].startswith(".") and "\n" not in end[0] and _goes_on(before, after):
+            continue
+        return text[: end.end()].strip()
+    return text
