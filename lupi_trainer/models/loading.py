@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..lab import resolve_model
@@ -74,6 +74,65 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
     if chat:
         check_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def refuse_adapter(name: str, role: str, revision: str | None = None) -> None:
+    """Refuse the folder of an adapter where a model is wanted, before anything of it is loaded.
+
+    transformers loads one as its base model with the adapter's layers inside, which is neither the model nor a
+    `PeftModel`.
+
+    Args:
+        name: a path or a name on the Hub.
+        role: what the model is called in errors.
+        revision: of a model on the Hub.
+
+    Raises:
+        ValueError: an adapter is there.
+    """
+    if find_adapter_config_file(name, revision=revision) is not None:
+        raise ValueError(
+            f"the {role} {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
+            f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
+        )
+
+
+def refuse_quantized(config: Any, role: str) -> None:
+    """Raise ValueError for a model that is quantized, whose layers cannot be saved again as they are."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"the {role} is quantized: its layers would not be saved as they are; take the original")
+
+
+def load_complete(name: str, role: str, **model_kwargs: Any):
+    """A causal language model, to be changed and saved: every weight of it is its files', and none of these is lost.
+
+    Args:
+        name: a name, a path, or `lab:NAME`.
+        role: what the model is called in errors.
+        **model_kwargs: of `from_pretrained` (`dtype`, `revision`, ...).
+
+    Raises:
+        ValueError: an adapter, a quantized model, or one whose files lack weights or have others; it names some.
+        OSError: there is no such model, or its weights are not safetensors.
+    """
+    path, revision = resolve_model(name), model_kwargs.get("revision")
+    refuse_adapter(path, role, revision)
+    options = SAFE_WEIGHTS | {key: value for key, value in model_kwargs.items() if value is not None}
+    known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    refuse_quantized(AutoConfig.from_pretrained(path, **known), role)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    model, info = loaded
+    for kind, verb in (
+        ("missing_keys", "lack"),
+        ("mismatched_keys", "have another shape of"),
+        ("unexpected_keys", "have"),
+    ):
+        if names := sorted(map(str, info[kind])):
+            raise ValueError(
+                f"the {role} {name} is no complete {type(model).__name__}: its files {verb} {len(names)} weights that "
+                f"do not fit ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            )
+    return model
 
 
 def keep_4bit_exact(model: nn.Module) -> None:
