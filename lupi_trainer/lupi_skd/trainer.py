@@ -119,7 +119,7 @@ class LUPISKDTrainer(
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
-        student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
+        student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"), peft_config)
         teacher: Any = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
         kind = teacher_kind(teacher, args, student, peft_config)
 

@@ -60,13 +60,6 @@ def loss_dtype(states: torch.Tensor) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def refuse_prompt_learning(model: object, peft_config: object | None) -> None:
-    """Raise ValueError for an adapter of virtual tokens, which the backbone's states know nothing of."""
-    for config in (peft_config, *getattr(model, "peft_config", {}).values()):
-        if getattr(config, "is_prompt_learning", False):
-            raise ValueError(f"{type(config).__name__} is not supported: the loss reads the backbone's states")
-
-
 class Head:
     """The `lm_head` of a model, cut to a shared vocabulary and brought to a device.
 

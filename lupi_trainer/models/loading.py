@@ -4,6 +4,7 @@ Without a word on it, transformers *asks at the terminal* whether a repository's
 pickled weights; every `from_pretrained` of this package says something.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..lab import resolve_model
+from .adapters import check_adapters, refuse_adapter
 from .vocabulary import check_tokenizer
 
 
@@ -21,7 +23,18 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 SAFE_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
-def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -> tuple[Any, str, Any]:
+def own_arguments(args: Any) -> Any:
+    """A copy of a run's configuration, on which a trainer may write: the caller's stays as it is."""
+    own = copy.copy(args)
+    for key, value in vars(args).items():
+        if isinstance(value, (dict, list)) or key == "accelerator_config":
+            setattr(own, key, copy.deepcopy(value))
+    return own
+
+
+def resolve_student(
+    model: Any, args: Any, default_args: Callable[[str], Any], peft_config: Any = None, trains_more: bool = False
+) -> tuple[Any, str, Any]:
     """What a trainer's constructor knows of its student first of all.
 
     A student given by name is loaded from safetensors; `model_init_kwargs: {use_safetensors: false}` reads pickles.
@@ -30,18 +43,29 @@ def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -
         model: a name, a path, `lab:NAME`, or a model.
         args: the run's configuration, or `None`.
         default_args: from the last part of the student's name to the configuration of a run that has none.
+        peft_config: of the adapter that the student is to get, or `None`.
+        trains_more: whether something is trained that is not in the model yet.
 
     Returns:
-        `(model, name, args)`: the model, or the path that its name stands for; its name; the configuration.
+        `(model, name, args)`: the model, or the path that its name stands for; its name; the trainer's own copy of the
+        configuration.
+
+    Raises:
+        ValueError: the folder of an adapter, an adapter that cannot be trained, or a model that is all frozen.
     """
     if isinstance(model, str):
         model = name = resolve_model(model)
     else:
         name = model.config.name_or_path or "student"
-    if args is None:
-        args = default_args(name.split("/")[-1])
+    args = default_args(name.split("/")[-1]) if args is None else own_arguments(args)
+    check_adapters(model, peft_config)
     if isinstance(model, str):
-        args.model_init_kwargs = {"use_safetensors": True} | (args.model_init_kwargs or {})
+        init_kwargs: dict[str, Any] = {"use_safetensors": True} | (args.model_init_kwargs or {})
+        args.model_init_kwargs = init_kwargs
+        refuse_adapter(model, "student", init_kwargs.get("revision"))
+    elif peft_config is None and not trains_more and not any(p.requires_grad for p in model.parameters()):
+        how = ": load it with `is_trainable=True`" if hasattr(model, "peft_config") else ", and it gets no adapter"
+        raise ValueError(f"the student {name} has nothing to train: all of its weights are frozen{how}")
     return model, name, args
 
 
@@ -74,27 +98,6 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
     if chat:
         check_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer
-
-
-def refuse_adapter(name: str, role: str, revision: str | None = None) -> None:
-    """Refuse the folder of an adapter where a model is wanted, before anything of it is loaded.
-
-    transformers loads one as its base model with the adapter's layers inside, which is neither the model nor a
-    `PeftModel`.
-
-    Args:
-        name: a path or a name on the Hub.
-        role: what the model is called in errors.
-        revision: of a model on the Hub.
-
-    Raises:
-        ValueError: an adapter is there.
-    """
-    if find_adapter_config_file(name, revision=revision) is not None:
-        raise ValueError(
-            f"the {role} {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
-            f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
-        )
 
 
 def refuse_quantized(config: Any, role: str) -> None:

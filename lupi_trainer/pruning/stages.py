@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..models.adapters import load_adapter, merge_adapter
 from ..models.loading import load_complete
 from .layers import META, layers_prefix, positions, read_meta, restore_bundles, save_bundle
 
@@ -141,23 +142,23 @@ def merge_stage(stage: Stage, adapter: str, output_dir: Path) -> Path:
     Raises:
         FileNotFoundError: no adapter there.
         FileExistsError: something is there already; nothing is written.
-        ValueError: the adapter was trained on other layers.
+        ValueError: the adapter was trained on other layers or another model, or cannot be merged.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     target = output_dir if stage.bundle is None else stage.bundle.with_name(stage.bundle.name + MERGED)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} exists already; nothing was written")
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {adapter}: there is no adapter_config.json")
-    trained = PeftConfig.from_pretrained(adapter).layers_to_transform
+    trained = getattr(PeftConfig.from_pretrained(adapter), "layers_to_transform", None)
     # an adapter that was not restricted belongs to the entire model
     if trained != stage.trained and not (trained is None and stage.bundle is None):
         raise ValueError(
             f"the adapter {adapter} was trained on the layers {trained}, this stage trains {stage.trained}: "
             "it belongs to another stage"
         )
-    merged = PeftModel.from_pretrained(stage.model, adapter).merge_and_unload()
+    merged = merge_adapter(load_adapter(stage.model, adapter))
     if stage.bundle is None:
         merged.save_pretrained(target)
     else:
