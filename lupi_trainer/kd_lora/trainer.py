@@ -13,6 +13,7 @@ from ..data.squad import TokenizedQA
 from ..lab import resolve_model
 from ..losses.chunked_kd import chunked_kd_ce
 from ..models.backbone import labeled_states, teacher_states
+from ..models.head_check import check_head
 from ..models.lm_head import Head
 from ..models.loading import repository_options, resolve_student
 from ..models.vocabulary import check_vocabularies
@@ -130,6 +131,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
             refuse_shared(model, teacher_model, "teacher")
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
+            check_head(self.teacher_model, "teacher")
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_answers_fit(dataset, args.max_length)
         super().__init__(
@@ -144,6 +146,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            check_head(self.accelerator.unwrap_model(self.model), "student")
         self._teacher_head: Head | None = None
         self.quantization_kl: float | None = None
         if args.teacher_quantization_samples and self.teacher_model is not None:

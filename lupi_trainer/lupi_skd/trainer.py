@@ -11,6 +11,7 @@ from trl import DistillationTrainer
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text, prepare_columns
+from ..models.head_check import check_head
 from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
@@ -141,6 +142,7 @@ class LUPISKDTrainer(
         if kind is TeacherKind.LOCAL:
             teacher = load_teacher(teacher, args, args.device)
             self._teacher_device = next(teacher.parameters()).device
+            check_head(teacher, "teacher")
             if args.teacher_offload:
                 teacher.to("cpu")
         # The parent does not know the teacher: it would insist on equal vocabulary sizes and one device.
@@ -156,8 +158,11 @@ class LUPISKDTrainer(
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        bare = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            check_head(bare, "student")
         if kind is TeacherKind.SELF:
-            teacher = self_teacher(self.accelerator.unwrap_model(self.model))
+            teacher = self_teacher(bare)
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation

@@ -21,6 +21,13 @@ def logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
+def logit_cap(config) -> float | None:
+    """What logits are capped at (`cap * tanh(raw / cap)`), under the name of the model family; None: nothing."""
+    config = config.get_text_config()
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return next((cap for name in names if (cap := getattr(config, name, None)) is not None), None)
+
+
 def gathered_for_training(model: Any, *parameters: nn.Parameter | None) -> AbstractContextManager:
     """Inside, parameters that DeepSpeed ZeRO-3 shards are gathered, to be trained; others are left alone.
 
@@ -87,7 +94,7 @@ class Head:
             self.weight = weight[:vocab_size].to(device)
             self.bias = None if bias is None else bias[:vocab_size].to(device)
         self.scale = logit_scale(model.config)
-        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.softcap = logit_cap(model.config)
 
     def cast(self, dtype: torch.dtype) -> "Head":
         """The same head with its weight in another type."""

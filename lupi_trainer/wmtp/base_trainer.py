@@ -9,6 +9,7 @@ from trl import SFTTrainer
 
 from ..losses.reference import shift_targets
 from ..losses.token_weights import shuffle_in_texts, uniform_weights
+from ..models.head_check import check_head
 from ..models.lm_head import gathered_for_reading
 from ..models.loading import repository_options, resolve_student
 from ..models.mtp_heads import MTPHeads
@@ -66,6 +67,8 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, **repository_options(args))
         super().__init__(model=model, args=args, **kwargs)
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            check_head(self.accelerator.unwrap_model(self.model), "student")
         if args.freeze_trunk:
             self.model.requires_grad_(False)
         attach_heads(self.model, heads, args)

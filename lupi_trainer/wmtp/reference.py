@@ -15,6 +15,7 @@ from ..lab import resolve_model
 from ..losses.chunked_mtp import chunked_ce
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_states, inputs_on_device
+from ..models.head_check import check_head
 from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
@@ -153,7 +154,7 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         tokenizer: the run's.
 
     Raises:
-        ValueError: no reference, or one of another vocabulary.
+        ValueError: no reference, or one of another vocabulary or that is not supported.
     """
     require_reference(model, args, student)
     model = model if model is not None else args.reference_model_name_or_path
@@ -173,4 +174,5 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
     keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
+    check_head(model, "reference")
     return Reference(model, args.reference_cache_dir)
