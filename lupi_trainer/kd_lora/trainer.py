@@ -13,6 +13,7 @@ from ..data.squad import TokenizedQA
 from ..lab import resolve_model
 from ..losses.chunked_kd import chunked_kd_ce
 from ..models.backbone import labeled_states, teacher_states
+from ..models.chat_template import adopt_chat_template
 from ..models.head_check import check_head
 from ..models.lm_head import Head
 from ..models.loading import repository_options, resolve_student
@@ -118,6 +119,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"), peft_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
+        adopt_chat_template(args, model, processing_class)
         self.teacher_model, self.shared_vocab_size = None, None
         if args.use_kd and args.kd_alpha > 0:
             teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path

@@ -9,6 +9,7 @@ from trl import SFTTrainer
 
 from ..losses.reference import shift_targets
 from ..losses.token_weights import shuffle_in_texts, uniform_weights
+from ..models.chat_template import adopt_chat_template
 from ..models.head_check import check_head
 from ..models.lm_head import gathered_for_reading
 from ..models.loading import repository_options, resolve_student
@@ -66,6 +67,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
         heads = starting_heads(heads, args)
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, **repository_options(args))
+        adopt_chat_template(args, model, kwargs["processing_class"])
         super().__init__(model=model, args=args, **kwargs)
         if self.accelerator.is_main_process:  # others may have no weights yet
             check_head(self.accelerator.unwrap_model(self.model), "student")

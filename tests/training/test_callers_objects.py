@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from lupi_trainer import CriticWMTPTrainer, KDLoRATrainer, LUPISKDTrainer, Rho1WMTPTrainer
 from lupi_trainer.lab import load_lab_records
+from lupi_trainer.scripts import sft
 from tests.kd_lora.training import lab_tokenizer, labeled_dataset, make_kd_config
 from tests.lupi_skd.training import make_config
 from tests.wmtp.training import make_wmtp_config
@@ -99,3 +100,6 @@ def test_an_adapters_folder_is_no_model(tmp_path, student):
         for _, make in trainers(tmp_path, *names):
             with pytest.raises(ValueError, match="is an adapter, and a model is wanted"):
                 make()
+    recipe = ["--model_name_or_path", folder, "--dataset_name", "lab:common", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="the student .* is an adapter, and a model is wanted"):
+        sft.build_trainer(*sft.make_parser().parse_args_and_config([*recipe, "--bf16", "false", "--use_cpu"]))
