@@ -28,7 +28,8 @@ def refuse_encoder_decoder(config: Any, role: str) -> None:
 
 @torch.no_grad()
 def check_head(model: Any, role: str) -> None:
-    """Compare the logits that are computed here with the model's own.
+    """Compare the logits that are computed here with the model's own; where ZeRO-3 has sharded its weights, that it is
+    not compared is logged.
 
     Args:
         model: a causal language model (or a `PeftModel`), not wrapped for several processes.
@@ -41,8 +42,8 @@ def check_head(model: Any, role: str) -> None:
     refuse_encoder_decoder(model.config, role)
     inner = getattr(model, "get_base_model", lambda: model)()
     name, vocab_size = type(inner).__name__, model.config.get_text_config().vocab_size
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        logger.info(f"the {role} {name} is sharded by ZeRO-3 already, so its lm_head is not compared with its logits")
+    if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
+        logger.info(f"the weights of the {role} {name} are not here, so its lm_head is not compared with its logits")
         return
     if inner.base_model is inner:
         raise ValueError(f"the {role} {name} has no backbone apart from its lm_head: this model is not supported")
@@ -65,11 +66,12 @@ def check_head(model: Any, role: str) -> None:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    rounding = max(1e-5, 2 * torch.finfo(head.weight.dtype).eps) * theirs.abs().max()
-    if not (theirs[0, :-1] - theirs[1, :-1]).abs().max() <= rounding:
+    rounding = max(1e-3, 2 * torch.finfo(head.weight.dtype).eps) * theirs.abs().max()
+    # numbers that are not finite are named by what trains, as a fault of the weights
+    if (theirs[0, :-1] - theirs[1, :-1]).abs().max() > rounding:
         raise ValueError(f"the {role} {name} reads what comes after a token: it is no causal language model")
     off = (ours - theirs).abs().max()
-    if not off <= rounding:
+    if off > rounding:
         raise ValueError(
             f"the logits of the {role} {name} are not its lm_head on its last hidden states (they differ by up to "
             f"{off.item():.2g}), and the loss is computed from these: this model is not supported"

@@ -37,7 +37,7 @@ def require_own_logits(model, role: str) -> None:
             logits = [own(input_ids=text, use_cache=False).logits[0, -1, :vocab_size] for text in texts]
     theirs = torch.stack(logits).to(ours)
     off, rounding = (ours - theirs).abs().max(), max(1e-4, 4 * torch.finfo(inner.dtype).eps) * theirs.abs().max()
-    if not off <= rounding:
+    if off > rounding:
         raise ValueError(
             f"{name} does not read its positions as it is told to (its logits are off by {off.item():.2g}), which "
             "drafting and verifying need"
