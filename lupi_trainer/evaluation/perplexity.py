@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
+from ..models.head_check import check_head
 from ..models.lm_head import Head
 
 
@@ -42,8 +43,9 @@ def perplexity(
         batch_size: rows a forward, the longest ones first.
 
     Raises:
-        ValueError: no token is labeled.
+        ValueError: no token is labeled, or a model whose logits are not its `lm_head` on its last hidden states.
     """
+    check_head(model, "model")
     was_training = model.training
     model.eval()
     head = Head(model, model.config.get_text_config().vocab_size)

@@ -13,12 +13,14 @@ from ..data.squad import TokenizedQA
 from ..lab import resolve_model
 from ..losses.chunked_kd import chunked_kd_ce
 from ..models.backbone import labeled_states, teacher_states
-from ..models.lm_head import Head, refuse_prompt_learning
+from ..models.chat_template import adopt_chat_template
+from ..models.head_check import check_head
+from ..models.lm_head import Head
 from ..models.loading import repository_options, resolve_student
 from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import DISTILLATION, KD_LORA
 from ..publishing.trainer import Published
-from ..teachers.loaded import load_teacher, load_teacher_config
+from ..teachers.loaded import load_teacher, load_teacher_config, refuse_shared
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from ..training.summed_loss import SummedLoss
@@ -114,10 +116,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
         peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
-        model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"))
-        refuse_prompt_learning(model, peft_config)
+        model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"), peft_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
+        adopt_chat_template(args, model, processing_class)
         self.teacher_model, self.shared_vocab_size = None, None
         if args.use_kd and args.kd_alpha > 0:
             teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
@@ -128,8 +130,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
                 )
             if isinstance(teacher_model, str):
                 teacher_model = resolve_model(teacher_model)
+            refuse_shared(model, teacher_model, "teacher")
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
+            check_head(self.teacher_model, "teacher")
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_answers_fit(dataset, args.max_length)
         super().__init__(
@@ -144,6 +148,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            check_head(self.accelerator.unwrap_model(self.model), "student")
         self._teacher_head: Head | None = None
         self.quantization_kl: float | None = None
         if args.teacher_quantization_samples and self.teacher_model is not None:

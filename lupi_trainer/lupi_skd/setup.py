@@ -11,10 +11,11 @@ from accelerate.utils import is_peft_model
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..lab import resolve_model
+from ..models.adapters import check_base_untouched
 from ..models.backbone import context_length
 from ..models.loading import repository_options
 from ..models.vocabulary import check_tokenizer, check_vocabularies
-from ..teachers.loaded import load_teacher_config
+from ..teachers.loaded import load_teacher_config, refuse_shared
 from ..teachers.vllm import TeacherServer
 from .remote import connect_teacher
 
@@ -56,13 +57,15 @@ def teacher_kind(
         peft_config: of the adapter that the student is to get, or `None`.
 
     Raises:
-        ValueError: no teacher, a loaded one beside a remote one, or a self-taught student with `teacher_offload`.
+        ValueError: no teacher, a loaded one beside a remote one, one that shares weights with the student, or a
+            self-taught student with `teacher_offload` or an adapter without which it is not the original model.
     """
     if args.teacher_model_server_url is not None:
         if teacher is not None and not isinstance(teacher, str):
             raise ValueError("teacher_model_server_url is set and a teacher was passed: there can be one teacher only")
         return TeacherKind.REMOTE
     if teacher is not None:
+        refuse_shared(student, teacher, "teacher")
         return TeacherKind.LOCAL
     if peft_config is None and (isinstance(student, str) or not is_peft_model(student)):
         raise ValueError(
@@ -72,6 +75,7 @@ def teacher_kind(
         )
     if args.teacher_offload:
         raise ValueError("teacher_offload: a self-taught student has no other model to offload")
+    check_base_untouched(student, peft_config)
     return TeacherKind.SELF
 
 

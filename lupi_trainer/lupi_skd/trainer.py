@@ -12,6 +12,7 @@ from trl import DistillationTrainer
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text, prepare_columns
 from ..data.special_tokens import SpecialTokens
+from ..models.head_check import check_head
 from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
@@ -120,7 +121,7 @@ class LUPISKDTrainer(
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
-        student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
+        student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"), peft_config)
         teacher: Any = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
         kind = teacher_kind(teacher, args, student, peft_config)
 
@@ -144,6 +145,7 @@ class LUPISKDTrainer(
         if kind is TeacherKind.LOCAL:
             teacher = load_teacher(teacher, args, args.device)
             self._teacher_device = next(teacher.parameters()).device
+            check_head(teacher, "teacher")
             if args.teacher_offload:
                 teacher.to("cpu")
         # The parent does not know the teacher: it would insist on equal vocabulary sizes and one device.
@@ -159,8 +161,11 @@ class LUPISKDTrainer(
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        bare = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            check_head(bare, "student")
         if kind is TeacherKind.SELF:
-            teacher = self_teacher(self.accelerator.unwrap_model(self.model))
+            teacher = self_teacher(bare)
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation

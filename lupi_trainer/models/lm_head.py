@@ -21,6 +21,13 @@ def logit_scale(config) -> float:
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
+def logit_cap(config) -> float | None:
+    """What logits are capped at (`cap * tanh(raw / cap)`), under the name of the model family; None: nothing."""
+    config = config.get_text_config()
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    return next((cap for name in names if (cap := getattr(config, name, None)) is not None), None)
+
+
 def gathered_for_training(model: Any, *parameters: nn.Parameter | None) -> AbstractContextManager:
     """Inside, parameters that DeepSpeed ZeRO-3 shards are gathered, to be trained; others are left alone.
 
@@ -60,13 +67,6 @@ def loss_dtype(states: torch.Tensor) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def refuse_prompt_learning(model: object, peft_config: object | None) -> None:
-    """Raise ValueError for an adapter of virtual tokens, which the backbone's states know nothing of."""
-    for config in (peft_config, *getattr(model, "peft_config", {}).values()):
-        if getattr(config, "is_prompt_learning", False):
-            raise ValueError(f"{type(config).__name__} is not supported: the loss reads the backbone's states")
-
-
 class Head:
     """The `lm_head` of a model, cut to a shared vocabulary and brought to a device.
 
@@ -94,7 +94,7 @@ class Head:
             self.weight = weight[:vocab_size].to(device)
             self.bias = None if bias is None else bias[:vocab_size].to(device)
         self.scale = logit_scale(model.config)
-        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.softcap = logit_cap(model.config)
 
     def cast(self, dtype: torch.dtype) -> "Head":
         """The same head with its weight in another type."""

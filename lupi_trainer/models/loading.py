@@ -4,16 +4,18 @@ Without a word on it, transformers *asks at the terminal* whether a repository's
 pickled weights; every `from_pretrained` of this package says something.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..lab import resolve_model
+from .adapters import check_adapters, refuse_adapter
 from .vocabulary import check_tokenizer
 
 
@@ -21,7 +23,18 @@ NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 SAFE_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
-def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -> tuple[Any, str, Any]:
+def own_arguments(args: Any) -> Any:
+    """A copy of a run's configuration, on which a trainer may write: the caller's stays as it is."""
+    own = copy.copy(args)
+    for key, value in vars(args).items():
+        if isinstance(value, (dict, list)) or key == "accelerator_config":
+            setattr(own, key, copy.deepcopy(value))
+    return own
+
+
+def resolve_student(
+    model: Any, args: Any, default_args: Callable[[str], Any], peft_config: Any = None, trains_more: bool = False
+) -> tuple[Any, str, Any]:
     """What a trainer's constructor knows of its student first of all.
 
     A student given by name is loaded from safetensors; `model_init_kwargs: {use_safetensors: false}` reads pickles.
@@ -30,18 +43,29 @@ def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -
         model: a name, a path, `lab:NAME`, or a model.
         args: the run's configuration, or `None`.
         default_args: from the last part of the student's name to the configuration of a run that has none.
+        peft_config: of the adapter that the student is to get, or `None`.
+        trains_more: whether something is trained that is not in the model yet.
 
     Returns:
-        `(model, name, args)`: the model, or the path that its name stands for; its name; the configuration.
+        `(model, name, args)`: the model, or the path that its name stands for; its name; the trainer's own copy of the
+        configuration.
+
+    Raises:
+        ValueError: the folder of an adapter, an adapter that cannot be trained, or a model that is all frozen.
     """
     if isinstance(model, str):
         model = name = resolve_model(model)
     else:
         name = model.config.name_or_path or "student"
-    if args is None:
-        args = default_args(name.split("/")[-1])
+    args = default_args(name.split("/")[-1]) if args is None else own_arguments(args)
+    check_adapters(model, peft_config)
     if isinstance(model, str):
-        args.model_init_kwargs = {"use_safetensors": True} | (args.model_init_kwargs or {})
+        init_kwargs: dict[str, Any] = {"use_safetensors": True} | (args.model_init_kwargs or {})
+        args.model_init_kwargs = init_kwargs
+        refuse_adapter(model, "student", init_kwargs.get("revision"))
+    elif peft_config is None and not trains_more and not any(p.requires_grad for p in model.parameters()):
+        how = ": load it with `is_trainable=True`" if hasattr(model, "peft_config") else ", and it gets no adapter"
+        raise ValueError(f"the student {name} has nothing to train: all of its weights are frozen{how}")
     return model, name, args
 
 
@@ -74,6 +98,44 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
     if chat:
         check_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def refuse_quantized(config: Any, role: str) -> None:
+    """Raise ValueError for a model that is quantized, whose layers cannot be saved again as they are."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(f"the {role} is quantized: its layers would not be saved as they are; take the original")
+
+
+def load_complete(name: str, role: str, **model_kwargs: Any):
+    """A causal language model, to be changed and saved: every weight of it is its files', and none of these is lost.
+
+    Args:
+        name: a name, a path, or `lab:NAME`.
+        role: what the model is called in errors.
+        **model_kwargs: of `from_pretrained` (`dtype`, `revision`, ...).
+
+    Raises:
+        ValueError: an adapter, a quantized model, or one whose files lack weights or have others; it names some.
+        OSError: there is no such model, or its weights are not safetensors.
+    """
+    path, revision = resolve_model(name), model_kwargs.get("revision")
+    refuse_adapter(path, role, revision)
+    options = SAFE_WEIGHTS | {key: value for key, value in model_kwargs.items() if value is not None}
+    known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    refuse_quantized(AutoConfig.from_pretrained(path, **known), role)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    model, info = loaded
+    for kind, verb in (
+        ("missing_keys", "lack"),
+        ("mismatched_keys", "have another shape of"),
+        ("unexpected_keys", "have"),
+    ):
+        if names := sorted(map(str, info[kind])):
+            raise ValueError(
+                f"the {role} {name} is no complete {type(model).__name__}: its files {verb} {len(names)} weights that "
+                f"do not fit ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            )
+    return model
 
 
 def keep_4bit_exact(model: nn.Module) -> None:

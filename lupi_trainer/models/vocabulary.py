@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from .head_check import refuse_encoder_decoder
+
 
 def tokenizer_beside(path: str, revision: str | None = None, trust_remote_code: bool = False):
     """The tokenizer of a model given by its path or its name on the Hub; `None` where a local folder holds none."""
@@ -42,8 +44,11 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
         role: what the teacher is called in errors.
 
     Raises:
-        ValueError: a model with fewer columns than the tokenizer has tokens, or two tokenizers that disagree.
+        ValueError: an encoder-decoder, a model with fewer columns than the tokenizer has tokens, or two tokenizers
+            that disagree.
     """
+    for name, config in (("student", student_config), (role, teacher_config)):
+        refuse_encoder_decoder(config, name)
     sizes = {
         "student": student_config.get_text_config().vocab_size,
         role: teacher_config.get_text_config().vocab_size,

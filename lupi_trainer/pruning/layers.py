@@ -8,17 +8,21 @@ was dropped from; the base keeps the numbers of its own under `kept_layers` in i
 
 import copy
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.generation import make_savable
-from ..models.private import attn_implementation
+from ..models.loading import refuse_quantized
+from ..models.private import attn_implementation, set_attn_implementation
+from .checks import check_same_layers, check_same_states
 
 
 META = "bundle_meta.json"
@@ -41,6 +45,18 @@ def layers_prefix(model: PreTrainedModel) -> str:
     if config is not model.config or len(found) != 1:
         raise ValueError(f"{type(model).__name__} has {len(found)} lists of decoder layers: none can be dropped")
     return f"{found[0]}."
+
+
+def _check_kind(model: Any) -> None:
+    """Refuse a model whose layers cannot be taken apart as they are.
+
+    Raises:
+        ValueError: adapters in it, quantized weights, or no single list of decoder layers.
+    """
+    if getattr(model, "peft_config", None):
+        raise ValueError(f"{type(model).__name__} has an adapter in its layers: merge it first (`merge_and_unload`)")
+    refuse_quantized(model.config, type(model).__name__)
+    layers_prefix(model)
 
 
 def kept_layers(config: Any) -> list[int]:
@@ -87,41 +103,93 @@ def _split(model: PreTrainedModel) -> tuple[State, dict[int, State]]:
     return rest, layers
 
 
-def _assemble(model: PreTrainedModel, rest: State, layers: dict[int, State], entries: dict[str, dict[int, Any]]):
-    """A model of the same class with these layers (by original number, in any order).
+def _layers(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """A model's decoder layers by original number, in their order."""
+    modules = model.get_submodule(layers_prefix(model).rstrip("."))
+    return dict(zip(kept_layers(model.config), modules.children()))
 
-    Raises:
-        ValueError: weights of a dtype that `from_pretrained` would change.
-    """
-    numbers, depth = sorted(layers), original_depth(model.config)
-    config = {
-        k: v for k, v in model.config.to_dict().items() if k not in ("kept_layers", "original_num_hidden_layers")
-    }
-    config |= {name: [entry[number] for number in numbers] for name, entry in entries.items()}
-    config["num_hidden_layers"] = len(numbers)
+
+def _config(config: Any, numbers: list[int], entries: dict[str, dict[int, Any]]) -> Any:
+    """A model's configuration with the layers of these original numbers."""
+    depth = original_depth(config)
+    made = {k: v for k, v in config.to_dict().items() if k not in ("kept_layers", "original_num_hidden_layers")}
+    made |= {name: [entry[number] for number in numbers] for name, entry in entries.items()}
+    made["num_hidden_layers"] = len(numbers)
     if len(numbers) < depth:
-        config |= {"kept_layers": numbers, "original_num_hidden_layers": depth}
-    prefix = layers_prefix(model)
-    state = {**rest}
-    for index, number in enumerate(numbers):
-        state |= {f"{prefix}{index}.{name}": value for name, value in layers[number].items()}
-    made = type(model).from_pretrained(
-        None,
-        config=type(model.config).from_dict(config),
-        state_dict=state,
-        dtype=model.dtype,
-        attn_implementation=attn_implementation(model.config),
-    )
-    for name, value in made.state_dict().items():
-        if name in state and state[name].dtype != value.dtype:
+        made |= {"kept_layers": numbers, "original_num_hidden_layers": depth}
+    try:
+        return type(config).from_dict(made)
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"no {type(config).__name__} has the layers {describe_numbers(numbers)} alone: {error}"
+        ) from error
+
+
+def _skeleton(model: PreTrainedModel, numbers: list[int], entries: dict[str, dict[int, Any]]) -> dict[int, nn.Module]:
+    """The layers of a model of the same class with these layers, by original number, without weights."""
+    config = _config(model.config, numbers, entries)
+    set_attn_implementation(config, attn_implementation(model.config))
+    with torch.device("meta"):
+        return _layers(type(model)(config))
+
+
+def _check_same_weights(model: PreTrainedModel, state: State) -> None:
+    made = model.state_dict()
+    if strange := sorted(made.keys() ^ state.keys()):
+        raise ValueError(
+            f"{type(model).__name__} of {model.config.num_hidden_layers} layers lacks weights or wants others: "
+            f"{strange[:3]}"
+        )
+    for name, value in made.items():
+        if state[name].dtype != value.dtype:
             raise ValueError(
                 f"{name!r} is {state[name].dtype} in a model of {model.dtype}, which loading would not keep: bring "
                 "the model to one dtype first"
             )
+        if not torch.equal(state[name].to(value.device), value):
+            raise ValueError(f"{name!r} does not come back as it was: {type(model).__name__} cannot lose layers")
+
+
+def _assemble(
+    model: PreTrainedModel, rest: State, layers: dict[int, State], entries: dict[str, dict[int, Any]]
+) -> PreTrainedModel:
+    """A model of the same class with these layers (by original number, in any order).
+
+    Raises:
+        ValueError: weights that loading would change, or a layer of `model` that would be another one.
+    """
+    numbers, prefix, state = sorted(layers), layers_prefix(model), {**rest}
+    for index, number in enumerate(numbers):
+        state |= {f"{prefix}{index}.{name}": value for name, value in layers[number].items()}
+    made = type(model).from_pretrained(
+        None,
+        config=_config(model.config, numbers, entries),
+        state_dict=dict(state),
+        dtype=model.dtype,
+        attn_implementation=attn_implementation(model.config),
+    )
+    _check_same_weights(made, state)
     made.generation_config = copy.deepcopy(model.generation_config)
     made.config.name_or_path = model.config.name_or_path
     make_savable(made)
-    return made.to(model.device).train(model.training)
+    made.to(model.device).train(model.training)
+    check_same_layers(_layers(model), _layers(made))
+    check_same_states(model, _layers(model), made, _layers(made))
+    return made
+
+
+def _check_restorable(model: PreTrainedModel, bundles: dict[str, list[int]]) -> None:
+    """Refuse bundles of which one could not be put back: alone, or after those that are before it by name.
+
+    Raises:
+        ValueError: a layer would be another one on the way.
+    """
+    ours, entries = _layers(model), _entries(model.config)
+    base = set(ours) - {number for numbers in bundles.values() for number in numbers}
+    names = sorted(bundles)
+    for together in ((), *((name,) for name in names), *(names[:end] for end in range(2, len(names)))):
+        numbers = sorted(base.union(*(bundles[name] for name in together)))
+        check_same_layers(ours, _skeleton(model, numbers, entries))
 
 
 def drop_layers(model: PreTrainedModel, bundles: dict[str, list[int]]) -> PreTrainedModel:
@@ -132,8 +200,10 @@ def drop_layers(model: PreTrainedModel, bundles: dict[str, list[int]]) -> PreTra
         bundles: name to original layer numbers.
 
     Raises:
-        ValueError: a number that the model does not have or that is in two bundles, or no layer left.
+        ValueError: a number that the model does not have or that is in two bundles, no layer left, or layers that
+            would not be the same in the base, or with a bundle put back.
     """
+    _check_kind(model)
     numbers, owner = kept_layers(model.config), {}
     for name, dropped in bundles.items():
         for number in dropped:
@@ -147,6 +217,7 @@ def drop_layers(model: PreTrainedModel, bundles: dict[str, list[int]]) -> PreTra
             owner[number] = name
     if len(owner) == len(numbers):
         raise ValueError("no layer would be left in the base")
+    _check_restorable(model, bundles)
     rest, layers = _split(model)
     return _assemble(model, rest, {n: layers[n] for n in numbers if n not in owner}, _entries(model.config))
 
@@ -201,8 +272,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not describe a bundle ({error!r})") from error
 
 
-def _check_fits(folder: Path, meta: dict[str, Any], config: Any) -> None:
-    depth, present = original_depth(config), kept_layers(config)
+def _check_fits(folder: Path, meta: dict[str, Any], config: Any, present: Set[int]) -> None:
+    depth = original_depth(config)
     of = (meta.get("model_type"), meta.get("hidden_size"), meta.get("num_hidden_layers"))
     if of != (config.model_type, config.hidden_size, depth):
         raise ValueError(
@@ -219,32 +290,54 @@ def _check_fits(folder: Path, meta: dict[str, Any], config: Any) -> None:
 
 
 def restore_bundle(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with a bundle's layers back at their places.
+    """[`restore_bundles`] of one."""
+    return restore_bundles(model, [folder])
+
+
+def restore_bundles(model: PreTrainedModel, folders: list[Path]) -> PreTrainedModel:
+    """The model with the layers of bundles back at their places.
 
     Args:
         model: the base, or the base with other bundles restored; it is left as it is.
-        folder: the bundle.
+        folders: the bundles, in any order.
 
     Raises:
         FileNotFoundError: no bundle there, or a layer's file is missing.
-        ValueError: it belongs to another model, a number is out of range or there already, or weights are missing.
+        ValueError: one belongs to another model, a number is out of range or there already, weights are missing, or a
+            layer would be another one.
     """
-    meta = read_meta(folder)
-    _check_fits(folder, meta, model.config)
+    _check_kind(model)
     rest, layers = _split(model)
-    wanted = set(layers[next(iter(layers))])
-    for number in meta["layers"]:
-        try:
-            layers[number] = load_file(folder / layer_file(number))
-        except SafetensorError as error:
-            raise ValueError(f"{folder / layer_file(number)} cannot be read: {error}") from error
-        if set(layers[number]) != wanted:
-            different = sorted(set(layers[number]) ^ wanted)
-            raise ValueError(f"{folder / layer_file(number)}: these weights are missing or unknown: {different}")
-    entries = _entries(model.config)
-    for key, entry in entries.items():
-        entry |= {number: meta["config_entries"][key][str(number)] for number in meta["layers"]}
+    entries, files = _entries(model.config), {}
+    for folder in folders:
+        meta = read_meta(folder)
+        _check_fits(folder, meta, model.config, layers.keys() | files.keys())
+        # a list that is as long as this base by chance has no entry for a layer
+        entries = {key: entry for key, entry in entries.items() if key in meta["config_entries"]}
+        for number in meta["layers"]:
+            files[number] = folder / layer_file(number)
+            for key, entry in entries.items():
+                entry[number] = meta["config_entries"][key][str(number)]
+    wanted = _skeleton(model, sorted(layers.keys() | files.keys()), entries)
+    check_same_layers(_layers(model), wanted)
+    layers |= {number: _read_layer(path, wanted[number]) for number, path in files.items()}
     return _assemble(model, rest, layers, entries)
+
+
+def _read_layer(path: Path, wanted: nn.Module) -> State:
+    """The weights in a bundle's file, which must be those of this layer.
+
+    Raises:
+        ValueError: the file is broken, or holds other weights.
+    """
+    try:
+        layer = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    ours, theirs = ({name: value.shape for name, value in state.items()} for state in (layer, wanted.state_dict()))
+    if different := sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name)):
+        raise ValueError(f"{path}: these weights are missing or unknown, or have another shape: {different}")
+    return layer
 
 
 def positions(model: PreTrainedModel, folder: Path) -> list[int]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..lab import resolve_model
+from ..models.adapters import load_adapter, merge_adapter
 from ..models.generation import make_savable
-from ..models.loading import SAFE_WEIGHTS
-from .layers import META, layers_prefix, positions, read_meta, restore_bundle, save_bundle
+from ..models.loading import load_complete
+from .layers import META, layers_prefix, positions, read_meta, restore_bundles, save_bundle
 
 
 MERGED = "_merged"
@@ -59,7 +59,8 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
 
     Raises:
         FileNotFoundError: a stage without its bundle, or before the stage that it builds on.
-        ValueError: no such stage, or a bundle that does not belong to the base.
+        ValueError: no such stage, a base that is an adapter, quantized or incomplete, or a bundle that does not
+            belong to it.
     """
     if stage < 1:
         raise ValueError(f"stages are counted from 1, got stage={stage}")
@@ -80,12 +81,10 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
             raise FileNotFoundError(
                 f"stage {stage} builds on {folder.name}, which stage {number} makes: `lupi merge --stage {number}`"
             )
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(base_dir), **(SAFE_WEIGHTS | model_kwargs))
-    for folder in before:
-        model = restore_bundle(model, folder)
+    model = load_complete(base_dir, "base", **model_kwargs)
     if not folders:
         return Stage(model, None, list(range(model.config.num_hidden_layers)))
-    model = restore_bundle(model, folders[-1])
+    model = restore_bundles(model, [*before, folders[-1]])
     # an adapter names the model that it belongs to: this one is in no folder, and must not be taken for the base
     model.config.name_or_path = " + ".join([str(base_dir), *(folder.name for folder in [*before, folders[-1]])])
     return Stage(model, folders[-1], positions(model, folders[-1]))
@@ -144,23 +143,23 @@ def merge_stage(stage: Stage, adapter: str, output_dir: Path) -> Path:
     Raises:
         FileNotFoundError: no adapter there.
         FileExistsError: something is there already; nothing is written.
-        ValueError: the adapter was trained on other layers.
+        ValueError: the adapter was trained on other layers or another model, or cannot be merged.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     target = output_dir if stage.bundle is None else stage.bundle.with_name(stage.bundle.name + MERGED)
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} exists already; nothing was written")
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {adapter}: there is no adapter_config.json")
-    trained = PeftConfig.from_pretrained(adapter).layers_to_transform
+    trained = getattr(PeftConfig.from_pretrained(adapter), "layers_to_transform", None)
     # an adapter that was not restricted belongs to the entire model
     if trained != stage.trained and not (trained is None and stage.bundle is None):
         raise ValueError(
             f"the adapter {adapter} was trained on the layers {trained}, this stage trains {stage.trained}: "
             "it belongs to another stage"
         )
-    merged = PeftModel.from_pretrained(stage.model, adapter).merge_and_unload()
+    merged = merge_adapter(load_adapter(stage.model, adapter))
     if stage.bundle is None:
         make_savable(merged)
         merged.save_pretrained(target)

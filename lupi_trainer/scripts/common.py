@@ -13,6 +13,7 @@ from datasets import Dataset
 from ..data.mixing import mix, mixture_length, parse_mixing
 from ..data.special_tokens import SpecialTokens
 from ..lab import resolve_model
+from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
 from ..training.checkpoints import write_atomically
 from .flags import json_object
@@ -100,7 +101,7 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
     """Keyword arguments of a trainer for the student that a recipe names: weights, quantization, adapter.
 
     Raises:
-        ValueError: no student is named.
+        ValueError: no student is named, or an adapter.
     """
     from trl import get_peft_config, get_quantization_config
 
@@ -113,8 +114,10 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
         "use_safetensors": True,
     }
     training_args.model_init_kwargs = init_kwargs | (training_args.model_init_kwargs or {})
+    path = resolve_model(model_args.model_name_or_path)
+    refuse_adapter(path, "student", model_args.model_revision)
     return {
-        "model": resolve_model(model_args.model_name_or_path),
+        "model": path,
         "args": training_args,
         "quantization_config": get_quantization_config(model_args),
         "peft_config": get_peft_config(model_args),

@@ -89,14 +89,11 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
 
 def main(args: argparse.Namespace) -> int:
     """Write `OUT/base` and `OUT/bundles/NAME`."""
-    from transformers import AutoModelForCausalLM
-
-    from ..lab import resolve_model
-    from ..models.loading import SAFE_WEIGHTS
+    from ..models.loading import load_complete
     from ..pruning.layers import describe_numbers, drop_layers, kept_layers, save_bundle
 
     check_free(args.out)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.model), dtype=args.dtype, **SAFE_WEIGHTS)
+    model = load_complete(args.model, "model", dtype=args.dtype)
     bundles = choose_layers(args, model)
     base = drop_layers(model, bundles)
     base.save_pretrained(args.out / "base")

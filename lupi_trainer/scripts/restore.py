@@ -18,16 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the base with bundles back at their places."""
-    from transformers import AutoModelForCausalLM
-
-    from ..lab import resolve_model
-    from ..models.loading import SAFE_WEIGHTS
-    from ..pruning.layers import describe_numbers, kept_layers, restore_bundle
+    from ..models.loading import load_complete
+    from ..pruning.layers import describe_numbers, kept_layers, restore_bundles
 
     check_free(args.out)
-    model = AutoModelForCausalLM.from_pretrained(resolve_model(args.base), dtype="auto", **SAFE_WEIGHTS)
-    for folder in args.bundle:
-        model = restore_bundle(model, folder)
+    model = restore_bundles(load_complete(args.base, "base", dtype="auto"), args.bundle)
     model.save_pretrained(args.out)
     copy_tokenizer(args.base, args.out)
     print(f"layers {describe_numbers(kept_layers(model.config))} in {args.out}")

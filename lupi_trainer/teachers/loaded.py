@@ -1,5 +1,6 @@
 """The teacher of a run: loaded, placed, frozen, and checked against the student's vocabulary."""
 
+import copy
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
+from ..models.adapters import refuse_adapter
 from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
 from ..models.private import deepspeed_config, use_one_gpu_at_most
 from ..models.vocabulary import tokenizer_beside
@@ -93,12 +95,49 @@ def require_unsharded(model: nn.Module, role: str) -> None:
         )
 
 
+def _weights(model: nn.Module) -> set[tuple[torch.device, int]]:
+    """Where a model's weights lie; what has no memory of its own (empty, sharded, on `meta`) is left out."""
+    return {(p.device, p.data_ptr()) for p in model.parameters() if p.device.type != "meta" and p.data_ptr()}
+
+
+def refuse_shared(student: Any, teacher: Any, role: str) -> None:
+    """Refuse a teacher whose weights are the student's: it would be trained with it, or freeze it.
+
+    Args:
+        student, teacher: models, or names, each of which is loaded on its own.
+        role: what the teacher is called in errors.
+
+    Raises:
+        ValueError: they share weights.
+    """
+    if isinstance(student, nn.Module) and isinstance(teacher, nn.Module) and _weights(student) & _weights(teacher):
+        raise ValueError(
+            f"student and {role} share weights, so the {role} would change as the student learns: pass its name, or a "
+            "copy (`copy.deepcopy(model)`); to have a student with an adapter teach itself, leave `teacher_model` out"
+        )
+
+
+def frozen_twin(model: Any) -> Any:
+    """A model with the same weights in the same memory, frozen; what is set on it is not set on the caller's."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        twin: Any
+        if type(parameter) is nn.Parameter:
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        else:  # quantized: what it is unpacked by is its own, too
+            memo[id(parameter)] = twin = copy.copy(parameter)
+            if getattr(twin, "quant_state", None) is not None:
+                twin.quant_state = memo[id(parameter.quant_state)] = copy.copy(parameter.quant_state)
+    twin = copy.deepcopy(model, memo)
+    return twin.requires_grad_(False)
+
+
 def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device) -> PreTrainedModel:
     """The frozen teacher on its device.
 
     Args:
-        teacher: a path or a name on the Hub (loaded as the `teacher_*` keys say), or a model (placed, otherwise as it
-            is).
+        teacher: a path or a name on the Hub (loaded as the `teacher_*` keys say), or a model, which is left as it is:
+            the teacher is its [`frozen_twin`].
         args: the run's configuration, with the `teacher_*` keys of `LUPISKDConfig` or `KDLoRAConfig`.
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
@@ -133,6 +172,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         if given:
             raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
         require_unsharded(teacher, "teacher")
+        teacher = frozen_twin(teacher)
     keep_4bit_exact(teacher)
     teacher.requires_grad_(False)
     if not getattr(teacher, "is_quantized", False) and not getattr(teacher, "hf_device_map", None):
@@ -150,9 +190,13 @@ def load_teacher_config(teacher: str | PreTrainedModel, args: Any, tokenizer: An
 
     Returns:
         Its configuration, and its tokenizer: the given one, else the one beside its weights (`None`: not known).
+
+    Raises:
+        ValueError: the folder of an adapter.
     """
     if not isinstance(teacher, str):
         return teacher.config, tokenizer
     options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+    refuse_adapter(teacher, "teacher", args.teacher_model_revision)
     config = AutoConfig.from_pretrained(teacher, **options)
     return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer

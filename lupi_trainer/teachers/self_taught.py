@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from ..models.adapters import check_base_untouched
+
 
 class AdapterDisabled:
     """A `PeftModel` seen without its adapter: the base model as the teacher of its own adapter, no second copy.
@@ -31,8 +33,10 @@ def self_teacher(student: Any) -> AdapterDisabled:
         student: a `PeftModel`, not wrapped for several processes.
 
     Raises:
-        ValueError: no adapter to switch off, or one that replaces the `lm_head`, which both sides of the loss share.
+        ValueError: no adapter to switch off, one without which it is not the original model, or one that replaces the
+            `lm_head`, which both sides of the loss share.
     """
+    check_base_untouched(student, None)
     if not isinstance(student.get_output_embeddings(), nn.Linear):
         raise ValueError(
             "a student that teaches itself must keep its lm_head as it is: take it out of `modules_to_save`"

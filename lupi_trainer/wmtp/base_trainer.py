@@ -9,7 +9,9 @@ from trl import SFTTrainer
 
 from ..losses.reference import shift_targets
 from ..losses.token_weights import shuffle_in_texts, uniform_weights
-from ..models.lm_head import gathered_for_reading, refuse_prompt_learning
+from ..models.chat_template import adopt_chat_template
+from ..models.head_check import check_head
+from ..models.lm_head import gathered_for_reading
 from ..models.loading import repository_options, resolve_student
 from ..models.mtp_heads import MTPHeads
 from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
@@ -56,14 +58,19 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
     reduction = "position"
 
     def __init__(self, model, args: WMTPConfig | None = None, *, heads: MTPHeads | None = None, **kwargs):
-        model, name, args = resolve_student(model, args, lambda name: WMTPConfig(f"{name}-WMTP"))
-        if args.freeze_trunk and kwargs.get("peft_config") is not None:
+        peft_config = kwargs.get("peft_config")
+        model, name, args = resolve_student(
+            model, args, lambda name: WMTPConfig(f"{name}-WMTP"), peft_config, trains_more=True
+        )
+        if args.freeze_trunk and peft_config is not None:
             raise ValueError("freeze_trunk trains the heads alone: it leaves nothing for an adapter to learn")
-        refuse_prompt_learning(model, kwargs.get("peft_config"))
         heads = starting_heads(heads, args)
         if kwargs.get("processing_class") is None:
             kwargs["processing_class"] = AutoTokenizer.from_pretrained(name, **repository_options(args))
+        adopt_chat_template(args, model, kwargs["processing_class"])
         super().__init__(model=model, args=args, **kwargs)
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            check_head(self.accelerator.unwrap_model(self.model), "student")
         if args.freeze_trunk:
             self.model.requires_grad_(False)
         attach_heads(self.model, heads, args)

@@ -56,7 +56,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         self._rewarded = "reward" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
         trained = args is not None and (args.head_weighting == "uniform" or args.value_head_name_or_path is not None)
         if not self._rewarded and not trained:
-            require_reference(reference_model, args)
+            require_reference(reference_model, args, model)
         super().__init__(model, args, **kwargs)
         size = self.model.config.get_text_config().hidden_size
         self.reference: Reference | None = None

@@ -13,11 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..lab import resolve_model
 from ..losses.chunked_mtp import chunked_ce
+from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_states, inputs_on_device
+from ..models.head_check import check_head
 from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
-from ..teachers.loaded import require_unsharded, unsharded_weights
+from ..teachers.loaded import frozen_twin, refuse_shared, require_unsharded, unsharded_weights
 
 
 class CrossEntropyCache:
@@ -126,14 +128,20 @@ class Reference:
         ]
 
 
-def require_reference(model: str | nn.Module | None, args: Any) -> None:
-    """Refuse a run without a reference, before anything is made for it.
+def require_reference(model: str | nn.Module | None, args: Any, student: str | nn.Module) -> None:
+    """Refuse a run without a reference of its own, before anything is made for it.
 
     Raises:
-        ValueError: neither a model nor a name in `args` (a [`WMTPConfig`], or `None`).
+        ValueError: neither a model nor a name in `args` (a [`WMTPConfig`], or `None`), the folder of an adapter, or a
+            model that shares weights with the student.
     """
-    if model is None and getattr(args, "reference_model_name_or_path", None) is None:
+    model = model if model is not None else getattr(args, "reference_model_name_or_path", None)
+    if model is None:
         raise ValueError("no reference: pass `reference_model`, or set `reference_model_name_or_path`")
+    if isinstance(model, str):
+        options = getattr(args, "reference_model_init_kwargs", None) or {}
+        refuse_adapter(resolve_model(model), "reference", options.get("revision"))
+    refuse_shared(student, model, "reference")
 
 
 def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module, tokenizer: Any) -> Reference:
@@ -146,9 +154,9 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         tokenizer: the run's.
 
     Raises:
-        ValueError: no reference, or one of another vocabulary.
+        ValueError: no reference, or one of another vocabulary or that is not supported.
     """
-    require_reference(model, args)
+    require_reference(model, args, student)
     model = model if model is not None else args.reference_model_name_or_path
     if isinstance(model, str):
         path = resolve_model(model)
@@ -161,8 +169,10 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
             model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
         require_unsharded(model, "reference")
+        model = frozen_twin(model)
         check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
     keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
+    check_head(model, "reference")
     return Reference(model, args.reference_cache_dir)

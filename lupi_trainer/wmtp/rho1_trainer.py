@@ -53,7 +53,7 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
         **kwargs,
     ):
         if args is None or args.head_weighting != "uniform":
-            require_reference(reference_model, args)
+            require_reference(reference_model, args, model)
         super().__init__(model, args, **kwargs)
         self.reference = None
         if self.args.head_weighting != "uniform":

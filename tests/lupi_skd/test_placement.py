@@ -73,14 +73,14 @@ def test_an_offloaded_teacher_is_on_its_device_for_its_work_alone(tmp_path, teac
     """The same losses; it comes once a rollout, and once a loss where states are not kept."""
     runs = []
     for offload in (False, True):
-        moves, model = [], copy.deepcopy(teacher)
+        moves: list[str] = []
         trainer, losses = make_trainer(
             tmp_path / str(offload),
-            teacher_model=model,
+            teacher_model=teacher,
             config_teacher_offload=offload,
             config_reuse_verification=reuse,
         )
-        model.to = lambda device, moves=moves: moves.append(torch.device(device).type)
+        trainer.teacher_model.to = lambda device, moves=moves: moves.append(torch.device(device).type)
         trainer._teacher_device = torch.device("cpu", 0)
         trainer.train()
         runs.append((losses.losses, len(moves)))

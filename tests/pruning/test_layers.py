@@ -7,11 +7,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    Ernie4_5_MoeConfig,
     Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from lupi_trainer.cli import main
@@ -84,6 +87,73 @@ def test_a_base_is_the_model_whose_dropped_layers_pass_through_and_restoring_giv
         ours.pop(key, None), theirs.pop(key, None)
     assert ours == theirs
     assert torch.equal(restored(ids).logits, model(ids).logits)
+
+
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2, "vocab_size": 120, "hidden_size": 32}
+SHAPE = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 4}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "config, lost, kept",
+    [
+        # layer 3 is dense by its place; so are the layers 0 and 2 beside a step of 2
+        (Qwen3MoeConfig(**EXPERTS, **SHAPE, head_dim=16, num_experts=4, mlp_only_layers=[3]), {"B": [1]}, None),
+        # B alone, without C, would move layer 3
+        (
+            Qwen3MoeConfig(**EXPERTS, **SHAPE, head_dim=16, num_experts=4, decoder_sparse_step=2),
+            {"B": [1], "C": [2]},
+            {"B": [1, 2]},
+        ),
+        (
+            DeepseekV3Config(
+                **EXPERTS, **SHAPE, **LATENT, n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=2
+            ),
+            {"B": [0]},
+            {"B": [2]},
+        ),
+        (
+            Ernie4_5_MoeConfig(**EXPERTS, **SHAPE, moe_num_experts=4, moe_k=2, moe_layer_start_index=2),
+            {"B": [1]},
+            {"B": [3]},
+        ),
+        # the last layers can go, but C must not come back without B
+        (
+            GPT2Config(
+                vocab_size=120, n_embd=32, n_head=2, n_layer=4, n_positions=64, scale_attn_by_inverse_layer_idx=True
+            ),
+            {"B": [2], "C": [3]},
+            {"B": [2, 3]},
+        ),
+    ],
+    ids=["mlp_only", "step", "first_dense", "first_sparse", "inverse_scale"],
+)
+def test_layers_that_are_what_they_are_by_their_place_stay_so_or_are_not_moved(config, lost, kept, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match=r"layer \d would be another one at place \d of \d"):
+        drop_layers(model, lost)
+    if kept is None:
+        return
+    ids = torch.randint(0, 120, (2, 12), generator=torch.Generator().manual_seed(0))
+    base = drop_layers(model, kept)
+    torch.testing.assert_close(base(ids).logits, passing_through(model, kept["B"], ids))
+    save_bundle(tmp_path / "B", "B", model, kept["B"])
+    back, before = restore_bundle(base, tmp_path / "B").state_dict(), model.state_dict()
+    assert back.keys() == before.keys() and all(torch.equal(back[name], before[name]) for name in back)
+
+
+def test_a_model_whose_forward_computes_by_a_layers_place_is_refused(monkeypatch):
+    model = make_model("llama")
+    attention = type(model.model.layers[0].self_attn)
+    before = attention.forward
+
+    def by_place(self, hidden_states, *args, **kwargs):
+        return before(self, hidden_states / (self.layer_idx + 1), *args, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", by_place)
+    with pytest.raises(ValueError, match="layer 2 would be off by .* in the 5 layers"):
+        drop_layers(model, {"B": [1]})
 
 
 def test_bfloat16_comes_back_bit_for_bit_by_the_commands(tmp_path):
@@ -178,7 +248,9 @@ def test_a_bundle_that_does_not_fit_is_refused(pruned, tmp_path):
     weights = load_file(torn / layer_file(2))
     weights.pop("mlp.up_proj.weight")
     save_file(weights, torn / layer_file(2))
-    with pytest.raises(ValueError, match="these weights are missing or unknown: .'mlp.up_proj.weight'"):
+    with pytest.raises(
+        ValueError, match="these weights are missing or unknown, or have another shape: .'mlp.up_proj.weight'"
+    ):
         restore_bundle(base, torn)
     (torn / layer_file(2)).write_bytes((pruned / "B" / layer_file(2)).read_bytes()[:-100])
     with pytest.raises(ValueError, match="layer_002.safetensors cannot be read"):
@@ -208,6 +280,41 @@ def test_prune_says_what_is_wrong_and_writes_nothing(pruned, tmp_path, arguments
     out = tmp_path / "out"
     assert main(["prune", "--model", str(pruned / "model"), "--out", str(out), *arguments]) == 2
     assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_only_a_complete_model_is_written(tmp_path, pruned, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    model = make_model("llama")
+    adapter = get_peft_model(make_model("llama"), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapter.base_model.model.config.name_or_path = str(pruned / "model")
+    adapter.save_pretrained(tmp_path / "adapter")
+    weights = model.state_dict()
+    lacking = {k: v for k, v in weights.items() if k != "model.layers.3.mlp.up_proj.weight"}
+    model.save_pretrained(tmp_path / "lacking", state_dict=lacking)
+    model.save_pretrained(tmp_path / "strange", state_dict=weights | {"value_head.weight": torch.zeros(1, 32)})
+    model.save_pretrained(tmp_path / "quantized")
+    config = json.loads((tmp_path / "quantized" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    for name, message in {
+        "adapter": f"{tmp_path / 'adapter'} is an adapter, and a model is wanted",
+        "lacking": "lack 1 weights that do not fit (model.layers.3.mlp.up_proj.weight)",
+        "strange": "have 1 weights that do not fit (value_head.weight)",
+        "quantized": "is quantized",
+    }.items():
+        folder = str(tmp_path / name)
+        commands = [
+            ["prune", "--model", folder, "--drop", "1", "--bundle", "B", "--out", str(out)],
+            ["restore", "--base", folder, "--bundle", str(pruned / "B"), "--out", str(out)],
+            ["merge", "--base_dir", folder, "--adapter", str(tmp_path / "adapter"), "--out", str(out)],
+        ]
+        for command in commands if name == "lacking" else commands[:1]:
+            assert main(command) == 2
+            assert message in capsys.readouterr().err and not out.exists()
+    with pytest.raises(ValueError, match="has an adapter in its layers"):
+        drop_layers(adapter, {"B": [1]})
 
 
 def test_nothing_is_overwritten(pruned, capsys):

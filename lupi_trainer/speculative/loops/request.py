@@ -10,6 +10,7 @@ from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..rules.gamma import GAMMA_POLICIES, GammaPolicy
 from ..rules.speculative_sampling import Sampling
 from ..runners.lockstep import Alone, Lockstep
+from ..runners.probe import require_own_logits
 from ..runners.support import base_model, require_support, text_config
 from .checks import at_least_one, check_prompts, one_of
 
@@ -75,6 +76,8 @@ class Request:
             _check_remote(teacher, self.acceptance, vocab_size, self.compile)
         check_prompts("student", student, self.student_prompts, self.max_new_tokens)
         check_prompts("teacher", teacher, self.teacher_prompts, self.max_new_tokens)
+        require_own_logits(student, "student")
+        require_own_logits(teacher, "teacher")
         return replace(self, vocab_size=vocab_size)
 
 
@@ -128,3 +131,4 @@ class DecodingRequest:
                 )
             require_support(model, role)
             check_prompts(role, model, self.prompts, self.max_new_tokens)
+            require_own_logits(model, role)

@@ -8,7 +8,7 @@ import torch
 
 from .cache import RaggedCache
 from .lockstep import Alone, Lockstep
-from .support import active, prefill_budget
+from .support import active, prefill_budget, require_cache
 
 
 _SHORTEST_SHARED_PREFIX = 16  # below, one more forward costs more than it saves
@@ -119,6 +119,7 @@ class Prefill:
         self.cache.seek_prefill(torch.tensor(slots, device=self.device), start)
         positions = torch.arange(start, start + width, device=self.device).expand(len(parts), -1)
         self.model(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        require_cache(self.model, self.cache)
 
     def _copy(self, source: list[int], target: list[int], length: int) -> None:
         if length:

@@ -19,7 +19,7 @@ from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .prefill import Prefill
 from .steps import any_shape, call, compiled_write, draft, read, span, write
-from .support import active, text_config, usable_positions
+from .support import active, require_cache, text_config, usable_positions
 
 
 ALONE = Alone()
@@ -157,7 +157,9 @@ class Runner:
             any_shape(tokens, offsets, *tensors)
             seen = span(visible)
         with active(self.model) as model:
-            return self.graphs(partial(function, model, seen), (*kind, visible), tokens, offsets, *tensors)
+            out = self.graphs(partial(function, model, seen), (*kind, visible), tokens, offsets, *tensors)
+        require_cache(self.model, self.cache)
+        return out
 
     def _visible(self, needed: int) -> int:
         if self.by_length:  # a kernel looks no farther than it must

@@ -60,6 +60,10 @@ def prefill_budget(model, rows: int, slots: int) -> int:
 
 def _obstacle(inner, config) -> str | None:
     """What keeps a model from rollouts, as the rest of a sentence; None: nothing that is known."""
+    if getattr(inner.config, "is_encoder_decoder", False):
+        return " is an encoder-decoder: its texts do not begin with their prompts"
+    if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
+        return " is built as an encoder, whose tokens see those after them: load it with `is_decoder=True`"
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - _ROLLS_BACK)
     known = " or ".join(sorted(_ROLLS_BACK))
     if strange == ["chunked_attention"]:
@@ -99,6 +103,16 @@ def require_support(model, role: str) -> None:
                 f"the {role} is AdapterDisabled of {type(inner).__name__}, whose adapter {', '.join(sorted(merged))} "
                 "is merged into its weights; call unmerge_adapter() first"
             )
+
+
+def require_cache(model, cache) -> None:
+    """Raises ValueError, with the model's name, if a forward has left a layer's keys and values out of the cache: what
+    is read next would know nothing of it."""
+    if not all(layer.is_initialized for layer in cache.layers):
+        raise ValueError(
+            f"{type(base_model(model)).__name__} keeps no keys and values in the cache that it is given, which "
+            "drafting and verifying need"
+        )
 
 
 @contextmanager

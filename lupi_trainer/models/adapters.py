@@ -1,0 +1,160 @@
+"""Adapters: what of them cannot be trained here, and how a trained one comes back, exactly as it was trained."""
+
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers.utils import find_adapter_config_file
+
+
+# of LoRA's starts, those that leave the base model as it is; the others move a part of its weights into the adapter
+LEAVE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
+# and those that move what loading finds again: of the base's weights alone, without chance or data
+FOUND_AGAIN = ("pissa", "olora")
+
+
+def refuse_adapter(name: str, role: str, revision: str | None = None) -> None:
+    """Refuse the folder of an adapter where a model is wanted, before anything of it is loaded.
+
+    transformers loads one as its base model with the adapter's layers inside, which is neither the model nor a
+    `PeftModel`.
+
+    Args:
+        name: a path or a name on the Hub.
+        role: what the model is called in errors.
+        revision: of a model on the Hub.
+
+    Raises:
+        ValueError: an adapter is there.
+    """
+    if find_adapter_config_file(name, revision=revision) is not None:
+        raise ValueError(
+            f"the {role} {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
+            f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
+        )
+
+
+def adapter_configs(model: object, peft_config: object | None = None) -> list[Any]:
+    """The configurations of the adapters that a model has, and of the one that it is to get."""
+    configs = [peft_config, *getattr(model, "peft_config", {}).values()]
+    return [config for config in configs if config is not None]
+
+
+def _start(config: Any) -> str | None:
+    """The name of LoRA's start where it changes the base model, else None."""
+    start = getattr(config, "init_lora_weights", None)
+    return start if isinstance(start, str) and start.lower() not in LEAVE_THE_BASE else None
+
+
+def check_adapters(model: object, peft_config: object | None) -> None:
+    """Refuse adapters that cannot be trained, or that would not be loaded as they were trained.
+
+    Raises:
+        ValueError: virtual tokens, which the backbone's states know nothing of; or a start that depends on chance or
+            data, which loading would repeat with another outcome.
+    """
+    for config in adapter_configs(model, peft_config):
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(f"{type(config).__name__} is not supported: the loss reads the backbone's states")
+        start = _start(config)
+        if start is not None and start.lower() not in FOUND_AGAIN:
+            raise ValueError(
+                f"init_lora_weights={start!r} takes out of the base model what loading cannot find again, so the "
+                "saved student would not be the trained one: use 'pissa', 'olora', or one that leaves the base alone "
+                f"(True, {', '.join(map(repr, LEAVE_THE_BASE))})"
+            )
+
+
+def check_base_untouched(model: Any, peft_config: object | None) -> None:
+    """Refuse adapters that, switched off, do not leave the original model: a self-taught student's teacher.
+
+    Raises:
+        ValueError: an adapter that changes the base model from its start, or trains a part of it; or a merged one.
+    """
+    for config in adapter_configs(model, peft_config):
+        key, value = "", None
+        if _start(config) is not None:
+            key, value = "init_lora_weights", _start(config)
+        elif getattr(config, "layer_replication", None):
+            key, value = "layer_replication", config.layer_replication
+        elif getattr(config, "bias", "none") not in ("none", None, False):
+            key, value = "bias", config.bias
+        if key:
+            raise ValueError(
+                f"a student that teaches itself must be the original model with its adapter switched off, and "
+                f"{key}={value!r} changes that model: choose another, or name a teacher"
+            )
+    if not isinstance(model, str) and is_peft_model(model):
+        _check_parts(model)
+
+
+def _check_parts(model: nn.Module) -> None:
+    """Raise ValueError for a trainable parameter that is no adapter's, or an adapter that is merged."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in model.named_modules():
+        if merged := getattr(module, "merged_adapters", None):
+            raise ValueError(f"the adapter {merged[0]!r} is merged into {name}: call unmerge_adapter() first")
+    own: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            parts = [getattr(module, name, None) for name in module.adapter_layer_names]
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            parts = [part for name, part in module.named_children() if name != "original_module"]
+        else:
+            continue
+        for part in parts:
+            own |= {id(p) for p in (part.parameters() if isinstance(part, nn.Module) else [part])}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in own:
+            raise ValueError(
+                "a student that teaches itself must be the original model with its adapter switched off, and "
+                f"{name!r} would be trained, which is no adapter's: freeze it, or name a teacher"
+            )
+
+
+def load_adapter(model: Any, folder: str) -> Any:
+    """A `PeftModel` of this model with all of the weights in an adapter's folder, and no others.
+
+    Raises:
+        ValueError: the adapter lacks weights that its configuration wants for this model, or has others.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(folder)
+    made: Any = PeftModel(model, config)
+    result = made.load_adapter(folder, "default", is_trainable=False)
+    if strange := [*result.missing_keys, *result.unexpected_keys]:
+        raise ValueError(
+            f"the adapter {folder} does not belong to this {type(model).__name__}: {len(strange)} weights are missing "
+            f"or unknown ({', '.join(strange[:3])})"
+        )
+    return made
+
+
+def merge_adapter(model: Any) -> Any:
+    """The model that a `PeftModel` is, its adapter folded into its weights.
+
+    Raises:
+        ValueError: an adapter that PEFT cannot fold in.
+    """
+    _part_replicas(model)
+    try:
+        return model.merge_and_unload()
+    except (NotImplementedError, RuntimeError, AttributeError) as error:
+        kind = type(model.active_peft_config).__name__
+        raise ValueError(f"this adapter ({kind}) cannot be merged: {error}") from error
+
+
+def _part_replicas(model: Any) -> None:
+    """Give replicas of one layer (`layer_replication`) weights of their own, since what is folded in differs."""
+    if not any(getattr(config, "layer_replication", None) for config in adapter_configs(model)):
+        return
+    seen: set[int] = set()
+    tied = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen and id(parameter) not in tied:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+            seen.add(id(parameter))

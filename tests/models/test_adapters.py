@@ -1,0 +1,143 @@
+import pytest
+import torch
+from peft import IA3Config, LoKrConfig, LoraConfig, OFTConfig, PeftModel, VeraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from lupi_trainer import KDLoRAConfig, KDLoRATrainer
+from lupi_trainer.models.adapters import check_adapters, check_base_untouched, load_adapter
+from lupi_trainer.models.loading import load_model
+from lupi_trainer.pruning.stages import load_stage, merge_stage
+from lupi_trainer.speculative import AdapterDisabled
+from tests.lupi_skd.training import make_trainer
+
+
+IDS = torch.arange(3, 15)[None]
+TARGETS = ["q_proj", "up_proj"]
+
+
+def lora(**changes) -> LoraConfig:
+    return LoraConfig(**{"r": 2, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | changes)
+
+
+def base_model(config_class=Qwen2Config, depth: int = 2):
+    """A tiny model whose layers have biases (Qwen2)."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": depth, "num_attention_heads": 2}
+    config = config_class(vocab_size=600, num_key_value_heads=2, tie_word_embeddings=False, **shape)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    for parameter in model.parameters():
+        parameter.data *= 4
+    return model
+
+
+def train(model, steps: int = 2) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    model.train()
+    for _ in range(steps):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+@torch.no_grad()
+def off(model, wanted) -> float:
+    return (model(input_ids=IDS).logits - wanted).abs().max().item()
+
+
+KEPT = [
+    *(lora(init_lora_weights=start) for start in (True, False, "gaussian", "eva", "orthogonal", "mica")),
+    lora(use_dora=True),
+    lora(lora_bias=True),
+    lora(modules_to_save=["embed_tokens"], trainable_token_indices=None),
+    lora(trainable_token_indices=[3, 4]),
+    lora(target_modules=[], target_parameters=["mlp.up_proj.weight"]),
+    OFTConfig(r=0, oft_block_size=4, target_modules=TARGETS, task_type="CAUSAL_LM"),
+    LoKrConfig(r=2, target_modules=TARGETS, task_type="CAUSAL_LM"),
+    VeraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    IA3Config(target_modules=TARGETS, feedforward_modules=["up_proj"], task_type="CAUSAL_LM"),
+]
+CHANGED = {
+    "init_lora_weights='pissa'": lora(init_lora_weights="pissa"),
+    "init_lora_weights='pissa_niter_4'": lora(init_lora_weights="pissa_niter_4"),
+    "init_lora_weights='olora'": lora(init_lora_weights="olora"),
+    "init_lora_weights='lora_ga'": lora(init_lora_weights="lora_ga"),
+    "layer_replication=": lora(layer_replication=[(0, 2), (0, 2)]),
+    "bias='all'": lora(bias="all"),
+    "bias='lora_only'": lora(bias="lora_only"),
+    "bias='oft_only'": OFTConfig(
+        r=0, oft_block_size=4, target_modules=TARGETS, bias="oft_only", task_type="CAUSAL_LM"
+    ),
+}
+
+
+def test_without_its_adapter_a_student_is_the_original_model_or_is_refused():
+    with torch.no_grad():
+        wanted = base_model()(input_ids=IDS).logits
+    for config in KEPT:
+        student = get_peft_model(base_model(), config)
+        check_base_untouched(student, None)
+        assert off(AdapterDisabled(student.eval()), wanted) == 0
+        train(student)
+        assert off(student, wanted) > 0 and off(AdapterDisabled(student), wanted) == 0, config
+    for said, config in CHANGED.items():
+        with pytest.raises(ValueError, match=f"original model .* {said}"):
+            check_base_untouched(base_model(), config)
+    for config in (lora(init_lora_weights="pissa"), lora(bias="all")):
+        with pytest.raises(ValueError, match="original model with its adapter switched off"):
+            check_base_untouched(get_peft_model(base_model(), config), None)
+    student = get_peft_model(base_model(), lora())
+    student.base_model.model.model.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="'base_model.model.model.norm.weight' would be trained"):
+        check_base_untouched(student, None)
+    student.base_model.model.model.norm.weight.requires_grad_(False)
+    student.merge_adapter()
+    with pytest.raises(ValueError, match="the adapter 'default' is merged into"):
+        check_base_untouched(student, None)
+
+
+def test_a_self_taught_run_refuses_what_would_move_its_teacher(tmp_path, teacher):
+    with pytest.raises(ValueError, match="init_lora_weights='olora' changes that model"):
+        make_trainer(tmp_path, teacher_model=None, peft_config=lora(init_lora_weights="olora"))
+    with pytest.raises(ValueError, match="bias='all' changes that model"):
+        make_trainer(tmp_path, model=get_peft_model(teacher, lora(bias="all")), teacher_model=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_adapter_is_loaded_and_merged_as_it_was_trained(tmp_path, tokenizer):
+    for number, (config_class, config) in enumerate(
+        [
+            (Qwen2Config, lora(init_lora_weights="pissa")),
+            (Qwen2Config, lora(init_lora_weights="olora")),
+            (Qwen2Config, lora(bias="all")),
+            (Qwen2Config, KEPT[-1]),
+            (LlamaConfig, lora(layer_replication=[(0, 2), (0, 1)])),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        base_model(config_class).save_pretrained(folder / "base")
+        student = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config)
+        train(student)
+        with torch.no_grad():
+            wanted = student(input_ids=IDS).logits
+        student.save_pretrained(folder / "adapter")
+        tokenizer.save_pretrained(folder / "adapter")
+        assert off(load_model(str(folder / "adapter"), device="cpu")[0], wanted) < 1e-3, config
+        stage = load_stage(str(folder / "base"), None, 1, dtype="auto")
+        merged = merge_stage(stage, str(folder / "adapter"), folder / "merged")
+        assert off(AutoModelForCausalLM.from_pretrained(merged).eval(), wanted) < 1e-3, config
+    with pytest.raises(ValueError, match=r"does not belong to this Qwen2ForCausalLM: \d+ weights are missing"):
+        load_adapter(base_model(depth=3), str(tmp_path / "0" / "adapter"))
+
+
+def test_an_adapter_that_would_not_come_back_is_refused(tmp_path):
+    for start in ("pissa_niter_4", "corda", "lora_ga"):
+        with pytest.raises(ValueError, match=f"init_lora_weights='{start}' takes out of the base model"):
+            check_adapters(base_model(), lora(init_lora_weights=start))
+    args = KDLoRAConfig(str(tmp_path / "run"), bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match="'pissa_niter_2' takes out of the base"):
+        KDLoRATrainer("lab:student", "lab:teacher", args=args, peft_config=lora(init_lora_weights="pissa_niter_2"))
+    student = get_peft_model(base_model(), lora(init_lora_weights="pissa_niter_2"))
+    with pytest.raises(ValueError, match="'pissa_niter_2' takes out of the base"):
+        make_trainer(tmp_path, model=student)
+    assert isinstance(student, PeftModel)
