@@ -67,6 +67,10 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
         if args.freeze_trunk:
             self.model.requires_grad_(False)
         attach_heads(self.model, heads, args)
+        super().require_trainable()
+
+    def require_trainable(self) -> None:
+        """Nothing yet: the heads, which are attached at the end of the construction, may be all that is trained."""
 
     @property
     def _papers(self) -> tuple[Paper, ...]:  # ty: ignore[incompatible-property-override] # of the run's heads

@@ -6,9 +6,10 @@ import pytest
 import torch
 from trl import ModelConfig, SFTConfig
 
+from lupi_trainer import MTPHeads
 from lupi_trainer.scripts import sft
 from tests.kd_lora.training import lab_tokenizer, make_kd_trainer
-from tests.lupi_skd.training import Losses
+from tests.lupi_skd.training import Losses, make_trainer
 from tests.wmtp.training import ALGORITHMS, make_wmtp_trainer
 
 
@@ -84,3 +85,31 @@ def test_a_teacher_without_numbers_is_named(tmp_path, student, teacher):
     trainer, _ = make(tmp_path, "kd-lora", student, teacher_model=teacher)
     with pytest.raises(FloatingPointError, match="step 1: the loss is NaN or infinite by the teacher's part alone"):
         trainer.train()
+
+
+@pytest.mark.parametrize("name", ["kd-lora", "sft", "mtp-baseline", "lupi-skd"])
+def test_a_loss_that_does_not_reach_the_weights_stops_the_run(tmp_path, student, name):
+    """With clipping, or without: then there is no norm yet."""
+    keys = {"config_max_grad_norm": 0.0 if name in ("kd-lora", "lupi-skd") else 1.0}
+    trainer, losses = (
+        make_trainer(tmp_path, student, **keys) if name == "lupi-skd" else make(tmp_path, name, student, **keys)
+    )
+    trainer.model.requires_grad_(False)
+    trained = trainer.model.lm_head.weight.requires_grad_(True)
+    trained.register_hook(torch.zeros_like)  # as a layer that has no backward
+    with pytest.raises(RuntimeError, match="step 1: the loss is not zero, but the gradient is, of every trainable"):
+        trainer.train()
+    assert not losses.losses
+
+
+def test_a_student_of_which_nothing_is_trained_is_refused(tmp_path, student):
+    student.requires_grad_(False)
+    heads = MTPHeads.for_model(student, 4, "residual").requires_grad_(False)
+    nothing = pytest.raises(ValueError, match="nothing can be trained: no parameter of the LlamaForCausalLM requires")
+    with nothing:
+        make_trainer(tmp_path, student)
+    with nothing:
+        make(tmp_path, "kd-lora", student)
+    with nothing:
+        make(tmp_path, "mtp-baseline", student, heads=heads)
+    make(tmp_path, "mtp-baseline", student)  # whose new heads learn
