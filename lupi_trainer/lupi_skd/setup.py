@@ -105,11 +105,13 @@ class ModelPair:
         vocab_size: token ids that both have.
         context_lengths: positions that the student and the teacher have (`None`: no limit).
         server: the remote teacher, connected; `None` where the teacher is another.
+        teacher_tokenizer: the teacher's, if it is known.
     """
 
     vocab_size: int
     context_lengths: tuple[int | None, int | None]
     server: TeacherServer | None
+    teacher_tokenizer: PreTrainedTokenizerBase | None
 
 
 def compare_models(
@@ -146,4 +148,5 @@ def compare_models(
         # what a teacher without a name has beyond the tokenizer is not known
         server = connect_teacher(teacher, args, tokenizer, len(tokenizer) if teacher is None else vocab_size)
         vocab_size, teacher_config = server.vocab_size, server.config
-    return ModelPair(vocab_size, (context_length(student_config), context_length(teacher_config)), server)
+    lengths = context_length(student_config), context_length(teacher_config)
+    return ModelPair(vocab_size, lengths, server, teacher_tokenizer)

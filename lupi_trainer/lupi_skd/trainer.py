@@ -11,12 +11,13 @@ from trl import DistillationTrainer
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text, prepare_columns
+from ..models.generation import common_ends
 from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
 from ..speculative.runners.packed_weights import pack_setting
-from ..teachers.loaded import load_teacher
+from ..teachers.loaded import load_teacher, teacher_generation_config
 from ..teachers.self_taught import AdapterDisabled, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
@@ -158,6 +159,14 @@ class LUPISKDTrainer(
         )
         if kind is TeacherKind.SELF:
             teacher = self_teacher(self.accelerator.unwrap_model(self.model))
+        self.eos_token_ids = common_ends(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            teacher_generation_config(teacher, args) if isinstance(teacher, str) else teacher,
+            pair.teacher_tokenizer,
+            self.shared_vocab_size,
+            **self.chat_template_kwargs,
+        )
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation

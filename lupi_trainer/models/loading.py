@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..lab import resolve_model
+from .generation import use_plain_ids
 from .vocabulary import check_tokenizer
 
 
@@ -37,6 +38,7 @@ def resolve_student(model: Any, args: Any, default_args: Callable[[str], Any]) -
     if isinstance(model, str):
         model = name = resolve_model(model)
     else:
+        use_plain_ids(model)
         name = model.config.name_or_path or "student"
     if args is None:
         args = default_args(name.split("/")[-1])

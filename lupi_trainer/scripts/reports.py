@@ -10,7 +10,7 @@ from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
 from ..data.records import load_sft_data
 from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
 from ..evaluation import acceptance, closed_book, kept, mentions_context, perplexity, privilege_gap, without_knowledge
-from ..models.generation import eos_token_ids
+from ..models.generation import common_ends, eos_token_ids
 from ..models.loading import load_model
 from ..models.vocabulary import check_vocabularies
 from ..speculative import TopK, skd_rollout
@@ -115,7 +115,8 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
         "vocab_size": vocab_size,
         "max_slots": args.batch_size,
     }
-    found = acceptance(student, teacher, asked, informed, **settings)
+    ends = common_ends(student, tokenizer, teacher, teacher_tokenizer, vocab_size, **(kwargs or {}))
+    found = acceptance(student, teacher, asked, informed, **settings | {"eos_token_id": ends})
     own = skd_rollout(
         student, student, asked, asked, acceptance=TopK(vocab_size, 0.0), student_temperature=0.0, **settings
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
 from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
@@ -156,3 +156,11 @@ def load_teacher_config(teacher: str | PreTrainedModel, args: Any, tokenizer: An
     options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
     config = AutoConfig.from_pretrained(teacher, **options)
     return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer
+
+
+def teacher_generation_config(teacher: str, args: Any) -> GenerationConfig | None:
+    """That of a teacher which is given by name and not loaded here; `None` where it has none."""
+    try:
+        return GenerationConfig.from_pretrained(teacher, revision=args.teacher_model_revision)
+    except OSError:
+        return None

@@ -126,7 +126,10 @@ def test_each_rollout_policy_depends_on_whom_it_says(tmp_path, student, teacher)
 
     def written(policy, student, teacher):
         trainer, _ = make_trainer(
-            tmp_path, model=copy.deepcopy(student), teacher_model=teacher, config_rollout_policy=policy
+            tmp_path,
+            model=copy.deepcopy(student).requires_grad_(True),
+            teacher_model=teacher,
+            config_rollout_policy=policy,
         )
         inputs = one_batch(trainer, 8)
         return [ids[mask.bool()].tolist() for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"])]
