@@ -228,6 +228,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
                 logs["teacher/quantization_kl"] = self.quantization_kl
         super().log(logs, start_time)
 
+    def ready(self, dataset):
+        check_answers_fit(dataset, self.args.max_length)
+        return super().ready(dataset)
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The parent's, with the loss and its parts weighted by tokens over the full set, and the perplexity."""
         self._sums["eval"] = None

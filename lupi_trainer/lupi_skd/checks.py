@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..data.prompts import TeacherPrompt, TemplateError, encode
-from ..data.records import record_name
+from ..data.records import prepare_columns, record_name
 from .config import LUPISKDConfig
 
 
@@ -68,6 +68,29 @@ def check_batch(dataset: Any, args: LUPISKDConfig) -> None:
             f"{len(dataset)} records do not divide into batches of {batch}: every epoch leaves out {left_out} "
             "of them, others each time if `shuffle_dataset` is on."
         )
+
+
+def ready_records(
+    dataset: Any,
+    tokenizer: Any,
+    teacher_prompt: TeacherPrompt,
+    args: LUPISKDConfig,
+    context_lengths: tuple[int | None, int | None],
+) -> Any:
+    """What was given to a trainer as its records: of the columns that it reads, each of which fits.
+
+    Args:
+        dataset: a dataset, a list of records, a dictionary of either, or `None`; a streaming one is checked as it is
+            rolled out.
+
+    Raises:
+        ValueError: as [`prepare_columns`] and [`check_length`], or the chat template cannot write a record's prompts;
+            it is named.
+    """
+    dataset = prepare_columns(dataset)
+    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        check_dataset_lengths(part, tokenizer, teacher_prompt, args, context_lengths)
+    return dataset
 
 
 def check_dataset_lengths(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import DistillationTrainer
 
 from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
-from ..data.records import check_probes, last_user_text, prepare_columns
+from ..data.records import check_probes, last_user_text
 from ..models.generation import common_ends
 from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
@@ -24,7 +24,7 @@ from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
 from ..training.reporting import RolloutReport
 from ..training.token_text import mark_teacher, token_texts
-from .checks import check_batch, check_dataset_lengths, check_length
+from .checks import check_batch, check_length, ready_records
 from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
 from .loss import PrivilegedLoss
@@ -132,11 +132,12 @@ class LUPISKDTrainer(
             args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
         )
         self.probes = check_probes(probes) if probes is not None else None
-        train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
         pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
-        self.shared_vocab_size, self._context_lengths = pair.vocab_size, pair.context_lengths
-        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            check_dataset_lengths(dataset, processing_class, self.teacher_prompt, args, pair.context_lengths)
+        self.shared_vocab_size, self.context_lengths = pair.vocab_size, pair.context_lengths
+        train_dataset, eval_dataset = (
+            ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths)
+            for data in (train_dataset, eval_dataset)
+        )
         check_batch(train_dataset, args)
 
         if kind is TeacherKind.LOCAL:
@@ -231,7 +232,7 @@ class LUPISKDTrainer(
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
-            check_length(row, student_ids, teacher_ids, self.args, self._context_lengths)
+            check_length(row, student_ids, teacher_ids, self.args, self.context_lengths)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (

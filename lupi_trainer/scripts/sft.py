@@ -12,6 +12,7 @@ from ..data.records import load_sft_data
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
+from ..training.given_data import GivenTexts
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 from .recipe_parser import RecipeParser
@@ -50,7 +51,7 @@ def build_trainer(
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, GivenTexts, SFTTrainer):
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 

@@ -8,7 +8,8 @@ parameters or is not used as it is here, and when another file of the package us
 models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_trainer/speculative/runners/private.py`.
 
 - Of TRL: `_ForwardRedirection`, `_chunked_divergence_loss`.
-- Of TRL's trainers: `_name`, `_tag_names`, `_total_train_tokens` (`SFTTrainer`); `_dist`, `_metrics`,
+- Of TRL's trainers: `_name`, `_tag_names`, `_total_train_tokens`, `_prepare_dataset`, `_skip_prepare_dataset`,
+  `_formatting_func` (`SFTTrainer`); `_dist`, `_metrics`,
   `_buffered_inputs`, `_generate_and_score_completions`, `_generate_single_turn`, `_compute_loss`
   (`DistillationTrainer`).
 - Of transformers' `Trainer`: `_save`, `_save_checkpoint`, `_get_output_dir`, `_load_from_checkpoint`,
@@ -252,6 +253,12 @@ class TrainerHooks(TrainerMixin):
 class SFTHooks(TrainerHooks):
     """For a [`~trl.SFTTrainer`]."""
 
+    args: Any
+    processing_class: Any
+    _formatting_func: Any
+    _prepare_dataset: Any
+    _skip_prepare_dataset: bool
+
     @property
     def tokens_read(self) -> int:
         """Training tokens read so far, over all processes; kept in checkpoints."""
@@ -260,6 +267,14 @@ class SFTHooks(TrainerHooks):
     @tokens_read.setter
     def tokens_read(self, count: int) -> None:
         self._total_train_tokens = count
+
+    def tokenized(self, dataset: Any) -> Any:
+        """A dataset as `evaluate` prepares it."""
+        if self._skip_prepare_dataset:
+            return dataset
+        args = self.args
+        packing = args.packing if args.eval_packing is None else args.eval_packing
+        return self._prepare_dataset(dataset, self.processing_class, args, packing, self._formatting_func, "test")
 
 
 class DistillationHooks(TrainerHooks, DistillationMixin):

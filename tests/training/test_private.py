@@ -54,6 +54,7 @@ SIGNATURES = {
     "_internal_call": (Trainer.save_model, "self output_dir _internal_call"),
     "_generate_and_score_completions": (DistillationTrainer, "self inputs"),
     "_generate_single_turn": (DistillationTrainer, "self prompt_ids images multimodal_fields has_tool_images"),
+    "_prepare_dataset": (SFTTrainer, "self dataset processing_class args packing formatting_func dataset_name"),
     "_compute_loss": (DistillationTrainer, "self unwrapped_student inputs num_items_in_batch"),
     "_ForwardRedirection": (
         trl_models._ForwardRedirection.__call__,
@@ -73,6 +74,8 @@ SOURCES = {
     "_name": [(_BaseTrainer, "trainer_name=self._name")],
     "_tag_names": [(cls, "self._tag_names") for cls in (_BaseTrainer, SFTTrainer, DistillationTrainer)],
     "_total_train_tokens": [(SFTTrainer, "self._total_train_tokens = 0"), (SFTTrainer, "self._total_train_tokens +=")],
+    "_skip_prepare_dataset": [(SFTTrainer.evaluate, "if not self._skip_prepare_dataset and eval_dataset is not None")],
+    "_formatting_func": [(SFTTrainer.evaluate, "self.args, packing, self._formatting_func, ")],
     "_dist": [
         (DistillationTrainer, "self._dist = DistributedBackend("),
         (DistillationTrainer, "self._dist.summon_full_params(self.model_wrapped, recurse=False)"),
