@@ -1,7 +1,8 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -16,6 +17,7 @@ from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
+from ..speculative.rules.noise import addresses
 from ..speculative.runners.packed_weights import pack_setting
 from ..teachers.loaded import load_teacher, teacher_generation_config
 from ..teachers.self_taught import AdapterDisabled, self_teacher
@@ -201,6 +203,13 @@ class LUPISKDTrainer(
         step = self.state.global_step if self.model.training else 0xFFFFFFFF
         return (self.args.seed << 32) | step
 
+    def _noise_addresses(self) -> list[int]:
+        """A row id for each record that is being rolled out; of equal ones in the batch of all processes, several."""
+        of_processes = gather_object([[row["row_id"] for row in self._rows]])
+        found = addresses(chain.from_iterable(of_processes))
+        start = sum(map(len, of_processes[: self.accelerator.process_index]))
+        return found[start : start + len(self._rows)]
+
     def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = records
         try:
@@ -216,8 +225,9 @@ class LUPISKDTrainer(
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out
         prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
-        output["teacher_prompt_ids"] = pad(prompts, self.processing_class.pad_token_id, "left").to(device)
-        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
+        token, width = self.processing_class.pad_token_id, cast("int | None", self.pad_to_multiple_of)
+        output["teacher_prompt_ids"] = pad(prompts, token, "left", width).to(device)
+        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left", width).to(device)
         if rollout.teacher_hidden is not None:
             width = output["completion_ids"].size(1)
             states = pad([h.to(device) for h in rollout.teacher_hidden], 0, "right")
@@ -260,7 +270,7 @@ class LUPISKDTrainer(
                     teacher_temperature=self.args.teacher_temperature,
                     eos_token_id=self.eos_token_ids,
                     seed=self._noise_seed(),
-                    row_ids=[row["row_id"] for row in self._rows] if "row_id" in self._rows[0] else None,
+                    row_ids=self._noise_addresses(),
                     max_slots=self.args.max_slots,
                     verification=self.args.verification,
                     compile=self.args.compile_rollout,

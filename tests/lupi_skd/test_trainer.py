@@ -12,6 +12,7 @@ from trl import DistillationConfig, DistillationTrainer
 from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.lab import load_lab_records, resolve_model
 from lupi_trainer.speculative import AdapterDisabled
+from lupi_trainer.speculative.rules.noise import addresses
 from lupi_trainer.speculative.runners import packed_weights
 from tests.lupi_skd.training import make_config, make_trainer
 
@@ -172,6 +173,29 @@ def test_weights_are_packed_in_rollouts_as_the_setting_says(tmp_path, monkeypatc
         assert bool(packed) == setting
         logged.append(losses.losses)
     assert logged[0] == pytest.approx(logged[1], abs=1e-4)
+
+
+def test_copies_of_a_record_are_written_differently(tmp_path, monkeypatch):
+    """Also where they are on several processes; and the teacher's prompts are padded as the student's are."""
+    (record,) = load_lab_records("lab:new")[:1]
+    copies = [{**record, "row_id": 7}] * 6
+    trainer, _ = make_trainer(
+        tmp_path,
+        train_dataset=copies,
+        config_rollout_policy="student",
+        config_student_temperature=2.0,
+        config_pad_to_multiple_of=16,
+    )
+    inputs = one_batch(trainer, 6)
+    assert len({tuple(ids) for ids in inputs["completion_ids"].tolist()}) > 3
+    for name in ("prompt_ids", "prompt_mask", "teacher_prompt_ids", "teacher_prompt_mask", "completion_ids"):
+        assert inputs[name].size(1) % 16 == 0, name
+    fresh = {k: v for k, v in inputs.items() if k != "teacher_hidden"}
+    assert_same(loss_and_gradients(trainer, inputs), loss_and_gradients(trainer, fresh), tolerance=2e-6)
+    trainer._rows = [trainer.train_dataset[i] for i in range(3)]
+    monkeypatch.setattr("lupi_trainer.lupi_skd.trainer.gather_object", lambda mine: [[7, 9], *mine, [7]])
+    monkeypatch.setattr(type(trainer.accelerator), "process_index", 1)
+    assert trainer._noise_addresses() == addresses([7, 7, 7, 7])[1:]
 
 
 @pytest.mark.parametrize(

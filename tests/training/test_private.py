@@ -139,7 +139,9 @@ def test_public_functions_that_are_wrapped():
     assert list(inspect.signature(trl_models.unwrap_model_for_generation).parameters) == (
         "model accelerator gather_deepspeed3_params generation_kwargs gradient_checkpointing_kwargs".split()
     )
-    assert list(inspect.signature(of_trainers.pad).parameters)[:3] == ["tensors", "padding_value", "padding_side"]
+    assert list(inspect.signature(of_trainers.pad).parameters) == (
+        "tensors padding_value padding_side pad_to_multiple_of".split()
+    )
     assert list(inspect.signature(SFTTrainer.compute_loss).parameters) == (
         "self model inputs return_outputs num_items_in_batch".split()
     )
