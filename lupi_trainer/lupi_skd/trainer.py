@@ -37,6 +37,7 @@ from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
 from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
+from .token_means import TokenMeans
 
 
 if TYPE_CHECKING:
@@ -47,7 +48,14 @@ logger = logging.getLogger(__name__)
 
 
 class LUPISKDTrainer(
-    Published, SealedCheckpoints, ExactResume, NamedSteps, PrivilegedLoss, ProbedEvaluation, DistillationTrainer
+    Published,
+    SealedCheckpoints,
+    ExactResume,
+    NamedSteps,
+    TokenMeans,
+    PrivilegedLoss,
+    ProbedEvaluation,
+    DistillationTrainer,
 ):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
@@ -221,6 +229,8 @@ class LUPISKDTrainer(
         output["row_number"] = torch.arange(len(records), device=device)
         if self.model.training:
             self._batch_rows = records
+        else:
+            output["counted"] = self.counted_rows(len(records))
         if left_out:  # on any process
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out

@@ -15,8 +15,8 @@ models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_tra
 - Of transformers' `Trainer`: `_save`, `_save_checkpoint`, `_get_output_dir`, `_load_from_checkpoint`,
   `_load_best_model`, `_save_rng_state`, `_load_rng_state`, `_get_train_sampler`, `_get_num_items_in_batch`,
   `_get_grad_norm`, `_prepare_inputs`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tr_loss`,
-  `_globalstep_last_logged`, `_push_from_checkpoint`, `_finish_current_push`, and `_internal_call` of `save_model`; of
-  its `TrainingArguments`, `_VALID_DICT_FIELDS`.
+  `_total_loss_scalar`, `_globalstep_last_logged`, `_push_from_checkpoint`, `_finish_current_push`, and
+  `_internal_call` of `save_model`; of its `TrainingArguments`, `_VALID_DICT_FIELDS`.
 - Of accelerate: `_models` and `_is_accelerate_prepared`.
 """
 
@@ -243,6 +243,15 @@ class TrainerHooks(TrainerMixin):
     @last_logged_step.setter
     def last_logged_step(self, step: int) -> None:
         self._globalstep_last_logged = step
+
+    @property
+    def loss_total(self) -> float:
+        """The sum of the losses of all steps that were logged; at the end, of all steps."""
+        return self._total_loss_scalar
+
+    @loss_total.setter
+    def loss_total(self, total: float) -> None:
+        self._total_loss_scalar = total
 
     @property
     def loss_since_log(self) -> torch.Tensor:

@@ -96,6 +96,12 @@ SOURCES = {
         (SFTTrainer._set_signature_columns_if_needed, "if self._signature_columns is None"),
     ],
     "_tr_loss": [(Trainer, "self._tr_loss = torch.tensor(0.0"), (Trainer, "self._tr_loss += ")],
+    "_total_loss_scalar": [
+        (Trainer, "self._total_loss_scalar = 0.0"),
+        (Trainer, "self._total_loss_scalar += self._tr_loss.item()"),
+        (Trainer, "train_loss = self._total_loss_scalar / "),
+        (Trainer, 'metrics["train_loss"] = train_loss'),
+    ],
     "_globalstep_last_logged": [(Trainer, "self._globalstep_last_logged = self.state.global_step")],
     "_VALID_DICT_FIELDS": [(TrainingArguments.__post_init__, "for valid_field in self._VALID_DICT_FIELDS")],
     "_models": [(accelerate.Accelerator, "self._models = []"), (accelerate.Accelerator, "self._models.append(model)")],
