@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .records import read_records
+from .templates import fault_of_template
 
 
 Messages = list[dict[str, str]]
@@ -101,11 +102,12 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
     never rendered themselves.
 
     Raises:
-        TemplateError: the template refuses a conversation, or fails on it.
+        TemplateError: the template refuses a conversation, fails on it, leaves a turn of it out, or does not begin the
+            assistant's.
     """
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_kwargs}
     try:
-        return tokenizer.apply_chat_template(conversations, **options)["input_ids"]
+        ids = tokenizer.apply_chat_template(conversations, **options)["input_ids"]
     except Exception:  # a template comes with a model, and may fail in any way
         for number, conversation in enumerate(conversations):
             try:
@@ -113,3 +115,8 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
             except Exception as reason:
                 raise TemplateError(reason, number) from reason
         raise
+    orders = [tuple(message["role"] for message in conversation) for conversation in conversations]
+    for roles in dict.fromkeys(orders):
+        if (fault := fault_of_template(tokenizer, roles, **template_kwargs)) is not None:
+            raise TemplateError(ValueError(fault), orders.index(roles))
+    return ids
