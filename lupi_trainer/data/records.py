@@ -15,6 +15,8 @@ from ..lab import LAB_PREFIX, load_lab_records
 
 
 ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
+# what other trainers read of a record, and the models here would not see
+UNREAD = ("image", "images", "video", "videos", "audio", "audios", "tools", "chat_template_kwargs")
 PROBE_COLUMNS = ("question", "answers", "record_id")
 
 
@@ -119,6 +121,9 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     for alias, column in ALIASES.items():
         if alias in record and column not in record:
             record[column] = record.pop(alias)
+    for column in UNREAD:
+        if record.get(column) not in (None, [], {}, ""):
+            raise ValueError(f"{where}: its `{column}` would not be read: text alone is; leave that column out")
     if "prompt" not in record:
         raise ValueError(f"{where}: no `prompt` (or `query`) column; found {sorted(record)}")
     if "privileged_context" not in record:

@@ -21,6 +21,7 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_config
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
+from ..training.settings import check_teacher_settings, one_name, require_config
 from ..training.summed_loss import SummedLoss
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
@@ -114,13 +115,14 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
         peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
+        require_config(args, KDLoRAConfig)
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"))
         refuse_prompt_learning(model, peft_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
         self.teacher_model, self.shared_vocab_size = None, None
         if args.use_kd and args.kd_alpha > 0:
-            teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+            teacher_model = one_name("teacher_model_name_or_path", teacher_model, args.teacher_model_name_or_path)
             if teacher_model is None:
                 raise ValueError(
                     "no teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or switch distillation "
@@ -128,6 +130,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
                 )
             if isinstance(teacher_model, str):
                 teacher_model = resolve_model(teacher_model)
+            check_teacher_settings(args, teacher_model)
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):

@@ -13,12 +13,13 @@ from ..training.plugins import is_plugin
 from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
+from .unread import check_unread_settings
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
 GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
 VERIFICATIONS = ("parallel", "sequential")
-# Sampling options of the parent class that the rollout does not have: refused rather than ignored.
+# Sampling options of the parent class that the rollout does not have.
 _UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
 
 
@@ -279,6 +280,7 @@ class LUPISKDConfig(DistillationConfig):
             if self.bf16 or self.fp16:
                 kind = "bf16" if self.bf16 else "fp16"
                 raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
+        check_unread_settings(self)
         make_gamma_policy(self.gamma_policy, self.gamma)
         options: Any = self.acceptance_kwargs  # parsed by now
         make_rule(self.acceptance_rule, options, self.accept_top_k, self.teacher_min_prob)

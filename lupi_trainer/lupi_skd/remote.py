@@ -19,6 +19,8 @@ _NEUTRAL = {
     "teacher_load_in_4bit": False,
     "teacher_load_in_8bit": False,
     "teacher_model_init_kwargs": None,
+    "teacher_bnb_4bit_quant_type": "nf4",
+    "teacher_use_bnb_nested_quant": False,
 }
 
 

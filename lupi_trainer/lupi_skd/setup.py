@@ -97,6 +97,17 @@ def student_tokenizer(
     return tokenizer
 
 
+def refuse_router_loss(config: Any, args: Any) -> None:
+    """Raise ValueError for a mixture-of-experts student whose load-balancing loss is asked for: it is not computed."""
+    text = config.get_text_config()
+    asked = (args.model_init_kwargs or {}).get("output_router_logits", getattr(text, "output_router_logits", False))
+    if asked and getattr(text, "router_aux_loss_coef", 0.0):
+        raise ValueError(
+            "the load-balancing loss of this model is not supported: set `output_router_logits` to false, in its "
+            "configuration or in `model_init_kwargs`"
+        )
+
+
 @dataclass(frozen=True)
 class ModelPair:
     """What is known of student and teacher before weights are loaded.
@@ -139,6 +150,7 @@ def compare_models(
         student_config = AutoConfig.from_pretrained(student, **_student_options(student, args))
     else:
         student_config = student.config
+    refuse_router_loss(student_config, args)
     teacher_config = student_config
     if teacher is not None:
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)

@@ -25,6 +25,7 @@ from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
 from ..training.reporting import RolloutReport
+from ..training.settings import check_teacher_settings, one_name, refuse_settings, require_config
 from ..training.token_text import mark_teacher, token_texts
 from .checks import check_batch, check_length, ready_records
 from .config import LUPISKDConfig
@@ -130,9 +131,14 @@ class LUPISKDTrainer(
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
+        require_config(args, LUPISKDConfig)
         student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"))
-        teacher: Any = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
+        named = args.teacher_model_name_or_path
+        teacher: Any = to_source(one_name("teacher_model_name_or_path", teacher_model, named))
         kind = teacher_kind(teacher, args, student, peft_config)
+        check_teacher_settings(args, teacher)
+        if kind is TeacherKind.SELF:
+            refuse_settings(args, {"teacher_device": "the teacher is the student itself"})
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
         if train_dataset is None:

@@ -103,8 +103,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
     Raises:
-        ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already, or one whose
-            weights ZeRO-3 shards.
+        ValueError: an unknown dtype or device, or a model whose weights ZeRO-3 shards.
     """
     place = teacher_place(args.teacher_device, device)
     if place != device:
@@ -128,10 +127,6 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         with unsharded_weights():
             teacher = AutoModelForCausalLM.from_pretrained(teacher, **kwargs)
     else:
-        keys = ("teacher_model_init_kwargs", "teacher_load_in_4bit", "teacher_load_in_8bit")
-        given = [key for key in keys if getattr(args, key)]
-        if given:
-            raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
         require_unsharded(teacher, "teacher")
     keep_4bit_exact(teacher)
     teacher.requires_grad_(False)

@@ -30,12 +30,23 @@ class FiniteSteps(TrainerHooks):
         self.require_trainable()
 
     def require_trainable(self) -> None:
-        """Raise ValueError if no parameter of the model requires a gradient."""
+        """Raise ValueError if no parameter of the model requires a gradient, or one does that a given optimizer does
+        not hold."""
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
                 f"nothing can be trained: no parameter of the {type(self.model).__name__} requires a gradient. Load "
                 "an adapter with `is_trainable=True`, pass a `peft_config`, or set `requires_grad_(True)` where the "
                 "model is to learn"
+            )
+
+        groups = getattr(self.optimizer, "param_groups", None)  # of one that was given to the constructor
+        held = {id(parameter) for group in groups or () for parameter in group["params"]}
+        left = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in held]
+        if groups is not None and left:
+            raise ValueError(
+                f"the optimizer does not hold {len(left)} of the parameters that are to be trained, the first of them "
+                f"{left[0]!r}: make it of the model with its adapter or heads, or give none; freeze what is not to "
+                "be trained by `requires_grad_(False)`"
             )
 
     def training_step(self, *args, **kwargs):

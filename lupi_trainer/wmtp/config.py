@@ -6,7 +6,14 @@ from typing import Any
 from trl import SFTConfig
 
 from ..training.private import json_fields
+from ..training.settings import refuse_settings, say_unread, say_unread_for_scripts
 
+
+# keys that not every algorithm reads
+REFERENCE = ("reference_model_name_or_path", "reference_model_init_kwargs", "reference_cache_dir")
+RHO1 = ("rho1_score", "rho1_over", "rho1_select", "rho1_share")
+CRITIC = ("critic_decay", "value_head_name_or_path", "critic_steps", "critic_learning_rate")
+WEIGHING = ("head_weight_temperature", *REFERENCE, *RHO1, *CRITIC)
 
 CHOICES = {
     "head_type": ("linear", "residual", "transformer"),
@@ -157,5 +164,14 @@ class WMTPConfig(SFTConfig):
             raise ValueError(
                 "packing_strategy='wrapped' keeps no borders between texts, which heads would look across: use 'bfd'"
             )
+        why = "the heads' weighted cross-entropies are the loss"
+        refuse_settings(self, {"loss_type": why, "label_smoothing_factor": why})
+        say_unread_for_scripts(self)
+        if self.head_type != "transformer":
+            say_unread(self, ["head_window"], f"head_type={self.head_type!r} sees the last state alone")
+        if self.rho1_select != "top":
+            say_unread(self, ["rho1_share"], f"rho1_select={self.rho1_select!r} leaves nothing out")
+        if not self.draft_eval_prompts:
+            say_unread(self, ["draft_eval_new_tokens"], "draft_eval_prompts is 0")
         if self.freeze_trunk and self.horizon == 1:
             raise ValueError("freeze_trunk with horizon=1 trains nothing: the only head is the model's own")

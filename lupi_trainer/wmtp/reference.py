@@ -18,6 +18,7 @@ from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
 from ..teachers.loaded import require_unsharded, unsharded_weights
+from ..training.settings import one_name, refuse_settings
 
 
 class CrossEntropyCache:
@@ -149,7 +150,7 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         ValueError: no reference, or one of another vocabulary.
     """
     require_reference(model, args)
-    model = model if model is not None else args.reference_model_name_or_path
+    model = one_name("reference_model_name_or_path", model, args.reference_model_name_or_path)
     if isinstance(model, str):
         path = resolve_model(model)
         options = SAFE_WEIGHTS | (args.reference_model_init_kwargs or {})
@@ -160,6 +161,7 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         with unsharded_weights():
             model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
+        refuse_settings(args, {"reference_model_init_kwargs": "the reference is loaded already; pass its name"})
         require_unsharded(model, "reference")
         check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
     keep_4bit_exact(model)

@@ -86,6 +86,11 @@ def test_streaming_records_are_checked_as_they_are_read():
         ([{"query": 3, "knowledge": "k"}], "number 0.*text or a list"),
         ([{"prompt": [{"role": "assistant", "content": "x"}], "knowledge": None}], "end with a user message"),
         ([{"prompt": [{"content": "x"}], "knowledge": None}], "`role`"),
+        ([{"id": "a", "query": "q", "knowledge": "k", "image": b"x"}], "'a'.*`image` would not be read"),
+        (
+            [{"query": "q", "knowledge": "k", "tools": []}, {"query": "q", "knowledge": "k", "tools": ["t"]}],
+            "1: its `to",
+        ),
     ],
 )
 def test_bad_records_are_named(records, message):

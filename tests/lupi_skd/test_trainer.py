@@ -320,7 +320,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, tokenizer, st
     refused(f"{long['id']}.*max_teacher_prompt_length", train_dataset=[*good[:3], long])
     refused("512 positions of the teacher", config_max_completion_length=470)
     refused("no teacher", teacher_model=None)
-    refused("no effect on a teacher that is loaded", teacher_model=teacher, config_teacher_load_in_4bit=True)
+    refused("no effect here: the teacher is loaded", teacher_model=teacher, config_teacher_load_in_4bit=True)
     refused("torch dtype", config_teacher_dtype="float3")
     refused("there are no probe questions", probes=[])
     refused("no 'lab:nothing'|no model 'lab:nothing'", model="lab:nothing")
