@@ -147,6 +147,9 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        self.limit_tokens(self.model.config.get_text_config().vocab_size)
+        if self.shared_vocab_size is not None:
+            self.limit_tokens(self.shared_vocab_size)
         self._teacher_head: Head | None = None
         self.quantization_kl: float | None = None
         if args.teacher_quantization_samples and self.teacher_model is not None:

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from ..data.prompts import TeacherPrompt, TemplateError, encode
 from ..data.records import prepare_columns, record_name
+from ..models.vocabulary import check_known_tokens
 from .config import LUPISKDConfig
 
 
@@ -19,6 +20,8 @@ def check_length(
     teacher_ids: list[int],
     args: LUPISKDConfig,
     context_lengths: tuple[int | None, int | None],
+    tokenizer: Any,
+    vocab_size: int,
 ) -> None:
     """Refuse a record whose prompts and completion do not fit.
 
@@ -27,10 +30,12 @@ def check_length(
         student_ids, teacher_ids: its two prompts as token ids.
         args: `max_teacher_prompt_length` and `max_completion_length`, in tokens.
         context_lengths: positions that the student and the teacher have (`None`: no limit).
+        tokenizer: the student's.
+        vocab_size: token ids that both have.
 
     Raises:
-        ValueError: the teacher's prompt is beyond `max_teacher_prompt_length`, or a prompt with its completion beyond
-            the model's context.
+        ValueError: the teacher's prompt is beyond `max_teacher_prompt_length`, a prompt with its completion beyond
+            the model's context, or a token beyond the vocabulary.
     """
     name = record_name(row)
     assert args.max_completion_length is not None  # or `LUPISKDConfig` had raised
@@ -40,6 +45,7 @@ def check_length(
             f"{args.max_teacher_prompt_length}. Raise the limit or shorten the knowledge; it is never cut."
         )
     for role, ids, positions in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
+        check_known_tokens(ids, vocab_size, tokenizer, f"{name}: its {role} prompt")
         if positions is not None and len(ids) + args.max_completion_length > positions:
             raise ValueError(
                 f"{name}: its {role} prompt has {len(ids)} tokens; with max_completion_length="
@@ -76,6 +82,7 @@ def ready_records(
     teacher_prompt: TeacherPrompt,
     args: LUPISKDConfig,
     context_lengths: tuple[int | None, int | None],
+    vocab_size: int,
 ) -> Any:
     """What was given to a trainer as its records: of the columns that it reads, each of which fits.
 
@@ -89,7 +96,7 @@ def ready_records(
     """
     dataset = prepare_columns(dataset)
     for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        check_dataset_lengths(part, tokenizer, teacher_prompt, args, context_lengths)
+        check_dataset_lengths(part, tokenizer, teacher_prompt, args, context_lengths, vocab_size)
     return dataset
 
 
@@ -99,6 +106,7 @@ def check_dataset_lengths(
     teacher_prompt: TeacherPrompt,
     args: LUPISKDConfig,
     context_lengths: tuple[int | None, int | None],
+    vocab_size: int,
     batch_size: int = 256,
 ) -> None:
     """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out.
@@ -118,4 +126,4 @@ def check_dataset_lengths(
         except TemplateError as error:
             raise ValueError(f"{record_name(rows[error.number])}: {error}") from error
         for row, student_ids, teacher_ids in zip(rows, students, teachers):
-            check_length(row, student_ids, teacher_ids, args, context_lengths)
+            check_length(row, student_ids, teacher_ids, args, context_lengths, tokenizer, vocab_size)

@@ -1,5 +1,6 @@
 """Configuration of [`LUPISKDTrainer`]."""
 
+import math
 import re
 import textwrap
 from dataclasses import MISSING, dataclass, field, fields
@@ -258,10 +259,12 @@ class LUPISKDConfig(DistillationConfig):
         if not 0.0 <= self.teacher_min_prob <= 1.0:
             raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
         for name in ("student_temperature", "teacher_temperature"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature (of the loss) must be above 0, got {self.temperature}")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature (of the loss) must be above 0, and finite, got {self.temperature}")
+        if not 0.0 <= self.beta <= 1.0:  # of which the parent lets NaN pass
+            raise ValueError(f"beta must be in [0, 1], got {self.beta}")
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
         if self.teacher_offload and (self.teacher_load_in_4bit or self.teacher_load_in_8bit):

@@ -21,6 +21,7 @@ class ProbedEvaluation(GivenData):
     processing_class: Any
     teacher_prompt: TeacherPrompt
     context_lengths: tuple[int | None, int | None]
+    shared_vocab_size: int
     probes: list[dict[str, Any]] | None
     chat_template_kwargs: dict[str, Any]
     max_completion_length: int
@@ -29,7 +30,8 @@ class ProbedEvaluation(GivenData):
         return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
 
     def ready(self, dataset: Any) -> Any:
-        return ready_records(dataset, self.processing_class, self.teacher_prompt, self.args, self.context_lengths)
+        limits = self.context_lengths, self.shared_vocab_size
+        return ready_records(dataset, self.processing_class, self.teacher_prompt, self.args, *limits)
 
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
         open_trackio(self)

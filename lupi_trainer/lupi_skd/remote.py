@@ -1,5 +1,6 @@
 """A remote teacher, on a vLLM server: what it can do, and how it is reached."""
 
+import math
 from typing import Any
 
 from ..teachers.vllm import TeacherServer
@@ -45,7 +46,7 @@ def check_remote_settings(args: Any) -> None:
             "that the teacher server returns"
         )
     for name in ("teacher_server_timeout", "teacher_server_request_timeout"):
-        if not getattr(args, name) > 0:
+        if not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"{name} must be above 0 seconds, got {getattr(args, name)}")
 
 

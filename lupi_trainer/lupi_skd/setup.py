@@ -158,7 +158,8 @@ def compare_models(
     if kind is TeacherKind.REMOTE:
         assert teacher is None or isinstance(teacher, str)  # or `teacher_kind` had raised
         # what a teacher without a name has beyond the tokenizer is not known
-        server = connect_teacher(teacher, args, tokenizer, len(tokenizer) if teacher is None else vocab_size)
+        known = min(len(tokenizer), vocab_size) if teacher is None else vocab_size
+        server = connect_teacher(teacher, args, tokenizer, known)
         vocab_size, teacher_config = server.vocab_size, server.config
     lengths = context_length(student_config), context_length(teacher_config)
     return ModelPair(vocab_size, lengths, server, teacher_tokenizer)

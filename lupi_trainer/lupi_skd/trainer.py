@@ -96,7 +96,7 @@ class LUPISKDTrainer(
         eval_dataset (as `train_dataset`, or a dictionary of such, *optional*):
             Records for the validation loss.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer, with a chat template and a pad token. Loaded from the student's name if omitted.
+            The tokenizer, with a chat template. Loaded from the student's name if omitted.
         callbacks, optimizers, quantization_config, peft_config:
             As in [`~trl.DistillationTrainer`].
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -151,7 +151,7 @@ class LUPISKDTrainer(
         pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
         self.shared_vocab_size, self.context_lengths = pair.vocab_size, pair.context_lengths
         train_dataset, eval_dataset = (
-            ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths)
+            ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths, pair.vocab_size)
             for data in (train_dataset, eval_dataset)
         )
         check_batch(train_dataset, args)
@@ -258,7 +258,8 @@ class LUPISKDTrainer(
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
-            check_length(row, student_ids, teacher_ids, self.args, self.context_lengths)
+            limits = self.context_lengths, self.processing_class, self.shared_vocab_size
+            check_length(row, student_ids, teacher_ids, self.args, *limits)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (

@@ -4,6 +4,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from datasets import Dataset
+
+from ..models.vocabulary import check_known_tokens
 from .private import SFTHooks, TrainerHooks
 
 
@@ -62,8 +65,35 @@ class GivenData(TrainerHooks):
 class GivenTexts(GivenData, SFTHooks):
     """[`GivenData`] for a [`~trl.SFTTrainer`], whose `evaluate` tokenizes what it is given."""
 
+    train_dataset: Any
+    known_tokens: int | None = None
+    """Token ids that all models of the run have, once `limit_tokens` was called."""
+
+    def limit_tokens(self, known: int) -> None:
+        """Refuse records with token ids from `known` on, of the constructor's data and of what is evaluated later.
+
+        Raises:
+            ValueError: there is one; row and token are named.
+        """
+        self.known_tokens = known if self.known_tokens is None else min(known, self.known_tokens)
+        own = self.eval_dataset
+        for dataset in (self.train_dataset, *(own.values() if isinstance(own, dict) else [own])):
+            self._check_tokens(dataset)
+
+    def _check_tokens(self, dataset: Any) -> None:
+        tokenizer, known = self.processing_class, self.known_tokens
+        columns = getattr(dataset, "column_names", None) or ()
+        if known is None or known >= len(tokenizer) or not isinstance(dataset, Dataset) or "input_ids" not in columns:
+            return
+        for number, ids in enumerate(dataset["input_ids"]):
+            check_known_tokens(ids, known, tokenizer, f"row number {number}")
+
     def ready(self, dataset: Any) -> Any:
         return dataset
+
+    def get_eval_dataloader(self, eval_dataset: Any = None):
+        self._check_tokens(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any):
         return super().get_test_dataloader(self.tokenized(test_dataset))

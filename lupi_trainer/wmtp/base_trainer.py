@@ -76,6 +76,7 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
             self.model.requires_grad_(False)
         attach_heads(self.model, heads, args)
         super().require_trainable()
+        self.limit_tokens(self.model.config.get_text_config().vocab_size)
 
     def require_trainable(self) -> None:
         """Nothing yet: the heads, which are attached at the end of the construction, may be all that is trained."""

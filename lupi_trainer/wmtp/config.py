@@ -1,5 +1,6 @@
 """Configuration of the trainers of weighted multi-token prediction."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,8 +153,8 @@ class WMTPConfig(SFTConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, value, fits in (
-            ("head_weight_temperature", self.head_weight_temperature, self.head_weight_temperature > 0),
-            ("critic_learning_rate", self.critic_learning_rate, self.critic_learning_rate > 0),
+            ("head_weight_temperature", self.head_weight_temperature, 0 < self.head_weight_temperature < math.inf),
+            ("critic_learning_rate", self.critic_learning_rate, 0 < self.critic_learning_rate < math.inf),
             ("rho1_share", self.rho1_share, 0 < self.rho1_share <= 1),
             ("critic_decay", self.critic_decay, 0 <= self.critic_decay <= 1),
             ("draft_eval_prompts", self.draft_eval_prompts, self.draft_eval_prompts >= 0),

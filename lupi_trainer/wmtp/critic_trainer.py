@@ -72,6 +72,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
             self.data_collator = RewardCollator(self.data_collator)
         elif self.args.head_weighting != "uniform":
             self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
+            self.limit_tokens(self.reference.known_tokens)
 
     def unread_settings(self, args: WMTPConfig) -> tuple[str, ...]:
         ready = args.value_head_name_or_path is not None

@@ -70,9 +70,11 @@ class Reference:
     Args:
         model: a causal language model; it is frozen.
         cache_dir: folder of the [`CrossEntropyCache`]; `None` reads every text anew.
+        known_tokens: token ids that it shares with the model that is trained; all of its own unless given.
     """
 
-    def __init__(self, model: Any, cache_dir: str | None = None):
+    def __init__(self, model: Any, cache_dir: str | None = None, known_tokens: int | None = None):
+        self.known_tokens = known_tokens or model.config.get_text_config().vocab_size
         self.model = model.requires_grad_(False).eval()
         self.cache = CrossEntropyCache(cache_dir) if cache_dir else None
         self.fingerprint = fingerprint(model) if cache_dir else b""
@@ -157,14 +159,14 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         revision = options.get("revision")
         config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
         theirs = tokenizer_beside(path, revision)
-        check_vocabularies(student.config, config, tokenizer, theirs, role="reference")
+        known = check_vocabularies(student.config, config, tokenizer, theirs, role="reference")
         with unsharded_weights():
             model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
         refuse_settings(args, {"reference_model_init_kwargs": "the reference is loaded already; pass its name"})
         require_unsharded(model, "reference")
-        check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
+        known = check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
     keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
-    return Reference(model, args.reference_cache_dir)
+    return Reference(model, args.reference_cache_dir, known)

@@ -60,6 +60,7 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
         self.reference = None
         if self.args.head_weighting != "uniform":
             self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
+            self.limit_tokens(self.reference.known_tokens)
 
     def unread_settings(self, args: WMTPConfig) -> tuple[str, ...]:
         return CRITIC if args.rho1_select == "softmax" else ("head_weight_temperature", *CRITIC)

@@ -324,7 +324,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, tokenizer, st
     refused("torch dtype", config_teacher_dtype="float3")
     refused("there are no probe questions", probes=[])
     refused("no 'lab:nothing'|no model 'lab:nothing'", model="lab:nothing")
-    for attribute, match in (("chat_template", "no chat template"), ("pad_token", "no pad token")):
+    for attribute, match in (("chat_template", "no chat template"), ("eos_token", "no end-of-sequence token")):
         broken = copy.deepcopy(tokenizer)
         setattr(broken, attribute, None)
         refused(match, processing_class=broken)
@@ -340,8 +340,12 @@ def test_vocabularies_that_do_not_match_are_refused(tmp_path, tokenizer, student
         make_trainer(
             tmp_path, teacher_model=tiny_model("qwen3", other, vocab_size=568), teacher_processing_class=other
         )
+    with pytest.raises(ValueError, match="teacher model has 2 vocabulary columns, but the tokenizer has 568"):
+        make_trainer(tmp_path, teacher_model=tiny_model("qwen3", tokenizer, vocab_size=2))
     small = tiny_model("qwen3", tokenizer, vocab_size=300)
-    with pytest.raises(ValueError, match="teacher model has 300 vocabulary columns, but the tokenizer has 568"):
+    with pytest.raises(
+        ValueError, match="its student prompt holds the token .*568 tokens the models have the first 300 alone"
+    ):
         make_trainer(tmp_path, teacher_model=small)
     # a teacher given by name brings its tokenizer along
     other.save_pretrained(tmp_path / "other")

@@ -84,3 +84,25 @@ def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
         for give in (trainer.evaluate, trainer.predict):
             with pytest.raises(ValueError, match="row number 0 has .* it would lose"):
                 give(long)
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_trainer])
+def test_a_token_that_the_models_lack_is_refused_only_where_a_text_has_it(tmp_path, tokenizer, make):
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    if make is make_trainer:
+        records = load_lab_records("lab:new")[:4]
+        seen = [*records[:3], {**records[3], "knowledge": records[3]["knowledge"] + " <image>"}]
+        message = f"record '{records[3]['id']}': its teacher prompt holds the token '<image>' .id {len(tokenizer) - 1}"
+    else:
+        rows = load_sft_data("lab:common").select(range(4)).to_list()
+        answer = [{"role": "assistant", "content": "<image>"}]
+        records, seen = Dataset.from_list(rows), Dataset.from_list([*rows[:3], {**rows[3], "completion": answer}])
+        message = f"row number 3 holds the token '<image>' .id {len(tokenizer) - 1}"
+    trainer, losses = make(tmp_path, train_dataset=records, processing_class=tokenizer, config_max_steps=1)
+    trainer.train()
+    assert losses.losses[0] > 0
+    for give in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=message):
+            give(seen)
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, train_dataset=seen, processing_class=tokenizer)
