@@ -5,6 +5,7 @@ sees what the student sees). Records in the form `query` / `knowledge` load as t
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
 
+
+logger = logging.getLogger(__name__)
 
 ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
 # what other trainers read of a record, and the models here would not see
@@ -199,6 +202,9 @@ def load_base_data(source: str, *, config: str | None = None, split: str = "trai
 
 
 def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+    is_file = source.startswith(LAB_PREFIX) or source.endswith((".json", ".jsonl"))
+    if is_file and (config is not None or split != "train"):
+        logger.warning(f"{source}: configuration {config!r}, split {split!r}: no effect, since all of a file is read")
     if source.startswith(LAB_PREFIX):
         return load_lab_records(source)
     if source.endswith((".json", ".jsonl")):

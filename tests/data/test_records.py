@@ -155,3 +155,10 @@ def test_sft_data_wants_answers():
 )
 def test_a_record_has_one_name_in_every_message(record, number, name):
     assert record_name(record, number) == name
+
+
+def test_parts_that_a_file_does_not_have_are_named(caplog):
+    load_training_data("lab:new", config=None, split="train")
+    assert not caplog.records
+    load_training_data("lab:new", config="en", split="train[:5]")
+    assert "lab:new: configuration 'en', split 'train[:5]': no effect" in caplog.text
