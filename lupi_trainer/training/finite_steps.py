@@ -8,6 +8,9 @@ from ..models.loading import keep_4bit_exact
 from .private import TrainerHooks
 
 
+_ROUNDING = 1e-5  # a student that is as its teacher has such a loss, and may have no gradient
+
+
 class FiniteSteps(TrainerHooks):
     """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step;
     so does a gradient that is zero everywhere though the loss is not. 4-bit layers keep their backward on every CPU.
@@ -51,7 +54,7 @@ class FiniteSteps(TrainerHooks):
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        finite, moves = loss.isfinite().all(), (loss != 0).any()
+        finite, moves = loss.isfinite().all(), (loss.abs() > _ROUNDING).any()
         if self._losses is not None:
             finite, moves = finite & self._losses[0], moves | self._losses[1]
         self._losses = torch.stack([finite, moves])

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig
 from trl import ModelConfig, SFTConfig
 
 from lupi_trainer import MTPHeads
+from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts import sft
 from tests.kd_lora.training import lab_tokenizer, make_kd_trainer
 from tests.lupi_skd.training import Losses, make_trainer
@@ -113,3 +115,15 @@ def test_a_student_of_which_nothing_is_trained_is_refused(tmp_path, student):
     with nothing:
         make(tmp_path, "mtp-baseline", student, heads=heads)
     make(tmp_path, "mtp-baseline", student)  # whose new heads learn
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_student_that_is_its_teacher_still_goes_on(tmp_path, beta):
+    """The loss is rounding alone, and the gradient may be zero: a new adapter on records without knowledge."""
+    lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    common = load_lab_records("lab:common")[:12]
+    trainer, losses = make_trainer(
+        tmp_path, "lab:teacher", None, common, peft_config=lora, config_beta=beta, config_reuse_verification=False
+    )
+    trainer.train()
+    assert len(losses.losses) == 3 and abs(losses.losses[0]) < 1e-6
