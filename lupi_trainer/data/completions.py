@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
-from .prompts import TeacherPrompt, encode
+from .prompts import TeacherPrompt, check_turns, encode
 from .records import LAB_PREFIX, load_lab_records, normalize_record, read_records, record_name
 
 
@@ -42,7 +42,9 @@ def encode_prompts(tokenizer, records: list[dict], written: TeacherPrompt | None
             written.messages(record["prompt"], record["privileged_context"]) if written else record["prompt"]
             for record in records
         ]
-        return encode(tokenizer, conversations)
+        ids = encode(tokenizer, conversations)
+        check_turns(tokenizer, conversations)
+        return ids
     if written:
         raise ValueError("the target's tokenizer has no chat template: knowledge has no place in a plain text")
     for number, record in enumerate(records):

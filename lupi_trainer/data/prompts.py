@@ -102,12 +102,11 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
     never rendered themselves.
 
     Raises:
-        TemplateError: the template refuses a conversation, fails on it, leaves a turn of it out, or does not begin the
-            assistant's.
+        TemplateError: the template refuses a conversation, or fails on it.
     """
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_kwargs}
     try:
-        ids = tokenizer.apply_chat_template(conversations, **options)["input_ids"]
+        return tokenizer.apply_chat_template(conversations, **options)["input_ids"]
     except Exception:  # a template comes with a model, and may fail in any way
         for number, conversation in enumerate(conversations):
             try:
@@ -115,8 +114,23 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
             except Exception as reason:
                 raise TemplateError(reason, number) from reason
         raise
-    orders = [tuple(message["role"] for message in conversation) for conversation in conversations]
-    for roles in dict.fromkeys(orders):
+
+
+def check_turns(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any) -> None:
+    """Refuse conversations of which a model would not read every turn, or in which it would not know that it speaks.
+
+    Once for each order of roles, on texts that are told apart; messages with more than role and content are left to
+    the template.
+
+    Raises:
+        TemplateError: the template leaves a turn out, or does not begin the assistant's.
+    """
+    orders = [
+        tuple(message["role"] for message in conversation)
+        if all(message.keys() == {"role", "content"} for message in conversation)
+        else ()
+        for conversation in conversations
+    ]
+    for roles in filter(None, dict.fromkeys(orders)):
         if (fault := fault_of_template(tokenizer, roles, **template_kwargs)) is not None:
             raise TemplateError(ValueError(fault), orders.index(roles))
-    return ids

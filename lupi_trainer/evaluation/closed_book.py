@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..data.answers import score_answer
-from ..data.prompts import TeacherPrompt, encode
+from ..data.prompts import TeacherPrompt, check_turns, encode
 from ..data.records import record_name
 from ..models.generation import eos_token_ids
 from ..models.vocabulary import check_tokenizer
@@ -102,7 +102,9 @@ def ask(
 ) -> ClosedBookResult:
     """Put every probe to the model, as the conversation that `messages(probe)` makes of it, and mark the answers."""
     check_tokenizer(tokenizer)
-    prompt_ids = encode(tokenizer, [messages(p) for p in probes], **(chat_template_kwargs or {}))
+    conversations = [messages(p) for p in probes]
+    prompt_ids = encode(tokenizer, conversations, **(chat_template_kwargs or {}))
+    check_turns(tokenizer, conversations, **(chat_template_kwargs or {}))
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.prompts import TeacherPrompt, TemplateError, encode
+from ..data.prompts import TeacherPrompt, TemplateError, check_turns, encode
 from ..data.records import prepare_columns, record_name
 from ..models.vocabulary import check_known_tokens
 from .config import LUPISKDConfig
@@ -123,6 +123,8 @@ def check_dataset_lengths(
         try:
             students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
             teachers = encode(tokenizer, messages, **kwargs)
+            for conversations in ([row["prompt"] for row in rows], messages):
+                check_turns(tokenizer, conversations, **kwargs)
         except TemplateError as error:
             raise ValueError(f"{record_name(rows[error.number])}: {error}") from error
         for row, student_ids, teacher_ids in zip(rows, students, teachers):

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DistillationTrainer
 
-from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, check_turns, encode, load_few_shot_examples
 from ..data.records import check_probes, last_user_text
 from ..models.generation import common_ends
 from ..models.loading import resolve_student
@@ -256,6 +256,8 @@ class LUPISKDTrainer(
 
     def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
+        if not isinstance(self.train_dataset, Dataset):  # a stream is checked as it is read
+            check_turns(self.processing_class, messages, **self.chat_template_kwargs)
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
             limits = self.context_lengths, self.processing_class, self.shared_vocab_size

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, check_turns, encode, load_few_shot_examples
 from ..data.records import load_sft_data
 from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
 from ..evaluation import acceptance, closed_book, kept, mentions_context, perplexity, privilege_gap, without_knowledge
@@ -106,8 +106,10 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
     prompt = teacher_prompt(args)
     kwargs = args.chat_template_kwargs
+    with_knowledge = [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
-    informed = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
+    informed = encode(tokenizer, with_knowledge, **kwargs)
+    check_turns(tokenizer, with_knowledge, **kwargs)
     bare = encode(tokenizer, [without_knowledge(prompt, row["prompt"]) for row in rows], **kwargs)
     settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,

@@ -1,8 +1,12 @@
 """A chat template that would hide something from a model is refused; those that models come with are not."""
 
 import pytest
+from datasets import Dataset
 
-from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, encode
+from lupi_trainer.data.completions import encode_prompts
+from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, check_turns
+from lupi_trainer.data.records import prepare_columns
+from lupi_trainer.evaluation import closed_book
 from lupi_trainer.lab import load_lab_records
 from tests.lupi_skd.training import make_trainer
 
@@ -25,7 +29,7 @@ ALWAYS = CHATML.replace("{% if add_generation_prompt %}", "{% if true %}")
 @pytest.mark.parametrize("template", [CHATML, THINKING, INSTRUCT, ALWAYS], ids="chatml thinking inst always".split())
 def test_templates_as_models_have_them_are_right(tokenizer, template):
     tokenizer.chat_template = template
-    assert all(map(len, encode(tokenizer, [ASKED, INFORMED])))
+    check_turns(tokenizer, [ASKED, INFORMED])
 
 
 NO_SYSTEM = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
@@ -47,15 +51,16 @@ NO_PROMPT = CHATML[: CHATML.index("{% if")]
 def test_what_a_template_hides_is_said(tokenizer, template, number, message):
     tokenizer.chat_template = template
     with pytest.raises(TemplateError, match=message) as error:
-        encode(tokenizer, [ASKED, INFORMED])
+        check_turns(tokenizer, [ASKED, INFORMED])
     assert error.value.number == number
     if number:
-        assert encode(tokenizer, [ASKED])  # which has no such turn
+        check_turns(tokenizer, [ASKED])  # which has no such turn
+    check_turns(tokenizer, [[message | {"name": "kim"} for message in ASKED]])  # the template's own affair
 
 
 def test_a_generation_prompt_that_is_switched_off_is_missed(tokenizer):
     with pytest.raises(TemplateError, match="it has no generation prompt"):
-        encode(tokenizer, [ASKED], add_generation_prompt=False)
+        check_turns(tokenizer, [ASKED], add_generation_prompt=False)
 
 
 def test_the_teacher_must_read_its_persona(tmp_path, tokenizer):
@@ -75,3 +80,12 @@ def test_the_teacher_must_read_its_persona(tmp_path, tokenizer):
     tokenizer.chat_template = NO_PROMPT
     with pytest.raises(ValueError, match="it has no generation prompt"):
         make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="it has no generation prompt"):
+        closed_book(None, tokenizer, load_lab_records("lab:probes")[:2])
+    with pytest.raises(ValueError, match="it has no generation prompt"):
+        encode_prompts(tokenizer, [{"prompt": ASKED}], None)
+    tokenizer.chat_template = NO_SYSTEM
+    stream = Dataset.from_list(prepare_columns(records).to_list()).to_iterable_dataset()
+    trainer, _ = make_trainer(tmp_path, train_dataset=stream, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="it leaves out the system turn"):
+        trainer.train()
