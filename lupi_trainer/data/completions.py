@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .prompts import TeacherPrompt, TemplateError, encode
+from .prompts import TeacherPrompt, TemplateError, check_turns, encode
 from .records import LAB_PREFIX, load_lab_records, normalize_record, read_records, record_name
 from .special_tokens import SpecialTokens, tokenize_open
 
@@ -57,10 +57,13 @@ def encode_prompts(
             written.messages(record["prompt"], record["privileged_context"]) if written else record["prompt"]
             for record in records
         ]
+        kwargs = chat_template_kwargs or {}
         try:
-            return encode(tokenizer, conversations, **(chat_template_kwargs or {}))
+            ids = encode(tokenizer, conversations, **kwargs)
+            check_turns(tokenizer, conversations, **kwargs)
         except TemplateError as error:
             raise ValueError(f"{record_name(records[error.number], error.number)}: {error}") from error
+        return ids
     if chat_template_kwargs:
         raise ValueError("the target's tokenizer has no chat template: leave out --chat_template_kwargs")
     if written:

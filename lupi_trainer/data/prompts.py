@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .records import read_records
+from .templates import fault_of_template
 
 
 Messages = list[dict[str, str]]
@@ -113,3 +114,23 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
             except Exception as reason:
                 raise TemplateError(reason, number) from reason
         raise
+
+
+def check_turns(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any) -> None:
+    """Refuse conversations of which a model would not read every turn, or in which it would not know that it speaks.
+
+    Once for each order of roles, on texts that are told apart; messages with more than role and content are left to
+    the template.
+
+    Raises:
+        TemplateError: the template leaves a turn out, or does not begin the assistant's.
+    """
+    orders = [
+        tuple(message["role"] for message in conversation)
+        if all(message.keys() == {"role", "content"} for message in conversation)
+        else ()
+        for conversation in conversations
+    ]
+    for roles in filter(None, dict.fromkeys(orders)):
+        if (fault := fault_of_template(tokenizer, roles, **template_kwargs)) is not None:
+            raise TemplateError(ValueError(fault), orders.index(roles))

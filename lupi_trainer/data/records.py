@@ -5,6 +5,7 @@ sees what the student sees). Records in the form `query` / `knowledge` load as t
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from ..lab import LAB_PREFIX, load_lab_records
 
 
+logger = logging.getLogger(__name__)
+
 ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
+# what other trainers read of a record, and the models here would not see
+UNREAD = ("image", "images", "video", "videos", "audio", "audios", "tools", "chat_template_kwargs")
 PROBE_COLUMNS = ("question", "answers", "record_id")
 
 
@@ -146,6 +151,9 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     for alias, column in ALIASES.items():
         if alias in record and column not in record:
             record[column] = record.pop(alias)
+    for column in UNREAD:
+        if record.get(column) not in (None, [], {}, ""):
+            raise ValueError(f"{where}: its `{column}` would not be read: text alone is; leave that column out")
     if "prompt" not in record:
         raise ValueError(f"{where}: no `prompt` (or `query`) column; found {sorted(record)}")
     if "privileged_context" not in record:
@@ -221,6 +229,9 @@ def load_base_data(source: str, *, config: str | None = None, split: str = "trai
 
 
 def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+    is_file = source.startswith(LAB_PREFIX) or source.endswith((".json", ".jsonl"))
+    if is_file and (config is not None or split != "train"):
+        logger.warning(f"{source}: configuration {config!r}, split {split!r}: no effect, since all of a file is read")
     if source.startswith(LAB_PREFIX):
         return load_lab_records(source)
     if source.endswith((".json", ".jsonl")):

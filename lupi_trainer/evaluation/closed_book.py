@@ -8,10 +8,11 @@ import torch
 from transformers import GenerationConfig
 
 from ..data.answers import MAX_ANSWER_TOKENS, score_answer
-from ..data.prompts import TeacherPrompt, encode
+from ..data.prompts import TeacherPrompt, check_turns, encode
 from ..data.records import record_name
 from ..data.special_tokens import SpecialTokens
 from ..models.generation import eos_token_ids, without_generation_config
+from ..models.vocabulary import check_tokenizer
 from ..speculative.runners.support import usable_positions
 from .leakage import mentions_context
 
@@ -113,8 +114,11 @@ def ask(
     Raises:
         ValueError: a probe spells out a special token (named), unless `allow_special_tokens`.
     """
+    check_tokenizer(tokenizer)
     SpecialTokens(tokenizer, allow_special_tokens).check_probes(probes)
-    prompt_ids = encode(tokenizer, [messages(p) for p in probes], **(chat_template_kwargs or {}))
+    conversations = [messages(p) for p in probes]
+    prompt_ids = encode(tokenizer, conversations, **(chat_template_kwargs or {}))
+    check_turns(tokenizer, conversations, **(chat_template_kwargs or {}))
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
     )

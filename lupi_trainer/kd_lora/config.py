@@ -1,12 +1,13 @@
 """Configuration of [`KDLoRATrainer`]."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import SFTConfig
 
 from ..losses.reference import check_kd_arguments
 from ..training.private import json_fields
+from ..training.settings import say_unread, say_unread_for_scripts
 
 
 @json_fields("teacher_model_init_kwargs")
@@ -120,3 +121,9 @@ class KDLoRAConfig(SFTConfig):
                 "kd_lora mixes the distillation term with the plain cross-entropy: leave `loss_type` at 'nll' and "
                 "`label_smoothing_factor` at 0"
             )
+        say_unread_for_scripts(self)
+        if not self.use_kd:
+            say_unread(self, ["kd_alpha"], "use_kd is off")
+        if not (self.use_kd and self.kd_alpha > 0):
+            teachers = [f.name for f in fields(self) if f.name.startswith("teacher_")]
+            say_unread(self, ["kd_temperature", *teachers], "without use_kd and kd_alpha there is no teacher")

@@ -23,6 +23,7 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_config, refuse_shared
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
+from ..training.settings import check_teacher_settings, one_name, require_config
 from ..training.summed_loss import SummedLoss
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
@@ -116,13 +117,14 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
         peft_config: "PeftConfig | None" = None,
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
     ):
+        require_config(args, KDLoRAConfig)
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"), peft_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
         adopt_chat_template(args, model, processing_class)
         self.teacher_model, self.shared_vocab_size = None, None
         if args.use_kd and args.kd_alpha > 0:
-            teacher_model = teacher_model if teacher_model is not None else args.teacher_model_name_or_path
+            teacher_model = one_name("teacher_model_name_or_path", teacher_model, args.teacher_model_name_or_path)
             if teacher_model is None:
                 raise ValueError(
                     "no teacher: pass `teacher_model` (or set `teacher_model_name_or_path`), or switch distillation "
@@ -131,6 +133,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
             if isinstance(teacher_model, str):
                 teacher_model = resolve_model(teacher_model)
             refuse_shared(model, teacher_model, "teacher")
+            check_teacher_settings(args, teacher_model)
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
             check_head(self.teacher_model, "teacher")
@@ -150,6 +153,9 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
         )
         if self.accelerator.is_main_process:  # others may have no weights yet
             check_head(self.accelerator.unwrap_model(self.model), "student")
+        self.limit_tokens(self.model.config.get_text_config().vocab_size)
+        if self.shared_vocab_size is not None:
+            self.limit_tokens(self.shared_vocab_size)
         self._teacher_head: Head | None = None
         self.quantization_kl: float | None = None
         if args.teacher_quantization_samples and self.teacher_model is not None:
@@ -233,6 +239,10 @@ class KDLoRATrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFTTr
             if self.quantization_kl is not None:
                 logs["teacher/quantization_kl"] = self.quantization_kl
         super().log(logs, start_time)
+
+    def ready(self, dataset):
+        check_answers_fit(dataset, self.args.max_length)
+        return super().ready(dataset)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The parent's, with the loss and its parts weighted by tokens over the full set, and the perplexity."""

@@ -5,9 +5,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.prompts import TeacherPrompt, TemplateError, encode
-from ..data.records import record_name
+from ..data.prompts import TeacherPrompt, TemplateError, check_turns, encode
+from ..data.records import prepare_columns, record_name
 from ..data.special_tokens import SpecialTokens
+from ..models.vocabulary import check_known_tokens
 from .config import LUPISKDConfig
 
 
@@ -20,6 +21,8 @@ def check_length(
     teacher_ids: list[int],
     args: LUPISKDConfig,
     context_lengths: tuple[int | None, int | None],
+    tokenizer: Any,
+    vocab_size: int,
 ) -> None:
     """Refuse a record whose prompts and completion do not fit.
 
@@ -28,10 +31,12 @@ def check_length(
         student_ids, teacher_ids: its two prompts as token ids.
         args: `max_teacher_prompt_length` and `max_completion_length`, in tokens.
         context_lengths: positions that the student and the teacher have (`None`: no limit).
+        tokenizer: the student's.
+        vocab_size: token ids that both have.
 
     Raises:
-        ValueError: the teacher's prompt is beyond `max_teacher_prompt_length`, or a prompt with its completion beyond
-            the model's context.
+        ValueError: the teacher's prompt is beyond `max_teacher_prompt_length`, a prompt with its completion beyond
+            the model's context, or a token beyond the vocabulary.
     """
     name = record_name(row)
     assert args.max_completion_length is not None  # or `LUPISKDConfig` had raised
@@ -41,6 +46,7 @@ def check_length(
             f"{args.max_teacher_prompt_length}. Raise the limit or shorten the knowledge; it is never cut."
         )
     for role, ids, positions in zip(("student", "teacher"), (student_ids, teacher_ids), context_lengths):
+        check_known_tokens(ids, vocab_size, tokenizer, f"{name}: its {role} prompt")
         if positions is not None and len(ids) + args.max_completion_length > positions:
             raise ValueError(
                 f"{name}: its {role} prompt has {len(ids)} tokens; with max_completion_length="
@@ -71,12 +77,37 @@ def check_batch(dataset: Any, args: LUPISKDConfig) -> None:
         )
 
 
+def ready_records(
+    dataset: Any,
+    tokenizer: Any,
+    teacher_prompt: TeacherPrompt,
+    args: LUPISKDConfig,
+    context_lengths: tuple[int | None, int | None],
+    vocab_size: int,
+) -> Any:
+    """What was given to a trainer as its records: of the columns that it reads, each of which fits.
+
+    Args:
+        dataset: a dataset, a list of records, a dictionary of either, or `None`; a streaming one is checked as it is
+            rolled out.
+
+    Raises:
+        ValueError: as [`prepare_columns`] and [`check_length`], or the chat template cannot write a record's prompts;
+            it is named.
+    """
+    dataset = prepare_columns(dataset)
+    for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+        check_dataset_lengths(part, tokenizer, teacher_prompt, args, context_lengths, vocab_size)
+    return dataset
+
+
 def check_dataset_lengths(
     dataset: Any,
     tokenizer: Any,
     teacher_prompt: TeacherPrompt,
     args: LUPISKDConfig,
     context_lengths: tuple[int | None, int | None],
+    vocab_size: int,
     batch_size: int = 256,
 ) -> None:
     """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out.
@@ -96,7 +127,9 @@ def check_dataset_lengths(
         try:
             students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
             teachers = encode(tokenizer, messages, **kwargs)
+            for conversations in ([row["prompt"] for row in rows], messages):
+                check_turns(tokenizer, conversations, **kwargs)
         except TemplateError as error:
             raise ValueError(f"{record_name(rows[error.number])}: {error}") from error
         for row, student_ids, teacher_ids in zip(rows, students, teachers):
-            check_length(row, student_ids, teacher_ids, args, context_lengths)
+            check_length(row, student_ids, teacher_ids, args, context_lengths, tokenizer, vocab_size)

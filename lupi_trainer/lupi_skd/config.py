@@ -1,5 +1,6 @@
 """Configuration of [`LUPISKDTrainer`]."""
 
+import math
 import re
 import textwrap
 from dataclasses import MISSING, dataclass, field, fields
@@ -13,12 +14,13 @@ from ..training.plugins import is_plugin
 from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
+from .unread import check_unread_settings
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
 GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
 VERIFICATIONS = ("parallel", "sequential")
-# Sampling options of the parent class that the rollout does not have: refused rather than ignored.
+# Sampling options of the parent class that the rollout does not have.
 _UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
 
 
@@ -264,10 +266,12 @@ class LUPISKDConfig(DistillationConfig):
         if not 0.0 <= self.teacher_min_prob <= 1.0:
             raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
         for name in ("student_temperature", "teacher_temperature"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature (of the loss) must be above 0, got {self.temperature}")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature (of the loss) must be above 0, and finite, got {self.temperature}")
+        if not 0.0 <= self.beta <= 1.0:  # of which the parent lets NaN pass
+            raise ValueError(f"beta must be in [0, 1], got {self.beta}")
         if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
             raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
         if self.teacher_offload and (self.teacher_load_in_4bit or self.teacher_load_in_8bit):
@@ -286,6 +290,7 @@ class LUPISKDConfig(DistillationConfig):
             if self.bf16 or self.fp16:
                 kind = "bf16" if self.bf16 else "fp16"
                 raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
+        check_unread_settings(self)
         make_gamma_policy(self.gamma_policy, self.gamma)
         options: Any = self.acceptance_kwargs  # parsed by now
         make_rule(self.acceptance_rule, options, self.accept_top_k, self.teacher_min_prob)

@@ -4,17 +4,24 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from ..data.records import prepare_columns
+from ..data.prompts import TeacherPrompt
 from ..evaluation import closed_book
-from ..training.mixins import DistillationMixin
+from ..training.given_data import GivenData
 from ..training.private import unwrap_model_for_generation
 from ..training.progress import WorkBar
 from ..training.reporting import open_trackio
+from .checks import ready_records
+from .config import LUPISKDConfig
 
 
-class ProbedEvaluation(DistillationMixin):
+class ProbedEvaluation(GivenData):
     """For [`LUPISKDTrainer`]: an evaluation asks the probes, too."""
 
+    args: LUPISKDConfig
+    processing_class: Any
+    teacher_prompt: TeacherPrompt
+    context_lengths: tuple[int | None, int | None]
+    shared_vocab_size: int
     probes: list[dict[str, Any]] | None
     chat_template_kwargs: dict[str, Any]
     max_completion_length: int
@@ -22,13 +29,13 @@ class ProbedEvaluation(DistillationMixin):
     def _bar(self, what: str, total: int) -> WorkBar:
         return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
 
+    def ready(self, dataset: Any) -> Any:
+        limits = self.context_lengths, self.shared_vocab_size
+        return ready_records(dataset, self.processing_class, self.teacher_prompt, self.args, *limits)
+
     def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
         open_trackio(self)
-        metrics = super().evaluate(
-            prepare_columns(eval_dataset) if isinstance(eval_dataset, list) else eval_dataset,
-            ignore_keys,
-            metric_key_prefix,
-        )
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         # a dictionary of datasets comes back here once for each of them, under a longer prefix
         if self.probes is not None and metric_key_prefix == "eval":
             marks = self.ask_probes()

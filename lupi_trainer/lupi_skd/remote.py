@@ -1,5 +1,6 @@
 """A remote teacher, on a vLLM server: what it can do, and how it is reached."""
 
+import math
 from typing import Any
 
 from ..teachers.vllm import TeacherServer
@@ -19,6 +20,8 @@ _NEUTRAL = {
     "teacher_load_in_4bit": False,
     "teacher_load_in_8bit": False,
     "teacher_model_init_kwargs": None,
+    "teacher_bnb_4bit_quant_type": "nf4",
+    "teacher_use_bnb_nested_quant": False,
 }
 
 
@@ -43,7 +46,7 @@ def check_remote_settings(args: Any) -> None:
             "that the teacher server returns"
         )
     for name in ("teacher_server_timeout", "teacher_server_request_timeout"):
-        if not getattr(args, name) > 0:
+        if not 0 < getattr(args, name) < math.inf:
             raise ValueError(f"{name} must be above 0 seconds, got {getattr(args, name)}")
 
 

@@ -12,11 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 
-from ..training.private import DistillationHooks
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
+from .token_means import TokenMeans
 
 
 logger = logging.getLogger(__name__)
@@ -45,13 +46,24 @@ class EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
-class ExactResume(DistillationHooks):
+class ExactResume(TokenMeans):
     """For [`LUPISKDTrainer`]: a checkpoint holds all of the run's state, each process's own."""
 
     args: LUPISKDConfig
     train_dataset: Any
     _rollout_totals: dict[str, RolloutTotals]
     _gamma_policy: Any
+    _total_is_known = False  # the losses of all steps since the run began, also of those before it was resumed
+
+    def train(self, *args: Any, **kwargs: Any):
+        self._total_is_known = False
+        output = super().train(*args, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._total_is_known and "train_loss" in logs:
+            logs["train_loss"] = self.loss_total / self.state.global_step  # the parent divides by its own steps
+        super().log(logs, start_time)
 
     def train_sampler(self, dataset):
         return EpochSampler(super().train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
@@ -79,6 +91,8 @@ class ExactResume(DistillationHooks):
             "since_last_log": {
                 "step": self.last_logged_step,
                 "loss": self.loss_since_log.item(),
+                "total": self.loss_total,
+                "tokens": None if (sums := self.token_sums["train"]) is None else sums.tolist(),
                 "metrics": self.metric_lists["train"],
             },
         }
@@ -106,7 +120,12 @@ class ExactResume(DistillationHooks):
         self._rollout_totals = {mode: RolloutTotals(**totals) for mode, totals in state["totals"].items()}
         if state["gamma_policy"] is not None and hasattr(self._gamma_policy, "restore"):
             self._gamma_policy.restore(state["gamma_policy"])
-        self.last_logged_step = state["since_last_log"]["step"]
-        self.loss_since_log.fill_(state["since_last_log"]["loss"])
-        for name, values in state["since_last_log"]["metrics"].items():
+        open_interval = state["since_last_log"]
+        self.last_logged_step = open_interval["step"]
+        self.loss_since_log.fill_(open_interval["loss"])
+        for name, values in open_interval["metrics"].items():
             self.metric_lists["train"][name] = values
+        if (sums := open_interval.get("tokens")) is not None:
+            self.token_sums["train"] = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
+        if "total" in open_interval:  # not of a checkpoint of an earlier version
+            self.loss_total, self._total_is_known = open_interval["total"], True

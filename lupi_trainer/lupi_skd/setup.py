@@ -101,6 +101,17 @@ def student_tokenizer(
     return tokenizer
 
 
+def refuse_router_loss(config: Any, args: Any) -> None:
+    """Raise ValueError for a mixture-of-experts student whose load-balancing loss is asked for: it is not computed."""
+    text = config.get_text_config()
+    asked = (args.model_init_kwargs or {}).get("output_router_logits", getattr(text, "output_router_logits", False))
+    if asked and getattr(text, "router_aux_loss_coef", 0.0):
+        raise ValueError(
+            "the load-balancing loss of this model is not supported: set `output_router_logits` to false, in its "
+            "configuration or in `model_init_kwargs`"
+        )
+
+
 @dataclass(frozen=True)
 class ModelPair:
     """What is known of student and teacher before weights are loaded.
@@ -109,11 +120,13 @@ class ModelPair:
         vocab_size: token ids that both have.
         context_lengths: positions that the student and the teacher have (`None`: no limit).
         server: the remote teacher, connected; `None` where the teacher is another.
+        teacher_tokenizer: the teacher's, if it is known.
     """
 
     vocab_size: int
     context_lengths: tuple[int | None, int | None]
     server: TeacherServer | None
+    teacher_tokenizer: PreTrainedTokenizerBase | None
 
 
 def compare_models(
@@ -141,6 +154,7 @@ def compare_models(
         student_config = AutoConfig.from_pretrained(student, **_student_options(student, args))
     else:
         student_config = student.config
+    refuse_router_loss(student_config, args)
     teacher_config = student_config
     if teacher is not None:
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
@@ -148,6 +162,8 @@ def compare_models(
     if kind is TeacherKind.REMOTE:
         assert teacher is None or isinstance(teacher, str)  # or `teacher_kind` had raised
         # what a teacher without a name has beyond the tokenizer is not known
-        server = connect_teacher(teacher, args, tokenizer, len(tokenizer) if teacher is None else vocab_size)
+        known = min(len(tokenizer), vocab_size) if teacher is None else vocab_size
+        server = connect_teacher(teacher, args, tokenizer, known)
         vocab_size, teacher_config = server.vocab_size, server.config
-    return ModelPair(vocab_size, (context_length(student_config), context_length(teacher_config)), server)
+    lengths = context_length(student_config), context_length(teacher_config)
+    return ModelPair(vocab_size, lengths, server, teacher_tokenizer)

@@ -1,7 +1,8 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -9,23 +10,26 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DistillationTrainer
 
-from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
-from ..data.records import check_probes, last_user_text, prepare_columns
+from ..data.prompts import TeacherPrompt, check_turns, encode, load_few_shot_examples
+from ..data.records import check_probes, last_user_text
 from ..data.special_tokens import SpecialTokens
+from ..models.generation import common_ends
 from ..models.head_check import check_head
 from ..models.loading import resolve_student
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
+from ..speculative.rules.noise import addresses
 from ..speculative.runners.packed_weights import pack_setting
-from ..teachers.loaded import load_teacher
+from ..teachers.loaded import load_teacher, teacher_generation_config
 from ..teachers.self_taught import AdapterDisabled, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
 from ..training.reporting import RolloutReport
+from ..training.settings import check_teacher_settings, one_name, refuse_settings, require_config
 from ..training.token_text import mark_teacher, token_texts
-from .checks import check_batch, check_dataset_lengths, check_length
+from .checks import check_batch, check_length, ready_records
 from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
 from .loss import PrivilegedLoss
@@ -36,6 +40,7 @@ from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rules import make_gamma_policy, rule_of
 from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
+from .token_means import TokenMeans
 
 
 if TYPE_CHECKING:
@@ -46,7 +51,14 @@ logger = logging.getLogger(__name__)
 
 
 class LUPISKDTrainer(
-    Published, SealedCheckpoints, ExactResume, NamedSteps, PrivilegedLoss, ProbedEvaluation, DistillationTrainer
+    Published,
+    SealedCheckpoints,
+    ExactResume,
+    NamedSteps,
+    TokenMeans,
+    PrivilegedLoss,
+    ProbedEvaluation,
+    DistillationTrainer,
 ):
     """
     Trainer for learning using privileged information by speculative knowledge distillation.
@@ -86,7 +98,7 @@ class LUPISKDTrainer(
         eval_dataset (as `train_dataset`, or a dictionary of such, *optional*):
             Records for the validation loss.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer, with a chat template and a pad token. Loaded from the student's name if omitted.
+            The tokenizer, with a chat template. Loaded from the student's name if omitted.
         callbacks, optimizers, quantization_config, peft_config:
             As in [`~trl.DistillationTrainer`].
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -121,9 +133,14 @@ class LUPISKDTrainer(
         teacher_processing_class: PreTrainedTokenizerBase | None = None,
         probes: list[dict[str, Any]] | None = None,
     ):
+        require_config(args, LUPISKDConfig)
         student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"), peft_config)
-        teacher: Any = to_source(teacher_model if teacher_model is not None else args.teacher_model_name_or_path)
+        named = args.teacher_model_name_or_path
+        teacher: Any = to_source(one_name("teacher_model_name_or_path", teacher_model, named))
         kind = teacher_kind(teacher, args, student, peft_config)
+        check_teacher_settings(args, teacher)
+        if kind is TeacherKind.SELF:
+            refuse_settings(args, {"teacher_device": "the teacher is the student itself"})
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
         if train_dataset is None:
@@ -135,11 +152,12 @@ class LUPISKDTrainer(
         self.probes = check_probes(probes) if probes is not None else None
         self._special_tokens = SpecialTokens(processing_class, args.allow_special_tokens)
         self._special_tokens.check_probes(self.probes or [])
-        train_dataset, eval_dataset = prepare_columns(train_dataset), prepare_columns(eval_dataset)
         pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
-        self.shared_vocab_size, self._context_lengths = pair.vocab_size, pair.context_lengths
-        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            check_dataset_lengths(dataset, processing_class, self.teacher_prompt, args, pair.context_lengths)
+        self.shared_vocab_size, self.context_lengths = pair.vocab_size, pair.context_lengths
+        train_dataset, eval_dataset = (
+            ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths, pair.vocab_size)
+            for data in (train_dataset, eval_dataset)
+        )
         check_batch(train_dataset, args)
 
         if kind is TeacherKind.LOCAL:
@@ -166,6 +184,14 @@ class LUPISKDTrainer(
             check_head(bare, "student")
         if kind is TeacherKind.SELF:
             teacher = self_teacher(bare)
+        self.eos_token_ids = common_ends(
+            bare,
+            self.processing_class,
+            teacher_generation_config(teacher, args) if isinstance(teacher, str) else teacher,
+            pair.teacher_tokenizer,
+            self.shared_vocab_size,
+            **self.chat_template_kwargs,
+        )
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
@@ -199,6 +225,13 @@ class LUPISKDTrainer(
         step = self.state.global_step if self.model.training else 0xFFFFFFFF
         return (self.args.seed << 32) | step
 
+    def _noise_addresses(self) -> list[int]:
+        """A row id for each record that is being rolled out; of equal ones in the batch of all processes, several."""
+        of_processes = gather_object([[row["row_id"] for row in self._rows]])
+        found = addresses(chain.from_iterable(of_processes))
+        start = sum(map(len, of_processes[: self.accelerator.process_index]))
+        return found[start : start + len(self._rows)]
+
     def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = records
         try:
@@ -210,12 +243,15 @@ class LUPISKDTrainer(
         output["row_number"] = torch.arange(len(records), device=device)
         if self.model.training:
             self._batch_rows = records
+        else:
+            output["counted"] = self.counted_rows(len(records))
         if left_out:  # on any process
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out
         prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
-        output["teacher_prompt_ids"] = pad(prompts, self.processing_class.pad_token_id, "left").to(device)
-        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
+        token, width = self.processing_class.pad_token_id, cast("int | None", self.pad_to_multiple_of)
+        output["teacher_prompt_ids"] = pad(prompts, token, "left", width).to(device)
+        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left", width).to(device)
         if rollout.teacher_hidden is not None:
             width = output["completion_ids"].size(1)
             states = pad([h.to(device) for h in rollout.teacher_hidden], 0, "right")
@@ -229,9 +265,12 @@ class LUPISKDTrainer(
     def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         self._special_tokens.check_prompts(self._rows)  # a streaming dataset is not read before
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
+        if not isinstance(self.train_dataset, Dataset):  # a stream is checked as it is read
+            check_turns(self.processing_class, messages, **self.chat_template_kwargs)
         teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
-            check_length(row, student_ids, teacher_ids, self.args, self._context_lengths)
+            limits = self.context_lengths, self.processing_class, self.shared_vocab_size
+            check_length(row, student_ids, teacher_ids, self.args, *limits)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (
@@ -259,7 +298,7 @@ class LUPISKDTrainer(
                     teacher_temperature=self.args.teacher_temperature,
                     eos_token_id=self.eos_token_ids,
                     seed=self._noise_seed(),
-                    row_ids=[row["row_id"] for row in self._rows] if "row_id" in self._rows[0] else None,
+                    row_ids=self._noise_addresses(),
                     max_slots=self.args.max_slots,
                     verification=self.args.verification,
                     compile=self.args.compile_rollout,

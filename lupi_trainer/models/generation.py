@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import GenerationConfig
 
+from ..data.templates import end_of_turn
 from .private import generation_settings
+
+
+logger = logging.getLogger(__name__)
+
+
+def id_list(value: Any) -> list[int]:
+    """Token ids as a list, of one id, several or none, be they numbers, or of torch or numpy."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    several = [] if value is None else value if isinstance(value, Iterable) else [value]
+    return [int(one) for one in several]
 
 
 def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
@@ -18,14 +30,50 @@ def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
 
     Args:
         model_or_config: a model (its `generation_config` is read, as `generate` does) or a `GenerationConfig`, whose
-            `eos_token_id` may be one id, several (a list, a tuple or a tensor) or None, of torch or numpy too.
+            `eos_token_id` may be one id, several (a list, a tuple, of torch or numpy) or None.
         tokenizer: adds its own `eos_token_id`, if it has one.
     """
     config = getattr(model_or_config, "generation_config", model_or_config)
-    ids = _plain(config.eos_token_id)
-    ids = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
-    own = None if tokenizer is None else tokenizer.eos_token_id
-    return sorted(ids if own is None else ids | {own})
+    return sorted({*id_list(config.eos_token_id), *id_list(None if tokenizer is None else tokenizer.eos_token_id)})
+
+
+def common_ends(
+    student: Any,
+    tokenizer: Any,
+    teacher: Any = None,
+    teacher_tokenizer: Any = None,
+    vocab_size: int | None = None,
+    **template_kwargs: Any,
+) -> list[int]:
+    """The ids at which a text that two models write ends: either's end of text, or its end of turn.
+
+    What the student would learn to write as an end, but not stop at once it is served, is said in a warning.
+
+    Args:
+        student: its model.
+        tokenizer: the student's.
+        teacher: its model or `GenerationConfig`; `None`: not known.
+        teacher_tokenizer: the teacher's, if it is known.
+        vocab_size: ids from here on are written by neither.
+        template_kwargs: for both chat templates.
+    """
+    own = set(eos_token_ids(student, tokenizer))
+    others = [end_of_turn(tokenizer, **template_kwargs)]
+    if teacher is not None:
+        others += eos_token_ids(teacher)
+    if teacher_tokenizer is not None:
+        others += [teacher_tokenizer.eos_token_id, end_of_turn(teacher_tokenizer, **template_kwargs)]
+    known = {i for i in others if i is not None and (vocab_size is None or i < vocab_size)}
+    unread = sorted(known - own)
+    if unread:
+        names = [f"{token!r} ({i})" for i, token in zip(unread, tokenizer.convert_ids_to_tokens(unread))]
+        logger.warning(
+            f"texts end at {', '.join(names)} too, which the teacher or a chat template ends with, but not the "
+            "student: one that learns to write it does not stop there. Set "
+            f"`generation_config.eos_token_id` of the student to {sorted(own | known)}, or use models with one chat "
+            "template"
+        )
+    return sorted(own | known)
 
 
 def make_savable(model: Any) -> None:

@@ -1,6 +1,7 @@
 """Whether a tokenizer can write the prompts, and whether two models speak of the same tokens."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -18,8 +19,10 @@ def tokenizer_beside(path: str, revision: str | None = None, trust_remote_code: 
 def check_tokenizer(tokenizer: Any) -> None:
     """Refuse a tokenizer that cannot write the prompts, before anything is trained.
 
+    One without a pad token pads with its end-of-sequence token, which no mask lets anything read.
+
     Raises:
-        ValueError: no chat template, no end-of-sequence token, or no pad token.
+        ValueError: no chat template, or no end-of-sequence token.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -29,13 +32,14 @@ def check_tokenizer(tokenizer: Any) -> None:
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token: set `tokenizer.eos_token`")
     if tokenizer.pad_token_id is None:
-        raise ValueError("the tokenizer has no pad token: set `tokenizer.pad_token` (to `eos_token` if it has none)")
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer=None, role="teacher") -> int:
-    """The number of vocabulary columns that both models have.
+    """The number of vocabulary columns that both models have: the first so many token ids mean the same to both.
 
-    Padded sizes may differ inside a family; the extra columns of the larger model are then impossible tokens.
+    Padded sizes may differ inside a family; the extra columns of the larger model are then impossible tokens. A
+    tokenizer may know more tokens than there are columns; a text must not have them ([`check_known_tokens`]).
 
     Args:
         student_config, teacher_config: configurations of the two models.
@@ -44,8 +48,7 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
         role: what the teacher is called in errors.
 
     Raises:
-        ValueError: an encoder-decoder, a model with fewer columns than the tokenizer has tokens, or two tokenizers
-            that disagree.
+        ValueError: an encoder-decoder, tokenizers that disagree, or a model that lacks the token that ends a text.
     """
     for name, config in (("student", student_config), (role, teacher_config)):
         refuse_encoder_decoder(config, name)
@@ -54,23 +57,47 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
         role: teacher_config.get_text_config().vocab_size,
     }
     for name, size in sizes.items():
-        if size < len(tokenizer):
+        if (tokenizer.eos_token_id or 0) >= size:
             raise ValueError(
-                f"the {name} model has {size} vocabulary columns, but the tokenizer has {len(tokenizer)} tokens: "
-                f"student and {role} must share one vocabulary (padding apart)"
+                f"the {name} model has {size} vocabulary columns, but the tokenizer has {len(tokenizer)} tokens, and "
+                f"ends texts with id {tokenizer.eos_token_id}: student and {role} must share one vocabulary (padding "
+                "apart)"
             )
+    known = min(sizes.values())
     if teacher_tokenizer is not None:
         ours, theirs = ({i: t for t, i in tok.get_vocab().items()} for tok in (tokenizer, teacher_tokenizer))
         differing = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
-        if differing or len(theirs) < len(ours):
-            i = differing[0] if differing else len(theirs)
+        missing = min(ours.keys() - theirs.keys(), default=known)
+        if differing or missing <= tokenizer.eos_token_id:
+            i = differing[0] if differing else missing
             raise ValueError(
                 f"the vocabularies do not match: {len(differing)} token ids differ, and the student's tokenizer has "
                 f"{len(ours)} tokens, the {role}'s {len(theirs)} (id {i} is {ours.get(i)!r} for the student, "
                 f"{theirs.get(i)!r} for the {role}). What both say of the next token is compared, so both must use "
                 "the same tokenizer."
             )
-    return min(sizes.values())
+        known = min(known, missing)
+    return known
+
+
+def check_known_tokens(ids: Iterable[int], known: int, tokenizer: Any, where: str) -> None:
+    """Refuse a text with a token that a model does not have.
+
+    Args:
+        ids: of the text.
+        known: token ids that the models have, from 0.
+        tokenizer: names the token.
+        where: what the message begins with.
+
+    Raises:
+        ValueError: there is one; it is named.
+    """
+    if (highest := max(ids, default=0)) >= known:
+        raise ValueError(
+            f"{where} holds the token {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), but of the "
+            f"tokenizer's {len(tokenizer)} tokens the models have the first {known} alone: take it out of the text, "
+            "or use models with that token"
+        )
 
 
 def check_same_tokenizer(target, draft) -> None:

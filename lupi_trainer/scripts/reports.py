@@ -6,12 +6,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, check_turns, encode, load_few_shot_examples
 from ..data.records import load_sft_data, record_name
 from ..data.special_tokens import SpecialTokens
 from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
 from ..evaluation import acceptance, closed_book, kept, mentions_context, perplexity, privilege_gap, without_knowledge
-from ..models.generation import eos_token_ids
+from ..models.generation import common_ends, eos_token_ids
 from ..models.loading import load_model
 from ..models.vocabulary import check_vocabularies
 from ..speculative import TopK, skd_rollout
@@ -116,8 +116,10 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     special.check_prompts(rows)
     prompt = teacher_prompt(args)
     kwargs = args.chat_template_kwargs
+    with_knowledge = [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
-    informed = encode(tokenizer, [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows], **kwargs)
+    informed = encode(tokenizer, with_knowledge, **kwargs)
+    check_turns(tokenizer, with_knowledge, **kwargs)
     bare = encode(tokenizer, [without_knowledge(prompt, row["prompt"]) for row in rows], **kwargs)
     settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
@@ -125,7 +127,8 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
         "vocab_size": vocab_size,
         "max_slots": args.batch_size,
     }
-    found = acceptance(student, teacher, asked, informed, **settings)
+    ends = common_ends(student, tokenizer, teacher, teacher_tokenizer, vocab_size, **(kwargs or {}))
+    found = acceptance(student, teacher, asked, informed, **settings | {"eos_token_id": ends})
     own = skd_rollout(
         student, student, asked, asked, acceptance=TopK(vocab_size, 0.0), student_temperature=0.0, **settings
     )

@@ -11,6 +11,7 @@ from ..data.records import load_sft_data
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
+from ..training.given_data import GivenTexts
 from . import setting_up
 from .common import (
     MixedDataArguments,
@@ -51,7 +52,7 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, FiniteSteps, GivenTexts, SFTTrainer):
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 

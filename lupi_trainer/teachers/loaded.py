@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
 from ..models.adapters import refuse_adapter
@@ -142,8 +142,7 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         device: where the teacher goes unless `args.teacher_device` says otherwise.
 
     Raises:
-        ValueError: an unknown dtype or device, or loading options for a teacher that is loaded already, or one whose
-            weights ZeRO-3 shards.
+        ValueError: an unknown dtype or device, or a model whose weights ZeRO-3 shards.
     """
     place = teacher_place(args.teacher_device, device)
     if place != device:
@@ -167,10 +166,6 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
         with unsharded_weights():
             teacher = AutoModelForCausalLM.from_pretrained(teacher, **kwargs)
     else:
-        keys = ("teacher_model_init_kwargs", "teacher_load_in_4bit", "teacher_load_in_8bit")
-        given = [key for key in keys if getattr(args, key)]
-        if given:
-            raise ValueError(f"{given} has no effect on a teacher that is loaded already: pass its name instead")
         require_unsharded(teacher, "teacher")
         teacher = frozen_twin(teacher)
     keep_4bit_exact(teacher)
@@ -200,3 +195,11 @@ def load_teacher_config(teacher: str | PreTrainedModel, args: Any, tokenizer: An
     refuse_adapter(teacher, "teacher", args.teacher_model_revision)
     config = AutoConfig.from_pretrained(teacher, **options)
     return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer
+
+
+def teacher_generation_config(teacher: str, args: Any) -> GenerationConfig | None:
+    """That of a teacher which is given by name and not loaded here; `None` where it has none."""
+    try:
+        return GenerationConfig.from_pretrained(teacher, revision=args.teacher_model_revision)
+    except OSError:
+        return None

@@ -1,4 +1,4 @@
-"""Training that stops before the optimizer would take a step on numbers that are not finite."""
+"""Training that stops before the optimizer would take a step on numbers that are not finite, or one of no effect."""
 
 from typing import Any
 
@@ -8,44 +8,85 @@ from ..models.loading import keep_4bit_exact
 from .private import TrainerHooks
 
 
+_ROUNDING = 1e-5  # a student that is as its teacher has such a loss, and may have no gradient
+
+
 class FiniteSteps(TrainerHooks):
     """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step;
-    4-bit layers keep their backward on every CPU.
+    so does a gradient that is zero everywhere though the loss is not. 4-bit layers keep their backward on every CPU.
 
     One question to the device an optimizer step. With float16, whose loss scaler skips steps with overflown
-    gradients by itself, only the loss is looked at.
+    gradients by itself, gradients may be infinite.
 
     Raises:
+        `ValueError`: at construction; the model has nothing that can be trained.
         `FloatingPointError`: from `train()`; the weights are those of the step before.
+        `RuntimeError`: from `train()`; the loss does not reach the weights.
     """
 
     model: Any
-    _losses_finite: torch.Tensor | None = None  # [] bool: of the batches accumulated so far
+    _losses: torch.Tensor | None = None  # [2] bool, of the batches accumulated so far: all finite, any not zero
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         keep_4bit_exact(self.model)
+        self.require_trainable()
+
+    def require_trainable(self) -> None:
+        """Raise ValueError if no parameter of the model requires a gradient, or one does that a given optimizer does
+        not hold."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                f"nothing can be trained: no parameter of the {type(self.model).__name__} requires a gradient. Load "
+                "an adapter with `is_trainable=True`, pass a `peft_config`, or set `requires_grad_(True)` where the "
+                "model is to learn"
+            )
+
+        groups = getattr(self.optimizer, "param_groups", None)  # of one that was given to the constructor
+        held = {id(parameter) for group in groups or () for parameter in group["params"]}
+        left = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in held]
+        if groups is not None and left:
+            raise ValueError(
+                f"the optimizer does not hold {len(left)} of the parameters that are to be trained, the first of them "
+                f"{left[0]!r}: make it of the model with its adapter or heads, or give none; freeze what is not to "
+                "be trained by `requires_grad_(False)`"
+            )
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        finite = loss.isfinite().all()
-        self._losses_finite = finite if self._losses_finite is None else self._losses_finite & finite
+        finite, moves = loss.isfinite().all(), (loss.abs() > _ROUNDING).any()
+        if self._losses is not None:
+            finite, moves = finite & self._losses[0], moves | self._losses[1]
+        self._losses = torch.stack([finite, moves])
         return loss
 
     def gradient_norm(self, model, norm):
         norm = super().gradient_norm(model, norm)
-        losses_finite, self._losses_finite = self._losses_finite, None
-        finite = losses_finite
-        assert finite is not None  # a gradient comes of a loss
-        if norm is not None and self.accelerator.scaler is None:
-            finite = finite & torch.as_tensor(norm, device=finite.device).isfinite()
-        if not finite:
-            what, step = "gradient" if losses_finite else "loss", self.state.global_step
-            raise FloatingPointError(
-                f"step {step + 1}: the {what} is NaN or infinite{self._where_not_finite()}. The weights are still "
-                f"those of step {step}; a lower learning rate, bfloat16 or float32 may help"
-            )
+        losses, self._losses = self._losses, None
+        assert losses is not None  # a gradient comes of a loss
+        losses_finite, losses_move = losses.unbind()
+        finite, moves = losses_finite, ~losses_move
+        if norm is not None:
+            gradient = torch.as_tensor(norm, device=losses.device)
+            moves = moves | (gradient != 0)
+            if self.accelerator.scaler is None:
+                finite = finite & gradient.isfinite()
+        if not finite & moves:
+            self._stop(bool(finite), bool(losses_finite))
         return norm
+
+    def _stop(self, finite: bool, losses_finite: bool) -> None:
+        step = self.state.global_step
+        if finite:
+            raise RuntimeError(
+                f"step {step + 1}: the loss is not zero, but the gradient is, of every trainable parameter: nothing "
+                "would be learned. What is trained has no part in the loss, or a layer on the way has no backward"
+            )
+        raise FloatingPointError(
+            f"step {step + 1}: the {'gradient' if losses_finite else 'loss'} is NaN or infinite"
+            f"{self._where_not_finite()}. The weights are still those of step {step}; a lower learning rate, bfloat16 "
+            "or float32 may help"
+        )
 
     def _where_not_finite(self) -> str:
         """What else the message says about the step."""

@@ -8,14 +8,15 @@ parameters or is not used as it is here, and when another file of the package us
 models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_trainer/speculative/runners/private.py`.
 
 - Of TRL: `_ForwardRedirection`, `_chunked_divergence_loss`.
-- Of TRL's trainers: `_name`, `_tag_names`, `_total_train_tokens` (`SFTTrainer`); `_dist`, `_metrics`,
+- Of TRL's trainers: `_name`, `_tag_names`, `_total_train_tokens`, `_prepare_dataset`, `_skip_prepare_dataset`,
+  `_formatting_func` (`SFTTrainer`); `_dist`, `_metrics`,
   `_buffered_inputs`, `_generate_and_score_completions`, `_generate_single_turn`, `_compute_loss`
   (`DistillationTrainer`).
 - Of transformers' `Trainer`: `_save`, `_save_checkpoint`, `_get_output_dir`, `_load_from_checkpoint`,
   `_load_best_model`, `_save_rng_state`, `_load_rng_state`, `_get_train_sampler`, `_get_num_items_in_batch`,
   `_get_grad_norm`, `_prepare_inputs`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tr_loss`,
-  `_globalstep_last_logged`, `_push_from_checkpoint`, `_finish_current_push`, and `_internal_call` of `save_model`; of
-  its `TrainingArguments`, `_VALID_DICT_FIELDS`.
+  `_total_loss_scalar`, `_globalstep_last_logged`, `_push_from_checkpoint`, `_finish_current_push`, and
+  `_internal_call` of `save_model`; of its `TrainingArguments`, `_VALID_DICT_FIELDS`.
 - Of accelerate: `_models` and `_is_accelerate_prepared`.
 """
 
@@ -244,6 +245,15 @@ class TrainerHooks(TrainerMixin):
         self._globalstep_last_logged = step
 
     @property
+    def loss_total(self) -> float:
+        """The sum of the losses of all steps that were logged; at the end, of all steps."""
+        return self._total_loss_scalar
+
+    @loss_total.setter
+    def loss_total(self, total: float) -> None:
+        self._total_loss_scalar = total
+
+    @property
     def loss_since_log(self) -> torch.Tensor:
         """[] the sum of this process's losses since the last log; filled in place."""
         return self._tr_loss
@@ -251,6 +261,12 @@ class TrainerHooks(TrainerMixin):
 
 class SFTHooks(TrainerHooks):
     """For a [`~trl.SFTTrainer`]."""
+
+    args: Any
+    processing_class: Any
+    _formatting_func: Any
+    _prepare_dataset: Any
+    _skip_prepare_dataset: bool
 
     @property
     def tokens_read(self) -> int:
@@ -260,6 +276,14 @@ class SFTHooks(TrainerHooks):
     @tokens_read.setter
     def tokens_read(self, count: int) -> None:
         self._total_train_tokens = count
+
+    def tokenized(self, dataset: Any) -> Any:
+        """A dataset as `evaluate` prepares it."""
+        if self._skip_prepare_dataset:
+            return dataset
+        args = self.args
+        packing = args.packing if args.eval_packing is None else args.eval_packing
+        return self._prepare_dataset(dataset, self.processing_class, args, packing, self._formatting_func, "test")
 
 
 class DistillationHooks(TrainerHooks, DistillationMixin):

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from ..models.backbone import NOT_READ
-from .private import SFTHooks, call_in_forward
+from .given_data import GivenTexts
+from .private import call_in_forward
 
 
-class SummedLoss(SFTHooks):
+class SummedLoss(GivenTexts):
     """Mix-in for a [`~trl.SFTTrainer`] with a loss of its own.
 
     A subclass has `_loss_and_sums`; `take_sums` gives it what was summed since the last call.

@@ -18,8 +18,9 @@ from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
+from ..training.settings import require_config, say_unread
 from ..training.summed_loss import SummedLoss
-from .config import WMTPConfig
+from .config import WEIGHING, WMTPConfig
 from .drafting import draft_metrics
 from .heads import attach_heads, starting_heads
 from .weighted_loss import Batch, counted, means, row_sums, text_segments, weighted_loss
@@ -58,10 +59,17 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
     reduction = "position"
 
     def __init__(self, model, args: WMTPConfig | None = None, *, heads: MTPHeads | None = None, **kwargs):
+        require_config(args, WMTPConfig)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func has no effect here: the heads' weighted cross-entropies are the loss")
         peft_config = kwargs.get("peft_config")
         model, name, args = resolve_student(
             model, args, lambda name: WMTPConfig(f"{name}-WMTP"), peft_config, trains_more=True
         )
+        if args.head_weighting == "uniform":
+            say_unread(args, WEIGHING, "head_weighting='uniform' weighs nothing")
+        else:
+            say_unread(args, self.unread_settings(args), f"{self.method_name} does not read it")
         if args.freeze_trunk and peft_config is not None:
             raise ValueError("freeze_trunk trains the heads alone: it leaves nothing for an adapter to learn")
         heads = starting_heads(heads, args)
@@ -74,11 +82,20 @@ class BaseWMTPTrainer(Published, SealedCheckpoints, FiniteSteps, SummedLoss, SFT
         if args.freeze_trunk:
             self.model.requires_grad_(False)
         attach_heads(self.model, heads, args)
+        super().require_trainable()
+        self.limit_tokens(self.model.config.get_text_config().vocab_size)
+
+    def require_trainable(self) -> None:
+        """Nothing yet: the heads, which are attached at the end of the construction, may be all that is trained."""
 
     @property
     def _papers(self) -> tuple[Paper, ...]:  # ty: ignore[incompatible-property-override] # of the run's heads
         heads = (MULTI_TOKEN, MEDUSA) if self.args.head_type == "residual" else (MULTI_TOKEN,)
         return heads if self._weights_paper is None else (self._weights_paper, *heads)
+
+    def unread_settings(self, args: WMTPConfig) -> tuple[str, ...]:
+        """The keys of other algorithms."""
+        return ()
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
         """The algorithm: [B, S, H] weights of the heads' predictions, none negative, without a gradient."""

@@ -1,12 +1,20 @@
 """Configuration of the trainers of weighted multi-token prediction."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import SFTConfig
 
 from ..training.private import json_fields
+from ..training.settings import refuse_settings, say_unread, say_unread_for_scripts
 
+
+# keys that not every algorithm reads
+REFERENCE = ("reference_model_name_or_path", "reference_model_init_kwargs", "reference_cache_dir")
+RHO1 = ("rho1_score", "rho1_over", "rho1_select", "rho1_share")
+CRITIC = ("critic_decay", "value_head_name_or_path", "critic_steps", "critic_learning_rate")
+WEIGHING = ("head_weight_temperature", *REFERENCE, *RHO1, *CRITIC)
 
 CHOICES = {
     "head_type": ("linear", "residual", "transformer"),
@@ -145,8 +153,8 @@ class WMTPConfig(SFTConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, value, fits in (
-            ("head_weight_temperature", self.head_weight_temperature, self.head_weight_temperature > 0),
-            ("critic_learning_rate", self.critic_learning_rate, self.critic_learning_rate > 0),
+            ("head_weight_temperature", self.head_weight_temperature, 0 < self.head_weight_temperature < math.inf),
+            ("critic_learning_rate", self.critic_learning_rate, 0 < self.critic_learning_rate < math.inf),
             ("rho1_share", self.rho1_share, 0 < self.rho1_share <= 1),
             ("critic_decay", self.critic_decay, 0 <= self.critic_decay <= 1),
             ("draft_eval_prompts", self.draft_eval_prompts, self.draft_eval_prompts >= 0),
@@ -157,5 +165,14 @@ class WMTPConfig(SFTConfig):
             raise ValueError(
                 "packing_strategy='wrapped' keeps no borders between texts, which heads would look across: use 'bfd'"
             )
+        why = "the heads' weighted cross-entropies are the loss"
+        refuse_settings(self, {"loss_type": why, "label_smoothing_factor": why})
+        say_unread_for_scripts(self)
+        if self.head_type != "transformer":
+            say_unread(self, ["head_window"], f"head_type={self.head_type!r} sees the last state alone")
+        if self.rho1_select != "top":
+            say_unread(self, ["rho1_share"], f"rho1_select={self.rho1_select!r} leaves nothing out")
+        if not self.draft_eval_prompts:
+            say_unread(self, ["draft_eval_new_tokens"], "draft_eval_prompts is 0")
         if self.freeze_trunk and self.horizon == 1:
             raise ValueError("freeze_trunk with horizon=1 trains nothing: the only head is the model's own")

@@ -13,8 +13,9 @@ from ..models.backbone import backbone_states
 from ..models.lm_head import Head, gathered_for_reading
 from ..models.mtp_heads import ValueHead
 from ..training.checkpoints import agree_on_checkpoint
+from ..training.settings import require_config
 from .base_trainer import BaseWMTPTrainer
-from .config import WMTPConfig
+from .config import REFERENCE, RHO1, WMTPConfig
 from .critic import RewardCollator, check_rewards, fit_critic, judged_places
 from .reference import Reference, load_reference, require_reference
 from .weighted_loss import Batch, text_segments
@@ -53,6 +54,7 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         args: WMTPConfig | None = None,
         **kwargs,
     ):
+        require_config(args, WMTPConfig)
         self._rewarded = "reward" in (getattr(kwargs.get("train_dataset"), "column_names", None) or ())
         trained = args is not None and (args.head_weighting == "uniform" or args.value_head_name_or_path is not None)
         if not self._rewarded and not trained:
@@ -70,6 +72,12 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
             self.data_collator = RewardCollator(self.data_collator)
         elif self.args.head_weighting != "uniform":
             self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
+            self.limit_tokens(self.reference.known_tokens)
+
+    def unread_settings(self, args: WMTPConfig) -> tuple[str, ...]:
+        ready = args.value_head_name_or_path is not None
+        unread = (*RHO1, *(REFERENCE if self._rewarded or ready else ()))
+        return (*unread, "critic_steps", "critic_learning_rate") if ready else unread
 
     def columns_read(self) -> list[str]:
         return [*super().columns_read(), "reward"]

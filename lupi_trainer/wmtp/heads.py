@@ -14,10 +14,12 @@ def starting_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:
     """The heads that a run starts from: those of `args.heads_name_or_path`, else `heads`; `None`: new ones.
 
     Raises:
-        ValueError: they are not of the kind that the configuration says.
+        ValueError: they are not of the kind that the configuration says, or there are two.
         FileNotFoundError: there are none.
     """
     if args.heads_name_or_path is not None:
+        if heads is not None:
+            raise ValueError("heads_name_or_path has no effect here: heads were passed. Leave one of them out")
         heads = MTPHeads.from_pretrained(args.heads_name_or_path)
     if heads is None:
         return None

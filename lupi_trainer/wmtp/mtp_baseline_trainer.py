@@ -4,6 +4,7 @@ import torch
 
 from ..losses.token_weights import uniform_weights
 from .base_trainer import BaseWMTPTrainer
+from .config import WEIGHING, WMTPConfig
 from .weighted_loss import Batch
 
 
@@ -28,6 +29,9 @@ class MTPBaselineTrainer(BaseWMTPTrainer):
 
     model_tags = ["trl", "wmtp", "mtp-baseline"]
     method_name = "MTP"
+
+    def unread_settings(self, args: WMTPConfig) -> tuple[str, ...]:
+        return ("head_weighting", *WEIGHING)
 
     def compute_head_weights(self, batch: Batch) -> torch.Tensor:
         return uniform_weights(batch.has_target)

@@ -20,6 +20,7 @@ from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
 from ..teachers.loaded import frozen_twin, refuse_shared, require_unsharded, unsharded_weights
+from ..training.settings import one_name, refuse_settings
 
 
 class CrossEntropyCache:
@@ -71,9 +72,11 @@ class Reference:
     Args:
         model: a causal language model; it is frozen.
         cache_dir: folder of the [`CrossEntropyCache`]; `None` reads every text anew.
+        known_tokens: token ids that it shares with the model that is trained; all of its own unless given.
     """
 
-    def __init__(self, model: Any, cache_dir: str | None = None):
+    def __init__(self, model: Any, cache_dir: str | None = None, known_tokens: int | None = None):
+        self.known_tokens = known_tokens or model.config.get_text_config().vocab_size
         self.model = model.requires_grad_(False).eval()
         self.cache = CrossEntropyCache(cache_dir) if cache_dir else None
         self.fingerprint = fingerprint(model) if cache_dir else b""
@@ -157,22 +160,23 @@ def load_reference(model: str | nn.Module | None, args: Any, student: nn.Module,
         ValueError: no reference, or one of another vocabulary or that is not supported.
     """
     require_reference(model, args, student)
-    model = model if model is not None else args.reference_model_name_or_path
+    model = one_name("reference_model_name_or_path", model, args.reference_model_name_or_path)
     if isinstance(model, str):
         path = resolve_model(model)
         options = SAFE_WEIGHTS | (args.reference_model_init_kwargs or {})
         revision = options.get("revision")
         config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
         theirs = tokenizer_beside(path, revision)
-        check_vocabularies(student.config, config, tokenizer, theirs, role="reference")
+        known = check_vocabularies(student.config, config, tokenizer, theirs, role="reference")
         with unsharded_weights():
             model = AutoModelForCausalLM.from_pretrained(path, **options)
     else:
+        refuse_settings(args, {"reference_model_init_kwargs": "the reference is loaded already; pass its name"})
         require_unsharded(model, "reference")
         model = frozen_twin(model)
-        check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
+        known = check_vocabularies(student.config, model.config, tokenizer, None, role="reference")
     keep_4bit_exact(model)
     if not getattr(model, "is_quantized", False) and not getattr(model, "hf_device_map", None):
         model = model.to(args.device)
     check_head(model, "reference")
-    return Reference(model, args.reference_cache_dir)
+    return Reference(model, args.reference_cache_dir, known)

@@ -5,8 +5,9 @@ from torch import nn
 
 from ..losses.token_weights import rho1_weights
 from ..publishing.papers import RHO_1
+from ..training.settings import require_config
 from .base_trainer import BaseWMTPTrainer
-from .config import WMTPConfig
+from .config import CRITIC, WMTPConfig
 from .reference import load_reference, require_reference
 from .weighted_loss import Batch
 
@@ -52,12 +53,17 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
         args: WMTPConfig | None = None,
         **kwargs,
     ):
+        require_config(args, WMTPConfig)
         if args is None or args.head_weighting != "uniform":
             require_reference(reference_model, args, model)
         super().__init__(model, args, **kwargs)
         self.reference = None
         if self.args.head_weighting != "uniform":
             self.reference = load_reference(reference_model, self.args, self.model, self.processing_class)
+            self.limit_tokens(self.reference.known_tokens)
+
+    def unread_settings(self, args: WMTPConfig) -> tuple[str, ...]:
+        return CRITIC if args.rho1_select == "softmax" else ("head_weight_temperature", *CRITIC)
 
     @property
     def reduction(self) -> str:

@@ -137,7 +137,7 @@ def read(trainer, resume=None) -> list[list[str]]:
 
     def training_step(model, inputs, num_items_in_batch=None):
         steps.append([row["id"] for row in inputs])
-        trainer._losses_finite = torch.tensor(True)  # what the real step says of its loss
+        trainer._losses = torch.tensor([True, False])  # what the real step says of its loss
         return sum(p.sum() for p in model.parameters()).detach() * 0
 
     trainer.training_step = training_step

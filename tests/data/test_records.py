@@ -86,6 +86,11 @@ def test_streaming_records_are_checked_as_they_are_read():
         ([{"query": 3, "knowledge": "k"}], "number 0.*text or a list"),
         ([{"prompt": [{"role": "assistant", "content": "x"}], "knowledge": None}], "end with a user message"),
         ([{"prompt": [{"content": "x"}], "knowledge": None}], "`role`"),
+        ([{"id": "a", "query": "q", "knowledge": "k", "image": b"x"}], "'a'.*`image` would not be read"),
+        (
+            [{"query": "q", "knowledge": "k", "tools": []}, {"query": "q", "knowledge": "k", "tools": ["t"]}],
+            "1: its `to",
+        ),
     ],
 )
 def test_bad_records_are_named(records, message):
@@ -150,3 +155,10 @@ def test_sft_data_wants_answers():
 )
 def test_a_record_has_one_name_in_every_message(record, number, name):
     assert record_name(record, number) == name
+
+
+def test_parts_that_a_file_does_not_have_are_named(caplog):
+    load_training_data("lab:new", config=None, split="train")
+    assert not caplog.records
+    load_training_data("lab:new", config="en", split="train[:5]")
+    assert "lab:new: configuration 'en', split 'train[:5]': no effect" in caplog.text

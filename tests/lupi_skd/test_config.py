@@ -4,6 +4,10 @@ import torch
 from tests.lupi_skd.training import make_config
 
 
+NAN, INF = float("nan"), float("inf")
+ROLES = ("student", "teacher")
+
+
 def test_defaults_are_the_seeds(tmp_path):
     from lupi_trainer import LUPISKDConfig
 
@@ -26,6 +30,10 @@ def test_defaults_are_the_seeds(tmp_path):
         ("teacher_temperature", -1.0, "teacher_temperature must not be negative"),
         ("temperature", 0.0, "temperature.*above 0"),
         ("beta", 2.0, "beta"),
+        *[(f"{who}_temperature", value, f"{who}_temp.*finite") for who in ROLES for value in (NAN, INF)],
+        *[("temperature", value, "temperature .of the loss. must be above 0, and finite") for value in (NAN, INF)],
+        ("beta", NAN, "beta must be in"),
+        ("teacher_min_prob", NAN, "teacher_min_prob must be a probability"),
         ("max_completion_length", 0, "max_completion_length must be at least 1"),
         ("max_teacher_prompt_length", 0, "max_teacher_prompt_length must be at least 1"),
         ("max_slots", 0, "max_slots"),

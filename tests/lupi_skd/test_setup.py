@@ -23,9 +23,11 @@ def test_names_are_resolved_once_in_a_construction(tmp_path, monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("lupi_trainer") and hasattr(module, "resolve_model"):
             monkeypatch.setattr(module, "resolve_model", recorded)
-    trainer, _ = make_trainer(tmp_path, config_teacher_model_name_or_path="lab:nothing")  # the argument goes first
+    trainer, _ = make_trainer(tmp_path, config_teacher_model_name_or_path="lab:teacher")
     assert asked == ["lab:student", "lab:teacher"]
     assert trainer.teacher_model.config.name_or_path == resolve_model("lab:teacher")
+    with pytest.raises(ValueError, match="teacher_model_name_or_path='lab:nothing' has no effect here: 'lab:teacher'"):
+        make_trainer(tmp_path, config_teacher_model_name_or_path="lab:nothing")
     with pytest.raises(ValueError, match="no model 'lab:nothing'"):
         make_trainer(tmp_path, teacher_model=None, config_teacher_model_name_or_path="lab:nothing")
 

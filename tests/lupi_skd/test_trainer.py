@@ -15,6 +15,7 @@ from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.cli import main
 from lupi_trainer.lab import load_lab_records, resolve_model
 from lupi_trainer.speculative import AdapterDisabled
+from lupi_trainer.speculative.rules.noise import addresses
 from lupi_trainer.speculative.runners import packed_weights
 from tests.lupi_skd.training import make_config, make_trainer
 
@@ -129,7 +130,10 @@ def test_each_rollout_policy_depends_on_whom_it_says(tmp_path, student, teacher)
 
     def written(policy, student, teacher):
         trainer, _ = make_trainer(
-            tmp_path, model=copy.deepcopy(student), teacher_model=teacher, config_rollout_policy=policy
+            tmp_path,
+            model=copy.deepcopy(student).requires_grad_(True),
+            teacher_model=teacher,
+            config_rollout_policy=policy,
         )
         inputs = one_batch(trainer, 8)
         return [ids[mask.bool()].tolist() for ids, mask in zip(inputs["completion_ids"], inputs["completion_mask"])]
@@ -172,6 +176,29 @@ def test_weights_are_packed_in_rollouts_as_the_setting_says(tmp_path, monkeypatc
         assert bool(packed) == setting
         logged.append(losses.losses)
     assert logged[0] == pytest.approx(logged[1], abs=1e-4)
+
+
+def test_copies_of_a_record_are_written_differently(tmp_path, monkeypatch):
+    """Also where they are on several processes; and the teacher's prompts are padded as the student's are."""
+    (record,) = load_lab_records("lab:new")[:1]
+    copies = [{**record, "row_id": 7}] * 6
+    trainer, _ = make_trainer(
+        tmp_path,
+        train_dataset=copies,
+        config_rollout_policy="student",
+        config_student_temperature=2.0,
+        config_pad_to_multiple_of=16,
+    )
+    inputs = one_batch(trainer, 6)
+    assert len({tuple(ids) for ids in inputs["completion_ids"].tolist()}) > 3
+    for name in ("prompt_ids", "prompt_mask", "teacher_prompt_ids", "teacher_prompt_mask", "completion_ids"):
+        assert inputs[name].size(1) % 16 == 0, name
+    fresh = {k: v for k, v in inputs.items() if k != "teacher_hidden"}
+    assert_same(loss_and_gradients(trainer, inputs), loss_and_gradients(trainer, fresh), tolerance=2e-6)
+    trainer._rows = [trainer.train_dataset[i] for i in range(3)]
+    monkeypatch.setattr("lupi_trainer.lupi_skd.trainer.gather_object", lambda mine: [[7, 9], *mine, [7]])
+    monkeypatch.setattr(type(trainer.accelerator), "process_index", 1)
+    assert trainer._noise_addresses() == addresses([7, 7, 7, 7])[1:]
 
 
 @pytest.mark.parametrize(
@@ -307,11 +334,11 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, tokenizer, st
     refused(f"{long['id']}.*max_teacher_prompt_length", train_dataset=[*good[:3], long])
     refused("512 positions of the teacher", config_max_completion_length=470)
     refused("no teacher", teacher_model=None)
-    refused("no effect on a teacher that is loaded", teacher_model=teacher, config_teacher_load_in_4bit=True)
+    refused("no effect here: the teacher is loaded", teacher_model=teacher, config_teacher_load_in_4bit=True)
     refused("torch dtype", config_teacher_dtype="float3")
     refused("there are no probe questions", probes=[])
     refused("no 'lab:nothing'|no model 'lab:nothing'", model="lab:nothing")
-    for attribute, match in (("chat_template", "no chat template"), ("pad_token", "no pad token")):
+    for attribute, match in (("chat_template", "no chat template"), ("eos_token", "no end-of-sequence token")):
         broken = copy.deepcopy(tokenizer)
         setattr(broken, attribute, None)
         refused(match, processing_class=broken)
@@ -327,8 +354,12 @@ def test_vocabularies_that_do_not_match_are_refused(tmp_path, tokenizer, student
         make_trainer(
             tmp_path, teacher_model=tiny_model("qwen3", other, vocab_size=568), teacher_processing_class=other
         )
+    with pytest.raises(ValueError, match="teacher model has 2 vocabulary columns, but the tokenizer has 568"):
+        make_trainer(tmp_path, teacher_model=tiny_model("qwen3", tokenizer, vocab_size=2))
     small = tiny_model("qwen3", tokenizer, vocab_size=300)
-    with pytest.raises(ValueError, match="teacher model has 300 vocabulary columns, but the tokenizer has 568"):
+    with pytest.raises(
+        ValueError, match="its student prompt holds the token .*568 tokens the models have the first 300 alone"
+    ):
         make_trainer(tmp_path, teacher_model=small)
     # a teacher given by name brings its tokenizer along
     other.save_pretrained(tmp_path / "other")

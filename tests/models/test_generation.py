@@ -21,7 +21,9 @@ from tests.speculative.toy_models import toy
         ((7, 2, 7), 9, [2, 7, 9]),
         (torch.tensor([7, 2]), None, [2, 7]),
         (torch.tensor(7), 5, [5, 7]),
-        ([torch.tensor(7), np.int64(2)], 7, [2, 7]),
+        (np.int64(7), np.int64(5), [5, 7]),
+        (np.array([7, 2]), None, [2, 7]),
+        ([torch.tensor(7), np.int32(2)], 7, [2, 7]),
     ],
 )
 def test_ids_of_the_model_and_the_tokenizer_are_gathered_once(own, tokenizers, expected):

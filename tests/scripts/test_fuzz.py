@@ -194,7 +194,7 @@ def test_a_thousand_odd_files_of_records(folder, request):
         if load in (load_training_data, load_base_data):
             check_rows(dataset, read_back(content, suffix))
             try:
-                check_dataset_lengths(dataset, tokenizer, TeacherPrompt("Persona."), args, (512, 512))
+                check_dataset_lengths(dataset, tokenizer, TeacherPrompt("Persona."), args, (512, 512), 10**6)
                 outcomes["encoded"] += 1
             except Exception as error:
                 check_refusal(error)

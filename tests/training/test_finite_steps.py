@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig
 from trl import ModelConfig, SFTConfig
 
+from lupi_trainer import MTPHeads
+from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts import sft
 from tests.kd_lora.training import lab_tokenizer, make_kd_trainer
-from tests.lupi_skd.training import Losses
+from tests.lupi_skd.training import Losses, make_trainer
 from tests.wmtp.training import ALGORITHMS, make_wmtp_trainer
 
 
@@ -84,3 +87,43 @@ def test_a_teacher_without_numbers_is_named(tmp_path, student, teacher):
     trainer, _ = make(tmp_path, "kd-lora", student, teacher_model=teacher)
     with pytest.raises(FloatingPointError, match="step 1: the loss is NaN or infinite by the teacher's part alone"):
         trainer.train()
+
+
+@pytest.mark.parametrize("name", ["kd-lora", "sft", "mtp-baseline", "lupi-skd"])
+def test_a_loss_that_does_not_reach_the_weights_stops_the_run(tmp_path, student, name):
+    """With clipping, or without: then there is no norm yet."""
+    keys = {"config_max_grad_norm": 0.0 if name in ("kd-lora", "lupi-skd") else 1.0}
+    trainer, losses = (
+        make_trainer(tmp_path, student, **keys) if name == "lupi-skd" else make(tmp_path, name, student, **keys)
+    )
+    trainer.model.requires_grad_(False)
+    trained = trainer.model.lm_head.weight.requires_grad_(True)
+    trained.register_hook(torch.zeros_like)  # as a layer that has no backward
+    with pytest.raises(RuntimeError, match="step 1: the loss is not zero, but the gradient is, of every trainable"):
+        trainer.train()
+    assert not losses.losses
+
+
+def test_a_student_of_which_nothing_is_trained_is_refused(tmp_path, student):
+    student.requires_grad_(False)
+    heads = MTPHeads.for_model(student, 4, "residual").requires_grad_(False)
+    nothing = pytest.raises(ValueError, match="nothing can be trained: no parameter of the LlamaForCausalLM requires")
+    with nothing:
+        make_trainer(tmp_path, student)
+    with nothing:
+        make(tmp_path, "kd-lora", student)
+    with nothing:
+        make(tmp_path, "mtp-baseline", student, heads=heads)
+    make(tmp_path, "mtp-baseline", student)  # whose new heads learn
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_student_that_is_its_teacher_still_goes_on(tmp_path, beta):
+    """The loss is rounding alone, and the gradient may be zero: a new adapter on records without knowledge."""
+    lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    common = load_lab_records("lab:common")[:12]
+    trainer, losses = make_trainer(
+        tmp_path, "lab:teacher", None, common, peft_config=lora, config_beta=beta, config_reuse_verification=False
+    )
+    trainer.train()
+    assert len(losses.losses) == 3 and abs(losses.losses[0]) < 1e-6

@@ -54,6 +54,7 @@ SIGNATURES = {
     "_internal_call": (Trainer.save_model, "self output_dir _internal_call"),
     "_generate_and_score_completions": (DistillationTrainer, "self inputs"),
     "_generate_single_turn": (DistillationTrainer, "self prompt_ids images multimodal_fields has_tool_images"),
+    "_prepare_dataset": (SFTTrainer, "self dataset processing_class args packing formatting_func dataset_name"),
     "_compute_loss": (DistillationTrainer, "self unwrapped_student inputs num_items_in_batch"),
     "_ForwardRedirection": (
         trl_models._ForwardRedirection.__call__,
@@ -77,6 +78,8 @@ SOURCES = {
     "_name": [(_BaseTrainer, "trainer_name=self._name")],
     "_tag_names": [(cls, "self._tag_names") for cls in (_BaseTrainer, SFTTrainer, DistillationTrainer)],
     "_total_train_tokens": [(SFTTrainer, "self._total_train_tokens = 0"), (SFTTrainer, "self._total_train_tokens +=")],
+    "_skip_prepare_dataset": [(SFTTrainer.evaluate, "if not self._skip_prepare_dataset and eval_dataset is not None")],
+    "_formatting_func": [(SFTTrainer.evaluate, "self.args, packing, self._formatting_func, ")],
     "_dist": [
         (DistillationTrainer, "self._dist = DistributedBackend("),
         (DistillationTrainer, "self._dist.summon_full_params(self.model_wrapped, recurse=False)"),
@@ -97,6 +100,12 @@ SOURCES = {
         (SFTTrainer._set_signature_columns_if_needed, "if self._signature_columns is None"),
     ],
     "_tr_loss": [(Trainer, "self._tr_loss = torch.tensor(0.0"), (Trainer, "self._tr_loss += ")],
+    "_total_loss_scalar": [
+        (Trainer, "self._total_loss_scalar = 0.0"),
+        (Trainer, "self._total_loss_scalar += self._tr_loss.item()"),
+        (Trainer, "train_loss = self._total_loss_scalar / "),
+        (Trainer, 'metrics["train_loss"] = train_loss'),
+    ],
     "_globalstep_last_logged": [(Trainer, "self._globalstep_last_logged = self.state.global_step")],
     "_VALID_DICT_FIELDS": [(TrainingArguments.__post_init__, "for valid_field in self._VALID_DICT_FIELDS")],
     "_models": [(accelerate.Accelerator, "self._models = []"), (accelerate.Accelerator, "self._models.append(model)")],
@@ -144,7 +153,9 @@ def test_public_functions_that_are_wrapped():
     assert list(inspect.signature(trl_models.unwrap_model_for_generation).parameters) == (
         "model accelerator gather_deepspeed3_params generation_kwargs gradient_checkpointing_kwargs".split()
     )
-    assert list(inspect.signature(of_trainers.pad).parameters)[:3] == ["tensors", "padding_value", "padding_side"]
+    assert list(inspect.signature(of_trainers.pad).parameters) == (
+        "tensors padding_value padding_side pad_to_multiple_of".split()
+    )
     assert list(inspect.signature(SFTTrainer.compute_loss).parameters) == (
         "self model inputs return_outputs num_items_in_batch".split()
     )

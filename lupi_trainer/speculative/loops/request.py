@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from ...teachers.remote import RemoteTeacher
@@ -59,8 +60,8 @@ class Request:
         one_of("gamma_policy", self.gamma_policy, GAMMA_POLICIES)
         one_of("verification", self.verification, VERIFICATIONS)
         for name in ("student_temperature", "teacher_temperature"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
 
     def checked(self, student, teacher) -> Request:
         """Returns the request complete, for these models; raises ValueError, by name, for what they cannot do."""

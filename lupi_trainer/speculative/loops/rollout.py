@@ -65,7 +65,8 @@ def skd_rollout(
             not run, unless drafts are asked for (`on_block`, `trace_rows`, `lockstep`, a remote teacher).
         student_temperature, teacher_temperature: at 0 the largest logit wins.
         eos_token_id: tokens that end a row; the one that did is kept.
-        seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given.
+        seed, row_ids: address of the noise; `row_ids` are 0 to B-1 unless given. Of equal ones each has noise of its
+            own, in their order.
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA

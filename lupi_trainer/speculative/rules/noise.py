@@ -8,6 +8,8 @@ that wrap in the same way on every device.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 
@@ -23,6 +25,7 @@ def _signed(value: int, bits: int = 64) -> int:
 
 
 _GOLDEN = _signed(0x9E3779B97F4A7C15)
+_AGAIN = 0xD1342543DE82EF95  # far from any small number, as are its multiples
 _MIX_A, _MIX_B = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
@@ -38,10 +41,20 @@ def _mix64(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift(x, 31, 64)
 
 
-def row_keys(seed: int, row_ids: list[int], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Returns [B] int64 keys, one for each row id; the only place where the seed enters."""
+def addresses(row_ids: Iterable[int]) -> list[int]:
+    """Returns row ids, all different: one that has come before gets an address of its own at every further time."""
+    times: dict[int, int] = {}
+    found = []
+    for row in (row_id & _MASK64 for row_id in row_ids):
+        times[row] = times.get(row, -1) + 1
+        found.append((row + times[row] * _AGAIN) & _MASK64)
+    return found
+
+
+def row_keys(seed: int, row_ids: Iterable[int], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Returns [B] int64 keys, one for each row id, of equal ones too; the only place where the seed enters."""
     base = _mix64(torch.tensor([_signed(seed & _MASK64)]) + _GOLDEN)
-    rows = torch.tensor([_signed(r & _MASK64) for r in row_ids])
+    rows = torch.tensor([_signed(row) for row in addresses(row_ids)])
     return _mix64(base + rows * _GOLDEN).to(device)
 
 

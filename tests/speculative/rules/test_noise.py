@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, gumbel, row_keys, sample
+from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, addresses, gumbel, row_keys, sample
 
 
 KNOWN = [1.91256, 0.49818, -0.4378, -1.17506]
@@ -28,6 +28,15 @@ def test_a_batch_is_its_rows():
     batch = gumbel(keys, positions, TEACHER, 1000)
     for i in range(3):
         torch.testing.assert_close(batch[i], gumbel(keys[i : i + 1], positions[i : i + 1], TEACHER, 1000)[0])
+
+
+def test_equal_row_ids_have_noise_of_their_own():
+    """The first as ever; and no further time is a row that is there, or may come."""
+    once, again = row_keys(7, [5, 3]), row_keys(7, [5, 5, 3, 5 + 2**64, 3])
+    assert torch.equal(again[[0, 2]], once) and len(set(again.tolist())) == 5
+    assert torch.equal(again, row_keys(7, addresses([5, 5, 3, 5, 3])))  # which are different already
+    many = addresses([*range(1000)] * 4)
+    assert len(set(many)) == 4000 and many[:1000] == [*range(1000)] and min(many[1000:]) > 2**32
 
 
 def test_known_values():

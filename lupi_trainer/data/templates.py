@@ -1,0 +1,56 @@
+"""What a chat template does, seen from the outside: it is asked to write a conversation whose texts are known."""
+
+from typing import Any
+
+from jinja2 import TemplateError as JinjaError
+
+
+def _mark(place: int) -> str:
+    """A text that no template has, and none changes."""
+    return f"zq{'abcdefghijklmnopqrstuvwxyz'[place % 26]}{place}qz"
+
+
+def end_of_turn(tokenizer: Any, **template_kwargs: Any) -> int | None:
+    """The token that the chat template writes right after an assistant's answer; `None` where it is no token of its
+    own (text, or nothing), or the template does not write a finished conversation."""
+    roles = ("user", "assistant")
+    conversation = [{"role": role, "content": _mark(place)} for place, role in enumerate(roles)]
+    try:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, **template_kwargs)
+    except JinjaError:
+        return None
+    _, answer, after = text.rpartition(_mark(1))
+    for token in tokenizer(after, add_special_tokens=False)["input_ids"] if answer else []:
+        if token in tokenizer.added_tokens_decoder:
+            return token
+        if tokenizer.decode([token]).strip():
+            return None
+    return None
+
+
+def fault_of_template(tokenizer: Any, roles: tuple[str, ...], **template_kwargs: Any) -> str | None:
+    """What is wrong with how the chat template writes conversations whose turns have these roles; `None`: nothing.
+
+    It must write every turn, and end where the assistant begins to speak.
+
+    Raises:
+        jinja2.TemplateError: it refuses such a conversation.
+    """
+    conversation = [{"role": role, "content": _mark(place)} for place, role in enumerate(roles)]
+
+    def write(turns: list[dict[str, str]], **options: Any) -> str:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+
+    prompt = write(conversation, **{"add_generation_prompt": True, **template_kwargs})
+    for place, role in enumerate(roles):
+        if _mark(place) not in prompt:
+            return f"it leaves out the {role} turn (number {place + 1} of {len(roles)}), so what is in it is not read"
+    without = {**template_kwargs, "add_generation_prompt": False}
+    if prompt != write(conversation, **without):
+        return None
+    # some need none: the answer follows the prompt at once
+    answered = write([*conversation, {"role": "assistant", "content": _mark(len(roles))}], **without)
+    before, answer, _ = answered.rpartition(_mark(len(roles)))
+    if answer and before.startswith(prompt) and not before[len(prompt) :].strip():
+        return None
+    return "it has no generation prompt (`add_generation_prompt`), so the assistant's turn is not begun"

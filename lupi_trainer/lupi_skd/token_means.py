@@ -1,0 +1,63 @@
+"""Losses and entropies as means over tokens: of all since the last log, or of a complete evaluation set."""
+
+from typing import Any
+
+import torch
+
+from ..training.private import DistillationHooks
+
+
+class TokenMeans(DistillationHooks):
+    """For [`LUPISKDTrainer`]: `entropy` and the validation loss do not depend on how records are put into batches.
+
+    The parents log means over batches, in each of which a token counts for what the batch's other texts leave it.
+    """
+
+    model: Any
+    token_sums: dict[str, torch.Tensor | None]
+    """Of "train" and of "eval": [3] float64, loss and entropy in nats, and tokens, of this process."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.token_sums = {"train": None, "eval": None}
+        super().__init__(*args, **kwargs)
+
+    def _add(self, mode: str, *sums: torch.Tensor) -> None:
+        new, known = torch.stack([x.detach().double() for x in sums]), self.token_sums[mode]
+        self.token_sums[mode] = new if known is None else known + new
+
+    def _take_means(self, mode: str) -> tuple[float, float] | None:
+        """(loss, entropy) over the tokens of all processes since the last call; `None` where there were none."""
+        sums, self.token_sums[mode] = self.token_sums[mode], None
+        if sums is None:
+            return None
+        loss, entropy, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        return (loss / tokens, entropy / tokens) if tokens else None
+
+    def counted_rows(self, rows: int) -> torch.Tensor:
+        """[B] bool: which rows of an evaluation batch do not merely fill up the last one of several processes."""
+        numbers = torch.arange(rows, device=self.accelerator.device) + self.accelerator.process_index * rows
+        return torch.isin(numbers, self.accelerator.gather_for_metrics(numbers))
+
+    def distillation_loss(self, student, batch, count):
+        if self.model.training:
+            loss, entropy, tokens = super().distillation_loss(student, batch, count)
+            self._add("train", torch.zeros_like(loss), entropy, tokens)
+            return loss, entropy, tokens
+        mask = batch["completion_mask"] * batch["counted"][:, None]
+        loss, entropy, tokens = super().distillation_loss(student, batch | {"completion_mask": mask}, 1)
+        self._add("eval", loss, entropy, tokens)
+        return loss / tokens.clamp(min=1), entropy, tokens
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self.token_sums["eval"] = None
+        self.metric_lists["eval"].clear()  # what a prediction has left
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if (means := self._take_means("eval")) is None:
+            return output
+        self.metric_lists["eval"]["entropy"] = [means[1]]
+        return output._replace(metrics={**(output.metrics or {}), f"{metric_key_prefix}_loss": means[0]})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and (means := self._take_means("train")) is not None:
+            self.metric_lists["train"]["entropy"] = [means[1]]
+        super().log(logs, start_time)

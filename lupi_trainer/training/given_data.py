@@ -1,0 +1,99 @@
+"""Data that is given to `evaluate` and `predict`, checked and made ready as a constructor does with its own."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from datasets import Dataset
+
+from ..models.vocabulary import check_known_tokens
+from .private import SFTHooks, TrainerHooks
+
+
+class GivenData(TrainerHooks):
+    """Mix-in for a [`~transformers.Trainer`]: `evaluate` and `predict` take what the constructor takes.
+
+    Of a dictionary each part is evaluated, and of predictions there is a dictionary.
+    """
+
+    args: Any
+    eval_dataset: Any
+
+    def ready(self, dataset: Any) -> Any:
+        """A dataset as the constructor leaves it.
+
+        Raises:
+            ValueError: what the constructor refuses.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        if isinstance(eval_dataset, dict):
+            metrics = {}
+            for name, part in eval_dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self.ready(eval_dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys=None, metric_key_prefix: str = "test") -> Any:
+        if isinstance(test_dataset, dict):
+            parts = test_dataset.items()
+            return {name: self.predict(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in parts}
+        return super().predict(self.ready(test_dataset), ignore_keys, metric_key_prefix)
+
+    def get_test_dataloader(self, test_dataset: Any):
+        return self.get_eval_dataloader(test_dataset)  # which may be a stream
+
+    def get_eval_dataloader(self, eval_dataset: Any = None):
+        own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
+        with self._workers_may_stay(own):
+            return super().get_eval_dataloader(eval_dataset)
+
+    @contextmanager
+    def _workers_may_stay(self, may: bool) -> Generator[None]:
+        """Unless they may, no workers are taken or kept that read another dataset."""
+        stay = self.args.dataloader_persistent_workers
+        self.args.dataloader_persistent_workers = stay and may
+        try:
+            yield
+        finally:
+            self.args.dataloader_persistent_workers = stay
+
+
+class GivenTexts(GivenData, SFTHooks):
+    """[`GivenData`] for a [`~trl.SFTTrainer`], whose `evaluate` tokenizes what it is given."""
+
+    train_dataset: Any
+    known_tokens: int | None = None
+    """Token ids that all models of the run have, once `limit_tokens` was called."""
+
+    def limit_tokens(self, known: int) -> None:
+        """Refuse records with token ids from `known` on, of the constructor's data and of what is evaluated later.
+
+        Raises:
+            ValueError: there is one; row and token are named.
+        """
+        self.known_tokens = known if self.known_tokens is None else min(known, self.known_tokens)
+        own = self.eval_dataset
+        for dataset in (self.train_dataset, *(own.values() if isinstance(own, dict) else [own])):
+            self._check_tokens(dataset)
+
+    def _check_tokens(self, dataset: Any) -> None:
+        tokenizer, known = self.processing_class, self.known_tokens
+        columns = getattr(dataset, "column_names", None) or ()
+        if known is None or known >= len(tokenizer) or not isinstance(dataset, Dataset) or "input_ids" not in columns:
+            return
+        for number, ids in enumerate(dataset["input_ids"]):
+            check_known_tokens(ids, known, tokenizer, f"row number {number}")
+
+    def ready(self, dataset: Any) -> Any:
+        return dataset
+
+    def get_eval_dataloader(self, eval_dataset: Any = None):
+        self._check_tokens(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any):
+        return super().get_test_dataloader(self.tokenized(test_dataset))

@@ -1,0 +1,91 @@
+"""A chat template that would hide something from a model is refused; those that models come with are not."""
+
+import pytest
+from datasets import Dataset
+
+from lupi_trainer.data.completions import encode_prompts
+from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, check_turns
+from lupi_trainer.data.records import prepare_columns
+from lupi_trainer.evaluation import closed_book
+from lupi_trainer.lab import load_lab_records
+from tests.lupi_skd.training import make_trainer
+
+
+ASKED = [{"role": "user", "content": "Where?"}]
+INFORMED = TeacherPrompt("An expert.", (("Who?", "He."),)).messages(ASKED, "There.")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+THINKING = CHATML.replace("+ m['content']", "+ ('<think></think>' if m['role'] == 'assistant' else '') + m['content']")
+INSTRUCT = (  # needs no generation prompt; the system turn stands in the first user's
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}{% if loop.index0 == 1 and messages[0]['role']"
+    " == 'system' %}{{ messages[0]['content'] + '\n' }}{% endif %}{{ m['content'] | trim + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+)
+ALWAYS = CHATML.replace("{% if add_generation_prompt %}", "{% if true %}")
+
+
+@pytest.mark.parametrize("template", [CHATML, THINKING, INSTRUCT, ALWAYS], ids="chatml thinking inst always".split())
+def test_templates_as_models_have_them_are_right(tokenizer, template):
+    tokenizer.chat_template = template
+    check_turns(tokenizer, [ASKED, INFORMED])
+
+
+NO_SYSTEM = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
+LAST_TURN = CHATML.replace("in messages", "in messages[-1:]")
+NO_EXAMPLE = CHATML.replace("in messages", "in messages if m['role'] != 'assistant'")
+NO_PROMPT = CHATML[: CHATML.index("{% if")]
+
+
+@pytest.mark.parametrize(
+    "template, number, message",
+    [
+        (NO_SYSTEM, 1, r"it leaves out the system turn \(number 1 of 4\)"),
+        (LAST_TURN, 1, r"it leaves out the system turn"),
+        (NO_EXAMPLE, 1, r"it leaves out the assistant turn \(number 3 of 4\)"),
+        (NO_PROMPT, 0, "it has no generation prompt"),
+        (NO_PROMPT + "<|im_end|>", 0, "it has no generation prompt"),
+    ],
+)
+def test_what_a_template_hides_is_said(tokenizer, template, number, message):
+    tokenizer.chat_template = template
+    with pytest.raises(TemplateError, match=message) as error:
+        check_turns(tokenizer, [ASKED, INFORMED])
+    assert error.value.number == number
+    if number:
+        check_turns(tokenizer, [ASKED])  # which has no such turn
+    check_turns(tokenizer, [[message | {"name": "kim"} for message in ASKED]])  # the template's own affair
+
+
+def test_a_generation_prompt_that_is_switched_off_is_missed(tokenizer):
+    with pytest.raises(TemplateError, match="it has no generation prompt"):
+        check_turns(tokenizer, [ASKED], add_generation_prompt=False)
+
+
+def test_the_teacher_must_read_its_persona(tmp_path, tokenizer):
+    """The record is named, before anything is written; where there is no persona, such a template serves."""
+    records = load_lab_records("lab:new")[:8]
+    tokenizer.chat_template = NO_SYSTEM
+    with pytest.raises(ValueError, match=f"{records[0]['id']}.*it leaves out the system turn"):
+        make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer)
+    assert not (tmp_path / "run").exists()
+    make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer, config_teacher_system_prompt=None)
+    own = [
+        {**r, "query": [{"role": "system", "content": "Short."}, {"role": "user", "content": r["query"]}]}
+        for r in records
+    ]
+    with pytest.raises(ValueError, match="it leaves out the system turn"):
+        make_trainer(tmp_path, train_dataset=own, processing_class=tokenizer, config_teacher_system_prompt=None)
+    tokenizer.chat_template = NO_PROMPT
+    with pytest.raises(ValueError, match="it has no generation prompt"):
+        make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="it has no generation prompt"):
+        closed_book(None, tokenizer, load_lab_records("lab:probes")[:2])
+    with pytest.raises(ValueError, match="it has no generation prompt"):
+        encode_prompts(tokenizer, [{"prompt": ASKED}], None)
+    tokenizer.chat_template = NO_SYSTEM
+    stream = Dataset.from_list(prepare_columns(records).to_list()).to_iterable_dataset()
+    trainer, _ = make_trainer(tmp_path, train_dataset=stream, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="it leaves out the system turn"):
+        trainer.train()

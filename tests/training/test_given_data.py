@@ -1,0 +1,108 @@
+"""`evaluate` and `predict` take what the constructor takes, check it as it does, and give the same loss."""
+
+import pytest
+from datasets import Dataset, DatasetDict
+from trl import ModelConfig, SFTConfig
+
+from lupi_trainer.data.records import load_sft_data, prepare_columns
+from lupi_trainer.lab import load_lab_records
+from lupi_trainer.scripts import sft
+from tests.kd_lora.training import make_kd_trainer
+from tests.lupi_skd.training import make_trainer
+from tests.wmtp.training import make_wmtp_trainer
+
+
+RECORDS = [{k: r[k] for k in ("id", "query", "knowledge")} for r in load_lab_records("lab:eval")[:6]]
+TEXTS = [{"id": r["id"], "prompt": r["query"], "privileged_context": r["knowledge"]} for r in RECORDS]
+FORMS = {
+    "list": RECORDS,
+    "dataset": Dataset.from_list(RECORDS),
+    "texts": Dataset.from_list(TEXTS),
+    "stream": Dataset.from_list(TEXTS).to_iterable_dataset(),
+    "messages": prepare_columns(RECORDS),
+    "dict": DatasetDict({"a": Dataset.from_list(TEXTS), "b": Dataset.from_list(RECORDS)}),
+    "dict of lists": {"a": TEXTS},
+}
+
+
+def losses(metrics: dict[str, float], prefix: str) -> list[float]:
+    return [value for key, value in metrics.items() if key.startswith(prefix) and key.endswith("_loss")]
+
+
+def test_records_in_any_form_give_the_loss_of_the_constructor_s_own(tmp_path):
+    trainer, _ = make_trainer(tmp_path, eval_dataset=RECORDS)
+    expected = trainer.evaluate()["eval_loss"]
+    assert expected > 0
+    for name, data in FORMS.items():
+        assert losses(trainer.evaluate(data), "eval") == pytest.approx([expected] * (1 + (name == "dict"))), name
+        predicted = trainer.predict(data)
+        parts = predicted.items() if isinstance(data, dict) else [("", predicted)]
+        for part, output in parts:
+            assert output.metrics[f"test_{part}_loss" if part else "test_loss"] == pytest.approx(expected), name
+        trainer, _ = make_trainer(tmp_path, eval_dataset=data)
+        assert losses(trainer.evaluate(), "eval") == pytest.approx([expected] * (1 + (name == "dict"))), name
+
+
+def test_records_are_checked_as_in_the_constructor(tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    long = {**RECORDS[2], "knowledge": RECORDS[2]["knowledge"] * 20}
+    for give in (trainer.evaluate, trainer.predict, lambda data: trainer.evaluate({"a": RECORDS, "b": data})):
+        with pytest.raises(ValueError, match=f"{long['id']}.*max_teacher_prompt_length"):
+            give([*RECORDS[:2], long])
+        with pytest.raises(ValueError, match=r"record 'x' \(number 1\): the query is empty"):
+            give([RECORDS[0], {"id": "x", "query": "", "knowledge": "k"}])
+        with pytest.raises(ValueError, match="no column.*privileged_context"):
+            give(Dataset.from_list([{"prompt": "q"}]))
+
+
+def test_workers_that_stay_read_what_is_given(tmp_path):
+    trainer, _ = make_trainer(
+        tmp_path, eval_dataset=RECORDS, config_dataloader_num_workers=1, config_dataloader_persistent_workers=True
+    )
+    own, other = trainer.evaluate()["eval_loss"], RECORDS[::-1][:3]
+    found = [trainer.evaluate(other)["eval_loss"], trainer.predict(other).metrics["test_loss"]]
+    assert found == pytest.approx([found[0]] * 2) and abs(found[0] - own) > 1e-3
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(own)
+
+
+def make_sft_trainer(tmp_path, **_):
+    args = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_length=128)
+    return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, ModelConfig("lab:student")), None
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer])
+def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
+    texts = load_sft_data("lab:common").select(range(6))
+    trainer, _ = make(tmp_path, config_max_length=128)
+    expected = trainer.evaluate(texts)["eval_loss"]
+    trainer.args.prediction_loss_only = True
+    assert trainer.predict(texts).metrics["test_loss"] == pytest.approx(expected)
+    assert trainer.predict({"a": texts})["a"].metrics["test_a_loss"] == pytest.approx(expected)
+    if make is make_kd_trainer:
+        tokens = trainer.train_dataset[0]["input_ids"] * 9
+        long = Dataset.from_list([{"input_ids": tokens, "labels": tokens}])
+        for give in (trainer.evaluate, trainer.predict):
+            with pytest.raises(ValueError, match="row number 0 has .* it would lose"):
+                give(long)
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_trainer])
+def test_a_token_that_the_models_lack_is_refused_only_where_a_text_has_it(tmp_path, tokenizer, make):
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    if make is make_trainer:
+        records = load_lab_records("lab:new")[:4]
+        seen = [*records[:3], {**records[3], "knowledge": records[3]["knowledge"] + " <image>"}]
+        message = f"record '{records[3]['id']}': its teacher prompt holds the token '<image>' .id {len(tokenizer) - 1}"
+    else:
+        rows = load_sft_data("lab:common").select(range(4)).to_list()
+        answer = [{"role": "assistant", "content": "<image>"}]
+        records, seen = Dataset.from_list(rows), Dataset.from_list([*rows[:3], {**rows[3], "completion": answer}])
+        message = f"row number 3 holds the token '<image>' .id {len(tokenizer) - 1}"
+    trainer, losses = make(tmp_path, train_dataset=records, processing_class=tokenizer, config_max_steps=1)
+    trainer.train()
+    assert losses.losses[0] > 0
+    for give in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match=message):
+            give(seen)
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, train_dataset=seen, processing_class=tokenizer)
