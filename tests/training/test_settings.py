@@ -157,7 +157,9 @@ def test_every_field_is_honored_refused_or_named(config):
 
 
 @pytest.mark.parametrize(
-    "config, make, name", [(c, make, name) for (c, make), names in REFUSED.items() for name in names], ids=str
+    "config, make, name",
+    [(c, make, name) for (c, make), names in REFUSED.items() for name in names],
+    ids=lambda x: x if isinstance(x, str) else getattr(x, "__name__", ""),
 )
 def test_what_has_no_effect_is_refused(tmp_path, config, make, name):
     with pytest.raises(ValueError, match=name):
