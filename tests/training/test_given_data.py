@@ -98,11 +98,14 @@ def test_a_token_that_the_models_lack_is_refused_only_where_a_text_has_it(tmp_pa
         answer = [{"role": "assistant", "content": "<image>"}]
         records, seen = Dataset.from_list(rows), Dataset.from_list([*rows[:3], {**rows[3], "completion": answer}])
         message = f"row number 3 holds the token '<image>' .id {len(tokenizer) - 1}"
-    trainer, losses = make(tmp_path, train_dataset=records, processing_class=tokenizer, config_max_steps=1)
+    settings = {"processing_class": tokenizer, "config_max_steps": 1}
+    if make is make_trainer:
+        settings["config_allow_special_tokens"] = True
+    trainer, losses = make(tmp_path, train_dataset=records, **settings)
     trainer.train()
     assert losses.losses[0] > 0
     for give in (trainer.evaluate, trainer.predict):
         with pytest.raises(ValueError, match=message):
             give(seen)
     with pytest.raises(ValueError, match=message):
-        make(tmp_path, train_dataset=seen, processing_class=tokenizer)
+        make(tmp_path, train_dataset=seen, **settings)
