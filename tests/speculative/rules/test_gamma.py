@@ -112,3 +112,21 @@ def test_goodput_learns_nothing_of_rounds_without_a_draft():
     for _ in range(6):
         policy.observe(0, [outcome(0, 0, remaining=0)], 1.0)
     assert policy.choose({0: ENDLESS}, 0) == 5 and not policy.trials
+
+
+def test_goodput_tries_twice_and_half_of_a_length_that_was_the_only_one():
+    """Once in 16 rounds, by turns; a length beyond the longest is never tried."""
+
+    def choices(max_gamma: int) -> list[int]:
+        policy = Goodput(max_gamma)
+        long_ago = [[gamma, 0.8 + 0.2 * gamma, 8] for gamma in (1, 8)]
+        state = {"all_trials": [4.0, 1.0], "timed": [*long_ago * 8, *[[4, 1.6, 8]] * 16]}
+        found = []
+        for rounds in (17, 16, 32, 48):
+            policy.restore({**state, "rounds": rounds})
+            found.append(policy.choose(dict.fromkeys(range(8), 100), waiting=0))
+        return found
+
+    usual, twice, half, again = choices(20)
+    assert 1 < usual <= 10 and (twice, half, again) == (2 * usual, usual // 2, 2 * usual)
+    assert choices(usual) == [usual, max(usual // 2, 1), max(usual // 2, 1), max(usual // 2, 1)]
