@@ -97,7 +97,9 @@ def contains(text: str, answer: str) -> bool:
         return False
     if re.search(f"[{_JOINED}]", answer):
         return _contains_joined(text, answer)
-    answers = _spellings(answer, "")
+    # a number and its unit are written apart or together
+    ways = {re.sub(f"(?<={CLOSE}) ?(?=[^\\W\\d_{OPEN}])", space, answer) for space in ("", " ")}
+    answers = set().union(*(_spellings(way, "") for way in ways))
     return any(_contains_words(way, wanted) for way in _spellings(text, " |") for wanted in answers)
 
 

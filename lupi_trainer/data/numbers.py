@@ -16,7 +16,7 @@ _SCALES |= {"백": 2, "천": 3, "만": 4, "억": 8, "조": 12}
 _SCALE = r"(?: ?(?:hundred|thousand|million|billion|trillion)(?![a-z])|[백천만억조])"
 _DIGITS = r"(?:(?<![^\s(])\.)?\d+(?:[.,]\d+)*"
 _NUMBER = rf"{_DIGITS}(?:{_SCALE}+ ?{_DIGITS})*{_SCALE}*"
-_BETWEEN = r"(?: ~ |[ \-:~/×^])"
+_BETWEEN = r"(?: [~:] |[ \-:~/×^])"
 _SIGN = r"""(?:(?<![^\s(\[="':,])[-+±]|(?<![a-z])(?:minus|negative) |(?:마이너스|영하) ?)"""
 _PERCENT = r" ?(?:[%‰]|퍼센트|per ?cent(?![a-z]))"
 _EXPRESSION = rf"(?P<sign>{_SIGN})?(?P<numbers>{_NUMBER}(?:{_BETWEEN}{_NUMBER})*)(?P<percent>{_PERCENT})?"
@@ -27,7 +27,8 @@ _CARDINALS = (
 )
 _ORDINALS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth hundredth thousandth"
+    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth hundredth thousandth "
+    "halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths"
 )
 _CARDINAL, _ORDINAL = (f"(?:{'|'.join(words.split())})(?![a-z])" for words in (_CARDINALS, _ORDINALS))
 _THEN = r"(?:[ -]| point |(?:(?<=hundred)|(?<=thousand)|(?<=million)) and )"
@@ -40,7 +41,7 @@ _NATIVE = rf"(?:열|스물|서른|마흔|쉰|예순|일흔|여든|아흔)(?= (?:
 _SINO = r"(?<![가-힣])[일이삼사오육칠팔구십백천만억]*[십백천만억](?= [일이삼사오육칠팔구십백천]+ )"
 _APART = re.compile(f"({_NATIVE}|{_SINO}) ")
 _MONTH = re.compile(r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]* $")
-_DATE = re.compile(r"[12]\d{3}([-./])\d{1,2}\1\d{1,2}")
+_DATE = re.compile(r"[12]\d{3}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2[12]\d{3}")
 _YEARS = re.compile(r"[12]\d{3}(?:[-~/,][12]\d{3})+|[12]\d{3}[-~]\d\d")
 
 
@@ -82,7 +83,7 @@ def _mark(found: re.Match) -> str:
         numbers = numbers.replace(" ", "")
     if re.fullmatch(_NUMBER, numbers):
         numbers = _value(numbers)
-    return _unit(sign + numbers.replace(" ~ ", "~") + percent)
+    return _unit(sign + re.sub(" ([~:]) ", r"\1", numbers) + percent)
 
 
 def mark_numbers(text: str) -> str:

@@ -149,7 +149,7 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     where = record_name(record, number)
     record = {**record}
     for alias, column in ALIASES.items():
-        if alias in record and column not in record:
+        if alias in record and record.get(column) is None:  # as where records of both forms are mixed
             record[column] = record.pop(alias)
     for column in UNREAD:
         if record.get(column) not in (None, [], {}, ""):

@@ -139,12 +139,27 @@ def merge_adapter(model: Any) -> Any:
     Raises:
         ValueError: an adapter that PEFT cannot fold in.
     """
+    _untie_embeddings(model)
     _part_replicas(model)
     try:
         return model.merge_and_unload()
     except (NotImplementedError, RuntimeError, AttributeError) as error:
         kind = type(model.active_peft_config).__name__
         raise ValueError(f"this adapter ({kind}) cannot be merged: {error}") from error
+
+
+def _untie_embeddings(model: Any) -> None:
+    """Give embeddings and `lm_head` weights of their own where an adapter is on one of them (they may be tied)."""
+    base = model.get_base_model()
+    read, written = base.get_input_embeddings(), base.get_output_embeddings()
+    if not (hasattr(read, "base_layer") or hasattr(written, "base_layer")):
+        return
+    written = getattr(written, "base_layer", written)
+    if getattr(written, "weight", None) is not getattr(read, "base_layer", read).weight:
+        return
+    written.weight = nn.Parameter(written.weight.detach().clone(), requires_grad=False)
+    for config in (base.config, base.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _part_replicas(model: Any) -> None:

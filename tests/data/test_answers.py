@@ -59,6 +59,10 @@ def test_every_accepted_answer_is_right_and_no_other_number_is(source):
         ("13 million won", ["13,000,000 won", "13 million won"], ["3 million won", "1.13 million won", "13 won"]),
         ("1,300만 원", ["1300만원을", "13,000,000원"], ["300만 원", "1,300원", "1,300만 원숭이"]),
         ("189건", ["189건", "제189건"], ["1만 189건", "10 189건", "10,189건"]),
+        ("3 km", ["3km", "3.0 km"], ["13km", "3.5km", "3 kms", "3"]),
+        ("5kg", ["5 kg.", "5kg입니다"], ["15 kg", "5 kgf", "1.5kg"]),
+        ("2:1", ["2 : 1", "2:1"], ["12 : 1", "2 : 10", "2", "1"]),
+        ("1896", ["6/4/1896", "on 06.04.1896", "6-4-1896"], ["6/4/11896", "6.41896"]),
         ("1896", ["in 1896.", "1895-1896", "1896-04-06", "1896. 4. 6.", "May 7 1896"], ["1896년대", "1896s", "18.96"]),
         ("27개", ["27개가", "27개, 곧", "27개입니다"], ["27개월", "127개"]),
         ("두 번", ["두 번입니다", "두번만"], ["열두 번", "열 두 번", "두 번째"]),
@@ -66,6 +70,7 @@ def test_every_accepted_answer_is_right_and_no_other_number_is(source):
         ("seven times", ["seven times", "the first seven times"], ["twenty-seven times", "hundred and seven times"]),
         ("seventh month", ["the seventh month"], ["the twenty-seventh month"]),
         ("forty-three men", ["forty three men"], ["two hundred forty-three men", "forty men"]),
+        ("two", ["two.", "two of them"], ["two-thirds", "two fifths", "twenty-two"]),
         ("one hundred", ["one hundred."], ["one hundred and five", "one hundred thousand"]),
     ],
 )  # fmt: skip

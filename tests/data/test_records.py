@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from lupi_trainer.data.records import (
     load_probes,
@@ -58,6 +58,14 @@ def test_messages_and_null_context_are_kept():
     )
     assert dataset[0]["prompt"] == prompt
     assert dataset["privileged_context"] == [None, None]
+
+
+def test_records_of_both_forms_in_one_dataset_are_read_by_the_name_that_is_filled():
+    one = Dataset.from_list([{"query": "q?", "knowledge": "k"}])
+    other = Dataset.from_list([{"prompt": "p?", "privileged_context": "c", "knowledge": "x"}])
+    dataset = prepare_columns(concatenate_datasets([one, other]))  # with nulls under the other form's names
+    assert [row[-1]["content"] for row in dataset["prompt"]] == ["q?", "p?"]
+    assert dataset["privileged_context"] == ["k", "c"]
 
 
 def test_a_dataset_of_datasets_keeps_every_row():

@@ -19,11 +19,11 @@ def lora(**changes) -> LoraConfig:
     return LoraConfig(**{"r": 2, "target_modules": TARGETS, "task_type": "CAUSAL_LM"} | changes)
 
 
-def base_model(config_class=Qwen2Config, depth: int = 2):
+def base_model(config_class=Qwen2Config, depth: int = 2, tied: bool = False):
     """A tiny model whose layers have biases (Qwen2)."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": depth, "num_attention_heads": 2}
-    config = config_class(vocab_size=600, num_key_value_heads=2, tie_word_embeddings=False, **shape)
+    config = config_class(vocab_size=600, num_key_value_heads=2, tie_word_embeddings=tied, **shape)
     model = AutoModelForCausalLM.from_config(config).float().eval()
     for parameter in model.parameters():
         parameter.data *= 4
@@ -105,17 +105,18 @@ def test_a_self_taught_run_refuses_what_would_move_its_teacher(tmp_path, teacher
 
 
 def test_a_trained_adapter_is_loaded_and_merged_as_it_was_trained(tmp_path, tokenizer):
-    for number, (config_class, config) in enumerate(
+    for number, (config_class, tied, config) in enumerate(
         [
-            (Qwen2Config, lora(init_lora_weights="pissa")),
-            (Qwen2Config, lora(init_lora_weights="olora")),
-            (Qwen2Config, lora(bias="all")),
-            (Qwen2Config, KEPT[-1]),
-            (LlamaConfig, lora(layer_replication=[(0, 2), (0, 1)])),
+            (Qwen2Config, False, lora(init_lora_weights="pissa")),
+            (Qwen2Config, False, lora(init_lora_weights="olora")),
+            (Qwen2Config, False, lora(bias="all")),
+            (Qwen2Config, False, KEPT[-1]),
+            (Qwen2Config, True, lora(target_modules=["embed_tokens"])),
+            (LlamaConfig, False, lora(layer_replication=[(0, 2), (0, 1)])),
         ]
     ):
         folder = tmp_path / str(number)
-        base_model(config_class).save_pretrained(folder / "base")
+        base_model(config_class, tied=tied).save_pretrained(folder / "base")
         student = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), config)
         train(student)
         with torch.no_grad():
