@@ -12,7 +12,8 @@ from typing import Any
 from datasets import Dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
-from .records import check_objects, load_hub_dataset, read_json, record_name
+from .files import check_objects, read_json
+from .records import load_hub_dataset, record_name
 from .special_tokens import SpecialTokens, tokenize_open
 
 

@@ -123,7 +123,7 @@ def ask(
         strict, lenient = score_answer(text, probe["answers"], finished=finished)
         answers.append(
             {
-                "record_id": probe["record_id"],
+                "record_id": probe.get("record_id"),
                 "question": probe["question"],
                 "accepted": probe["answers"],
                 "answer": text,
@@ -157,7 +157,7 @@ def closed_book(
     Args:
         model: the student, or the teacher for the open-book ceiling.
         tokenizer: its tokenizer.
-        probes: dictionaries with `question`, `answers`, `record_id` (and `knowledge` for open-book).
+        probes: dictionaries with `question`, `answers` (and `knowledge` for open-book).
         teacher_prompt: how the knowledge is put; `None` asks closed-book.
         **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `allow_special_tokens`, `on_batch`, as for
             [`ask`].

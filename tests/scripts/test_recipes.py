@@ -213,7 +213,7 @@ def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
         "c.main(['recipes', 'ls']);"
         "print(os.path.isfile(resolve_model('lab:teacher') + '/model.safetensors'));"
         "print(os.path.isfile(os.path.dirname(lupi_trainer.__file__) + '/py.typed'));"
-        "from lupi_trainer.data.records import find_data; print(find_data('data/probes_en.json'))"
+        "from lupi_trainer.data.files import find_data; print(find_data('data/probes_en.json'))"
     )
     out = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
