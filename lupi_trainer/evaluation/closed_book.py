@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -143,10 +143,27 @@ def ask(
     )
 
 
-def kept(before: ClosedBookResult, after: ClosedBookResult) -> float:
-    """Of the questions that were answered before, the share that still are (lenient; 1 where there was none)."""
-    known = [b["lenient"] for b in before.answers]
-    return sum(a["lenient"] for a, b in zip(after.answers, known) if b) / max(sum(known), 1) if any(known) else 1.0
+class Kept(NamedTuple):
+    """Of the questions that were answered before (`known`), how many still are."""
+
+    still: int
+    known: int
+
+    @property
+    def share(self) -> float | None:
+        """A fraction of 1; `None` where nothing was known."""
+        return self.still / self.known if self.known else None
+
+    @property
+    def text(self) -> str:
+        """For people: "3 of 4", or "-" where nothing was known."""
+        return f"{self.still} of {self.known}" if self.known else "-"
+
+
+def kept(before: ClosedBookResult, after: ClosedBookResult, mark: str = "lenient") -> Kept:
+    """What of the answers before is still answered, by the `strict` or the `lenient` mark, for the same questions."""
+    known = [answer[mark] for answer in before.answers]
+    return Kept(sum(a[mark] for a, b in zip(after.answers, known, strict=True) if b), sum(known))
 
 
 def closed_book(
