@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from .scripts import (
+    ask,
     compare,
     data_check,
     demo,
@@ -27,6 +28,7 @@ from .scripts.launch import TRAINING, explanation, summary, train
 
 # command -> what has its `HELP`, `add_arguments` and `main`
 COMMANDS = {
+    "ask": ask,
     "evaluate": evaluate,
     "generate": generate,
     "prune": prune,

@@ -11,6 +11,16 @@ DOCUMENTS = tuple(".md .markdown .rst .txt .html .htm .pdf .doc .docx .odt .rtf 
 OTHER_FILES = (*DOCUMENTS, *".csv .tsv .xls .xlsx .parquet .arrow .yaml .yml .xml .zip .gz".split())
 
 
+def is_data_file(text: str) -> bool:
+    """Whether a text is the path of a file: there is one, or it ends like one and has no space in it."""
+    try:
+        if find_data(text).exists():
+            return True
+    except (OSError, ValueError):  # too long for a path, or what none holds
+        return False
+    return text.lower().endswith((*RECORD_FILES, *OTHER_FILES)) and not any(map(str.isspace, text))
+
+
 def not_records(path: str | Path) -> str:
     """Why a file of text, a table or a folder is none of records, and what is wanted."""
     kind = "a folder" if Path(path).is_dir() else "a file of another kind"

@@ -39,6 +39,7 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
+    streamer: Any = None,
 ) -> list[tuple[str, bool]]:
     """Greedy answers: the likeliest token each time, whatever the model's generation config says.
 
@@ -49,6 +50,7 @@ def generate_answers(
         max_new_tokens: cut an answer after so many tokens; all of them earlier where the model's positions end.
         batch_size: prompts generated together, longest prompts first.
         on_batch: called after every batch with the answers and the tokens so far.
+        streamer: gets the tokens as they are written, as in `generate`, of a single prompt.
 
     Returns:
         (text, finished) for every prompt, in order; `finished` is whether the model ended the answer itself.
@@ -82,7 +84,10 @@ def generate_answers(
                 attention_mask[row, length - len(prompt_ids[i]) :] = 1
             with without_generation_config(model):
                 texts = model.generate(
-                    input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=greedy
+                    input_ids=input_ids.to(device),
+                    attention_mask=attention_mask.to(device),
+                    generation_config=greedy,
+                    streamer=streamer,
                 )
             generated = texts[:, length:].tolist()
             for i, ids in zip(rows, generated):
