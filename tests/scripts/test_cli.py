@@ -9,10 +9,14 @@ from lupi_trainer.scripts.recipe_files import list_recipes
 
 def test_recipes_ls_cat_and_cp(tmp_path, capsys):
     assert main(["recipes", "ls"]) == 0
-    assert capsys.readouterr().out.split() == list_recipes()
+    listed = capsys.readouterr().out.split()
+    notebook = "notebooks/train_lupi_skd.ipynb"
+    assert sorted(listed) == sorted([*list_recipes(), notebook])
     assert main(["recipes", "cat", "lab/lupi_skd/config_full.yaml"]) == 0
     assert "model_name_or_path: lab:student" in capsys.readouterr().out
-    assert main(["recipes", "cp", "lab/lupi_skd/config_full.yaml", str(tmp_path)]) == 0
+    for name in ("lab/lupi_skd/config_full.yaml", f"recipes/{notebook}"):
+        assert main(["recipes", "cp", name, str(tmp_path)]) == 0
+    assert "cells" in json.loads((tmp_path / "train_lupi_skd.ipynb").read_text())
     assert main(["recipes", "cp", "lab/lupi_skd/config_full.yaml", str(tmp_path)]) == 2
     assert "nothing was copied" in capsys.readouterr().err
 
@@ -113,10 +117,27 @@ def test_an_old_flag_is_refused_with_the_new_name(old, complete, capsys):
     assert "--draft_length" not in capsys.readouterr().out
 
 
-def test_an_unknown_flag_is_refused_by_name(capsys):
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (
+            ["plot", "runs/a", "--curve_name", "loss"],
+            "unrecognized arguments: --curve_name loss; did you mean --curves?",
+        ),
+        (["sdk", "--config", "a.yaml"], "no command 'sdk'; did you mean 'skd'? There are: skd, kd, "),
+        (["train"], "no command 'train'; did you mean 'skd'?"),
+        (["zzz"], "no command 'zzz'; There are: skd, kd, "),
+        (["recipes", "list"], "no action 'list'; did you mean 'ls'? There are: ls, cat, cp\n"),
+        (
+            ["data", "check", "--schema", "kultur"],
+            "--schema: no 'kultur'; did you mean 'culture'? There are: training",
+        ),
+    ],
+)
+def test_what_is_unknown_is_refused_by_name_with_what_may_have_been_meant(arguments, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["plot", "runs/a", "--curve_names", "loss"])
-    assert ended.value.code == 2 and "unrecognized arguments: --curve_names loss" in capsys.readouterr().err
+        main(arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["skd", "--help"], ["recipes", "ls"]])

@@ -27,6 +27,7 @@ from lupi_trainer.scripts.recipe_parser import RecipeError
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft, "wmtp": wmtp}
 RECIPES = [name for name in list_recipes() if not name.startswith("accelerate_configs/")]
+ALONE = ["--base_dataset_name", "none", "--mixing", "none"]
 ON_THIS_MACHINE = ["--bf16", "false", "--use_cpu", "true"]  # parsing asks whether the hardware has bfloat16
 
 
@@ -131,6 +132,18 @@ def test_command_line_overrides_the_recipe(tmp_path):
     args = write(tmp_path, "dataset_name: lab:new\ngamma: 3\naccept_top_k: 7")
     _, training_args, _ = parse([*args, "--gamma", "9"])
     assert (training_args.gamma, training_args.accept_top_k) == (9, 7)
+
+
+@pytest.mark.parametrize("start", ["base_dataset_name: lab:common\nmixing: 0.5", "base_dataset_name: none"])
+def test_a_key_can_be_unset(tmp_path, start):
+    args = write(tmp_path, f"dataset_name: lab:new\nprobes: lab:probes\nreport_to: none\n{start}")
+    data, training, _ = parse([*args, "--base_dataset_name=none", "--mixing", "null", "--probes", "None"])
+    assert (data.base_dataset_name, data.mixing, data.probes) == (None, None, None)
+    assert training.report_to in ("none", [])  # a word of its own
+    assert parse([*args, *ALONE, "--probes", "none", "--probes", "lab:probes-unseen"])[0].probes == "lab:probes-unseen"
+    assert parse([*args, *ALONE, "--probes", "lab:probes-unseen", "--probes", "none"])[0].probes is None
+    with pytest.raises(RecipeError, match="invalid int value: 'none'"):  # what has no default of nothing
+        parse([*args, *ALONE, "--gamma", "none"])
 
 
 def test_nested_values_reach_the_configuration(tmp_path):
