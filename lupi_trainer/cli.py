@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in TRAINING:
         command, *rest = argv
         if {"-h", "--help"} & set(rest):
-            print(explanation(command))
+            print(explanation(command, everything="all" in rest))
             return 0
         return run(lambda: train(command, rest))
     args, recipe_flags = make_parser().parse_known_args(argv)

@@ -154,6 +154,29 @@ def test_help_imports_nothing_heavy(arguments):
     assert out.strip().endswith("HEAVY []")
 
 
+@pytest.mark.parametrize("command", ["skd", "kd", "wmtp", "sft"])
+def test_help_has_the_keys_that_matter_and_all_of_them_on_request(command, capsys):
+    """By group; their names and defaults are those of the configurations."""
+    from importlib import import_module
+
+    from lupi_trainer.scripts.key_help import KEYS, as_text
+    from lupi_trainer.scripts.launch import module
+
+    listed = [key for members in KEYS[command].values() for key in members]
+    assert len({key.name for key in listed}) == len(listed) == 20 and len(KEYS[command]) >= 4
+    actions = {action.dest: action for action in import_module(module(command)).make_parser().actions}
+    assert {key.name: key.default for key in listed if key.default} == {
+        key.name: as_text(actions[key.name].default) for key in listed if key.default
+    }
+    assert main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert f"All keys: lupi {command} --help all" in short and all(f"\n  {key.name} (" in short for key in listed)
+    assert len(short.splitlines()) < 60
+    assert main([command, "--help", "all"]) == 0
+    long = capsys.readouterr().out
+    assert all(long.count(f"\n  {name} (") == 1 for name in actions if name not in ("help", "config"))
+
+
 def test_public_names_are_there():
     import lupi_trainer
 
