@@ -152,11 +152,9 @@ def all_keys(command: str, module: str) -> str:
 
 def as_text(default: object) -> str:
     """A default as a recipe would have it."""
-    return (
-        str(default).lower()
-        if isinstance(default, bool) or default is None
-        else str(getattr(default, "value", default))
-    )
+    if isinstance(default, bool) or default is None:
+        return str(default).lower()
+    return str(getattr(default, "value", default))
 
 
 def _entry(name: str, default: str, text: str) -> str:
