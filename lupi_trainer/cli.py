@@ -18,6 +18,7 @@ from .scripts import (
     generate,
     inspect,
     merge,
+    new,
     plot,
     prune,
     push,
@@ -46,6 +47,7 @@ MEANT = {
 }
 # command -> what has its `HELP`, `add_arguments` and `main`
 COMMANDS = {
+    "new": new,
     "ask": ask,
     "evaluate": evaluate,
     "generate": generate,
