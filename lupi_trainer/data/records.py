@@ -181,8 +181,10 @@ def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[
     if source.startswith(LAB_PREFIX):
         return load_lab_records(source)
     path = Path(source)
-    if source.endswith((*RECORD_FILES, *OTHER_FILES)) or path.is_file():
+    if source.endswith(RECORD_FILES):
         return read_records(source)
+    if source.lower().endswith(OTHER_FILES) or path.is_file():
+        raise ValueError(not_records(source))
     if path.is_dir() and all(file.suffix.lower() in DOCUMENTS for file in path.rglob("*") if file.is_file()):
         raise ValueError(not_records(source))
     return load_hub_dataset(source, config, split)

@@ -102,10 +102,10 @@ class RecipeParser(TrlParser):
         hint = next((hints[key] for hints in hints if key in hints), Any)
         return {get_origin(kind) or kind for kind in (get_args(hint) if _is_union(hint) else (hint,))}
 
-    def unsets(self, key: str, values: list[Any]) -> bool:
-        """Whether these values of a key are the word `none` (or `null`), and mean that it has none."""
+    def unsets(self, key: str, values: list[Any], words: tuple[str, ...] = NOTHING) -> bool:
+        """Whether these values of a key are one of the words that mean nothing, and it can have none."""
         word = values[0] if len(values) == 1 else None
-        nothing = isinstance(word, str) and word.strip().lower() in NOTHING
+        nothing = isinstance(word, str) and word.lower() in words
         return nothing and key not in MEANS_NONE and type(None) in self.kinds(key)
 
     def take_unset(self, args: list[str]) -> list[str]:
@@ -181,7 +181,7 @@ class RecipeParser(TrlParser):
                 raise RecipeError("--config needs the path of a recipe")
             recipe, where = self.read_recipe(args[at + 1]), f"{args[at + 1]}: "
             for action in self.actions:
-                if self.unsets(action.dest, [recipe.get(action.dest)]):
+                if self.unsets(action.dest, [recipe.get(action.dest)], NOTHING[:1]):  # YAML has a null of its own
                     recipe[action.dest] = None
                 value = recipe.get(action.dest)
                 if action.dest in recipe:

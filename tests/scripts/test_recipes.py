@@ -15,6 +15,7 @@ from lupi_trainer.data.prompts import load_few_shot_examples
 from lupi_trainer.data.records import load_probes, load_training_data, read_records
 from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
 from lupi_trainer.scripts.recipe_files import (
+    SHIPPED,
     copy_recipe,
     find_accelerate_config,
     find_recipe,
@@ -233,6 +234,6 @@ def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
     ).stdout
     lines = out.splitlines()
     assert lines[0].startswith(str(tmp_path)) and lines[1].startswith(str(tmp_path))
-    assert lines[2:-3] == list_recipes()
+    assert lines[2:-3] == list_recipes(*SHIPPED)
     assert lines[-3:-1] == ["True", "True"]
     assert lines[-1] == str(tmp_path / "site" / "lupi_trainer" / "shipped" / "probes_en.json")
