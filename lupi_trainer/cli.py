@@ -12,7 +12,7 @@ from typing import NoReturn
 from .scripts import (
     ask,
     compare,
-    data_check,
+    data,
     demo,
     evaluate,
     generate,
@@ -55,7 +55,7 @@ COMMANDS = {
     "restore": restore,
     "merge": merge,
     "push": push,
-    "data": data_check,
+    "data": data,
     "compare": compare,
     "sweep": sweep,
     "inspect": inspect,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..data.check import Problem
 
-HELP = "check a file of records"
+HELP = "name every fault of a file of records; exit status 1 if there is any"
 SCHEMAS = ("training", "culture")
 SCHEMA_HELP = (
     "training: what training and evaluation accept (default); culture: also the rules of the data sets on Korean "
@@ -17,16 +17,12 @@ SCHEMA_HELP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = actions.add_parser(
-        "check",
-        help="name every fault of a file of records; exit status 1 if there is any",
-        description="Whether training accepts a file. A record has `prompt` (text or messages) and "
-        "`privileged_context` (text or null); `query` and `knowledge` are read too. A probe has `question`, "
-        "`answers`, and `knowledge` or the `record_id` of a record. Exit status 1 if anything would be "
-        "refused; doubts do not count.",
+    parser.description = (
+        "Whether training accepts a file. A record has `prompt` (text or messages) and `privileged_context` (text or "
+        "null); `query` and `knowledge` are read too. A probe has `question`, `answers`, and `knowledge` or the "
+        "`record_id` of a record. Exit status 1 if anything would be refused; doubts do not count."
     )
-    add = check.add_argument
+    add = parser.add_argument
     add("file", nargs="?", help="records: a JSON or JSONL file, or lab:NAME")
     add("--probes", help="closed-book questions about them, or without them general ones: a file, or lab:NAME")
     add("--schema", choices=SCHEMAS, default="training", help=SCHEMA_HELP)
