@@ -26,8 +26,23 @@ def not_records(path: str | Path) -> str:
     kind = "a folder" if Path(path).is_dir() else "a file of another kind"
     return (
         f"{path} is {kind}, and records are wanted: a .json file (a list of objects) or a .jsonl file (an object a "
-        "line), each with a `prompt` and the `privileged_context` that answers it"
+        "line); `lupi new FOLDER` writes examples of their form"
     )
+
+
+def names_records(source: str) -> bool:
+    """Whether a data set's name is that of a file of records here; else it is one of the Hub's, or a folder of tables.
+
+    Raises:
+        ValueError: it is a file of another kind, or a folder of documents.
+    """
+    path = Path(source)
+    if source.endswith(RECORD_FILES):
+        return True
+    documents = path.is_dir() and all(p.suffix.lower() in DOCUMENTS for p in path.rglob("*") if p.is_file())
+    if documents or path.is_file() or source.lower().endswith(OTHER_FILES):
+        raise ValueError(not_records(source))
+    return False
 
 
 def find_data(path: str | Path) -> Path:

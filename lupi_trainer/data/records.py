@@ -6,13 +6,12 @@ sees what the student sees). `query` and `knowledge` are read too.
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
-from .files import DOCUMENTS, OTHER_FILES, RECORD_FILES, not_records, read_records
+from .files import names_records, read_records
 
 
 ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
@@ -180,13 +179,8 @@ def load_base_data(source: str, *, config: str | None = None, split: str = "trai
 def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
     if source.startswith(LAB_PREFIX):
         return load_lab_records(source)
-    path = Path(source)
-    if source.endswith(RECORD_FILES):
+    if names_records(source):
         return read_records(source)
-    if source.lower().endswith(OTHER_FILES) or path.is_file():
-        raise ValueError(not_records(source))
-    if path.is_dir() and all(file.suffix.lower() in DOCUMENTS for file in path.rglob("*") if file.is_file()):
-        raise ValueError(not_records(source))
     return load_hub_dataset(source, config, split)
 
 

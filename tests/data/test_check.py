@@ -9,6 +9,7 @@ import pytest
 from lupi_trainer.cli import main
 from lupi_trainer.data.check_culture import near_pairs
 from lupi_trainer.data.records import load_probes, load_training_data, read_records
+from lupi_trainer.data.squad import load_qa_records
 
 
 DATA = Path(__file__).parents[2] / "data"
@@ -221,7 +222,7 @@ def test_a_file_of_another_kind_is_said_to_be_one(tmp_path, name, capsys):
     else:
         path.mkdir()
         (path / "page.md").write_text("# Page")
-    for load in (load_training_data, load_probes, read_records):
+    for load in (load_training_data, load_probes, read_records, load_qa_records):
         with pytest.raises(ValueError, match=f"{name} is a (file of another kind|folder), and records are wanted"):
             load(str(path))
     with pytest.raises(ValueError, match="an object a line is called .jsonl"):
