@@ -4,16 +4,21 @@ Nothing heavy is imported before a command needs it.
 """
 
 import argparse
+import difflib
+import re
 import sys
+from typing import NoReturn
 
 from .scripts import (
+    ask,
     compare,
-    data_check,
+    data,
     demo,
     evaluate,
     generate,
     inspect,
     merge,
+    new,
     plot,
     prune,
     push,
@@ -25,15 +30,32 @@ from .scripts import (
 from .scripts.launch import TRAINING, explanation, summary, train
 
 
+# What other tools call a command.
+MEANT = {
+    "train": "skd",
+    "distill": "skd",
+    "eval": "evaluate",
+    "test": "evaluate",
+    "chat": "ask",
+    "export": "merge",
+    "upload": "push",
+    "init": "new",
+    "list": "ls",
+    "show": "cat",
+    "copy": "cp",
+    "validate": "check",
+}
 # command -> what has its `HELP`, `add_arguments` and `main`
 COMMANDS = {
+    "new": new,
+    "ask": ask,
     "evaluate": evaluate,
     "generate": generate,
     "prune": prune,
     "restore": restore,
     "merge": merge,
     "push": push,
-    "data": data_check,
+    "data": data,
     "compare": compare,
     "sweep": sweep,
     "inspect": inspect,
@@ -43,9 +65,23 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose errors name what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
+        if found is not None:
+            what, given, choices = found[1], found[2], re.findall(r"[^\s',]+", found[3])
+            near = difflib.get_close_matches(MEANT.get(given, given), choices, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            what = f"{what}: no" if what.startswith("-") else f"no {what.lower()}"
+            message = f"{what} {given!r}; {hint}There are: {', '.join(choices)}"
+        super().error(message)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the training commands, whose keys are those of their recipes."""
-    parser = argparse.ArgumentParser(prog="lupi", description="Teach a student what only its teacher can read.")
+    parser = Parser(prog="lupi", description="Teach a student what only its teacher can read.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in TRAINING:
         commands.add_parser(name, add_help=False, help=summary(name))
@@ -56,20 +92,35 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def refuse(command: str, unknown: list[str]) -> NoReturn:
+    """End with an error that names the arguments a command does not know, and the flag that one is nearly."""
+    known = re.findall(r"--\w+", make_command(command).format_help())
+    near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    make_parser().error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+
+
+def make_command(command: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    parser = Parser(prog=f"lupi {command}")
+    COMMANDS[command].add_arguments(parser)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in TRAINING:
         command, *rest = argv
         if {"-h", "--help"} & set(rest):
-            print(explanation(command))
+            print(explanation(command, everything="all" in rest))
             return 0
         return run(lambda: train(command, rest))
     args, recipe_flags = make_parser().parse_known_args(argv)
     if "recipe_flags" in args:
         args.recipe_flags = recipe_flags
     elif recipe_flags:
-        make_parser().parse_args(argv)  # says which
+        refuse(argv[0], recipe_flags)
     try:
         return args.run(args)
     except (ValueError, OSError) as error:

@@ -1,31 +1,35 @@
 """What is wrong with a file of records, and with its probes, before anything is trained on them.
 
-A record has `id`, `category`, `query`, `knowledge`, `sources`, `word_count` and `weakness_addressed`; a probe has
-`record_id`, `question` and `answers`, of which the first occurs in the knowledge of its record.
+A *problem* is what training or an evaluation would refuse. A *doubt* is what they accept, though marks made of it
+mislead: a question that says its own answer, or one whose answer is not in the knowledge that it is asked about.
 """
 
-import math
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from .answers import contains, normalize
-from .records import PROBE_COLUMNS, record_name
-
-
-TEXTS, LISTS = ("id", "category", "query", "knowledge"), ("sources", "weakness_addressed")
-SAME_QUERY, SAME_KNOWLEDGE = 0.8, 0.5  # share of common words, and of common runs of three words
-SAME_QUESTION = 0.25  # share of common runs of three letters, of two questions with a common answer
+from .probe_knowledge import KnowledgeOf
+from .records import RecordError, check_probe, normalize_record, record_name, to_columns
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault: its kind, the record that has it (by `id`, else by its place), and what is wrong in words."""
+    """One fault.
+
+    Attributes:
+        kind: a word for it.
+        record: what has it (by `id`, else by its place).
+        message: what is wrong, in the same words wherever it is.
+        found: the end of the message, which is this record's own.
+        doubt: whether training accepts it.
+    """
 
     kind: str
     record: str
     message: str
+    found: str = ""
+    doubt: bool = False
 
 
 def is_text(value: Any) -> bool:
@@ -36,87 +40,38 @@ def is_text_list(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_text, value))
 
 
-def word_runs(text: str, length: int) -> set[str]:
-    """Every run of `length` words of a text, normalized; all of the text where it has fewer."""
-    words = normalize(text).split()
-    return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
+def asked(probe: dict[str, Any]) -> str:
+    """A probe's question, empty where it has none."""
+    return probe["question"] if is_text(probe.get("question")) else ""
 
 
-def letter_runs(text: str) -> set[str]:
-    """Every run of three letters of a normalized text, spaces left out."""
-    letters = text.replace(" ", "")
-    return {letters[i : i + 3] for i in range(len(letters) - 2)}
+def accepted(probe: dict[str, Any]) -> list[str]:
+    """A probe's answers, none where they cannot be marked."""
+    return probe["answers"] if is_text_list(probe.get("answers")) else []
 
 
-def near_pairs(sets: list[set[str]], share: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs (i, j, Jaccard similarity), i < j, of sets that are at least `share` alike: all of them, and no other.
-
-    Two such sets have a common element among the rarest `len - ceil(share * len) + 1` of each (prefix filtering;
-    Bayardo et al., Scaling Up All Pairs Similarity Search, WWW 2007), so only these are looked up.
-    """
-    count = Counter(element for one in sets for element in one)
-    places: dict[str, list[int]] = {}
-    for j, one in enumerate(sets):
-        rarest = sorted(one, key=lambda element: (count[element], element))
-        prefix = rarest[: len(one) - math.ceil(share * len(one)) + 1] if one else []
-        for i in sorted({i for element in prefix for i in places.get(element, ())}):
-            similarity = len(one & sets[i]) / len(one | sets[i])
-            if similarity >= share:
-                yield i, j, similarity
-        for element in prefix:
-            places.setdefault(element, []).append(j)
-
-
-def check_fields(record: dict[str, Any], min_words: int, max_words: int) -> Iterator[tuple[str, str]]:
-    """(kind, message) of every fault of one record by itself."""
-    for field in (*TEXTS, *LISTS, "word_count"):
-        if field not in record:
-            yield "field", f"no `{field}`"
-    for field in TEXTS:
-        if field in record and not is_text(record[field]):
-            yield "field", f"`{field}` must be a text that is not empty, got {record[field]!r}"
-    for field in LISTS:
-        if field in record and not is_text_list(record[field]):
-            yield "field", f"`{field}` must be a list of texts, none empty, got {record[field]!r}"
-    if not is_text(record.get("knowledge")):
-        return
-    words = len(record["knowledge"].split())
-    if not min_words <= words <= max_words:
-        yield "length", f"its knowledge has {words} words, not {min_words} to {max_words}"
-    if "word_count" in record and record["word_count"] != words:
-        yield "word_count", f"`word_count` is {record['word_count']!r}, its knowledge has {words} words"
-
-
-def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_words: int = 160) -> list[Problem]:
-    """Every fault of a list of records.
-
-    Args:
-        records: as read from a file.
-        min_words, max_words: the bounds of the knowledge, in words between white space (both languages).
+def check_records(records: list[dict[str, Any]]) -> list[Problem]:
+    """Everything for which training would refuse a list of records, in their order.
 
     Returns:
-        Problems of the kinds `field`, `length`, `word_count`, `id` (used twice) and `duplicate` (queries or knowledge
-        that are nearly the same), in the order of the records.
+        Problems of the kinds `field` (missing, or of a wrong type) and, of all records together, `type` (a column
+        that holds values of several).
     """
-    names = [record_name(record, number) for number, record in enumerate(records)]
-    found: list[list[Problem]] = [[] for _ in records]
-    first: dict[str, int] = {}
+    found = []
     for number, record in enumerate(records):
-        for kind, message in check_fields(record, min_words, max_words):
-            found[number].append(Problem(kind, names[number], message))
-        if is_text(record.get("id")) and first.setdefault(record["id"], number) != number:
-            found[number].append(
-                Problem("id", names[number], f"its id is that of record number {first[record['id']]}")
-            )
-    for field, length, share in (("query", 1, SAME_QUERY), ("knowledge", 3, SAME_KNOWLEDGE)):
-        texts = [record[field] if is_text(record.get(field)) else "" for record in records]
-        for i, j, similarity in near_pairs([word_runs(text, length) for text in texts], share):
-            message = f"its {field} is {similarity:.0%} that of {names[i]}"
-            found[j].append(Problem("duplicate", names[j], message))
-    return [problem for problems in found for problem in problems]
+        try:
+            normalize_record(record, number)
+        except RecordError as error:
+            found.append(Problem("field", record_name(record, number), error.fault, error.found))
+    if not found:
+        try:
+            to_columns(records)
+        except ValueError as error:
+            found.append(Problem("type", "all records", str(error)))
+    return found
 
 
-def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | None = None) -> list[Problem]:
+def check_probes(probes: list[dict[str, Any]], records: Iterable[dict[str, Any]] | None = None) -> list[Problem]:
     """Every fault of closed-book questions.
 
     Args:
@@ -124,43 +79,35 @@ def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | N
         records: those that the questions are about; `None` for general questions, which need none.
 
     Returns:
-        Problems of the kinds `field`, `record` (there is no such record), `answer` (the first accepted answer does not
-        occur in the knowledge), `leak` (an accepted answer occurs in the question) and `duplicate` (a question asked
-        twice, or two that have an answer in common and are nearly the same), in the order of the probes.
+        Problems of the kind `field`, in the order of the probes, and doubts of the kinds `record` (no knowledge is
+        found for it), `answer` (the first accepted answer does not occur in the knowledge), `leak` (an accepted answer
+        occurs in the question) and `duplicate` (a question asked twice).
     """
-    rows = records or []
-    knowledge = {r["id"]: r["knowledge"] for r in rows if is_text(r.get("id")) and is_text(r.get("knowledge"))}
-    names = ["probe of " + record_name(probe, number) for number, probe in enumerate(probes)]
-    found: list[list[Problem]] = [[] for _ in probes]
-    questions = [normalize(probe["question"]) if is_text(probe.get("question")) else "" for probe in probes]
-    accepted = [probe["answers"] if is_text_list(probe.get("answers")) else [] for probe in probes]
-    asked: dict[str, int] = {}
+    known = None if records is None else KnowledgeOf(records)
+    found: list[Problem] = []
+    first: dict[str, int] = {}
     for number, probe in enumerate(probes):
+        name = f"probe of {record_name(probe, number)}"
 
-        def report(kind: str, message: str, number: int = number) -> None:
-            found[number].append(Problem(kind, names[number], message))
+        def doubt(kind: str, message: str, found_here: str = "", name: str = name) -> None:
+            found.append(Problem(kind, name, message, found_here, doubt=True))
 
-        for field in PROBE_COLUMNS:
-            good = is_text_list if field == "answers" else is_text
-            if not good(probe.get(field)):
-                what = "a list of texts, none empty" if field == "answers" else "a text that is not empty"
-                report("field", f"`{field}` must be {what}, got {probe.get(field)!r}")
-        question, answers = questions[number], accepted[number]
-        if question and asked.setdefault(question, number) != number:
-            report("duplicate", f"its question is that of probe number {asked[question]}: {probe['question']!r}")
-        for answer in answers:
-            if contains(probe["question"] if question else "", answer):
-                report("leak", f"the answer {answer!r} is in the question {probe['question']!r}")
-                break
-        if records is None or not is_text(probe.get("record_id")):
+        try:
+            check_probe(probe, number)
+        except RecordError as error:
+            found.append(Problem("field", name, error.fault, error.found))
+        question, answers = asked(probe), accepted(probe)
+        earlier = first.setdefault(normalize(question), number) if question else number
+        if earlier != number:
+            doubt("duplicate", "its question is asked before", f", as number {earlier}: {question!r}")
+        said = next((answer for answer in answers if contains(question, answer)), None)
+        if said is not None:
+            doubt("leak", "an accepted answer is in the question", f": {said!r} in {question!r}")
+        if known is None:
             continue
-        if probe["record_id"] not in knowledge:
-            report("record", "there is no such record with knowledge")
-        elif answers and not contains(knowledge[probe["record_id"]], answers[0]):
-            report("answer", f"the answer {answers[0]!r} is not in the knowledge of its record")
-    for i, j, _ in near_pairs([letter_runs(question) for question in questions], SAME_QUESTION):
-        common = {normalize(a) for a in accepted[i]} & {normalize(a) for a in accepted[j]}
-        if common and questions[i] != questions[j]:
-            message = f"its question is nearly that of probe number {i}, with the answer {min(common)!r}: "
-            found[j].append(Problem("duplicate", names[j], f"{message}{probes[i]['question']!r}"))
-    return [problem for problems in found for problem in problems]
+        knowledge, reason = known.look_up(probe)
+        if knowledge is None:
+            doubt("record", reason)
+        elif answers and not contains(knowledge, answers[0]):
+            doubt("answer", "the first accepted answer is not in the knowledge", f": {answers[0]!r}")
+    return found

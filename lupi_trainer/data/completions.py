@@ -9,24 +9,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .files import is_data_file, read_records
 from .prompts import TeacherPrompt, TemplateError, check_turns, encode
-from .records import LAB_PREFIX, load_lab_records, normalize_record, read_records, record_name
+from .records import LAB_PREFIX, load_lab_records, named, normalize_record, record_name
 from .special_tokens import SpecialTokens, tokenize_open
 
 
-def load_prompts(source: str) -> list[dict]:
-    """Records with `prompt` (text or messages; `query` is the same) from a JSON or JSONL file, or `lab:NAME`.
+def load_prompts(*sources: str) -> list[dict]:
+    """Records with `prompt`, of each source in turn.
+
+    Args:
+        sources: a JSON or JSONL file of records (`prompt`, text or messages; `query` is read too), `lab:NAME`, or
+            whatever else: the text of a prompt.
 
     Raises:
-        ValueError: no record, or one without a prompt (named).
+        FileNotFoundError: what is called like a file of records, and is not there.
+        ValueError: no record, one without a prompt (named with its file), or a file of another kind.
     """
-    records = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
-    if not records:
-        raise ValueError(f"{source}: no prompt in it")
-    for record in records:
-        if "knowledge" not in record:
-            record.setdefault("privileged_context", None)
-    return [normalize_record(record, number) for number, record in enumerate(records)]
+    found: list[dict] = []
+    for source in sources:
+        records: list[dict[str, Any]]
+        if not source.startswith(LAB_PREFIX) and not is_data_file(source):
+            records = [{"prompt": source}]
+        else:
+            records = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
+        if not records:
+            raise ValueError(f"{source}: no prompt in it")
+        for record in records:
+            if "knowledge" not in record:
+                record.setdefault("privileged_context", None)
+        with named(source):
+            found += [normalize_record(record, number) for number, record in enumerate(records)]
+    return found
 
 
 def encode_prompts(

@@ -1,18 +1,18 @@
 """Records to training columns: `prompt` and `privileged_context`.
 
 `prompt` is text or a list of messages; `privileged_context` is what only the teacher reads, or null (then the teacher
-sees what the student sees). Records in the form `query` / `knowledge` load as they are.
+sees what the student sees). `query` and `knowledge` are read too.
 """
 
-import json
 import logging
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
+from .files import names_records, read_records
 
 
 logger = logging.getLogger(__name__)
@@ -20,79 +20,29 @@ logger = logging.getLogger(__name__)
 ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
 # what other trainers read of a record, and the models here would not see
 UNREAD = ("image", "images", "video", "videos", "audio", "audios", "tools", "chat_template_kwargs")
-PROBE_COLUMNS = ("question", "answers", "record_id")
+PROBE_COLUMNS = ("question", "answers")
 
 
-def find_data(path: str | Path) -> Path:
-    """The user's own file, else the one that travels with the package, if `path` is `data/NAME` of one."""
-    own, package = Path(path), Path(__file__).parents[1]
-    if own.exists() or own.parent != Path("data"):
-        return own
-    folder = package / "shipped" if (package / "shipped").is_dir() else package.parent / "data"  # beside a checkout
-    return folder / own.name if (folder / own.name).is_file() else own
+class RecordError(ValueError):
+    """One record that cannot be used.
 
-
-def read_json(path: str | Path) -> Any:
-    """What a `.json` file holds, or a list of what the lines of a `.jsonl` file hold; also `data/NAME` of the package.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8 or not JSON; the message names the file and the line.
+    Attributes:
+        fault: what is wrong, in the same words for every record of which it is true.
+        found: what this record has instead, the end of the message.
     """
-    path = find_data(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such data file: {path}")
-    where = str(path)
+
+    def __init__(self, where: str, fault: str, found: str = ""):
+        super().__init__(f"{where}: {fault}{found}")
+        self.fault, self.found = fault, found
+
+
+@contextmanager
+def named(source: str) -> Generator[None]:
+    """Put the name of a file before what is wrong with a record in it."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".jsonl":
-            return json.loads(text)
-        records = []
-        for number, line in enumerate(text.split("\n"), 1):  # a text may hold other ends of lines
-            if line.strip():
-                where = f"{path}, line {number}"
-                records.append(json.loads(line))
-        return records
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 ({error})") from error
+        yield
     except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError(f"{where}: nested too deeply to be records") from error
-
-
-def check_objects(records: Any, path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file, if they are a list of objects whose texts are complete.
-
-    Raises:
-        ValueError: they are not; the message names the file and the record.
-    """
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a list of records, found {type(records).__name__}")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, record {number}: expected an object, found {type(record).__name__}")
-        if _has_half_characters(record):
-            raise ValueError(f"{path}, record {number}: a text with half a character (a lone UTF-16 surrogate)")
-    return records
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read a `.json` file (a list of objects) or a `.jsonl` file (an object a line); `data/NAME` of the package, too.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not of that form; the message names the file and the line or record.
-    """
-    return check_objects(read_json(path), path)
-
-
-def _has_half_characters(value: Any) -> bool:
-    if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, dict):
-        return any(map(_has_half_characters, value)) or any(map(_has_half_characters, value.values()))
-    return isinstance(value, list) and any(map(_has_half_characters, value))
+        raise ValueError(f"{source}: {error}") from error
 
 
 def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
@@ -115,8 +65,8 @@ def record_name(record: dict[str, Any], number: int | None = None) -> str:
         record: a record or probe, of whatever columns.
         number: its place among those that were given; without it, a record without a name is named by `row_id`.
     """
-    name = record.get("id") or record.get("record_id")
-    if not name:
+    name = next((n for n in (record.get("id"), record.get("record_id")) if n not in (None, "")), None)
+    if name is None:
         return f"record number {record.get('row_id', '?') if number is None else number}"
     return f"record {name!r}" if number is None else f"record {name!r} (number {number})"
 
@@ -131,20 +81,20 @@ def _check_prompt(prompt: Any, where: str) -> None:
         for message in prompt:
             texts = [message.get(key) for key in ("role", "content")] if isinstance(message, dict) else [None]
             if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{where}: every message of `prompt` needs a `role` and a text `content`")
+                raise RecordError(where, "every message of `prompt` needs a `role` and a text `content`")
         if not prompt or prompt[-1]["role"] != "user":
-            raise ValueError(f"{where}: a conversational `prompt` must end with a user message")
+            raise RecordError(where, "a conversational `prompt` must end with a user message")
     elif not isinstance(prompt, str):
-        raise ValueError(f"{where}: `prompt` must be text or a list of messages, got {type(prompt).__name__}")
+        raise RecordError(where, "`prompt` must be text or a list of messages", f", got {type(prompt).__name__}")
     if not last_user_text(prompt).strip():
-        raise ValueError(f"{where}: the query is empty")
+        raise RecordError(where, "the prompt is empty")
 
 
 def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     """Rename the aliases, check one record, and make its `prompt` a list of messages.
 
     Raises:
-        ValueError: a column is missing, a type is wrong, or the query is empty; the message names the record.
+        RecordError: a column is missing, a type is wrong, or the prompt is empty; the message names the record.
     """
     where = record_name(record, number)
     record = {**record}
@@ -155,27 +105,30 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
         if record.get(column) not in (None, [], {}, ""):
             raise ValueError(f"{where}: its `{column}` would not be read: text alone is; leave that column out")
     if "prompt" not in record:
-        raise ValueError(f"{where}: no `prompt` (or `query`) column; found {sorted(record)}")
+        raise RecordError(where, "no `prompt` (`query` is read as well)", f"; found {sorted(record)}")
     if "privileged_context" not in record:
-        raise ValueError(
-            f"{where}: no `privileged_context` (or `knowledge`) column; found {sorted(record)}. Set it to null where "
-            "the teacher should see only what the student sees."
+        raise RecordError(
+            where,
+            "no `privileged_context` (`knowledge` is read as well), which is null where the teacher should see only "
+            "what the student sees",
+            f"; found {sorted(record)}",
         )
     _check_prompt(record["prompt"], where)
     if isinstance(record["prompt"], str):
         record["prompt"] = [{"role": "user", "content": record["prompt"]}]
     context = record["privileged_context"]
     if context is not None and not isinstance(context, str):
-        raise ValueError(f"{where}: `privileged_context` must be text or null, got {type(context).__name__}")
+        raise RecordError(where, "`privileged_context` must be text or null", f", got {type(context).__name__}")
     record["privileged_context"] = context if context and context.strip() else None
     row_id = record.setdefault("row_id", number)  # the address of its rollout noise, wherever it is shuffled to
     if not isinstance(row_id, int) or isinstance(row_id, bool) or not 0 <= row_id < 2**63:
-        raise ValueError(f"{where}: `row_id` must be a whole number from 0, got {row_id!r}")
+        raise RecordError(where, "`row_id` must be a whole number from 0", f", got {row_id!r}")
     return record
 
 
 def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
-    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id` and `source_row`, if all have them).
+    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id`, if any has one, and `source_row`, if
+    all have it).
 
     Raises:
         ValueError: no record at all, or a bad one (named).
@@ -184,9 +137,9 @@ def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
     if not rows:
         raise ValueError("the dataset is empty")
     columns = ["prompt", "privileged_context", "row_id"]
-    columns += ["id"] if all("id" in row for row in rows) else []
+    columns += ["id"] if any(row.get("id") is not None for row in rows) else []
     columns += ["source_row"] if all(isinstance(row.get("source_row"), int) for row in rows) else []
-    return make_dataset([{c: row[c] for c in columns} for row in rows])
+    return make_dataset([{c: row.get(c) for c in columns} for row in rows])
 
 
 def load_hub_dataset(source: str, config: str | None, split: str) -> Dataset:
@@ -218,14 +171,17 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
         FileNotFoundError: a data file that does not exist.
         ValueError: an empty dataset, a missing column, an empty query; the message names the record.
     """
-    return to_columns(_load_records(source, config, split))
+    records = _load_records(source, config, split)
+    with named(source):
+        return to_columns(records)
 
 
 def load_base_data(source: str, *, config: str | None = None, split: str = "train") -> Dataset:
     """As [`load_training_data`], of records that need no `privileged_context` column: without one it is null."""
     known = {"privileged_context", *(alias for alias, column in ALIASES.items() if column == "privileged_context")}
     records = _load_records(source, config, split)
-    return to_columns(r if known & r.keys() else r | {"privileged_context": None} for r in records)
+    with named(source):
+        return to_columns(r if known & r.keys() else r | {"privileged_context": None} for r in records)
 
 
 def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
@@ -234,7 +190,7 @@ def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[
         logger.warning(f"{source}: configuration {config!r}, split {split!r}: no effect, since all of a file is read")
     if source.startswith(LAB_PREFIX):
         return load_lab_records(source)
-    if source.endswith((".json", ".jsonl")):
+    if names_records(source):
         return read_records(source)
     return load_hub_dataset(source, config, split)
 
@@ -251,12 +207,15 @@ def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:
     """
     records = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
     rows = []
-    for number, record in enumerate(records):
-        answer = record.get(completion_column)
-        if not isinstance(answer, str) or not answer.strip():
-            raise ValueError(f"{record_name(record, number)}: no text in the column {completion_column!r} to learn")
-        prompt = normalize_record({"privileged_context": None, **record}, number)["prompt"]
-        rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
+    with named(source):
+        for number, record in enumerate(records):
+            answer = record.get(completion_column)
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError(
+                    f"{record_name(record, number)}: no text in the column {completion_column!r} to learn"
+                )
+            prompt = normalize_record({"privileged_context": None, **record}, number)["prompt"]
+            rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
     if not rows:
         raise ValueError("the dataset is empty")
     return make_dataset(rows)
@@ -281,14 +240,16 @@ def prepare_columns(dataset: Dataset | IterableDataset | DatasetDict | dict | li
 
 
 def load_probes(source: str) -> list[dict[str, Any]]:
-    """Load probe questions: `question`, `answers` (accepted strings), `record_id`, optionally `knowledge`.
+    """Load probe questions: `question`, `answers` (accepted strings), optionally `knowledge`, or the `record_id` of a
+    record that has it.
 
     Raises:
         FileNotFoundError: a file that does not exist.
-        ValueError: no probe, or one without a question or an accepted answer; the message names it.
+        ValueError: no probe, or one without a question or an accepted answer; the message names file and probe.
     """
     probes = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
-    return check_probes(probes)
+    with named(source):
+        return check_probes(probes)
 
 
 def check_probes(probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -296,13 +257,20 @@ def check_probes(probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not probes:
         raise ValueError("there are no probe questions")
     for number, probe in enumerate(probes):
-        where = f"probe of {record_name(probe, number)}"
-        missing = [c for c in PROBE_COLUMNS if c not in probe]
-        if missing:
-            raise ValueError(f"{where}: no {missing}; found {sorted(probe)}")
-        if not isinstance(probe["question"], str) or not probe["question"].strip():
-            raise ValueError(f"{where}: the question is empty")
-        answers = probe["answers"]
-        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-            raise ValueError(f"{where}: `answers` must be a list of accepted strings, got {answers!r}")
+        check_probe(probe, number)
     return probes
+
+
+def check_probe(probe: dict[str, Any], number: int) -> None:
+    """Raises RecordError for a probe that cannot be asked and marked."""
+    where = f"probe of {record_name(probe, number)}"
+    for column in PROBE_COLUMNS:
+        if column not in probe:
+            raise RecordError(where, f"no `{column}`", f"; found {sorted(probe)}")
+    if not isinstance(probe["question"], str) or not probe["question"].strip():
+        raise RecordError(where, "the question is empty", f", got {probe['question']!r}")
+    answers = probe["answers"]
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise RecordError(where, "`answers` must be a list of accepted strings", f", got {answers!r}")
+    if not isinstance(probe.get("knowledge") or "", str):
+        raise RecordError(where, "`knowledge` must be text or null", f", got {type(probe['knowledge']).__name__}")

@@ -12,7 +12,8 @@ from typing import Any
 from datasets import Dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
-from .records import check_objects, load_hub_dataset, read_json, record_name
+from .files import check_objects, names_records, read_json
+from .records import load_hub_dataset, named, record_name
 from .special_tokens import SpecialTokens, tokenize_open
 
 
@@ -94,11 +95,12 @@ def load_qa_records(
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
     if source.startswith(LAB_PREFIX):
         records = load_lab_records(source)
-    elif source.endswith((".json", ".jsonl")):
+    elif names_records(source):
         records = _read_file(source)
     else:
         records = load_hub_dataset(HUB_NAMES.get(source, source), None, split)
-    checked = [check_qa_record(record, number) for number, record in enumerate(records)]
+    with named(source):
+        checked = [check_qa_record(record, number) for number, record in enumerate(records)]
     answered = [record for record in checked if record is not None]
     if not answered:
         raise ValueError(f"{source}: no question with an answer in it")

@@ -2,7 +2,7 @@
 
 from ..data.answers import score_answer
 from .acceptance import AcceptanceCounts, acceptance
-from .closed_book import ClosedBookResult, ask, closed_book, generate_answers, kept
+from .closed_book import ClosedBookResult, Kept, ask, closed_book, generate_answers, kept
 from .leakage import mentions_context
 from .perplexity import PerplexityResult, perplexity
 from .privilege import PrivilegeGap, privilege_gap, without_knowledge
@@ -11,6 +11,7 @@ from .privilege import PrivilegeGap, privilege_gap, without_knowledge
 __all__ = [
     "AcceptanceCounts",
     "ClosedBookResult",
+    "Kept",
     "PerplexityResult",
     "PrivilegeGap",
     "acceptance",

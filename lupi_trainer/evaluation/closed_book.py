@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
@@ -40,6 +40,7 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int = 64,
     on_batch: Callable[[int, int], None] | None = None,
+    streamer: Any = None,
 ) -> list[tuple[str, bool]]:
     """Greedy answers: the likeliest token each time, whatever the model's generation config says.
 
@@ -50,6 +51,7 @@ def generate_answers(
         max_new_tokens: cut an answer after so many tokens; all of them earlier where the model's positions end.
         batch_size: prompts generated together, longest prompts first.
         on_batch: called after every batch with the answers and the tokens so far.
+        streamer: gets the tokens as they are written, as in `generate`, of a single prompt.
 
     Returns:
         (text, finished) for every prompt, in order; `finished` is whether the model ended the answer itself.
@@ -83,7 +85,10 @@ def generate_answers(
                 attention_mask[row, length - len(prompt_ids[i]) :] = 1
             with without_generation_config(model):
                 texts = model.generate(
-                    input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=greedy
+                    input_ids=input_ids.to(device),
+                    attention_mask=attention_mask.to(device),
+                    generation_config=greedy,
+                    streamer=streamer,
                 )
             generated = texts[:, length:].tolist()
             for i, ids in zip(rows, generated):
@@ -127,7 +132,7 @@ def ask(
         strict, lenient = score_answer(text, probe["answers"], finished=finished)
         answers.append(
             {
-                "record_id": probe["record_id"],
+                "record_id": probe.get("record_id"),
                 "question": probe["question"],
                 "accepted": probe["answers"],
                 "answer": text,
@@ -147,10 +152,27 @@ def ask(
     )
 
 
-def kept(before: ClosedBookResult, after: ClosedBookResult) -> float:
-    """Of the questions that were answered before, the share that still are (lenient; 1 where there was none)."""
-    known = [b["lenient"] for b in before.answers]
-    return sum(a["lenient"] for a, b in zip(after.answers, known) if b) / max(sum(known), 1) if any(known) else 1.0
+class Kept(NamedTuple):
+    """Of the questions that were answered before (`known`), how many still are."""
+
+    still: int
+    known: int
+
+    @property
+    def share(self) -> float | None:
+        """A fraction of 1; `None` where nothing was known."""
+        return self.still / self.known if self.known else None
+
+    @property
+    def text(self) -> str:
+        """For people: "3 of 4", or "-" where nothing was known."""
+        return f"{self.still} of {self.known}" if self.known else "-"
+
+
+def kept(before: ClosedBookResult, after: ClosedBookResult, mark: str = "lenient") -> Kept:
+    """What of the answers before is still answered, by the `strict` or the `lenient` mark, for the same questions."""
+    known = [answer[mark] for answer in before.answers]
+    return Kept(sum(a[mark] for a, b in zip(after.answers, known, strict=True) if b), sum(known))
 
 
 def closed_book(
@@ -161,7 +183,7 @@ def closed_book(
     Args:
         model: the student, or the teacher for the open-book ceiling.
         tokenizer: its tokenizer.
-        probes: dictionaries with `question`, `answers`, `record_id` (and `knowledge` for open-book).
+        probes: dictionaries with `question`, `answers` (and `knowledge` for open-book).
         teacher_prompt: how the knowledge is put; `None` asks closed-book.
         **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `allow_special_tokens`, `on_batch`, as for
             [`ask`].

@@ -74,6 +74,35 @@ def repository_options(args: Any) -> dict[str, Any]:
     return {"revision": (args.model_init_kwargs or {}).get("revision"), "trust_remote_code": args.trust_remote_code}
 
 
+def check_device(name: str | None) -> None:
+    """Whether this machine has a device, before anything is loaded onto it.
+
+    Raises:
+        ValueError: it has not; the message says what there is.
+    """
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError:
+        raise ValueError(f"there is no device {name!r}: cpu, cuda, cuda:NUMBER and mps are known") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = counts.get(device.type, 1)
+    if (device.index or 0) >= count:
+        here = f"{count} of them" if count else "none"
+        raise ValueError(f"the device {name!r} is not there: this machine has {here}, as far as PyTorch can see")
+
+
+def load_tokenizer(path: str, *, chat: bool = True):
+    """The tokenizer of a model.
+
+    Raises:
+        ValueError: it has no chat template or pad token, where the model shall chat.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, **NO_CODE)
+    if chat:
+        check_tokenizer(tokenizer)
+    return tokenizer
+
+
 def load_model(name: str, dtype: str = "auto", device: str | None = None, *, chat: bool = True):
     """A causal language model and its tokenizer, from a name or a folder, of a LoRA adapter too.
 
@@ -81,11 +110,13 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
         (model in eval mode on its device, tokenizer).
 
     Raises:
-        ValueError: the tokenizer has no chat template or pad token, where the model shall chat; or the model is code
-            of its own.
+        ValueError: the tokenizer has no chat template or pad token, where the model shall chat; the model is code
+            of its own; or there is no such device.
         OSError: there is no such model, or its weights are not safetensors.
     """
+    check_device(device)
     path = resolve_model(name)
+    tokenizer = load_tokenizer(path, chat=chat)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if find_adapter_config_file(path) is not None:
         from peft import AutoPeftModelForCausalLM
@@ -94,9 +125,6 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
         model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
-    tokenizer = AutoTokenizer.from_pretrained(path, **NO_CODE)
-    if chat:
-        check_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer
 
 

@@ -59,7 +59,7 @@ class ModelFacts:
         method: name of the method.
         papers: those that the method comes from.
         settings: what of the configuration is reported.
-        steps: optimizer steps that were made.
+        steps: optimizer steps that were made, or that they are not known.
         log_history: everything that the run logged, in order.
         is_adapter: whether the student is an adapter on its base model.
         tags: tags of the repository.
@@ -74,7 +74,7 @@ class ModelFacts:
     method: str
     papers: tuple[Paper, ...]
     settings: dict[str, Any]
-    steps: int
+    steps: int | str
     log_history: list[dict[str, float]]
     is_adapter: bool = False
     tags: list[str] = field(default_factory=list)
@@ -94,7 +94,7 @@ def public_name(name: str) -> str:
     return name if name.startswith(LAB_PREFIX) or is_hub_name(name) else Path(name).name
 
 
-def _shown(name: str | None) -> str:
+def shown(name: str | None) -> str:
     """A name in Markdown: a link where it leads somewhere."""
     if name is None:
         return "not named"
@@ -123,23 +123,24 @@ def measured(log_history: list[dict[str, float]]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _usage(facts: ModelFacts) -> str:
-    if facts.is_adapter:
+def usage(repo_id: str | None, is_adapter: bool) -> str:
+    """Python that asks the student, in a block."""
+    if is_adapter:
         auto = "AutoPeftModelForCausalLM"
         imports = f"from peft import {auto}\nfrom transformers import AutoTokenizer"
     else:
         auto = "AutoModelForCausalLM"
         imports = f"from transformers import {auto}, AutoTokenizer"
-    comment = "" if facts.repo_id else "  # this folder, or its name on the Hub"
-    return USAGE.format(imports=imports, name=facts.repo_id or ".", comment=comment, auto=auto)
+    comment = "" if repo_id else "  # this folder, or its name on the Hub"
+    return USAGE.format(imports=imports, name=repo_id or ".", comment=comment, auto=auto)
 
 
-def _adapter_line(base_model: str | None) -> str:
-    return f"A LoRA adapter on {_shown(base_model)}, trained with lupi_trainer."
+def adapter_line(base_model: str | None) -> str:
+    return f"A LoRA adapter on {shown(base_model)}, trained with lupi_trainer."
 
 
-def _full_model_line(base_model: str | None) -> str:
-    return f"A fine-tune of {_shown(base_model)}, trained with lupi_trainer."
+def full_model_line(base_model: str | None) -> str:
+    return f"A fine-tune of {shown(base_model)}, trained with lupi_trainer."
 
 
 def render_card(facts: ModelFacts) -> str:
@@ -152,10 +153,10 @@ def render_card(facts: ModelFacts) -> str:
         tags=sorted({*facts.tags, *(f"arxiv:{paper.id}" for paper in facts.papers)}),
     )
     records = "" if facts.num_records is None else f", {facts.num_records} records"
-    origin: dict[str, Any] = {BASE_ROW: _shown(facts.base_model)}
+    origin: dict[str, Any] = {BASE_ROW: shown(facts.base_model)}
     if facts.teacher:
-        origin["teacher"] = facts.teacher if facts.teacher == SELF_TAUGHT else _shown(facts.teacher)
-    origin |= {"data": _shown(facts.dataset) + records, "method": facts.method}
+        origin["teacher"] = facts.teacher if facts.teacher == SELF_TAUGHT else shown(facts.teacher)
+    origin |= {"data": shown(facts.dataset) + records, "method": facts.method}
     if facts.papers:
         links = (f"[{paper.title}](https://huggingface.co/papers/{paper.id})" for paper in facts.papers)
         origin["papers"] = "; ".join(links)
@@ -163,8 +164,8 @@ def render_card(facts: ModelFacts) -> str:
     figures = measured(facts.log_history)
     settings = ((f"`{key}`", value) for key, value in facts.settings.items())
     lines = ["---", data.to_yaml().strip(), "---", "", f"# {facts.name}", ""]
-    lines += [_adapter_line(facts.base_model) if facts.is_adapter else _full_model_line(facts.base_model), ""]
-    lines += [_usage(facts), ""]
+    lines += [adapter_line(facts.base_model) if facts.is_adapter else full_model_line(facts.base_model), ""]
+    lines += [usage(facts.repo_id, facts.is_adapter), ""]
     lines += ["## Where it comes from", "", *_table(("what", "which"), origin.items()), ""]
     lines += ["## Measured in this run", ""]
     lines += [*_table(("figure", "first", "last"), figures), ""] if figures else ["Nothing was logged.", ""]
@@ -187,7 +188,7 @@ def with_base_model(path: Path, base_model: str) -> str:
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: its metadata cannot be read ({' '.join(str(error).split())})") from error
     card.data["base_model"] = base_model
-    row, line = _table((), [(BASE_ROW, _shown(base_model))])[-1], _adapter_line(base_model)
+    row, line = _table((), [(BASE_ROW, shown(base_model))])[-1], adapter_line(base_model)
     text = re.sub(rf"(?m)^\| {BASE_ROW} \| .*$", lambda _: row, card.text)
     card.text = re.sub(r"(?m)^A LoRA adapter on .*, trained with lupi_trainer\.$", lambda _: line, text)
     return str(card)

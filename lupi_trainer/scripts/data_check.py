@@ -1,40 +1,92 @@
-"""`lupi data check`: a line for every fault of a file of records."""
+"""`lupi data check`: whether a file of records can be trained on, and what is wrong with it."""
 
 import argparse
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 
-HELP = "check a file of records"
+if TYPE_CHECKING:
+    from ..data.check import Problem
+
+HELP = "name every fault of a file of records; exit status 1 if there is any"
+SCHEMAS = ("training", "culture")
+SCHEMA_HELP = (
+    "training: what training and evaluation accept (default); culture: also the rules of the data sets on Korean "
+    "culture that travel with the package, with their fields, lengths and near duplicates"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = actions.add_parser("check", help="name every fault of a file of records; exit status 1 if there is any")
-    add = check.add_argument
-    add("file", type=Path, nargs="?", help="records: a JSON or JSONL file")
-    add("--probes", type=Path, help="closed-book questions about them, or without them general ones: a file")
-    add("--min_words", type=int, default=80, help="shortest knowledge, in words")
-    add("--max_words", type=int, default=160, help="longest knowledge, in words")
-    add("--json", action="store_true", help="print the faults as JSON")
+    parser.description = (
+        "Whether training accepts a file. A record has `prompt` (text or messages) and `privileged_context` (text or "
+        "null); `query` and `knowledge` are read too. A probe has `question`, `answers`, and `knowledge` or the "
+        "`record_id` of a record. Exit status 1 if anything would be refused; doubts do not count."
+    )
+    add = parser.add_argument
+    add("file", nargs="?", help="records: a JSON or JSONL file, or lab:NAME")
+    add("--probes", help="closed-book questions about them, or without them general ones: a file, or lab:NAME")
+    add("--schema", choices=SCHEMAS, default="training", help=SCHEMA_HELP)
+    add("--min_words", type=int, help="shortest knowledge, in words, with --schema culture (80)")
+    add("--max_words", type=int, help="longest knowledge, in words, with --schema culture (160)")
+    add("--all", action="store_true", help="a line for every record, where one a fault would do")
+    add("--json", action="store_true", help="print the faults as JSON, all of them")
 
 
-def read(path: Path) -> list[dict]:
+def read(source: str) -> list[dict]:
     """The records of a file.
 
     Raises:
         ValueError: it cannot be read as a list of records, or holds none.
     """
-    from ..data.records import read_records
+    from ..data.records import LAB_PREFIX, load_lab_records, read_records
 
-    rows = read_records(path)
+    rows = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
     if not rows:
-        raise ValueError(f"{path}: there is no record in it")
+        raise ValueError(f"{source}: there is no record in it")
     return rows
 
 
+def lines(problems: list[tuple[str, "Problem"]], every: bool) -> list[str]:
+    """A line for every fault of a file: how many records have it, and the first of them; or one for every record."""
+    groups: dict[tuple, list[Problem]] = {}
+    for number, (file, problem) in enumerate(problems):
+        same = (file, problem.doubt, problem.kind, problem.message, number if every else 0)
+        groups.setdefault(same, []).append(problem)
+    found = []
+    for (file, doubt, kind, message, _), members in sorted(groups.items(), key=lambda group: group[0][1]):
+        first, where = members[0], f"{file}: {'doubt: ' if doubt else ''}"
+        if len(members) == 1:
+            found.append(f"{where}{first.record}: {kind}: {message}{first.found}")
+            continue
+        what = "probes" if first.record.startswith("probe of") else "records"
+        name = first.record.removeprefix("probe of ").removeprefix("record ")
+        found.append(f"{where}{len(members)} {what}: {kind}: {message}, first: {name}{first.found}")
+    return found
+
+
+def find(args: argparse.Namespace, records: list[dict] | None, probes: list[dict]) -> list[tuple[str, "Problem"]]:
+    """(file, fault) by the rules of the schema that is asked for."""
+    from ..data import check, check_culture
+
+    limits = {name: value for name in ("min_words", "max_words") if (value := getattr(args, name)) is not None}
+    if limits and args.schema != "culture":
+        raise ValueError(
+            f"--{next(iter(limits))} has no effect without --schema culture: training knows no such limit"
+        )
+    found = []
+    if records is not None:
+        checked = check_culture.check_records(records, **limits) if args.schema == "culture" else []
+        found += [(args.file, problem) for problem in checked or check.check_records(records)]
+    asked = check_culture.check_probes if args.schema == "culture" else check.check_probes
+    return found + [(args.probes, problem) for problem in asked(probes, records)]
+
+
+def count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'s' * (number != 1)}"
+
+
 def main(args: argparse.Namespace) -> int:
-    """Print every problem, named by file and record, and return 1 if there is any.
+    """Print what is wrong, by file, and return 1 if training would refuse it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,25 +96,21 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("nothing to check: name a file of records, or one of probes with --probes")
     from dataclasses import asdict
 
-    from ..data.check import check_probes, check_records
-
-    records, problems = None, []
-    if args.file is not None:
-        records = read(args.file)
-        if all("question" in record and "answers" in record and "query" not in record for record in records):
-            raise ValueError(f"{args.file}: this looks like probes; give it with --probes")
-        found = check_records(records, min_words=args.min_words, max_words=args.max_words)
-        problems += [(args.file, problem) for problem in found]
+    records = read(args.file) if args.file is not None else None
+    if records and all({"question", "answers"} <= r.keys() and not {"query", "prompt"} & r.keys() for r in records):
+        raise ValueError(f"{args.file}: this looks like probes; give it with --probes")
     probes = read(args.probes) if args.probes else []
-    problems += [(args.probes, problem) for problem in check_probes(probes, records)]
+    found = find(args, records, probes)
+    problems = sum(not problem.doubt for _, problem in found)
     if args.json:
         counts = {"records": len(records or []), "probes": len(probes)}
-        found = [{"file": str(file), **asdict(problem)} for file, problem in problems]
-        print(json.dumps({**counts, "problems": found}, ensure_ascii=False, indent=1))
+        listed = [{"file": file, **asdict(problem)} for file, problem in found]
+        print(json.dumps({**counts, "problems": listed}, ensure_ascii=False, indent=1))
     else:
-        for file, problem in problems:
-            print(f"{file}: {problem.record}: {problem.kind}: {problem.message}")
-        counts = [] if records is None else [f"{len(records)} records"]
-        counts += [f"{len(probes)} probes"] if args.probes else []
-        print(f"{' and '.join(counts)}: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
+        for line in lines(found, args.all):
+            print(line)
+        counts = [] if records is None else [count(len(records), "record")]
+        counts += [count(len(probes), "probe")] if args.probes else []
+        doubts = f", {count(len(found) - problems, 'doubt')}" if len(found) > problems else ""
+        print(f"{' and '.join(counts)}: {count(problems, 'problem')}{doubts}")
     return 1 if problems else 0

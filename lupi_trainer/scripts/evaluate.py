@@ -9,19 +9,28 @@ from .flags import add_loading_arguments, add_prompt_arguments
 
 
 HELP = "ask a model closed-book questions, or measure its perplexity"
+COLUMNS = {
+    "strict": "an accepted answer is in the first sentence, and the model ended its answer by itself",
+    "lenient": "an accepted answer is anywhere in what it wrote",
+    "kept": "of what the model --before answered right, how much still is (strict / lenient); -: it answered nothing",
+    "leaks": 'answers that speak of knowledge as of a text that was given ("according to the passage")',
+    "questions": "asked; open-book, those that have knowledge",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "columns of the table:\n" + "\n".join(f"  {name}: {what}" for name, what in COLUMNS.items())
     add("--model", required=True, help="the student: a name, a path (of an adapter too), or lab:NAME")
-    add("--probes", default=[], nargs="+", help="questions: JSON or JSONL files, or lab:NAME")
+    add("--probes", default=[], nargs="+", help="questions with `answers`: JSON or JSONL files, or lab:NAME")
     add("--perplexity", default=[], nargs="+", help="questions with contexts, in SQuAD's form: files, lab:NAME, squad")
     add("--max_samples", type=int, help="so many of them for the perplexity")
     add("--qa_template", help="their prompt, with {context} and {question}, as in training")
     add("--split", default="validation", help="of a dataset from the Hub, for the perplexity")
     add("--seq_len", type=int, default=1024, help="longer ones are dropped and counted")
     add("--teacher", help="also ask this model open-book: with each probe's knowledge")
-    add("--records", help="records whose knowledge the teacher reads, found by the probes' record_id")
+    add("--records", help="records whose knowledge is read, found by the probes' record_id: id, or place")
     add("--open_book", default=[], nargs="+", help="questions put to the student with their knowledge")
     add("--before", help="the student before it was trained: what it knew, and what of it is kept")
     add(
@@ -52,19 +61,15 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("--privilege needs a --teacher, and --records whose knowledge it reads")
     from ..data.records import load_probes, load_training_data
     from . import reports
+    from .marks import marks
 
     probe_sets = {name: load_probes(name) for name in (*args.probes, *args.open_book)}
     rows = load_training_data(args.records) if args.records else None
-    if rows is not None:
-        knowledge = dict(zip(rows["id"], rows["privileged_context"])) if "id" in rows.column_names else {}
-        for probes in probe_sets.values():
-            for probe in probes:
-                probe.setdefault("knowledge", knowledge.get(probe["record_id"]))
     report: dict[str, dict] = {}
     if args.perplexity:
         report |= reports.perplexities(args)
     if probe_sets:
-        report |= reports.marks(args, probe_sets)
+        report |= marks(args, probe_sets, rows)
     if args.privilege:
         report |= reports.privilege(args, rows)
     if args.output:

@@ -57,5 +57,10 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that runs models: how they are loaded, and where."""
-    parser.add_argument("--dtype", default="auto", help="type that the models are loaded in")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+        help="type that the models are loaded in (auto: that of their files)",
+    )
     parser.add_argument("--device", help="device of the models (default: the GPU if there is one)")

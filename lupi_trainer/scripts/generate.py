@@ -11,7 +11,7 @@ from .flags import add_loading_arguments, add_prompt_arguments, refuse_renamed
 if TYPE_CHECKING:
     from ..speculative import SpeculativeStats
 
-HELP = "complete prompts as the target alone would, drafted by another"
+HELP = "complete prompts as the target alone would, faster by what drafts them"
 RENAMED = {"--draft_length": "--gamma_policy", "--verification": "--block_verification"}
 LOOKUP = "prompt-lookup"
 HEADS = "mtp-heads"
@@ -22,10 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", required=True, help="the model whose text it is: a name, a path, or lab:NAME")
     add(
         "--draft",
-        required=True,
-        help=f"what drafts it: a model with the same tokenizer, {LOOKUP}, or {HEADS} (its own)",
+        default=LOOKUP,
+        help=f"what drafts it: a model with the same tokenizer, {LOOKUP} (default: what the text says already, "
+        f"without any model), or {HEADS} (its own)",
     )
-    add("--prompts", required=True, help="records with `prompt`: a JSON or JSONL file, or lab:NAME")
+    add("--prompts", required=True, nargs="+", help="text, or records with `prompt`: JSON, JSONL, lab:NAME")
     add("--output", type=Path, help="write completions to this JSONL file (default: to the screen)")
     add("--max_new_tokens", type=int, default=256)
     add("--num_draft_tokens", type=int, default=5, help="tokens that the draft proposes a round")
@@ -149,7 +150,7 @@ def main(args: argparse.Namespace) -> int:
     from ..speculative import speculative_generate
     from ..speculative.runners.packed_weights import pack_setting
 
-    records = load_prompts(args.prompts)
+    records = load_prompts(*args.prompts)
     look_ahead(args, records)
     target, tokenizer = load_model(args.target, args.dtype, args.device, chat=False)
     draft, num_draft_tokens = load_draft(args, target)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from .kd_flags import FLAGS
+from .key_help import all_keys, keys
 from .recipe_files import find_accelerate_config, find_recipe
 
 
@@ -26,8 +27,8 @@ def summary(command: str) -> str:
     return f"train by {METHODS[command]}: {usage}"
 
 
-def explanation(command: str) -> str:
-    """What `lupi COMMAND --help` says."""
+def explanation(command: str, everything: bool = False) -> str:
+    """What `lupi COMMAND --help` says, with the keys that matter, or with `everything` that there is."""
     short = ""
     if command == "kd":
         short = "\n\nShort names: " + ", ".join(f"--{name} ({key})" for name, key in FLAGS.items())
@@ -35,9 +36,16 @@ def explanation(command: str) -> str:
         f"usage: lupi {command} --config RECIPE [--accelerate_config NAME] [--KEY VALUE ...]\n\n"
         "RECIPE is a YAML file, or the name of a shipped one (`lupi recipes ls`); every key of it can be overridden\n"
         "on the command line. NAME is an accelerate configuration: a path, or single_cpu, multi_cpu, single_gpu,\n"
-        "multi_gpu, paired_gpu, multi_node, zero2, zero3, fsdp2. Without it the script runs in this process.\n\n"
-        f"All keys: python -m lupi_trainer.scripts.{TRAINING[command]} --help{short}"
+        "multi_gpu, paired_gpu, multi_node, zero2, zero3, fsdp2. Without it the script runs in this process.\n"
+        f"--KEY none leaves a key without a value.{short}\n\n"
+        f"{all_keys(command, module(command)) if everything else keys(command)}"
+        + ("" if everything else f"\n\nAll keys: lupi {command} --help all")
     )
+
+
+def module(command: str) -> str:
+    """The script of a training command."""
+    return f"lupi_trainer.scripts.{TRAINING[command]}"
 
 
 def train(command: str, rest: list[str]) -> int:
@@ -52,7 +60,6 @@ def train(command: str, rest: list[str]) -> int:
     if "--config" in args[:-1]:
         at = args.index("--config") + 1
         args[at] = str(find_recipe(args[at]))
-    module = f"lupi_trainer.scripts.{TRAINING[command]}"
     if "--accelerate_config" in args:
         at = args.index("--accelerate_config")
         if at + 1 == len(args):
@@ -60,6 +67,6 @@ def train(command: str, rest: list[str]) -> int:
         config = find_accelerate_config(args[at + 1])
         del args[at : at + 2]
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-        return subprocess.run([*launch, "-m", module, *args]).returncode
-    importlib.import_module(module).main(args)
+        return subprocess.run([*launch, "-m", module(command), *args]).returncode
+    importlib.import_module(module(command)).main(args)
     return 0

@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 
+SHIPPED = (".yaml", ".ipynb")  # what `lupi recipes` lists, shows and copies
+
+
 def recipes_dir() -> Path:
     """The folder of the shipped recipes: inside an installed package, or beside it in a checkout.
 
@@ -19,13 +22,25 @@ def recipes_dir() -> Path:
     return folder
 
 
-def list_recipes() -> list[str]:
-    """Names of all shipped recipes and accelerate configurations, relative to [`recipes_dir`]."""
-    return sorted(path.relative_to(recipes_dir()).as_posix() for path in recipes_dir().rglob("*.yaml"))
+def list_recipes(*endings: str) -> list[str]:
+    """Names of all shipped recipes and accelerate configurations, relative to [`recipes_dir`].
+
+    Args:
+        endings: of the files, if others than `.yaml` are meant.
+    """
+    folder = recipes_dir()
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix in (endings or (".yaml",)) and ".ipynb_checkpoints" not in path.parts
+    )
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, *endings: str) -> Path:
     """The file of a recipe: a path of the user's own, or the name of a shipped one (`recipes/` in front may be kept).
+
+    Args:
+        endings: as for [`list_recipes`].
 
     Raises:
         FileNotFoundError: there is neither; the message names the nearest shipped recipes.
@@ -33,12 +48,12 @@ def find_recipe(name: str) -> Path:
     own = Path(name)
     if own.is_file():
         return own
-    key = name.removeprefix("recipes/")
-    if key in list_recipes():
+    key, names = name.removeprefix("recipes/"), list_recipes(*endings)
+    if key in names:
         return recipes_dir() / key
     import difflib
 
-    near = difflib.get_close_matches(key, list_recipes(), 2)
+    near = difflib.get_close_matches(key, names, 2)
     raise FileNotFoundError(
         f"no recipe {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; `lupi recipes ls` lists them")
     )
@@ -77,13 +92,13 @@ def find_accelerate_config(name: str) -> Path:
 
 
 def copy_recipe(name: str, destination: Path) -> Path:
-    """Copy a shipped recipe to a file or into a folder; an existing file is never overwritten.
+    """Copy a shipped recipe or notebook to a file or into a folder; an existing file is never overwritten.
 
     Raises:
         FileNotFoundError: no such recipe.
         FileExistsError: the destination exists.
     """
-    source = find_recipe(name)
+    source = find_recipe(name, *SHIPPED)
     target = destination / source.name if destination.is_dir() else destination
     if target.exists():
         raise FileExistsError(f"{target} exists already; nothing was copied")

@@ -33,6 +33,9 @@ ELSEWHERE = {
     "teacher_model": "teacher_model_name_or_path",
     "model": "model_name_or_path",
 }
+# What leaves a key without a value, and the keys that have a meaning of their own for it.
+NOTHING = ("none", "null")
+MEANS_NONE = {"report_to"}
 
 
 _type_hints = lru_cache(get_type_hints)
@@ -89,8 +92,39 @@ class RecipeParser(TrlParser):
         """What an unknown key is called now, or may have been meant to be, as the end of a message."""
         if RENAMED.get(key) in known:
             return f": it is now called {RENAMED[key]!r}"
-        near = [ELSEWHERE[key]] if ELSEWHERE.get(key) in known else difflib.get_close_matches(key, known, 1)
+        names = known | {"config", "accelerate_config"}
+        near = [ELSEWHERE[key]] if ELSEWHERE.get(key) in known else difflib.get_close_matches(key, names, 1)
         return f"; did you mean {near[0]!r}?" if near else ""
+
+    def kinds(self, key: str) -> set[Any]:
+        """The types that a value of a key may have."""
+        hints = map(_type_hints, self.dataclass_types)
+        hint = next((hints[key] for hints in hints if key in hints), Any)
+        return {get_origin(kind) or kind for kind in (get_args(hint) if _is_union(hint) else (hint,))}
+
+    def unsets(self, key: str, values: list[Any], words: tuple[str, ...] = NOTHING) -> bool:
+        """Whether these values of a key are one of the words that mean nothing, and it can have none."""
+        word = values[0] if len(values) == 1 else None
+        nothing = isinstance(word, str) and word.lower() in words
+        return nothing and key not in MEANS_NONE and type(None) in self.kinds(key)
+
+    def take_unset(self, args: list[str]) -> list[str]:
+        """Arguments without `--KEY none`, each of which undoes what the recipe, and the arguments before it, say."""
+        groups: list[list[str]] = [[]]
+        for arg in args:
+            if arg.startswith("--"):
+                groups.append([])
+            groups[-1].append(arg)
+        kept: list[tuple[str, list[str]]] = []
+        for group in groups:
+            name, equals, value = group[0].partition("=") if group else ("", "", "")
+            key = name.removeprefix("--").replace("-", "_")
+            if self.unsets(key, [value] if equals else group[1:]):
+                self.set_defaults_with_config(**{key: None})
+                kept = [(other, words) for other, words in kept if other != key]
+            else:
+                kept.append((key, group))
+        return [word for _, words in kept for word in words]
 
     def check_kind(self, path: str, key: str, value: Any) -> None:
         """Whether a value is of a kind that its key can take: one value, a list, a mapping, or null.
@@ -98,9 +132,7 @@ class RecipeParser(TrlParser):
         Raises:
             RecipeError: it is not; the message names file and key.
         """
-        hints = map(_type_hints, self.dataclass_types)
-        hint = next((hints[key] for hints in hints if key in hints), Any)
-        kinds = {get_origin(kind) or kind for kind in (get_args(hint) if _is_union(hint) else (hint,))}
+        kinds = self.kinds(key)
         kind = next((kind for kind in (list, dict, type(None)) if isinstance(value, kind)), None)
         if kind is None and not isinstance(value, (str, bool, int, float)):
             raise RecipeError(f"{path}: {key!r} is read as a {type(value).__name__}; put it into quotes, as text")
@@ -149,6 +181,8 @@ class RecipeParser(TrlParser):
                 raise RecipeError("--config needs the path of a recipe")
             recipe, where = self.read_recipe(args[at + 1]), f"{args[at + 1]}: "
             for action in self.actions:
+                if self.unsets(action.dest, [recipe.get(action.dest)], NOTHING[:1]):  # YAML has a null of its own
+                    recipe[action.dest] = None
                 value = recipe.get(action.dest)
                 if action.dest in recipe:
                     self.check_kind(args[at + 1], action.dest, value)
@@ -173,6 +207,7 @@ class RecipeParser(TrlParser):
             if name not in options:
                 key = name.removeprefix("--").replace("-", "_")
                 raise RecipeError(f"unknown option {name}{self.hint(key, self.known_keys())}")
+        args = self.take_unset(args)
         before = dict(os.environ)
         os.environ.update(variables)
         try:

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from .recipe_files import copy_recipe, find_recipe, list_recipes
+from .recipe_files import SHIPPED, copy_recipe, find_recipe, list_recipes
 
 
-HELP = "list, show or copy the shipped recipes"
+HELP = "list, show or copy the shipped recipes and notebooks"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,9 @@ def main(args: argparse.Namespace) -> int:
         FileExistsError: the destination exists.
     """
     if args.action == "ls":
-        print("\n".join(list_recipes()))
+        print("\n".join(list_recipes(*SHIPPED)))
     elif args.action == "cat":
-        print(find_recipe(args.name).read_text(encoding="utf-8"), end="")
+        print(find_recipe(args.name, *SHIPPED).read_text(encoding="utf-8"), end="")
     else:
         print(f"copied to {copy_recipe(args.name, args.destination)}")
     return 0

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from lupi_trainer.cli import main
-from lupi_trainer.data.check import near_pairs
-from lupi_trainer.data.records import read_records
+from lupi_trainer.data.check_culture import near_pairs
+from lupi_trainer.data.records import load_probes, load_training_data, read_records
+from lupi_trainer.data.squad import load_qa_records
 
 
 DATA = Path(__file__).parents[2] / "data"
@@ -26,7 +27,8 @@ def files(tmp_path):
         paths = tmp_path / "records.json", tmp_path / "probes.json"
         for path, rows in zip(paths, (records, probes)):
             path.write_text(json.dumps(rows, ensure_ascii=False))
-        status = main(["data", "check", str(paths[0]), "--probes", str(paths[1]), *options])
+        run = ["data", "check", str(paths[0]), "--probes", str(paths[1]), "--schema", "culture"]
+        status = main([*run, *options])
         return status, capsys.readouterr().out.splitlines()
 
     return records, probes, check
@@ -34,8 +36,10 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("language", FILES)
 def test_the_shipped_files_have_no_fault(language, capsys):
-    assert main(["data", "check", str(DATA / FILES[language]), "--probes", str(DATA / f"probes_{language}.json")]) == 0
-    assert capsys.readouterr().out == "200 records and 600 probes: no problems\n"
+    run = ["data", "check", str(DATA / FILES[language]), "--probes", str(DATA / f"probes_{language}.json")]
+    for schema in ("training", "culture"):
+        assert main([*run, "--schema", schema]) == 0
+        assert capsys.readouterr().out == "200 records and 600 probes: no problems\n"
 
 
 @pytest.mark.parametrize("language", FILES)
@@ -44,8 +48,10 @@ def test_general_questions_are_checked_without_records(language, tmp_path, capsy
     assert capsys.readouterr().out == "100 probes: no problems\n"
     path = tmp_path / "general.json"
     path.write_text(json.dumps([{"record_id": "g_1", "question": "Is it Paris?", "answers": ["Paris"]}]))
-    assert main(["data", "check", "--probes", str(path)]) == 1
-    assert "leak: the answer 'Paris'" in capsys.readouterr().out
+    for schema, status, counted in (("training", 0, "1 probe: no problems, 1 doubt"), ("culture", 1, "1 problem")):
+        assert main(["data", "check", "--probes", str(path), "--schema", schema]) == status
+        said = capsys.readouterr().out
+        assert "leak: an accepted answer is in the question: 'Paris' in" in said and said.endswith(f"{counted}\n")
 
 
 def test_files_in_the_wrong_place_are_named(capsys):
@@ -69,25 +75,27 @@ RECORD_FAULTS = {
     "field: `query` must be a text that is not empty, got '  '": lambda rs: rs[1].update(query="  "),
     "field: `sources` must be a list of texts, none empty, got []": lambda rs: rs[1].update(sources=[]),
     "field: `weakness_addressed` must be a list of texts": lambda rs: rs[1].update(weakness_addressed="x"),
-    "word_count: `word_count` is 7, its knowledge has": lambda rs: rs[1].update(word_count=7),
-    "id: its id is that of record number 0": lambda rs: rs.insert(
+    "word_count: `word_count` is not that of its knowledge: 7, ": lambda rs: rs[1].update(word_count=7),
+    "id: its id is that of another record: number 0": lambda rs: rs.insert(
         0, read_records(DATA / FILES["ko"])[9] | {"id": rs[0]["id"]}
     ),
-    "duplicate: its knowledge is 9": lambda rs: rs.append(reworded(rs[0])),
-    "duplicate: its query is 100% that of record 'tradition_001' (number 0)": lambda rs: rs[1].update(
+    "duplicate: its knowledge is nearly that of another record: 9": lambda rs: rs.append(reworded(rs[0])),
+    "duplicate: its query is nearly that of another record: 100% that of record 't": lambda rs: rs[1].update(
         query=rs[0]["query"].replace("?", " !")
     ),
 }
 PROBE_FAULTS = {
-    "field: `answers` must be a list of texts": lambda ps: ps[1].update(answers="왼손"),
-    "field: `question` must be a text": lambda ps: ps[1].pop("question"),
-    "record: there is no such record": lambda ps: ps[1].update(record_id="nowhere_001"),
-    "answer: the answer '스웨덴' is not in the knowledge": lambda ps: ps[1].update(answers=["스웨덴"]),
-    "leak: the answer": lambda ps: ps[1].update(question=f"답은 {ps[1]['answers'][-1]}입니까?"),
-    "duplicate: its question is that of probe number 0": lambda ps: ps[1].update(
+    "field: `answers` must be a list of accepted strings, got '왼손'": lambda ps: ps[1].update(answers="왼손"),
+    "field: no `question`; found ['": lambda ps: ps[1].pop("question"),
+    "record: there is no record of its `record_id`": lambda ps: ps[1].update(record_id="nowhere_001"),
+    "answer: the first accepted answer is not in the knowledge: '스웨덴'": lambda ps: ps[1].update(answers=["스웨덴"]),
+    "leak: an accepted answer is in the question: ": lambda ps: ps[1].update(
+        question=f"답은 {ps[1]['answers'][-1]}입니까?"
+    ),
+    "duplicate: its question is asked before, as number 0": lambda ps: ps[1].update(
         question=ps[0]["question"], answers=ps[0]["answers"]
     ),
-    "duplicate: its question is nearly that of probe number 2, with the answer '덕담'": lambda ps: ps.insert(
+    "duplicate: its question is nearly another one, with the same answer: number 2, '덕담'": lambda ps: ps.insert(
         3, ps[2] | {"question": "세배를 받은 어른이 복을 빌어 아랫사람에게 하는 말은 무엇인가요?"}
     ),
 }
@@ -95,7 +103,8 @@ PROBE_FAULTS = {
 
 @pytest.mark.parametrize("said", RECORD_FAULTS)
 def test_a_fault_of_a_record_is_said_in_one_line(files, said, capsys):
-    records, _, check = files
+    records, probes, check = files
+    probes[:] = [probe for probe in probes if probe["record_id"] == records[2]["id"]]
     RECORD_FAULTS[said](records)
     status, lines = check(capsys)
     assert status == 1
@@ -120,7 +129,7 @@ def test_length_is_counted_in_words(files, words, capsys):
     records[0].update(knowledge=" ".join([answer, *(f"낱말{i}" for i in range(words - 1))]), word_count=words)
     status, lines = check(capsys)
     assert status == 1 and len(lines) == 2
-    assert f"length: its knowledge has {words} words, not 80 to 160" in lines[0]
+    assert f"length: its knowledge must have 80 to 160 words, has {words}" in lines[0]
     assert check(capsys, "--min_words", "79", "--max_words", "161")[0] == 0
 
 
@@ -141,6 +150,83 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, text, said, capsys):
     path.write_text(text)
     assert main(["data", "check", str(path)]) == 2
     assert said in capsys.readouterr().err
+
+
+OWN = [
+    {"prompt": "What is the Ku?", "privileged_context": "The Ku is a river."},
+    {"prompt": "Where does the Ku end?", "privileged_context": "The Ku is a river."},
+    {"query": "Hello?", "knowledge": None},
+    {"id": 7, "prompt": [{"role": "user", "content": "Who is Mo?"}], "privileged_context": "Mo is a king. "},
+]
+
+
+def write(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_what_training_accepts_is_no_problem(tmp_path, capsys):
+    """Either pair of names, `id` or none, several questions on one text, probes that name records by place."""
+    records = write(tmp_path / "own.jsonl", OWN)
+    probes = [{"question": "What is Ku?", "answers": ["a river"], "record_id": place} for place in (0, "1")]
+    probes = [{"question": "Who is Mo?", "answers": ["king"], "record_id": 7}, *probes[:1]]
+    probes.append({"question": "And?", "answers": ["x"], "privileged_context": "x"})
+    assert len(load_training_data(records)) == 4
+    assert main(["data", "check", records, "--probes", write(tmp_path / "probes.jsonl", probes)]) == 0
+    assert capsys.readouterr().out == "4 records and 3 probes: no problems\n"
+    assert main(["data", "check", "lab:mixed", "--probes", "lab:probes"]) == 0
+
+
+def test_what_training_refuses_is_grouped_and_doubts_are_no_problem(tmp_path, capsys):
+    records = write(tmp_path / "own.jsonl", [*OWN, {"query": "", "knowledge": "x"}, {"query": " ", "knowledge": "x"}])
+    probes = [
+        {"question": "Is the Ku a lake?", "answers": ["a lake"], "record_id": 0},
+        {"question": "Who?", "answers": ["Mo"], "record_id": "nobody"},
+        {"question": "Hello?", "answers": ["Hi"], "record_id": 2},
+        {"question": "hello", "answers": "Hi"},
+    ]
+    run = ["data", "check", records, "--probes", (asked := write(tmp_path / "probes.jsonl", probes))]
+    assert main(run) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{records}: 2 records: field: the prompt is empty, first: number 4",
+        f"{asked}: probe of record number 3: field: `answers` must be a list of accepted strings, got 'Hi'",
+        f"{asked}: doubt: probe of record 0 (number 0): leak: an accepted answer is in the question: "
+        "'a lake' in 'Is the Ku a lake?'",
+        f"{asked}: doubt: probe of record 0 (number 0): answer: the first accepted answer is not in the knowledge: "
+        "'a lake'",
+        f"{asked}: doubt: probe of record 'nobody' (number 1): record: there is no record of its `record_id`",
+        f"{asked}: doubt: probe of record 2 (number 2): record: its record has no knowledge",
+        f"{asked}: doubt: probe of record number 3: duplicate: its question is asked before, as number 2: 'hello'",
+        f"{asked}: doubt: probe of record number 3: record: it has no `knowledge`, and no `record_id` to find a "
+        "record by",
+        "6 records and 4 probes: 3 problems, 6 doubts",
+    ]
+    assert main([*run, "--all"]) == 1 and len(capsys.readouterr().out.splitlines()) == 10
+    with pytest.raises(ValueError, match="own.jsonl: record number 4: the prompt is empty"):
+        load_training_data(records)
+    assert main([*run, "--min_words", "3"]) == 2
+    assert "--min_words has no effect without --schema culture" in capsys.readouterr().err
+
+
+def test_columns_that_do_not_agree_are_a_problem(tmp_path, capsys):
+    rows = [{"prompt": "a", "knowledge": None, "id": name} for name in ("one", 2)]
+    assert main(["data", "check", write(tmp_path / "own.jsonl", rows)]) == 1
+    assert "all records: type: the records do not agree on the type of a column" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["handbook.md", "table.CSV", "handbook"])
+def test_a_file_of_another_kind_is_said_to_be_one(tmp_path, name, capsys):
+    path = tmp_path / name
+    if path.suffix:
+        path.write_text("# Handbook")
+    else:
+        path.mkdir()
+        (path / "page.md").write_text("# Page")
+    for load in (load_training_data, load_probes, read_records, load_qa_records):
+        with pytest.raises(ValueError, match=f"{name} is a (file of another kind|folder), and records are wanted"):
+            load(str(path))
+    with pytest.raises(ValueError, match="an object a line is called .jsonl"):
+        read_records(write(tmp_path / "lines.json", OWN))
 
 
 def test_near_pairs_are_those_of_comparing_everything():

@@ -133,7 +133,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "probe, message",
     [
-        ({"question": "q", "answers": ["a"]}, "record_id"),
+        ({"answers": ["a"]}, "probes.json: probe of record number 0: no `question`"),
         ({"question": "", "answers": ["a"], "record_id": "x"}, "'x'.*empty"),
         ({"question": "q", "answers": "a", "record_id": "x"}, "'x'.*accepted strings"),
         ({"question": "q", "answers": [], "record_id": "x"}, "'x'.*accepted strings"),

@@ -1,6 +1,7 @@
 """Leakage, forgetting, privilege gap and acceptance: what `lupi evaluate` says beside the marks."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -64,8 +65,10 @@ def marks(*lenient: bool) -> ClosedBookResult:
 
 
 def test_kept_is_counted_over_what_was_known():
-    assert kept(marks(True, True, True, True, False), marks(True, False, True, False, True)) == 0.5
-    assert kept(marks(False), marks(True)) == kept(marks(True), marks(True)) == 1.0
+    some = kept(marks(True, True, True, True, False), marks(True, False, True, False, True))
+    assert (some, some.share, some.text) == ((2, 4), 0.5, "2 of 4")
+    nothing = kept(marks(False), marks(True))
+    assert (nothing.share, nothing.text) == (None, "-") and kept(marks(True), marks(True)).share == 1.0
 
 
 def rows_of(tokenizer, count: int):
@@ -219,8 +222,56 @@ def test_gold_answers_are_those_of_their_records_whatever_the_row_ids(tmp_path, 
         (["--privilege"], "--privilege needs a --teacher, and --records"),
         (["--privilege", "--teacher", "lab:teacher", "--records", "lab:common"], "no record has knowledge"),
         (["--probes", "data/probes_en.json", "--teacher", "lab:teacher"], "name its --records"),
+        (["--open_book", "data/probes_en.json", "--records", "lab:new"], "there is no record of its `record_id`)"),
+        (["--probes", "lab:probes", "--device", "cuda:77"], "the device 'cuda:77' is not there: this machine has"),
+        (["--probes", "lab:probes", "--device", "gpu"], "there is no device 'gpu'"),
     ],
 )
 def test_what_evaluate_lacks_is_named(arguments, message, capsys):
     assert main(["evaluate", "--model", "lab:student", "--device", "cpu", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert message in said.err and said.out == ""
+
+
+def test_each_set_is_a_block_and_questions_without_knowledge_are_left_out(tmp_path, capsys):
+    """Sets whose files have the same stem, records without `id`, a question whose record is not there."""
+    records, asked = load_lab_records("lab:common")[:4], load_lab_records("lab:probes-common")
+    paths = [tmp_path / folder / "probes.json" for folder in ("one", "two")]
+    for path, missing in zip(paths, (99, 1)):
+        path.parent.mkdir()
+        names = (0, missing, "2")
+        probes = [{"question": p["question"], "answers": p["answers"], "record_id": n} for p, n in zip(asked, names)]
+        path.write_text(json.dumps([*probes, {"question": "Who?", "answers": ["Nobody"]}]))
+    (tmp_path / "records.json").write_text(json.dumps([{"query": r["query"], "knowledge": "Mo."} for r in records]))
+    run = ["evaluate", "--model", "lab:student", "--before", "lab:student", "--teacher", "lab:teacher", "--device"]
+    run += ["cpu", "--max_new_tokens", "12", "--records", str(tmp_path / "records.json")]
+    run += ["--probes", *map(str, paths), "--output", str(tmp_path / "out.json")]
+    assert main(run) == 0
+    out = capsys.readouterr().out
+    assert f"{paths[0]}: 2 of 4 questions are not asked open-book; first: probe of record 99 (number 1): there" in out
+    assert f"{paths[1]}: 1 of 4 questions are not asked open-book; first: probe of record number 3: it has no" in out
+    for path in paths:
+        (line, *others) = out.split(f"\n{path}\n")[1].splitlines()
+        assert line.split() == ["strict", "lenient", "kept", "leaks", "questions"]
+        assert "student, closed-book" in others[0] and "3 of 3 / 3 of 3" in others[0] and others[0].endswith(" 4")
+        assert "teacher, open-book" in others[2]
+    report = json.loads((tmp_path / "out.json").read_text())[str(paths[0])]
+    assert (report["closed-book"]["kept"], report["closed-book"]["known_strict"]) == (1.0, 3)
+    assert report["open-book"]["num_probes"] == 2
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    told = capsys.readouterr().out
+    assert all(f"{name}  " in out and f"  {name}: " in told for name in ("strict", "lenient", "kept", "leaks"))
+
+
+def test_nothing_known_before_is_a_dash(tmp_path, capsys):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([{"question": "Who is Mo?", "answers": ["nobody"]}]))
+    run = ["evaluate", "--model", "lab:student", "--before", "lab:student", "--device", "cpu", "--probes", str(path)]
+    assert main([*run, "--max_new_tokens", "4"]) == 0
+    assert re.search("\nown\n.*\n  student, closed-book +0.0% +0.0% +- +0.0% +1\n", capsys.readouterr().out)
+    path.write_text(
+        json.dumps([{"question": "Who is Mo?", "answers": ["x"]}, {"question": "<|end|>?", "answers": ["x"]}])
+    )
+    assert main(run) == 2
+    assert f"{path}: probe of record number 1: its text holds the special token" in capsys.readouterr().err

@@ -202,7 +202,10 @@ def test_every_arm_and_question_has_the_chat_template_of_the_recipe(thinker, tmp
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--completion_column", "gold"], "arm sft needs gold answers: record '.*no text in the column 'gold'"),
+        (
+            ["--completion_column", "gold"],
+            "needs gold answers: lab:new: record '.*no text in the column 'gold'",
+        ),
         (["--base_dataset_name", "user/name"], "arm sft needs gold answers: no such data file: user/name"),
         (["--load_in_4bit", "true"], "arm sdft takes no quantized student"),
         (["--arms", "skt"], "no arm skt; there are untrained, sft"),

@@ -330,7 +330,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, tokenizer, st
     refused("dataset is empty", train_dataset=[])
     refused("3 records, fewer than one batch of 4", train_dataset=good[:3])
     refused("no column.*privileged_context", train_dataset=Dataset.from_list([{"prompt": "q"}]))
-    refused("number 1.*query is empty", train_dataset=[good[0], {"query": "", "knowledge": "k"}])
+    refused("number 1.*prompt is empty", train_dataset=[good[0], {"query": "", "knowledge": "k"}])
     refused(f"{long['id']}.*max_teacher_prompt_length", train_dataset=[*good[:3], long])
     refused("512 positions of the teacher", config_max_completion_length=470)
     refused("no teacher", teacher_model=None)

@@ -9,10 +9,14 @@ from lupi_trainer.scripts.recipe_files import list_recipes
 
 def test_recipes_ls_cat_and_cp(tmp_path, capsys):
     assert main(["recipes", "ls"]) == 0
-    assert capsys.readouterr().out.split() == list_recipes()
+    listed = capsys.readouterr().out.split()
+    notebook = "notebooks/train_lupi_skd.ipynb"
+    assert sorted(listed) == sorted([*list_recipes(), notebook])
     assert main(["recipes", "cat", "lab/lupi_skd/config_full.yaml"]) == 0
     assert "model_name_or_path: lab:student" in capsys.readouterr().out
-    assert main(["recipes", "cp", "lab/lupi_skd/config_full.yaml", str(tmp_path)]) == 0
+    for name in ("lab/lupi_skd/config_full.yaml", f"recipes/{notebook}"):
+        assert main(["recipes", "cp", name, str(tmp_path)]) == 0
+    assert "cells" in json.loads((tmp_path / "train_lupi_skd.ipynb").read_text())
     assert main(["recipes", "cp", "lab/lupi_skd/config_full.yaml", str(tmp_path)]) == 2
     assert "nothing was copied" in capsys.readouterr().err
 
@@ -113,10 +117,27 @@ def test_an_old_flag_is_refused_with_the_new_name(old, complete, capsys):
     assert "--draft_length" not in capsys.readouterr().out
 
 
-def test_an_unknown_flag_is_refused_by_name(capsys):
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (
+            ["plot", "runs/a", "--curve_name", "loss"],
+            "unrecognized arguments: --curve_name loss; did you mean --curves?",
+        ),
+        (["sdk", "--config", "a.yaml"], "no command 'sdk'; did you mean 'skd'? There are: skd, kd, "),
+        (["train"], "no command 'train'; did you mean 'skd'?"),
+        (["zzz"], "no command 'zzz'; There are: skd, kd, "),
+        (["recipes", "list"], "no action 'list'; did you mean 'ls'? There are: ls, cat, cp\n"),
+        (
+            ["data", "check", "--schema", "kultur"],
+            "--schema: no 'kultur'; did you mean 'culture'? There are: training",
+        ),
+    ],
+)
+def test_what_is_unknown_is_refused_by_name_with_what_may_have_been_meant(arguments, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["plot", "runs/a", "--curve_names", "loss"])
-    assert ended.value.code == 2 and "unrecognized arguments: --curve_names loss" in capsys.readouterr().err
+        main(arguments)
+    assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["skd", "--help"], ["recipes", "ls"]])
@@ -131,6 +152,29 @@ def test_help_imports_nothing_heavy(arguments):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("HEAVY []")
+
+
+@pytest.mark.parametrize("command", ["skd", "kd", "wmtp", "sft"])
+def test_help_has_the_keys_that_matter_and_all_of_them_on_request(command, capsys):
+    """By group; their names and defaults are those of the configurations."""
+    from importlib import import_module
+
+    from lupi_trainer.scripts.key_help import KEYS, as_text
+    from lupi_trainer.scripts.launch import module
+
+    listed = [key for members in KEYS[command].values() for key in members]
+    assert len({key.name for key in listed}) == len(listed) == 20 and len(KEYS[command]) >= 4
+    actions = {action.dest: action for action in import_module(module(command)).make_parser().actions}
+    assert {key.name: key.default for key in listed if key.default} == {
+        key.name: as_text(actions[key.name].default) for key in listed if key.default
+    }
+    assert main([command, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert f"All keys: lupi {command} --help all" in short and all(f"\n  {key.name} (" in short for key in listed)
+    assert len(short.splitlines()) < 60
+    assert main([command, "--help", "all"]) == 0
+    long = capsys.readouterr().out
+    assert all(long.count(f"\n  {name} (") == 1 for name in actions if name not in ("help", "config"))
 
 
 def test_public_names_are_there():

@@ -328,6 +328,8 @@ def check_read(recipe: dict, arguments: list[dict]) -> None:
         assert holders or key == "env", key
         if key == "disable_tqdm" and value is None:
             continue  # transformers decides by the level of the log
+        if (key, value) == ("loss_type", "chunked_nll"):
+            value = "nll"  # TRL's name for it
         for one in holders:
             assert is_read_as(one[key], value), (key, one[key], value)
 

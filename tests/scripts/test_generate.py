@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from lupi_trainer import speculative
 from lupi_trainer.cli import main
 from lupi_trainer.data import completions
-from lupi_trainer.data.completions import Completions, Lines
+from lupi_trainer.data.completions import Completions, Lines, load_prompts
 from lupi_trainer.data.prompts import encode
 from lupi_trainer.evaluation.closed_book import generate_answers
 from lupi_trainer.lab import load_lab_records
@@ -139,6 +139,24 @@ def test_without_a_chat_template_plain_text_is_continued(prompts, tmp_path, plai
     ):
         assert main([*arguments, "--prompts", str(prompts), *extra]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_prompts_are_texts_too_and_no_draft_is_needed(prompts, tmp_path, teacher, tokenizer, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = ["generate", "--target", "lab:teacher", "--device", "cpu", "--max_new_tokens", "24", "--prompts"]
+    assert main([*run, *questions(2), prompts.name, "--output", "out.jsonl"]) == 0
+    expected = [text for text, _ in alone(teacher, tokenizer, questions(12), 24)]
+    assert [row["completion"].strip() for row in read(tmp_path / "out.jsonl")] == expected[:2] + expected
+    capsys.readouterr()
+    (tmp_path / "page.md").write_text("text")
+    for text, message in (
+        ("nothing.jsonl", "no such data file: nothing.jsonl"),
+        ("page.md", "page.md is a file of another kind"),
+        ("  ", "the prompt is empty"),
+    ):
+        assert main([*run, text]) == 2
+        assert message in capsys.readouterr().err
+    assert load_prompts("Is it in notes.json", "x" * 3000)[1]["prompt"][0]["content"] == "x" * 3000
 
 
 def test_one_prompt_is_streamed(prompts, teacher, tokenizer, capsys):

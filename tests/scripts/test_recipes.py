@@ -15,6 +15,7 @@ from lupi_trainer.data.prompts import load_few_shot_examples
 from lupi_trainer.data.records import load_probes, load_training_data, read_records
 from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
 from lupi_trainer.scripts.recipe_files import (
+    SHIPPED,
     copy_recipe,
     find_accelerate_config,
     find_recipe,
@@ -27,6 +28,7 @@ from lupi_trainer.scripts.recipe_parser import RecipeError
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {"kd_lora": kd_lora, "lupi_skd": lupi_skd, "sft": sft, "wmtp": wmtp}
 RECIPES = [name for name in list_recipes() if not name.startswith("accelerate_configs/")]
+ALONE = ["--base_dataset_name", "none", "--mixing", "none"]
 ON_THIS_MACHINE = ["--bf16", "false", "--use_cpu", "true"]  # parsing asks whether the hardware has bfloat16
 
 
@@ -133,6 +135,18 @@ def test_command_line_overrides_the_recipe(tmp_path):
     assert (training_args.gamma, training_args.accept_top_k) == (9, 7)
 
 
+@pytest.mark.parametrize("start", ["base_dataset_name: lab:common\nmixing: 0.5", "base_dataset_name: none"])
+def test_a_key_can_be_unset(tmp_path, start):
+    args = write(tmp_path, f"dataset_name: lab:new\nprobes: lab:probes\nreport_to: none\n{start}")
+    data, training, _ = parse([*args, "--base_dataset_name=none", "--mixing", "null", "--probes", "None"])
+    assert (data.base_dataset_name, data.mixing, data.probes) == (None, None, None)
+    assert training.report_to in ("none", [])  # a word of its own
+    assert parse([*args, *ALONE, "--probes", "none", "--probes", "lab:probes-unseen"])[0].probes == "lab:probes-unseen"
+    assert parse([*args, *ALONE, "--probes", "lab:probes-unseen", "--probes", "none"])[0].probes is None
+    with pytest.raises(RecipeError, match="invalid int value: 'none'"):  # what has no default of nothing
+        parse([*args, *ALONE, "--gamma", "none"])
+
+
 def test_nested_values_reach_the_configuration(tmp_path):
     text = "dataset_name: lab:new\nfew_shot_examples:\n- {query: q, answer: a}\nchat_template_kwargs: {x: false}"
     _, training_args, _ = parse(write(tmp_path, text))
@@ -213,13 +227,13 @@ def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
         "c.main(['recipes', 'ls']);"
         "print(os.path.isfile(resolve_model('lab:teacher') + '/model.safetensors'));"
         "print(os.path.isfile(os.path.dirname(lupi_trainer.__file__) + '/py.typed'));"
-        "from lupi_trainer.data.records import find_data; print(find_data('data/probes_en.json'))"
+        "from lupi_trainer.data.files import find_data; print(find_data('data/probes_en.json'))"
     )
     out = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
     ).stdout
     lines = out.splitlines()
     assert lines[0].startswith(str(tmp_path)) and lines[1].startswith(str(tmp_path))
-    assert lines[2:-3] == list_recipes()
+    assert lines[2:-3] == list_recipes(*SHIPPED)
     assert lines[-3:-1] == ["True", "True"]
     assert lines[-1] == str(tmp_path / "site" / "lupi_trainer" / "shipped" / "probes_en.json")

@@ -1,0 +1,119 @@
+"""The rules of the shipped data set, beyond those of training: `lupi data check --schema culture`.
+
+A record has `id`, `category`, `query`, `knowledge`, `sources`, `word_count` and `weakness_addressed`; a probe has the
+`record_id` of one, `question` and `answers`, of which the first occurs in the knowledge of its record.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from . import check
+from .answers import normalize
+from .check import Problem, accepted, asked, is_text, is_text_list
+from .records import record_name
+
+
+TEXTS, LISTS = ("id", "category", "query", "knowledge"), ("sources", "weakness_addressed")
+SAME_QUERY, SAME_KNOWLEDGE = 0.8, 0.5  # share of common words, and of common runs of three words
+SAME_QUESTION = 0.25  # share of common runs of three letters, of two questions with a common answer
+
+
+def word_runs(text: str, length: int) -> set[str]:
+    """Every run of `length` words of a text, normalized; all of the text where it has fewer."""
+    words = normalize(text).split()
+    return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
+
+
+def letter_runs(text: str) -> set[str]:
+    """Every run of three letters of a normalized text, spaces left out."""
+    letters = text.replace(" ", "")
+    return {letters[i : i + 3] for i in range(len(letters) - 2)}
+
+
+def near_pairs(sets: list[set[str]], share: float) -> Iterator[tuple[int, int, float]]:
+    """Pairs (i, j, Jaccard similarity), i < j, of sets that are at least `share` alike: all of them, and no other.
+
+    Two such sets have a common element among the rarest `len - ceil(share * len) + 1` of each (prefix filtering;
+    Bayardo et al., Scaling Up All Pairs Similarity Search, WWW 2007), so only these are looked up.
+    """
+    count = Counter(element for one in sets for element in one)
+    places: dict[str, list[int]] = {}
+    for j, one in enumerate(sets):
+        rarest = sorted(one, key=lambda element: (count[element], element))
+        prefix = rarest[: len(one) - math.ceil(share * len(one)) + 1] if one else []
+        for i in sorted({i for element in prefix for i in places.get(element, ())}):
+            similarity = len(one & sets[i]) / len(one | sets[i])
+            if similarity >= share:
+                yield i, j, similarity
+        for element in prefix:
+            places.setdefault(element, []).append(j)
+
+
+def check_fields(record: dict[str, Any], min_words: int, max_words: int) -> Iterator[tuple[str, str, str]]:
+    """(kind, message, what was found) of every fault of one record by itself."""
+    for field in (*TEXTS, *LISTS, "word_count"):
+        if field not in record:
+            yield "field", f"no `{field}`", ""
+    for field in TEXTS:
+        if field in record and not is_text(record[field]):
+            yield "field", f"`{field}` must be a text that is not empty", f", got {record[field]!r}"
+    for field in LISTS:
+        if field in record and not is_text_list(record[field]):
+            yield "field", f"`{field}` must be a list of texts, none empty", f", got {record[field]!r}"
+    if not is_text(record.get("knowledge")):
+        return
+    words = len(record["knowledge"].split())
+    if not min_words <= words <= max_words:
+        yield "length", f"its knowledge must have {min_words} to {max_words} words", f", has {words}"
+    if "word_count" in record and record["word_count"] != words:
+        yield "word_count", "`word_count` is not that of its knowledge", f": {record['word_count']!r}, {words} words"
+
+
+def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_words: int = 160) -> list[Problem]:
+    """Every fault of a list of records.
+
+    Args:
+        records: as read from a file.
+        min_words, max_words: the bounds of the knowledge, in words between white space (both languages).
+
+    Returns:
+        Problems of the kinds `field`, `length`, `word_count`, `id` (used twice) and `duplicate` (queries or knowledge
+        that are nearly the same), in the order of the records.
+    """
+    names = [record_name(record, number) for number, record in enumerate(records)]
+    found: list[list[Problem]] = [[] for _ in records]
+    first: dict[str, int] = {}
+    for number, record in enumerate(records):
+        for kind, message, what in check_fields(record, min_words, max_words):
+            found[number].append(Problem(kind, names[number], message, what))
+        if is_text(record.get("id")) and first.setdefault(record["id"], number) != number:
+            where = f": number {first[record['id']]}"
+            found[number].append(Problem("id", names[number], "its id is that of another record", where))
+    for field, length, share in (("query", 1, SAME_QUERY), ("knowledge", 3, SAME_KNOWLEDGE)):
+        texts = [record[field] if is_text(record.get(field)) else "" for record in records]
+        for i, j, similarity in near_pairs([word_runs(text, length) for text in texts], share):
+            message = f"its {field} is nearly that of another record"
+            found[j].append(Problem("duplicate", names[j], message, f": {similarity:.0%} that of {names[i]}"))
+    return [problem for problems in found for problem in problems]
+
+
+def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | None = None) -> list[Problem]:
+    """Every fault of closed-book questions, as [`check.check_probes`], whose doubts are problems here; also of the
+    kinds `field` (no `record_id`) and `duplicate` (two that have an answer in common and are nearly the same)."""
+    found = [replace(problem, doubt=False) for problem in check.check_probes(probes, records)]
+    names = ["probe of " + record_name(probe, number) for number, probe in enumerate(probes)]
+    for number, probe in enumerate(probes):
+        if not is_text(probe.get("record_id")):
+            what = f", got {probe.get('record_id')!r}"
+            found.append(Problem("field", names[number], "`record_id` must be a text that is not empty", what))
+    questions = [normalize(asked(probe)) for probe in probes]
+    for i, j, _ in near_pairs([letter_runs(question) for question in questions], SAME_QUESTION):
+        common = {normalize(a) for a in accepted(probes[i])} & {normalize(a) for a in accepted(probes[j])}
+        if common and questions[i] != questions[j]:
+            message = "its question is nearly another one, with the same answer"
+            what = f": number {i}, {min(common)!r}: {probes[i]['question']!r}"
+            found.append(Problem("duplicate", names[j], message, what))
+    return found

@@ -1,0 +1,75 @@
+"""`lupi new`: a folder with a recipe for one's own records, a short one that says when to change what."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .new_recipe import Found
+
+
+HELP = "begin: write a recipe for your own records into a folder"
+DESCRIPTION = """\
+Writes FOLDER/recipe.yaml, for the records and probes that lie in the folder (.json or .jsonl; they are told apart by
+what is in them). Where there are none, a few examples of their form are written beside it. Nothing is written over.
+
+  lupi new handbook                                       the student is its own teacher: one small model, an adapter
+  lupi new handbook --teacher Qwen/Qwen3-32B              a larger teacher, loaded beside the student
+  lupi new handbook --teacher http://localhost:8000       a teacher on a vLLM server
+"""
+MODELS = {"cpu": "HuggingFaceTB/SmolLM2-135M-Instruct", "cuda": "Qwen/Qwen3-4B"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class, parser.description = argparse.RawDescriptionHelpFormatter, DESCRIPTION
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="is made if it is not there")
+    add("--model", help=f"the student (default: {MODELS['cpu']} on a CPU, {MODELS['cuda']} on a GPU)")
+    add("--teacher", help="a name, a path, or the URL of a vLLM server (default: the student, reading the knowledge)")
+    add("--records", help="file of records, if it is not the one in the folder")
+    add("--probes", help="file of closed-book questions, if it is not the one in the folder")
+    add("--device", choices=tuple(MODELS), help="where it will be trained (default: the GPU, if there is one)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the recipe, and say what comes next.
+
+    Raises:
+        FileExistsError: there is a recipe already.
+        ValueError: a file that cannot be read, or several files that may be meant.
+    """
+    from .new_recipe import find_files, make_examples, recipe_text
+
+    path = args.folder / "recipe.yaml"
+    if args.folder.exists() and not args.folder.is_dir():
+        raise FileExistsError(f"{args.folder} is a file: name a folder for the recipe")
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; nothing was written")
+    found = find_files(args.folder, args.records, args.probes)
+    device = args.device or default_device()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if found.records is None:
+        found = make_examples(args.folder, found)
+    model = args.model or MODELS[device]
+    path.write_text(recipe_text(found, model, args.teacher, device, args.folder), encoding="utf-8")
+    print(f"{path}: {len(found.rows)} records" + (f", probes from {found.probes}" if found.probes else ", no probes"))
+    print("Next:", *next_commands(args.folder, found, model, args.teacher), sep="\n  ")
+    return 0
+
+
+def next_commands(folder: Path, found: "Found", model: str, teacher: str | None) -> list[str]:
+    """From the records to a student that is asked."""
+    run, probes = (folder / "run").as_posix(), f" --probes {found.probes}" if found.probes else ""
+    commands = [f"lupi data check {found.records}{probes}", f"lupi skd --config {(folder / 'recipe.yaml').as_posix()}"]
+    if found.probes:
+        reader = "" if teacher and teacher.startswith("http") else f" --teacher {teacher or model}"
+        commands.append(f"lupi evaluate --model {run} --before {model}{reader}{probes} --records {found.records}")
+    merged = (folder / "student").as_posix()
+    return [*commands, f"lupi merge {run} --out {merged}", f'lupi ask {merged} "..."']
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
