@@ -8,7 +8,7 @@ import sys
 
 from .scripts import (
     compare,
-    data_check,
+    data,
     demo,
     evaluate,
     generate,
@@ -33,7 +33,7 @@ COMMANDS = {
     "restore": restore,
     "merge": merge,
     "push": push,
-    "data": data_check,
+    "data": data,
     "compare": compare,
     "sweep": sweep,
     "inspect": inspect,

@@ -5,13 +5,11 @@ import json
 from pathlib import Path
 
 
-HELP = "check a file of records"
+HELP = "name every fault of a file of records; exit status 1 if there is any"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = actions.add_parser("check", help="name every fault of a file of records; exit status 1 if there is any")
-    add = check.add_argument
+    add = parser.add_argument
     add("file", type=Path, nargs="?", help="records: a JSON or JSONL file")
     add("--probes", type=Path, help="closed-book questions about them, or without them general ones: a file")
     add("--min_words", type=int, default=80, help="shortest knowledge, in words")

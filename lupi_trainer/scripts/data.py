@@ -1,0 +1,20 @@
+"""`lupi data`: what is done with files of records before anything is trained on them."""
+
+import argparse
+
+from . import data_check, data_select
+
+
+HELP = "check a file of records, or select what can be taught"
+ACTIONS = {"check": data_check, "select": data_select}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, script in ACTIONS.items():
+        script.add_arguments(actions.add_parser(name, help=script.HELP))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Do what the action says; returns the exit status."""
+    return ACTIONS[args.action].main(args)
