@@ -5,6 +5,8 @@ in four bits (Q4_1, GGUF); that is converted once to float32, into a folder that
 the weights of the two sources differ by rounding.
 
     python -m lupi_trainer.lab.real     # prints the folder, and nothing else on the standard output
+
+The converted folder in the cache is `lab:smollm2` wherever a model is named.
 """
 
 import argparse

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from lupi_trainer.lab import real
+from lupi_trainer.lab import real, resolve_model
 
 
 @pytest.fixture
@@ -90,7 +90,13 @@ def test_what_cannot_work_is_said_in_a_line(tmp_path, no_hub, monkeypatch, capsy
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("LUPI_CACHE", str(tmp_path))
-    assert real.default_folder() == tmp_path / "smollm2-135m-instruct"
+    folder = real.default_folder()
+    assert folder == tmp_path / "smollm2-135m-instruct"
+    with pytest.raises(ValueError, match="lab:smollm2 is not in .* yet: python -m lupi_trainer.lab.real"):
+        resolve_model("lab:smollm2")
+    folder.mkdir()
+    real.write_manifest(folder)
+    assert resolve_model("lab:smollm2") == str(folder)
     monkeypatch.delenv("LUPI_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert real.default_folder() == tmp_path / "lupi_trainer" / "smollm2-135m-instruct"
