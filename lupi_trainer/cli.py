@@ -17,6 +17,7 @@ from .scripts import (
     plot,
     prune,
     push,
+    real,
     recipes,
     restore,
     run,
@@ -40,6 +41,7 @@ COMMANDS = {
     "plot": plot,
     "recipes": recipes,
     "demo": demo,
+    "real": real,
 }
 
 

@@ -1,4 +1,4 @@
-"""The task of the real model is fair: the knowledge answers what is asked, and unseen phrasings are not nearly trained."""
+"""The task of the real model is fair: what it asks can be read, and no unseen phrasing is nearly a trained one."""
 
 import collections
 import re
