@@ -81,6 +81,10 @@ class LUPISKDConfig(DistillationConfig):
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
+        teacher_prompt_cache_mb (`int`, *optional*, defaults to `0`):
+            Keep so many megabytes (2**20 bytes) of the keys and values of prompts that the teacher has read, beside
+            it, and read them no more in later epochs. For a teacher that training does not change. The text is the
+            same but for rounding, so a resumed run equals an unbroken one only but for rounding. `0` keeps none.
         reuse_verification (`bool`, *optional*, defaults to `True`):
             Take the teacher's hidden states for the loss from the verification, so that a training step runs the
             teacher once. Only where the rollout is speculative; the loss is the same.
@@ -197,6 +201,9 @@ class LUPISKDConfig(DistillationConfig):
     pack_weights: str = field(  # or a bool, as a recipe's `true` is
         default="auto", metadata={"help": "Lay float32 weights out for the CPU in a rollout: auto, true or false."}
     )
+    teacher_prompt_cache_mb: int = field(
+        default=0, metadata={"help": "Megabytes of read teacher prompts that are kept from step to step; 0: none."}
+    )
     max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
     reuse_verification: bool = field(
         default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
@@ -252,6 +259,8 @@ class LUPISKDConfig(DistillationConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_slots is not None and self.max_slots < 1:
             raise ValueError(f"max_slots must be at least 1 or null, got {self.max_slots}")
+        if self.teacher_prompt_cache_mb < 0:
+            raise ValueError(f"teacher_prompt_cache_mb must not be negative, got {self.teacher_prompt_cache_mb}")
         if self.record_rollouts < 0:
             raise ValueError(f"record_rollouts must not be negative, got {self.record_rollouts}")
         if not 0.0 <= self.teacher_min_prob <= 1.0:

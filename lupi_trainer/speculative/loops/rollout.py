@@ -9,6 +9,7 @@ from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..runners.attention import ragged_attention
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
+from ..runners.prompt_store import PromptStore
 from ..runners.support import evaluating
 from .checks import token_ids
 from .request import Request
@@ -45,6 +46,7 @@ def skd_rollout(
     vocab_size: int | None = None,
     return_teacher_hidden: bool = False,
     lockstep: Lockstep | None = None,
+    teacher_prompt_store: PromptStore | None = None,
 ) -> Rollout:
     """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
 
@@ -82,6 +84,8 @@ def skd_rollout(
             likeliest tokens that it returned.
         lockstep: where weights are sharded over processes, and each has rows of its own: keeps their numbers of
             forwards equal.
+        teacher_prompt_store: keeps what the teacher has read of its prompts for later rollouts, which read others
+            only; for a teacher whose weights stay as they are. Texts are the same but for rounding.
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
@@ -106,6 +110,7 @@ def skd_rollout(
         trace_rows=sorted(set(trace_rows)),
         lockstep=Alone() if lockstep is None else lockstep,
         compile=compile,
+        teacher_prompt_store=teacher_prompt_store,
     ).checked(student, teacher)
     # another process in lockstep may run the student
     drafts_matter = on_block is not None or request.trace_rows or request.lockstep.together
