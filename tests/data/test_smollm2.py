@@ -1,6 +1,7 @@
 """The task of the real model is fair: what it asks can be read, and no unseen phrasing is nearly a trained one."""
 
 import collections
+import json
 import re
 from pathlib import Path
 
@@ -43,8 +44,23 @@ def test_what_is_trained_is_what_is_asked_with_the_whole_paragraph():
 def test_the_facts_cover_the_categories_and_those_for_tuning_are_others():
     reported, tuning = probes("probes"), probes("probes_tuning")
     count = collections.Counter(p["category"] for p in reported)
-    assert count.keys() == CATEGORIES and min(count.values()) >= 12 and len(reported) >= 60
+    assert count == dict.fromkeys(CATEGORIES, 13)
     assert len({fact(p) for p in reported + tuning}) == len(reported) + len(tuning)
+
+
+def test_the_facts_are_the_first_that_the_selection_keeps():
+    selection = json.loads((FOLDER / "selection.json").read_text(encoding="utf-8"))
+    kept, reasons = collections.defaultdict(list), collections.Counter()
+    for question in selection["questions"]:
+        reasons[question["reason"]] += 1
+        if question["reason"] == "kept":
+            kept[SOURCE[question["record_id"]]["category"]].append(question["question"])
+    assert {name: selection["counts"][name] for name in ("kept", "unread", "known")} == reasons
+    for name, places in (("probes", slice(13)), ("probes_tuning", slice(13, 16))):
+        asked = collections.defaultdict(list)
+        for probe in probes(name):
+            asked[probe["category"]].append(probe["question"])
+        assert asked == {category: questions[places] for category, questions in kept.items()}
 
 
 def test_each_fact_has_two_unseen_phrasings_that_are_not_nearly_the_trained_one():
