@@ -75,9 +75,9 @@ class LUPISKDConfig(DistillationConfig):
         compile_rollout (`bool`, *optional*, defaults to `False`):
             Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
-            Lay the larger linear layers of models in float32 on a CPU out as the processor wants them, for the time
-            of a rollout: `"auto"` where that can be done (not in mixed precision), `True` or a refusal to run where it
-            cannot, `False` never. The text is the same but for rounding.
+            Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
+            out as it wants them, for the time of a rollout: `"auto"` where that can be done (not in mixed precision),
+            `True` or a refusal to run where it cannot, `False` never. The text is the same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
@@ -199,7 +199,7 @@ class LUPISKDConfig(DistillationConfig):
     )
     compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
     pack_weights: str = field(  # or a bool, as a recipe's `true` is
-        default="auto", metadata={"help": "Lay float32 weights out for the CPU in a rollout: auto, true or false."}
+        default="auto", metadata={"help": "Lay weights out for the CPU in a rollout: auto, true or false."}
     )
     teacher_prompt_cache_mb: int = field(
         default=0, metadata={"help": "Megabytes of read teacher prompts that are kept from step to step; 0: none."}
