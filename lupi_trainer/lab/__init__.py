@@ -22,7 +22,7 @@
 from pathlib import Path
 from typing import Any
 
-from . import real, world
+from . import world
 
 
 LAB_PREFIX = "lab:"
@@ -77,6 +77,8 @@ def resolve_model(name_or_path: str) -> str:
         return name_or_path
     key = name_or_path.removeprefix(LAB_PREFIX)
     if key == REAL_MODEL:
+        from . import real  # here, since `python -m` runs it
+
         folder = real.default_folder()
         if not (folder / real.MANIFEST).is_file():
             raise ValueError(f"{name_or_path} is not in {folder} yet: python -m lupi_trainer.lab.real --source wheel")
