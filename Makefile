@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo test browser test-browser test-vllm test-zero test-versions test-lab test-machines test-mutants test-fast
+.PHONY: demo real test test-real browser test-browser test-vllm test-zero test-versions test-lab test-machines test-mutants test-fast
 .PHONY: lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
@@ -16,8 +16,11 @@ ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy before and after
 	$(BIN)/lupi demo --output_dir runs/demo
 
+real: .venv/.ready  ## A real language model learns real knowledge: gets SmolLM2-135M, teaches it, prints the table
+	$(BIN)/lupi real --output_dir runs/real
+
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab and not real"
 
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
@@ -31,7 +34,7 @@ test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Ch
 	$(BIN)/python -m pytest -m browser tests/inspection/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab and not real and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
@@ -92,6 +95,9 @@ test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with e
 
 test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped; LoRA's recipe teaches it
 	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py
+
+test-real: .venv/.ready  ## SmolLM2-135M is gotten, converted, taught for a few steps, merged and saved
+	$(BIN)/python -m pytest -m real tests/scripts/test_real.py
 
 test-machines: .venv/.ready  ## The numerical tests with the kernels, threads and orders of other machines, one after another
 	$(BIN)/python -m tests.machines

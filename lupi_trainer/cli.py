@@ -22,6 +22,7 @@ from .scripts import (
     plot,
     prune,
     push,
+    real,
     recipes,
     restore,
     run,
@@ -62,6 +63,7 @@ COMMANDS = {
     "plot": plot,
     "recipes": recipes,
     "demo": demo,
+    "real": real,
 }
 
 

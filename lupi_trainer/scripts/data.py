@@ -2,11 +2,11 @@
 
 import argparse
 
-from . import data_check
+from . import data_check, data_select
 
 
-HELP = "check a file of records"
-ACTIONS = {"check": data_check}
+HELP = "check a file of records, or select what can be taught"
+ACTIONS = {"check": data_check, "select": data_select}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

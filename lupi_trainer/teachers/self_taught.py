@@ -42,3 +42,19 @@ def self_teacher(student: Any) -> AdapterDisabled:
             "a student that teaches itself must keep its lm_head as it is: take it out of `modules_to_save`"
         )
     return AdapterDisabled(student)
+
+
+def require_frozen(teacher: AdapterDisabled) -> None:
+    """Refuse a student that changes as its own teacher while it is trained: by biases, for instance.
+
+    Raises:
+        ValueError: weights outside of the adapter are trained (one of them is named).
+    """
+    marks = (teacher.peft_model.base_model.prefix, ".modules_to_save.")
+    trained = (name for name, weight in teacher.peft_model.named_parameters() if weight.requires_grad)
+    changed = next((name for name in trained if not any(mark in name for mark in marks)), None)
+    if changed is not None:
+        raise ValueError(
+            f"teacher_prompt_cache_mb is for a teacher that training does not change, and this one reads {changed}, "
+            "which is trained; set teacher_prompt_cache_mb: 0"
+        )

@@ -133,7 +133,7 @@ SOURCES = {
 }
 
 # What Python does not show, tried out.
-TRIED = {"_dynamo", "_linear_pointwise", "_reorder_linear_weight"}
+TRIED = {"_dynamo", "_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight"}
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
@@ -163,10 +163,11 @@ def test_public_functions_that_are_wrapped():
 
 
 def test_the_engine_s_part_of_torch():
-    weight, x = torch.randn(48, 64), torch.randn(3, 64)
-    packed = of_engine.pack_weight(weight)
-    assert torch.equal(packed.to_dense(), weight)
-    torch.testing.assert_close(of_engine.packed_product(x, packed, None), x @ weight.T)
+    for dtype in of_engine.packed_types():
+        weight, x = torch.randn(48, 64, dtype=dtype), torch.randn(3, 64, dtype=dtype)
+        packed = of_engine.pack_weight(weight)
+        assert torch.equal(packed.to_dense(), weight)
+        torch.testing.assert_close(of_engine.packed_product(x, packed, None), x @ weight.T)
     of_engine.mark_dynamic(x, 0)
     before = torch._dynamo.config.recompile_limit
     with of_engine.at_most_graphs(before + 1):

@@ -12,6 +12,7 @@ from ..rules.gamma import GAMMA_POLICIES, GammaPolicy
 from ..rules.speculative_sampling import Sampling
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.probe import require_own_logits
+from ..runners.prompt_store import PromptStore
 from ..runners.support import base_model, require_support, text_config
 from .checks import at_least_one, check_prompts, one_of
 
@@ -45,6 +46,7 @@ class Request:
     trace_rows: list[int]
     lockstep: Lockstep | Alone
     compile: bool
+    teacher_prompt_store: PromptStore | None = None
 
     def __post_init__(self):
         rows = len(self.student_prompts)
@@ -75,6 +77,12 @@ class Request:
             )
         if isinstance(teacher, RemoteTeacher):
             _check_remote(teacher, self.acceptance, vocab_size, self.compile)
+        if self.teacher_prompt_store is not None:
+            if isinstance(teacher, RemoteTeacher):
+                raise ValueError(
+                    "teacher_prompt_store has no meaning for a remote teacher: its server reads the prompts"
+                )
+            self.teacher_prompt_store.require(teacher)
         check_prompts("student", student, self.student_prompts, self.max_new_tokens)
         check_prompts("teacher", teacher, self.teacher_prompts, self.max_new_tokens)
         require_own_logits(student, "student")

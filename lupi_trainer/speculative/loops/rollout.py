@@ -9,6 +9,7 @@ from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..runners.attention import ragged_attention
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
+from ..runners.prompt_store import PromptStore
 from ..runners.support import evaluating
 from .checks import token_ids
 from .request import Request
@@ -45,6 +46,7 @@ def skd_rollout(
     vocab_size: int | None = None,
     return_teacher_hidden: bool = False,
     lockstep: Lockstep | None = None,
+    teacher_prompt_store: PromptStore | None = None,
 ) -> Rollout:
     """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
 
@@ -71,9 +73,9 @@ def skd_rollout(
         verification: "parallel" (a block in one teacher forward) or "sequential" (a token at a time).
         compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
             graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
-        pack_weights: "auto" lays the larger linear layers of models in float32 on CPUs out as the processor wants them
-            until the rollout has ended; True insists on it, for every model; False leaves all as they are. Texts are
-            the same but for rounding.
+        pack_weights: "auto" lays the larger linear layers of models on CPUs (in float32, and in bfloat16 where the
+            processor has it) out as it wants them until the rollout has ended; True insists on it, for every model;
+            False leaves all as they are. Texts are the same but for rounding.
         on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
             `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.
@@ -83,6 +85,8 @@ def skd_rollout(
             likeliest tokens that it returned.
         lockstep: where weights are sharded over processes, and each has rows of its own: keeps their numbers of
             forwards equal.
+        teacher_prompt_store: keeps what the teacher has read of its prompts for later rollouts, which read others
+            only; for a teacher whose weights stay as they are. Texts are the same but for rounding.
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
@@ -107,6 +111,7 @@ def skd_rollout(
         trace_rows=sorted(set(trace_rows)),
         lockstep=Alone() if lockstep is None else lockstep,
         compile=compile,
+        teacher_prompt_store=teacher_prompt_store,
     ).checked(student, teacher)
     # another process in lockstep may run the student
     drafts_matter = on_block is not None or request.trace_rows or request.lockstep.together

@@ -14,6 +14,7 @@ from ..rules.acceptance import AcceptNone, Judged
 from ..rules.gamma import GAMMA_POLICIES, Fixed, GammaPolicy
 from ..rules.logits import is_distribution, probability, rank
 from ..rules.noise import row_keys
+from ..runners.prompt_store import PromptStore
 from ..runners.remote_runner import RemoteRunner
 from ..runners.runner import Runner
 from ..runners.slots import Slots
@@ -54,8 +55,8 @@ class SKD(Rounds[RolloutStats]):
             raise ValueError("the request was not `checked` for these models")
         slots, vocab_size = request.slots, request.vocab_size
 
-        def run(model, prompts: list[list[int]]) -> Runner:
-            given = request.compile, request.lockstep, request.gamma
+        def run(model, prompts: list[list[int]], store: PromptStore | None = None) -> Runner:
+            given = request.compile, request.lockstep, request.gamma, store
             return Runner(model, prompts, slots, limit, vocab_size, *given)
 
         self.student = run(student, request.student_prompts)
@@ -73,7 +74,7 @@ class SKD(Rounds[RolloutStats]):
                 device=self.student.device,
             )
         else:
-            self.teacher = run(teacher, request.teacher_prompts)
+            self.teacher = run(teacher, request.teacher_prompts, request.teacher_prompt_store)
         runners = [self.student, self.teacher] if self.drafts else [self.teacher]
         device = self.teacher.device
         super().__init__(

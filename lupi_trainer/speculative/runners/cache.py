@@ -138,6 +138,17 @@ class RaggedCache(Cache):
             for buffer in (layer.keys, layer.values):
                 buffer[row, start:] = 0
 
+    def kept(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A copy of the first `length` slots of a row: of each layer, keys and values [length, heads, dim]."""
+        return [(layer.keys[row, :length].clone(), layer.values[row, :length].clone()) for layer in self.layers]
+
+    def restore(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Writes what `kept` has returned into the first slots of a row."""
+        for layer, (keys, values) in zip(self.layers, states):
+            if not layer.is_initialized:
+                layer.lazy_initialization(*(part.transpose(0, 1)[None] for part in (keys, values)))
+            layer.keys[row, : len(keys)], layer.values[row, : len(values)] = keys, values
+
     def copy_rows(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copies the first `length` slots of rows `source` [R] to rows `target` [R] ([1] is copied to all)."""
         for layer in self.layers:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from ...models.private import has_mixed_precision
-from .private import pack_weight, packed_product
+from .private import pack_weight, packed_product, packed_types
 from .support import base_model
 
 
@@ -37,7 +37,7 @@ torch.library.define("lupi_trainer::packed_linear", "(Tensor x, Tensor packed, T
 
 
 def _packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if x.dtype != packed.dtype or torch.is_autocast_enabled("cpu"):
         return linear(x, packed.to_dense(), bias)
     return packed_product(x, packed, bias)
 
@@ -77,7 +77,7 @@ class _PackedWeight:
         self.packed = pack_weight(self.dense)
         for layer in self.layers:
             layer.forward = MethodType(_forward, layer)
-        self.weight.data = torch.full((1,), torch.nan).expand(self.dense.shape)
+        self.weight.data = torch.full((1,), torch.nan, dtype=self.dense.dtype).expand(self.dense.shape)
         if self.storage.resizable():
             self.emptied = True
             self.storage.resize_(0)
@@ -123,12 +123,16 @@ def _is_mixed(model) -> bool:
 
 
 def _can_pack(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it is a plain layer of float32 on a CPU, whose forward nothing else has replaced."""
+    """Whether it is a plain layer on a CPU, of a type that can be packed, whose forward nothing else has replaced."""
     if type(module) is not nn.Linear or "forward" in vars(module) or type(module.weight) is not nn.Parameter:
         return False
     weight = module.weight
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_inference()
-    alone = plain and weight.is_contiguous() and weight.untyped_storage().nbytes() == 4 * weight.numel()
+    plain = weight.device.type == "cpu" and weight.dtype in packed_types() and not weight.is_inference()
+    alone = (
+        plain
+        and weight.is_contiguous()
+        and weight.untyped_storage().nbytes() == weight.element_size() * weight.numel()
+    )
     return alone and weight.numel() >= _SMALLEST
 
 
@@ -174,9 +178,10 @@ def _reason(model) -> str:
     if "cpu" not in devices:
         return f"its weights are on {' and '.join(sorted(devices))}, and only a CPU multiplies with packed ones"
     if _is_mixed(model):
-        return "it runs in mixed precision, and packed weights are float32"
-    if "torch.float32" not in types:
-        return f"its weights are {' and '.join(sorted(types))}, and packed ones are float32"
+        return "it runs in mixed precision, in which packed weights are not used"
+    packable = {str(dtype) for dtype in packed_types()}
+    if not types & packable:
+        return f"its weights are {' and '.join(sorted(types))}, and packed ones are {' or '.join(sorted(packable))}"
     return f"it has no linear layer of {_SMALLEST} numbers or more that is nn.Linear's own and alone holds its weight"
 
 
@@ -200,7 +205,8 @@ def _release(held: list[_PackedWeight], use: object) -> None:
 
 @contextmanager
 def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Generator[None]:
-    """Inside, without gradients, larger linear layers of float32 on CPUs multiply with packed weights.
+    """Inside, without gradients, larger linear layers on CPUs multiply with packed weights: those of float32, and of
+    bfloat16 where the processor multiplies in it.
 
     Results differ from the layers' own by rounding. The weights come back bit for bit, however the context is left,
     be it half-way through packing. In a use inside another one, and in one that overlaps with it, both share what is

@@ -8,6 +8,7 @@ import torch
 
 from .cache import RaggedCache
 from .lockstep import Alone, Lockstep
+from .prompt_store import PromptStore
 from .support import active, prefill_budget, require_cache
 
 
@@ -30,22 +31,27 @@ class Prefill:
         prompts: list[list[int]],
         needs_buffers: bool,
         lockstep: Lockstep | Alone,
+        store: PromptStore | None = None,
     ):
-        """`needs_buffers`: the cache must have its buffers afterwards, even if the prompts leave nothing to read."""
-        self.model, self.cache, self.prompts, self.lockstep = model, cache, prompts, lockstep
+        """`needs_buffers`: the cache must have its buffers afterwards, even if the prompts leave nothing to read.
+
+        `store`: of this model; prompts are taken from it and put into it, each complete, so no prefix is shared.
+        """
+        self.model, self.cache, self.prompts, self.lockstep, self.store = model, cache, prompts, lockstep, store
         self.needs_buffers = needs_buffers
         self.device = model.get_input_embeddings().weight.device
         distinct: dict[tuple[int, ...], int] = {}
         self.first = [distinct.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]  # of equal ones
         # slot -> the first of the rows whose prompt's keys and values it holds
         self.held: list[int | None] = [None] * cache.window.rows
-        self.prefix = _shared_prefix(prompts)
+        self.prefix = 0 if store is not None else _shared_prefix(prompts)
         self.has_prefix = self.prefix == 0
         self.most_tokens = prefill_budget(model, cache.window.rows, cache.window.slots)
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Has each of `slots` hold the prompt of its row."""
         fresh, donors = self._assign(slots, rows)
+        fresh = [slot for slot in fresh if not self._restored(slot)]
         groups = self._groups(fresh)
         blank = self.needs_buffers and bool(slots) and not groups and not self.cache.layers[0].is_initialized
         forwards = len(groups) + (not self.has_prefix) + blank
@@ -56,6 +62,9 @@ class Prefill:
             self.has_prefix = True
         for group in groups:
             self._read(group, [self._prompt(slot)[self.prefix : -1] for slot in group], self.prefix)
+            if self.store is not None:
+                for slot in group:
+                    self.store.put(self._prompt(slot), self.cache.kept(slot, self._length(slot)))
         if blank:
             self._read([slots[0]], [[0]], 0)
         if donors:
@@ -86,6 +95,13 @@ class Prefill:
 
     def _length(self, slot: int) -> int:
         return len(self._prompt(slot)) - 1
+
+    def _restored(self, slot: int) -> bool:
+        """Whether the slot's prompt was read before, in this rollout or an earlier one, and is in its cache now."""
+        entry = None if self.store is None else self.store.get(self._prompt(slot))
+        if entry is not None:
+            self.cache.restore(slot, entry)
+        return entry is not None
 
     def _assign(self, slots: list[int], rows: list[int]) -> tuple[list[int], dict[int, int]]:
         """Notes what the slots hold from now on; returns those to be read into, and the others -> whose copy."""

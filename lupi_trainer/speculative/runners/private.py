@@ -2,10 +2,10 @@
 
 All of it is here, under names of this package, and `tests/training/test_private.py` fails when one of them is not as
 it is used here: `torch._dynamo` (`maybe_mark_dynamic`, `config.patch(recompile_limit=...)` and two exceptions),
-`torch._higher_order_ops` (`while_loop`), oneDNN's products with packed weights (`_linear_pointwise` and
-`_reorder_linear_weight` of `torch.ops.mkldnn`), and of transformers `_global_mapping`, the table behind its attention
-interfaces, `_is_user_defined` of a cache, and the variables of its running `generate` and
-`_extract_generation_mode_kwargs`. What belongs to models is in `lupi_trainer/models/private.py`.
+`torch._higher_order_ops` (`while_loop`), oneDNN's products with packed weights (`_linear_pointwise`,
+`_reorder_linear_weight` and `_is_mkldnn_bf16_supported` of `torch.ops.mkldnn`), and of transformers `_global_mapping`,
+the table behind its attention interfaces, `_is_user_defined` of a cache, and the variables of its running `generate`
+and `_extract_generation_mode_kwargs`. What belongs to models is in `lupi_trainer/models/private.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
     "mark_dynamic",
     "pack_weight",
     "packed_product",
+    "packed_types",
     "registered",
     "while_loop",
 ]
@@ -51,8 +52,14 @@ def at_most_graphs(number: int) -> AbstractContextManager:
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight [out, in], float32 on a CPU, in the layout that oneDNN multiplies with; `to_dense()` undoes it."""
+    """A weight [out, in] on a CPU, of one of `packed_types()`, as oneDNN multiplies with it; `to_dense` undoes it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def packed_types() -> tuple[torch.dtype, ...]:
+    """The types of weights that can be packed on this processor."""
+    bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if bfloat16 else (torch.float32,)
 
 
 def packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

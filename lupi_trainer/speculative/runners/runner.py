@@ -18,6 +18,7 @@ from .cache import RaggedCache
 from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .prefill import Prefill
+from .prompt_store import PromptStore
 from .steps import any_shape, call, compiled_write, draft, read, span, write
 from .support import active, require_cache, text_config, usable_positions
 
@@ -49,8 +50,9 @@ class Runner:
         compile: bool = False,
         lockstep: Lockstep | Alone = ALONE,
         widest: int = 1,
+        store: PromptStore | None = None,
     ):
-        """`widest`: the most tokens of a row in one call."""
+        """`widest`: the most tokens of a row in one call; `store`: of prompts that the model has read before."""
         self.model, self.vocab_size, self.compile, self.lockstep = model, vocab_size, compile, lockstep
         self.device = model.get_input_embeddings().weight.device
         self.prompts = prompts
@@ -62,7 +64,7 @@ class Runner:
         self.capacity = self.size + (widest - 1 if self.by_length else 0)
         self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.capacity, self.size)
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
-        self.prefill = Prefill(model, self.cache, prompts, compile, lockstep)
+        self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store)
         self.forwards = 0
         self.graphs = Graphs(recorder_for(model) if compile and not lockstep.together else None)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from lupi_trainer.speculative import AdapterDisabled, skd_rollout
 from lupi_trainer.speculative.runners import packed_weights as packed
+from lupi_trainer.speculative.runners.private import packed_types
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
 from tests.speculative.toy_models import FAMILIES, toy
@@ -100,6 +101,26 @@ def test_under_a_precision_of_its_own_a_layer_multiplies_with_the_numbers_themse
     assert ours.dtype == torch.bfloat16 and torch.equal(ours, expected)
 
 
+@pytest.mark.skipif(torch.bfloat16 not in packed_types(), reason="this processor packs float32 alone")
+def test_bfloat16_is_packed_where_the_processor_multiplies_in_it():
+    layer, x = nn.Linear(32, 16, dtype=torch.bfloat16), torch.randn(4, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight[0, :3] = torch.tensor([torch.nan, torch.inf, -0.0])
+        before, expected = layer.weight.detach().view(torch.int16).clone(), layer(x)
+        with packing(layer):
+            assert number_packed(layer) == 1 and layer.packed_weight.packed.dtype == torch.bfloat16
+            assert layer(x).dtype == torch.bfloat16 and layer.weight.dtype == torch.bfloat16
+            torch.testing.assert_close(layer(x)[:, 1:], expected[:, 1:])
+    assert torch.equal(layer.weight.view(torch.int16), before)
+
+
+def test_a_processor_without_it_packs_float32_alone(monkeypatch):
+    monkeypatch.setattr(packed, "packed_types", lambda: (torch.float32,))
+    model = nn.ModuleList([nn.Linear(32, 16, dtype=torch.bfloat16), nn.Linear(32, 16)])
+    with packing(model):
+        assert packed_names(model) == {"1.weight"}
+
+
 def test_a_weight_that_something_else_reads_stays():
     head, embedding, twin = nn.Linear(16, 50, bias=False), nn.Embedding(50, 16), nn.Linear(16, 50, bias=False)
     head.weight = embedding.weight
@@ -125,13 +146,13 @@ def test_small_weights_are_left_alone(monkeypatch):
         assert packed_names(model) == {"1.weight"}
 
 
-def test_what_is_no_plain_layer_in_float32_is_left_alone():
+def test_what_is_no_plain_layer_of_a_known_type_is_left_alone():
     class Own(nn.Linear):
         pass
 
     replaced = nn.Linear(8, 8)
     replaced.forward = lambda x: x + 1
-    model = nn.ModuleList([nn.Linear(8, 8, dtype=torch.bfloat16), Own(8, 8), replaced, nn.Embedding(8, 8)])
+    model = nn.ModuleList([nn.Linear(8, 8, dtype=torch.float16), Own(8, 8), replaced, nn.Embedding(8, 8)])
     with packing(model):
         assert not number_packed(model) and torch.equal(replaced(torch.ones(8)), torch.full((8,), 2.0))
     assert "forward" in vars(replaced)
