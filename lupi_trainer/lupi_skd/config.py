@@ -46,8 +46,8 @@ class LUPISKDConfig(DistillationConfig):
             Longest teacher prompt in tokens. A longer one is an error that names the record; nothing is cut.
 
         allow_special_tokens (`bool`, *optional*, defaults to `False`):
-            Let records spell out special tokens, such as `</s>`, which models read as control tokens. Otherwise such
-            a record is refused.
+            Let records spell out special tokens, such as `</s>`, which models read as control tokens. Otherwise
+            such a record is refused.
 
         > Parameters that control the rollout
 
@@ -210,7 +210,7 @@ class LUPISKDConfig(DistillationConfig):
         default="auto", metadata={"help": "Lay weights out for the CPU in a rollout: auto, true or false."}
     )
     teacher_prompt_cache_mb: int = field(
-        default=0, metadata={"help": "Megabytes of read teacher prompts that are kept from step to step; 0: none."}
+        default=0, metadata={"help": "Megabytes of the teacher's prompts that are kept; 0: none."}
     )
     max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
     reuse_verification: bool = field(
