@@ -43,7 +43,7 @@ class LUPISKDConfig(DistillationConfig):
         knowledge_template (`str`, *optional*):
             The teacher's last user turn. Defaults to `"[Background Knowledge]\n{privileged_context}\n\n{query}"`.
         max_teacher_prompt_length (`int`, *optional*, defaults to `4096`):
-            Longest teacher prompt in tokens. A longer one is an error that names the record; nothing is cut.
+            Longest teacher prompt in tokens. A longer one is refused, by record.
 
         allow_special_tokens (`bool`, *optional*, defaults to `False`):
             Let records spell out special tokens, such as `</s>`, which models read as control tokens. Otherwise
