@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from ..training.loss_totals import LossTotals
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 from .token_means import TokenMeans
@@ -46,24 +47,13 @@ class EpochSampler(Sampler[int]):
         return len(self.sampler)
 
 
-class ExactResume(TokenMeans):
+class ExactResume(LossTotals, TokenMeans):
     """For [`LUPISKDTrainer`]: a checkpoint holds all of the run's state, each process's own."""
 
     args: LUPISKDConfig
     train_dataset: Any
     _rollout_totals: dict[str, RolloutTotals]
     _gamma_policy: Any
-    _total_is_known = False  # the losses of all steps since the run began, also of those before it was resumed
-
-    def train(self, *args: Any, **kwargs: Any):
-        self._total_is_known = False
-        output = super().train(*args, **kwargs)
-        return output._replace(training_loss=output.metrics["train_loss"])
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._total_is_known and "train_loss" in logs:
-            logs["train_loss"] = self.loss_total / self.state.global_step  # the parent divides by its own steps
-        super().log(logs, start_time)
 
     def train_sampler(self, dataset):
         return EpochSampler(super().train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
@@ -89,9 +79,6 @@ class ExactResume(TokenMeans):
             "totals": {mode: asdict(totals) for mode, totals in self._rollout_totals.items()},
             "gamma_policy": self._gamma_policy.state() if hasattr(self._gamma_policy, "state") else None,
             "since_last_log": {
-                "step": self.last_logged_step,
-                "loss": self.loss_since_log.item(),
-                "total": self.loss_total,
                 "tokens": None if (sums := self.token_sums["train"]) is None else sums.tolist(),
                 "metrics": self.metric_lists["train"],
             },
@@ -106,7 +93,7 @@ class ExactResume(TokenMeans):
         paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            logger.warning(f"{checkpoint} holds no rollout state: totals, gamma policy and open averages start anew.")
+            logger.warning(f"{checkpoint} holds no rollout state: totals, gamma policy and open means start anew.")
             return
         state = json.loads(path.read_text(encoding="utf-8"))
         now = self._data_order()
@@ -121,11 +108,7 @@ class ExactResume(TokenMeans):
         if state["gamma_policy"] is not None and hasattr(self._gamma_policy, "restore"):
             self._gamma_policy.restore(state["gamma_policy"])
         open_interval = state["since_last_log"]
-        self.last_logged_step = open_interval["step"]
-        self.loss_since_log.fill_(open_interval["loss"])
         for name, values in open_interval["metrics"].items():
             self.metric_lists["train"][name] = values
         if (sums := open_interval.get("tokens")) is not None:
             self.token_sums["train"] = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
-        if "total" in open_interval:  # not of a checkpoint of an earlier version
-            self.loss_total, self._total_is_known = open_interval["total"], True

@@ -14,7 +14,7 @@ WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.
 # Weights are safetensors and nothing else: a pickle runs code when it is read.
 _SENT = {".safetensors", ".json", ".jinja", ".md", ".txt", ".model", ".tiktoken", ".py"}
 _OF_THE_RUN = re.compile(
-    r"trainer_state\.json|checkpoint_manifest\.json|rollout_state_\d+\.json|metrics\.json|kd_result\.json"
+    r"trainer_state\.json|checkpoint_manifest\.json|(?:rollout|loss)_state_\d+\.json|metrics\.json|kd_result\.json"
     r"|sweep_settings\.json"
 )
 _FOLDERS_OF_THE_RUN = {"wandb", "runs", "trackio"}

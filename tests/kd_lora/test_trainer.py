@@ -271,3 +271,22 @@ def test_the_card_names_the_method(tmp_path):
     card = (tmp_path / "run" / "README.md").read_text()
     assert "KD-LoRA" in card and "2410.20777" in card and "kd-lora" in card
     assert KDLoRATrainer.method_name == "KD-LoRA"
+
+
+def test_a_resumed_run_logs_the_losses_of_the_unbroken_one(tmp_path):
+    """It is cut off between two logs."""
+    options = {
+        "config_max_steps": 4,
+        "config_logging_steps": 2,
+        "config_save_strategy": "steps",
+        "config_save_steps": 1,
+    }
+    full, unbroken = make_kd_trainer(tmp_path, **options)
+    ended = full.train().training_loss
+    for checkpoint in ("checkpoint-1", "checkpoint-3"):
+        again, resumed = make_kd_trainer(tmp_path, **options)
+        again.args.output_dir = str(tmp_path / "again")
+        output = again.train(resume_from_checkpoint=str(tmp_path / "run" / checkpoint))
+        assert output.training_loss == output.metrics["train_loss"] == pytest.approx(ended, rel=1e-5)
+        assert resumed.losses == pytest.approx(unbroken.losses[-len(resumed.losses) :], rel=1e-5)
+        assert len(resumed.losses) == (2 if checkpoint == "checkpoint-1" else 1)

@@ -54,6 +54,8 @@ def test_resumed_it_goes_on_as_if_unbroken_and_keeps_few_checkpoints(tmp_path, a
     assert [log["step"] for log in first.logs] == [5]
     for key in ("loss", "loss/head_4", "head_weight/2", "grad_norm"):
         assert first.logs[0][key] == pytest.approx(unbroken.logs[4][key], rel=1e-5), key
+    ends = [trainer.state.log_history[-1]["train_loss"] for trainer in (full, broken)]
+    assert ends[1] == pytest.approx(ends[0], rel=1e-5)
 
 
 def test_a_critic_resumes_where_the_model_is_loaded_in_another_way(tmp_path, monkeypatch):
