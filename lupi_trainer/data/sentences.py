@@ -8,14 +8,14 @@ _TITLES = "st ft mt mr mrs ms messrs dr prof rev hon adm gen maj col capt lt sgt
 # ... those that a number follows, if it does ...
 _NUMBERED = "no nos vol vols ch fig figs p pp op art sec para ca cf".split()
 # ... and those that may end one all the same
-_SHORT = "jr sr ed ave blvd approx est dept inc ltd corp co bros etc al".split()
+_SHORT = "jr sr ed ave blvd approx est dept inc ltd corp co bros etc al kor jpn chin".split()
 _SHORT += "jan feb mar apr jun jul aug sep sept oct nov dec".split()
 _UNITS = "in ft oz lb lbs yd mi km cm mm hr hrs min sec yr yrs max avg".split()
 # words that begin a sentence, whatever is before them
 _STARTERS = """A An The This That These Those There It Its He His She Her They Their We Our You Your I My In On At
 By From After But And So Then However Also Although As When While If For With Another Both Each Some""".split()
 _NEAR = 40  # letters that are looked at before a full stop and behind it
-_END = re.compile(r"[.!?]+[\"')\]\u201d\u2019\u300d\u300f]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*|\n")
+_END = re.compile(r"[.!?\u2026]+[\"')\]\u201d\u2019\u300d\u300f]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*|\n")
 _WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*\Z")
 _HANGUL = re.compile(r"[\uac00-\ud7a3]")
 
@@ -32,9 +32,10 @@ def _goes_on(before: str, after: str) -> bool:
     if word is None:
         return False
     letters, name = word[0].split("."), word[0].casefold()
-    if name in _TITLES or name in _NUMBERED and after[:1].isdigit():
-        return True
-    if following and following[0] in _STARTERS:
+    begins = following is not None and following[0] in _STARTERS
+    if name in _TITLES and not (name == "st" and begins) or name in _NUMBERED and after[:1].isdigit():
+        return True  # "Downing St. He": a street, not a saint
+    if begins:
         return False
     if len(letters) > 1:
         return max(map(len, letters)) <= 2  # U.S., B.C., Ph.D.
@@ -43,12 +44,20 @@ def _goes_on(before: str, after: str) -> bool:
     return name in _SHORT or name in _UNITS and after[:1].islower()
 
 
+def _is_inside(end: str, after: str) -> bool:
+    """Whether marks between two texts of one line are a pause ("Wait... it"), or part of a name ("Yahoo! Inc.")."""
+    if re.match(r"\.{2,}|\u2026", end):
+        return after[:1].islower()
+    word = re.match(r"[^\W\d_]+(?=\.)", after)
+    return end.startswith("!") and word is not None and word[0].casefold() in _SHORT
+
+
 def first_sentence(text: str) -> str:
     """The first sentence of a text, with its end; a line ends one, too, and an abbreviation does not."""
     text = text.strip()
     for end in _END.finditer(text):
         before, after = text[max(end.start() - _NEAR, 0) : end.start()], text[end.end() : end.end() + _NEAR]
-        if end[0].startswith(".") and "\n" not in end[0] and _goes_on(before, after):
+        if "\n" not in end[0] and (end[0].startswith(".") and _goes_on(before, after) or _is_inside(end[0], after)):
             continue
         return text[: end.end()].strip()
     return text

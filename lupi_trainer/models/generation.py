@@ -108,7 +108,7 @@ def _fault(config: Any) -> str | None:
     try:
         config.validate(strict=True)
         config.to_json_string()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         return str(error)
     return None
 
@@ -132,8 +132,9 @@ def _plain_numbers(config: Any) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """A number, or several of them, of torch or numpy as Python's; whatever else as it is."""
-    if isinstance(value, (list, tuple)) and any(hasattr(part, "tolist") for part in value):
-        return [_plain(part) for part in value]
+    if isinstance(value, (list, tuple)):
+        parts = [_plain(part) for part in value]
+        return value if all(new is old for new, old in zip(parts, value)) else parts
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -33,7 +33,9 @@ class GivenData(TrainerHooks):
             for name, part in eval_dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
+        if isinstance(eval_dataset, str):
+            self._named(eval_dataset)
+        elif eval_dataset is not None:
             eval_dataset = self.ready(eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -41,7 +43,16 @@ class GivenData(TrainerHooks):
         if isinstance(test_dataset, dict):
             parts = test_dataset.items()
             return {name: self.predict(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in parts}
+        if isinstance(test_dataset, str):
+            return super().predict(self._named(test_dataset), ignore_keys, metric_key_prefix)
         return super().predict(self.ready(test_dataset), ignore_keys, metric_key_prefix)
+
+    def _named(self, name: str) -> Any:
+        """One of the run's own sets, which are made ready already."""
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        if name not in sets:
+            raise ValueError(f"there is no evaluation set {name!r}: `eval_dataset` has {sorted(sets) or 'no names'}")
+        return sets[name]
 
     def get_test_dataloader(self, test_dataset: Any):
         return self.get_eval_dataloader(test_dataset)  # which may be a stream

@@ -103,6 +103,12 @@ def test_a_number_is_no_part_of_another(answer, right, wrong):
         ("It is art.", " It is old."),
         ("Tamo is it.", " gora is not."),
         ("It is Tamo", "\nGora"),
+        ("Wait... it is Tamo.", " Not Gora."),
+        ("Wait\u2026 it is Tamo.", " Not Gora."),
+        ("Tamo\u2026", " Gora is not."),
+        ("It is Yahoo! Inc. of Tamo.", " It was sold."),
+        ("It lived in Downing St.", " He left."),
+        ("It is Dokdo (Kor. 독도).", " It is small."),
     ],
 )
 def test_a_sentence_ends_where_it_does(first, rest):

@@ -57,6 +57,7 @@ def test_without_a_tokenizer_the_models_ids_count_alone():
         ({"output_scores": True, "pad_token_id": -1}, {}, "output_scores=True had no effect"),
         ({"repetition_penalty": np.float32(1.5)}, {"repetition_penalty": 1.5}, "repetition_penalty=.* of another lib"),
         ({"eos_token_id": torch.tensor([2, 5])}, {"eos_token_id": [2, 5]}, "eos_token_id=.* of another library"),
+        ({"bad_words_ids": [[np.int64(5)]]}, {"bad_words_ids": [[5]]}, "bad_words_ids=.* of another library"),
         ({"eos_token_id": [2, np.int64(5)]}, {"eos_token_id": [2, 5]}, "eos_token_id=.* of another library"),
     ],
 )

@@ -40,6 +40,8 @@ def test_records_in_any_form_give_the_loss_of_the_constructor_s_own(tmp_path):
         for part, output in parts:
             assert output.metrics[f"test_{part}_loss" if part else "test_loss"] == pytest.approx(expected), name
         trainer, _ = make_trainer(tmp_path, eval_dataset=data)
+        if name == "dict":
+            assert trainer.predict("b").metrics["test_loss"] == pytest.approx(expected)
         assert losses(trainer.evaluate(), "eval") == pytest.approx([expected] * (1 + (name == "dict"))), name
 
 
@@ -49,10 +51,13 @@ def test_records_are_checked_as_in_the_constructor(tmp_path):
     for give in (trainer.evaluate, trainer.predict, lambda data: trainer.evaluate({"a": RECORDS, "b": data})):
         with pytest.raises(ValueError, match=f"{long['id']}.*max_teacher_prompt_length"):
             give([*RECORDS[:2], long])
-        with pytest.raises(ValueError, match=r"record 'x' \(number 1\): the query is empty"):
+        with pytest.raises(ValueError, match=r"record 'x' \(number 1\): the prompt is empty"):
             give([RECORDS[0], {"id": "x", "query": "", "knowledge": "k"}])
         with pytest.raises(ValueError, match="no column.*privileged_context"):
             give(Dataset.from_list([{"prompt": "q"}]))
+    for give in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="no evaluation set 'b': `eval_dataset` has no names"):
+            give("b")
 
 
 def test_workers_that_stay_read_what_is_given(tmp_path):
