@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from ..training.loss_totals import LossTotals
+from ..training.loss_totals import LossTotals, read_state
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 from .token_means import TokenMeans
@@ -90,12 +90,10 @@ class ExactResume(LossTotals, TokenMeans):
         super().load_process_state(checkpoint)
         if checkpoint is None:
             return
-        paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
+        state = read_state(checkpoint, STATE_FILE, self.args.process_index)
+        if state is None:
             logger.warning(f"{checkpoint} holds no rollout state: totals, gamma policy and open means start anew.")
             return
-        state = json.loads(path.read_text(encoding="utf-8"))
         now = self._data_order()
         changed = [
             f"{key} was {value}, is {now[key]}" for key, value in state["data_order"].items() if value != now[key]

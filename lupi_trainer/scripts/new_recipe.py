@@ -131,7 +131,7 @@ def text_of(value: str) -> str:
 
 
 def longest_prompt(rows: list[dict[str, Any]]) -> int:
-    """A bound of the teacher's prompts in tokens: a token has two bytes and more."""
+    """A limit for the teacher's prompts in tokens, by a guess: two bytes a token. Training names a longer one."""
     sizes = (len((last_user_text(row["prompt"]) + (knowledge_in(row) or "")).encode()) for row in rows)
     return max(512, math.ceil((max(sizes) / 2 + 256) / 256) * 256)
 

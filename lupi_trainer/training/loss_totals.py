@@ -13,6 +13,14 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "loss_state_{process}.json"
 
 
+def read_state(checkpoint: str | Path, file: str, process: int) -> dict[str, Any] | None:
+    """What a process has left in a checkpoint in `file` (with the place `{process}`); of a run of fewer processes the
+    first one's, and `None` where there is none."""
+    paths = [Path(checkpoint) / file.format(process=number) for number in (process, 0)]
+    path = next((path for path in paths if path.is_file()), None)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
 class LossTotals(TrainerHooks):
     """For a [`~transformers.Trainer`]: a checkpoint holds the sums that its logs are means of, each process's own.
 
@@ -45,12 +53,10 @@ class LossTotals(TrainerHooks):
         super().load_process_state(checkpoint)
         if checkpoint is None:
             return
-        paths = [Path(checkpoint) / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
+        state = read_state(checkpoint, STATE_FILE, self.args.process_index)
+        if state is None:
             logger.warning(f"{checkpoint} holds no sums of losses: the logged means begin anew.")
             return
-        state = json.loads(path.read_text(encoding="utf-8"))
         self.last_logged_step = state["step"]
         self.loss_since_log.fill_(state["since_log"])
         self.loss_total, self._total_is_known = state["total"], True

@@ -9,6 +9,9 @@ import torch
 from .generate_arguments import Ends
 
 
+_NO_TOKEN = 1 << 31  # which no vocabulary has: a StopStringCriteria matches it with nothing
+
+
 class Followed:
     """The `on_tokens` of a decoding for `generate`: ends rows at strings, and feeds a streamer as `generate` does.
 
@@ -28,19 +31,26 @@ class Followed:
         self.streamed = 0
 
     def __call__(self, row: int, tokens: list[int]) -> bool:
-        for token in tokens:
-            if row not in self.lengths:
-                self.texts[row].append(token)
-                if self._ends(self.texts[row]):
-                    self.lengths[row] = len(self.texts[row]) - self.start
+        if row not in self.lengths:
+            text = self.texts[row]
+            ended = self._ends(text, tokens)
+            text += tokens if ended is None else tokens[: ended + 1]
+            if ended is not None:
+                self.lengths[row] = len(text) - self.start
         if self.streamer is not None:
             self._stream()
         return row in self.lengths
 
-    def _ends(self, text: list[int]) -> bool:
-        if text[-1] in self.ends.eos or len(text) - self.start == self.ends.limit:
-            return True
-        return any(criterion(torch.tensor([text]), None).item() for criterion in self.ends.strings)
+    def _ends(self, text: list[int], tokens: list[int]) -> int | None:
+        """The first of the Q tokens after a text with which it ends; `None`: with none of them."""
+        last = self.ends.limit - (len(text) - self.start) - 1
+        ends = [token in self.ends.eos or i == last for i, token in enumerate(tokens)]
+        for criterion in self.ends.strings:  # each looks at the end of a text alone, so at a window of it
+            width = criterion.maximum_token_len
+            read = [_NO_TOKEN] * width + text[-width:] + tokens
+            windows = torch.tensor(read[-(width + len(tokens) - 1) :]).unfold(0, width, 1)  # [Q, width]
+            ends = [one or other for one, other in zip(ends, criterion(windows, None).tolist())]
+        return ends.index(True) if any(ends) else None
 
     def _stream(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     RwkvConfig,
     StoppingCriteria,
+    StopStringCriteria,
     TemperatureLogitsWarper,
     TextIteratorStreamer,
     TopKLogitsWarper,
@@ -27,7 +28,8 @@ from transformers.generation.stopping_criteria import EosTokenCriteria
 
 from lupi_trainer.speculative import Fixed, PromptLookup, SpeculativeOutput, SpeculativeStats, draft_and_verify
 from lupi_trainer.speculative.loops import custom_generate
-from lupi_trainer.speculative.loops.generate_arguments import read_sampling
+from lupi_trainer.speculative.loops.generate_arguments import Ends, read_sampling
+from lupi_trainer.speculative.loops.streaming import Followed
 from tests.speculative.toy_models import VOCAB, perturbed, prompts, toy
 
 
@@ -303,3 +305,20 @@ def test_a_model_with_a_state_is_refused_by_name(target, config):
             pair[0].generate(
                 torch.tensor([[5, 6]]), max_new_tokens=4, custom_generate=draft_and_verify, draft_model=pair[1]
             )
+
+
+def test_strings_end_a_block_where_they_end_its_text_token_by_token(tokenizer):
+    """Blocks of all lengths, behind texts shorter and longer than what a criterion looks at."""
+    text = tokenizer("Fova. The song of Fova is Demi. Its ruler is Gora, and its dish Fimu.")["input_ids"]
+    seen = set()
+    for strings in (["Demi"], ["i. I", "zzz"], ["Fova. T"], ["ra,", "ong"], ["nowhere"]):
+        criterion = StopStringCriteria(tokenizer, strings)
+        first = next((n for n in range(2, len(text) + 1) if criterion(torch.tensor([text[:n]]), None).item()), None)
+        for size in (1, 2, 5, len(text)):
+            followed = Followed(torch.tensor([text[:1]]), Ends(1000, [], [criterion]), pad=0)
+            blocks = [text[start : start + size] for start in range(1, len(text), size)]
+            ended = [followed(0, block) for block in blocks]
+            assert followed.lengths.get(0) == (None if first is None else first - 1)
+            assert any(ended) == (first is not None)
+        seen.add(first)
+    assert len(seen) >= 3 and None in seen
