@@ -185,12 +185,12 @@ def load_base_data(source: str, *, config: str | None = None, split: str = "trai
 
 
 def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
-    is_file = source.startswith(LAB_PREFIX) or source.endswith((".json", ".jsonl"))
+    is_file = source.startswith(LAB_PREFIX) or names_records(source)
     if is_file and (config is not None or split != "train"):
         logger.warning(f"{source}: configuration {config!r}, split {split!r}: no effect, since all of a file is read")
     if source.startswith(LAB_PREFIX):
         return load_lab_records(source)
-    if names_records(source):
+    if is_file:
         return read_records(source)
     return load_hub_dataset(source, config, split)
 
