@@ -274,7 +274,7 @@ def test_the_card_names_the_method(tmp_path):
 
 
 def test_a_resumed_run_logs_the_losses_of_the_unbroken_one(tmp_path):
-    """It is cut off between two logs."""
+    """It is cut off between two logs, or behind its last step, when nothing is left to train."""
     options = {
         "config_max_steps": 4,
         "config_logging_steps": 2,
@@ -283,10 +283,9 @@ def test_a_resumed_run_logs_the_losses_of_the_unbroken_one(tmp_path):
     }
     full, unbroken = make_kd_trainer(tmp_path, **options)
     ended = full.train().training_loss
-    for checkpoint in ("checkpoint-1", "checkpoint-3"):
+    for step, logs in ((1, 2), (3, 1), (4, 0)):
         again, resumed = make_kd_trainer(tmp_path, **options)
         again.args.output_dir = str(tmp_path / "again")
-        output = again.train(resume_from_checkpoint=str(tmp_path / "run" / checkpoint))
+        output = again.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
         assert output.training_loss == output.metrics["train_loss"] == pytest.approx(ended, rel=1e-5)
-        assert resumed.losses == pytest.approx(unbroken.losses[-len(resumed.losses) :], rel=1e-5)
-        assert len(resumed.losses) == (2 if checkpoint == "checkpoint-1" else 1)
+        assert resumed.losses == pytest.approx(unbroken.losses[2 - logs :], rel=1e-5)
