@@ -43,17 +43,21 @@ class SpecialTokens:
         Raises:
             ValueError: one does; the message names record and token.
         """
-        if self.pattern is None:
-            return
         for text in filter(None, texts):
-            found = self.pattern.search(text)
-            if found is None and self.normalize is not None:
-                found = self.pattern.search(self.normalize(text))
-            if found is not None:
+            if (found := self.found(text)) is not None:
                 raise ValueError(
-                    f"{name}: its text holds the special token {found[0]!r}, which a model reads as a control token: "
+                    f"{name}: its text holds the special token {found!r}, which a model reads as a control token: "
                     "take it out of the text, or set `allow_special_tokens` where it is meant"
                 )
+
+    def found(self, text: str) -> str | None:
+        """The first special token that a text holds, if there is any."""
+        if self.pattern is None:
+            return None
+        found = self.pattern.search(text)
+        if found is None and self.normalize is not None:
+            found = self.pattern.search(self.normalize(text))
+        return found[0] if found else None
 
     def check_prompts(self, rows: Iterable[dict[str, Any]]) -> None:
         """[`check`] of records with `prompt` (messages) and, where it is there, `privileged_context`."""

@@ -1,12 +1,12 @@
-"""`lupi data`: what is done with files of records before anything is trained on them."""
+"""`lupi data`: what is done with documents and records before anything is trained on them."""
 
 import argparse
 
-from . import data_check, data_select
+from . import data_check, data_make, data_report, data_select
 
 
-HELP = "check a file of records, or select what can be taught"
-ACTIONS = {"check": data_check, "select": data_select}
+HELP = "make records of documents, check a file of records, or select what can be taught"
+ACTIONS = {"make": data_make, "report": data_report, "check": data_check, "select": data_select}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

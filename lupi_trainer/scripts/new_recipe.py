@@ -154,7 +154,16 @@ def teacher_lines(teacher: str | None) -> list[tuple[str, str, str]]:
     ]
 
 
-def recipe_text(found: Found, model: str, teacher: str | None, device: str, folder: Path) -> str:
+def recipe_text(
+    found: Found,
+    model: str,
+    teacher: str | None,
+    device: str,
+    folder: Path,
+    *,
+    persona: str | None = None,
+    longest: int | None = None,
+) -> str:
     """The recipe.
 
     Args:
@@ -163,12 +172,15 @@ def recipe_text(found: Found, model: str, teacher: str | None, device: str, fold
         teacher: a model, the URL of a server, or `None`: the student, which reads the knowledge.
         device: `cpu` or `cuda`.
         folder: the run goes into `run` in it.
+        persona: of the teacher, if it is another than [`PERSONA`].
+        longest: of the teacher's prompts, in tokens; guessed unless given.
     """
     gpu = device == "cuda"
     batch = min(8 if gpu else 4, len(found.rows))  # fewer records than a batch are no step
     epochs = min(30, max(3, math.ceil(STEPS * batch / len(found.rows))))
     steps = epochs * (len(found.rows) // batch)
     assert found.records is not None  # or examples were written
+    spoken, longest = json.dumps(persona or PERSONA, ensure_ascii=False), longest or longest_prompt(found.rows)
     groups: dict[str, list[tuple[str, str, str]]] = {
         "Models": [
             ("model_name_or_path", text_of(model), "the student: the smallest that answers when it reads the text"),
@@ -185,8 +197,16 @@ def recipe_text(found: Found, model: str, teacher: str | None, device: str, fold
             *([("chat_template_kwargs", "{enable_thinking: false}", "it answers at once")] if _thinks(model) else []),
         ],
         "The teacher's prompt": [
-            ("teacher_system_prompt", json.dumps(PERSONA), "how the student shall sound; put your subject in"),
-            ("max_teacher_prompt_length", str(longest_prompt(found.rows)), "tokens; a longer prompt is an error"),
+            (
+                "teacher_system_prompt",
+                spoken,
+                "how the student shall sound; put your subject in",
+            ),
+            (
+                "max_teacher_prompt_length",
+                str(longest or longest_prompt(found.rows)),
+                "tokens; a longer prompt is an error",
+            ),
         ],
         "The texts that both write": [
             ("max_completion_length", "128", "tokens; a little more than your longest good answer"),

@@ -1,0 +1,56 @@
+"""A stand-in for an OpenAI-compatible server, whose model is a function."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class StandIn:
+    """Answers `/v1/chat/completions` with what `answer` makes of the last user message of a request.
+
+    Args:
+        answer: from a request's body to the text of the reply.
+        guided: whether it knows `response_format`; else it refuses it.
+        models: their names.
+    """
+
+    def __init__(self, answer: Callable[[dict], str], guided: bool = True, models: tuple[str, ...] = ("scripted",)):
+        self.answer, self.guided, self.models = answer, guided, models
+        self.bodies: list[dict] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def reply(self, status: int, content: dict):
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self):
+                self.reply(200, {"data": [{"id": name} for name in outer.models]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not outer.guided and "response_format" in body:
+                    return self.reply(400, {"error": {"message": "response_format is not known"}})
+                outer.bodies.append(body)
+                text = outer.answer(body)
+                reason = "length" if text.endswith("\0") else "stop"
+                message = {"role": "assistant", "content": text.rstrip("\0")}
+                self.reply(200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
