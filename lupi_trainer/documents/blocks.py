@@ -8,8 +8,9 @@ from ..data.sentences import first_sentence
 
 
 Span = tuple[int, int]  # offsets into a document's text: start, end
-_HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*\Z")
+_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?[ \t]*#*[ \t]*\Z")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})[ \t]*\Z")
+_LOOKS = 100  # more letters than are looked at behind a sentence to see whether it ends
 _RULE = re.compile(r" {0,3}(?:(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})\Z")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _ROW = re.compile(r"[ \t]*\|")
@@ -47,7 +48,7 @@ def sections(text: str) -> list[Section]:
 
 def _title(line: str) -> str:
     heading = _HEADING.match(line.split("\n")[0])
-    title = heading[2] if heading else line.rsplit("\n", 1)[0]
+    title = heading[2] or "" if heading else line.rsplit("\n", 1)[0]
     return " ".join(re.sub(r"[*_`]{1,3}(\S.*?\S|\S)[*_`]{1,3}", r"\1", title).split())
 
 
@@ -95,10 +96,19 @@ def _parts(text: str, kind: str, start: int, end: int) -> list[Span]:
     block = text[start:end]
     if kind != "prose":
         return [(start + line.start(), start + line.end()) for line in re.finditer(r"[^\n]+", block)]
-    block, found, at = block.replace("\n", " "), [], 0  # a line that is wrapped ends no sentence
-    while (rest := block[at:]).strip():
-        at += len(rest) - len(rest.lstrip())
-        length = len(first_sentence(block[at:]))
-        found.append((start + at, start + at + length))
-        at += length
+    block = block.replace("\n", " ")  # a line that is wrapped ends no sentence
+    found, at = [], 0
+    while (word := re.compile(r"\S").search(block, at)) is not None:
+        at = _sentence_end(block, word.start())
+        found.append((start + word.start(), start + at))
     return found
+
+
+def _sentence_end(block: str, start: int) -> int:
+    width = 500
+    while True:  # in a window, since a paragraph may be long
+        window = block[start : start + width]
+        length = len(first_sentence(window))
+        if length + _LOOKS < len(window) or start + width >= len(block):
+            return start + length
+        width *= 4

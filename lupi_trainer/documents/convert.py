@@ -24,6 +24,7 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 _DECLARED = re.compile(rb"""<meta[^>]*charset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_PICTURE = re.compile(r"!\[([^\]\n]*)\]\([^)\n]*\)")
 _INFLATED = 20  # times its own size that an archive may unpack to
 _OLE = b"\xd0\xcf\x11\xe0"
 
@@ -118,7 +119,7 @@ def _by_library(data: bytes, suffix: str) -> str:
         ) from error
     info = library.StreamInfo(extension=suffix, charset="utf-8")
     try:
-        return getattr(converters, CONVERTERS[suffix])().convert(io.BytesIO(data), info).markdown or ""
+        text = getattr(converters, CONVERTERS[suffix])().convert(io.BytesIO(data), info).markdown or ""
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
     except Exception as error:  # whatever a broken file does to its parser
@@ -126,3 +127,4 @@ def _by_library(data: bytes, suffix: str) -> str:
             raise Unreadable("it is protected by a password: save it without one") from error
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise Unreadable(f"it cannot be read as {suffix} ({what})") from error
+    return _PICTURE.sub(r"\1", text)

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 
 from ..data.answers import contains, normalize
-from ..data.check_culture import letter_runs, near_pairs
+from ..data.check_culture import near_pairs
 
 
-ALIKE = 0.4  # share of common runs of three letters, of two questions with the same answer
+ALIKE = 0.5  # share of common words, by their beginnings, of two questions with the same answer
 _SMALL = set(
     "a an the what which who whom whose when where why how is are was were do does did has have had can could will "
     "would should may might must in on at of to for from by with about and or s it its you your me i my tell name "
@@ -24,6 +24,11 @@ def content(question: str) -> list[str]:
     """The words of a question that say what it is about; names and numbers keep their capital."""
     words = re.findall(r"[^\W_]+(?:-[^\W_]+)*", re.sub(r"['\u2019]s\b", "", question))
     return [word for word in words if word.casefold() not in _SMALL and not _ASKS.match(word)]
+
+
+def _stem(word: str) -> str:
+    low = word.casefold()
+    return low[:2] if "\uac00" <= low[0] <= "\ud7a3" else low[:4]
 
 
 def _alike(a: str, b: str) -> bool:
@@ -54,7 +59,7 @@ def repeated(questions: list[tuple[str, ...]], answers: list[str]) -> Iterator[t
     """
     rows = [(number, text) for number, texts in enumerate(questions) for text in texts]
     found = set()
-    for a, b, _ in near_pairs([letter_runs(normalize(text)) for _, text in rows], ALIKE):
+    for a, b, _ in near_pairs([{_stem(word) for word in content(text)} for _, text in rows], ALIKE):
         (i, one), (j, two) = rows[a], rows[b]
         if i != j and (i, j) not in found and same_answer(answers[i], answers[j]) and same_subject(one, two):
             found.add((i, j))

@@ -74,8 +74,9 @@ class LocalModel(Model):
         return replies
 
     def close(self) -> None:
-        self.loaded = None
-        gc.collect()
+        if self.loaded is not None:
+            self.loaded = None
+            gc.collect()  # before another one is loaded
 
 
 def _batches(requests: list[Request]) -> list[list[Request]]:

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Request:
     seed: int
     template: dict[str, Any]
 
-    @property
+    @cached_property
     def hash(self) -> str:
         text = json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -59,7 +60,7 @@ class Replies:
         self.path = folder / FILE
         self.known: dict[str, Reply] = {}
         self.new = 0
-        self._lock = threading.Lock()
+        self._lock, self._torn = threading.Lock(), False
         lines = self.path.read_bytes().split(b"\n") if self.path.is_file() else [b""]
         try:
             for line in lines[:-1]:  # what follows the last end of line was cut off as it was written
@@ -74,8 +75,12 @@ class Replies:
         """Keep replies; they are in the file when this returns."""
         with self._lock:
             given = [(request, reply) for request, reply in given if request.hash not in self.known]
+            if self._torn:
+                raise OSError(f"{self.path} could not be written to")
+            self._torn = True  # should the write fail, nothing is put behind half a line
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(self._line(request.hash, reply) for request, reply in given))
+            self._torn = False
             self.known |= {request.hash: reply for request, reply in given}
             self.new += len(given)
 

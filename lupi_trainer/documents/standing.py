@@ -39,11 +39,13 @@ _EXPLETIVE = re.compile(
     re.IGNORECASE,
 )
 _POINTS = re.compile(r"(?<![\w'])(?:this|these|those) [a-z]+", re.IGNORECASE)
-_SMALL = set(
-    "a an the what which who whom whose when where why how is are was were do does did has have had can could will "
-    "would should may might must in on at of to for from by with about and or not no if as than that many much long "
-    "old far name tell me say list give describe explain please be been it he she they".split()
+_ASKS = set(
+    "what which who whom whose when where why how is are was were do does did has have had can could will would "
+    "should may might must in on at of to for from by with about and or if as name tell say list give describe "
+    "explain please the a an it he she they his her its their this these those".split()
 )
+_NOUN = re.compile(r"\b(?:the|an?|each|every|any|all|some|one|my|your|our|both|\w+'s) [a-z][\w-]+", re.IGNORECASE)
+_PLURAL = re.compile(r"\b(?!(?:is|was|does|has|his|its|this|as|us)\b)(?:[a-z]{3,}s|people|children|men|women|staff)\b")
 _HANGUL_POINTS = re.compile(
     r"(?<![\w가-힣])(?:그는|그가|그를|그의|그에게|그와|그녀\w*|그들\w*|그것\w*|이것\w*|저것\w*|그곳\w*|이곳\w*|여기\w*|거기\w*|"
     r"이들\w*|이는|(?:이|그|저) (?=[가-힣]{2})|해당 )"
@@ -57,19 +59,22 @@ def dependence(question: str) -> str:
     if spoken is not None:
         return spoken[0].strip()
     points = _POINTS.search(question)
-    if points is not None and not _named(question[: points.start()]):
+    if points is not None and not _names(question[: points.start()]):
         return points[0]
     free = _EXPLETIVE.sub(lambda found: " " * len(found[0]), question)
     for pronoun in _PRONOUN.finditer(free):
-        if not _named(question[: pronoun.start()]):
+        before = question[: pronoun.start()]
+        plural = pronoun[0].casefold().startswith("the") and _PLURAL.search(before)
+        if not (_names(before) or _NOUN.search(before) or plural):
             return pronoun[0]
     for pronoun in _HANGUL_POINTS.finditer(question):
         words = re.findall(r"[가-힣\w]{2,}", question[: pronoun.start()])
-        if not any(not _HANGUL_ASKS.match(word) for word in words):
+        if all(_HANGUL_ASKS.match(word) for word in words):
             return pronoun[0].strip()
     return ""
 
 
-def _named(before: str) -> bool:
-    """Whether what stands before a pronoun has a noun: a name, a number, or a word that is none of the small ones."""
-    return any(word.casefold() not in _SMALL for word in re.findall(r"[\w'-]+", before))
+def _names(before: str) -> bool:
+    """Whether a name stands before a pronoun."""
+    words = re.findall(r"[^\W\d_][\w'-]*", before)
+    return any(word[0].isupper() and word.casefold() not in _ASKS for word in words)

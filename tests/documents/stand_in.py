@@ -22,6 +22,7 @@ class StandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # a reply is one packet: of two, the second waits for an acknowledgement
 
             def log_message(self, *args):
                 pass
