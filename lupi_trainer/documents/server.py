@@ -49,7 +49,13 @@ class ServedModel(Model):
         given_up = threading.Event()
 
         def answer(request: Request) -> None:
-            done([(request, self.wire.patiently(lambda: self._reply(request, schema), given_up=given_up))])
+            if given_up.is_set():
+                return
+            try:
+                done([(request, self.wire.patiently(lambda: self._reply(request, schema), given_up=given_up))])
+            except BaseException:
+                given_up.set()  # at once: nothing is asked any more of which the reply is lost
+                raise
 
         with ThreadPoolExecutor(self.in_flight, thread_name_prefix="documents") as pool:
             futures = [pool.submit(answer, request) for unit in units for request in unit.requests]
