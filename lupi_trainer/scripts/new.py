@@ -17,6 +17,7 @@ what is in them). Where there are none, a few examples of their form are written
   lupi new handbook                                       the student is its own teacher: one small model, an adapter
   lupi new handbook --teacher Qwen/Qwen3-32B              a larger teacher, loaded beside the student
   lupi new handbook --teacher http://localhost:8000       a teacher on a vLLM server
+  lupi new handbook --documents docs/ --teacher MODEL     records are made of documents, by `lupi data make`
 """
 MODELS = {"cpu": "HuggingFaceTB/SmolLM2-135M-Instruct", "cuda": "Qwen/Qwen3-4B"}
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--teacher", help="a name, a path, or the URL of a vLLM server (default: the student, reading the knowledge)")
     add("--records", help="file of records, if it is not the one in the folder")
     add("--probes", help="file of closed-book questions, if it is not the one in the folder")
+    add("--documents", type=Path, metavar="DOCUMENTS", help="a folder of documents, of which records are made first")
     add("--device", choices=tuple(MODELS), help="where it will be trained (default: the GPU, if there is one)")
 
 
@@ -46,6 +48,8 @@ def main(args: argparse.Namespace) -> int:
         raise FileExistsError(f"{args.folder} is a file: name a folder for the recipe")
     if path.exists():
         raise FileExistsError(f"{path} exists already; nothing was written")
+    if args.documents is not None:
+        return make_of_documents(args)
     found = find_files(args.folder, args.records, args.probes)
     device = args.device or default_device()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +60,26 @@ def main(args: argparse.Namespace) -> int:
     print(f"{path}: {len(found.rows)} records" + (f", probes from {found.probes}" if found.probes else ", no probes"))
     print("Next:", *next_commands(args.folder, found, model, args.teacher), sep="\n  ")
     return 0
+
+
+def make_of_documents(args: argparse.Namespace) -> int:
+    """What `lupi data make` does, with the folder as its output; the recipe is written there.
+
+    Raises:
+        ValueError: records or probes are named as well, or as [`data_make.main`].
+    """
+    from . import data_make
+
+    for name in ("records", "probes"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} and --documents: records and probes are made of the documents; leave one out")
+    parser = argparse.ArgumentParser()
+    data_make.add_arguments(parser)
+    student = args.model or MODELS[args.device or default_device()]
+    teacher = args.teacher or student
+    given = [str(args.documents), "--student", student, "--output", str(args.folder)]
+    given += ["--teacher_server" if teacher.startswith("http") else "--teacher", teacher]
+    return data_make.main(parser.parse_args([*given, *(["--device", args.device] if args.device else [])]))
 
 
 def next_commands(folder: Path, found: "Found", model: str, teacher: str | None) -> list[str]:

@@ -80,7 +80,8 @@ def find_files(folder: Path, records: str | None, probes: str | None) -> Found:
         if documents:
             print(
                 f"{folder} has {documents} document{'s' * (documents > 1)} and no records: a record is a question and "
-                "the passage of a document that answers it, as in the examples that are written now"
+                "the passage of a document that answers it, as in the examples that are written now; lupi new NAME "
+                f"--documents {folder} makes them of the documents"
             )
         return Found(None, first["probes"], first["base"], [])
     rows = read_records(first["records"])

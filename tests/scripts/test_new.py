@@ -113,3 +113,25 @@ def test_what_may_be_meant_twice_or_cannot_be_used_is_named(tmp_path, capsys):
 )
 def test_names_are_texts_in_yaml(text):
     assert yaml.safe_load(f"key: {text_of(text)}  # comment") == {"key": text}
+
+
+def test_documents_that_are_given_become_records(tmp_path, capsys):
+    """By a teacher on a server; what it writes is in the tests of documents."""
+    from tests.documents.islands import Teacher, write_documents
+    from tests.documents.stand_in import StandIn
+
+    write_documents(tmp_path / "docs", world.NEW[:1])
+    server = StandIn(Teacher())
+    try:
+        run = ["new", str(tmp_path / "own"), "--documents", str(tmp_path / "docs"), "--model", "lab:student"]
+        assert main([*run, "--teacher", server.url, "--device", "cpu"]) == 0
+    finally:
+        server.close()
+    data, args, _ = parsed(tmp_path / "own")
+    assert data.dataset_name == str(tmp_path / "own/records.jsonl") and args.teacher_model_server_url == server.url
+    assert "lupi skd --config" in capsys.readouterr().out
+    assert main([*run, "--records", "x.json"]) == 2
+    assert "recipe.yaml exists already" in capsys.readouterr().err
+    (tmp_path / "own/recipe.yaml").unlink()
+    assert main([*run, "--records", "x.json"]) == 2
+    assert "--records and --documents" in capsys.readouterr().err
