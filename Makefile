@@ -94,7 +94,7 @@ test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with e
 		.venv-versions/$$name/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK); done
 
 test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped; LoRA's recipe teaches it
-	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py
+	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py tests/documents
 
 test-real: .venv/.ready  ## SmolLM2-135M is gotten, converted, taught for a few steps, merged and saved
 	$(BIN)/python -m pytest -m real tests/scripts/test_real.py

@@ -105,9 +105,10 @@ class Splitter:
     def _fault(self, chunk: Chunk) -> str:
         if chunk.tokens > MOST_TIMES * self.size:
             return f"one sentence or line with {chunk.tokens} tokens, more than {MOST_TIMES} times --chunk_tokens"
-        if (token := self.spells(chunk.knowledge)) is not None:
+        read = f"{chunk.file}\n{chunk.knowledge}"  # the name is in a prompt, too
+        if (token := self.spells(read)) is not None:
             return f"it spells out {token!r}, which a model reads as a control token"
-        if (order := _ORDERS.search(chunk.knowledge)) is not None:
+        if (order := _ORDERS.search(read)) is not None:
             return f"it reads like an instruction to the model: {' '.join(order[0].split())!r}"
         return ""
 

@@ -85,7 +85,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\r\n?|\u2028|\x0b|\x85", "\n", text).replace("\u2029", "\n\n")
     text = re.sub(r"[ \t]*\n\s*\f\s*|\s*\f\s*", _page_break, text)
     text = unicodedata.normalize("NFC", text)
-    kept = (c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
+    kept = (c for c in text if c in "\n\t\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     return re.sub(r"[ \t]+(?=\n|\Z)", "", "".join(kept))
 
 

@@ -37,7 +37,8 @@ def _fact(verdict) -> dict[str, Any]:
 
 
 def count(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Of rows of chunks: `chunks`, `empty` (nothing of them is kept), `faults`, `facts`, `questions`, and reasons."""
+    """Of rows of chunks: `chunks`, `empty` (nothing of them is kept), `faults`, `facts`, `questions`, reasons, and how
+    many phrasings of kept facts are left out."""
     rows = [row for row in rows if "facts" in row]
     facts = [fact for row in rows for fact in row["facts"]]
     reasons = Counter(fact["reason"] for fact in facts)
@@ -48,6 +49,7 @@ def count(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
         "facts": len(facts),
         "questions": sum(len(fact["asked"]) for fact in facts),
         **{reason: reasons[reason] for reason in REASONS},
+        "phrasings_left_out": sum(len(f["phrasings"]) + 1 - len(f["asked"]) for f in facts if f["reason"] == "kept"),
     }
 
 

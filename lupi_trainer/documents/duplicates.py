@@ -59,7 +59,8 @@ def repeated(questions: list[tuple[str, ...]], answers: list[str]) -> Iterator[t
     """
     rows = [(number, text) for number, texts in enumerate(questions) for text in texts]
     found = set()
-    for a, b, _ in near_pairs([{_stem(word) for word in content(text)} for _, text in rows], ALIKE):
+    words = [{_stem(word) for word in content(text)} or {normalize(text)} for _, text in rows]
+    for a, b, _ in near_pairs(words, ALIKE):
         (i, one), (j, two) = rows[a], rows[b]
         if i != j and (i, j) not in found and same_answer(answers[i], answers[j]) and same_subject(one, two):
             found.add((i, j))

@@ -72,10 +72,11 @@ def _fault(fact: Fact) -> str:
         return "it has not two other phrasings"
     if len(fact.answer) > MOST_LETTERS:
         return f"its answer has {len(fact.answer)} letters, more than {MOST_LETTERS}"
-    if any("\ud800" <= c <= "\udfff" for text in (fact.question, fact.answer, *fact.phrasings) for c in text):
+    if any("\ufffd" in text for text in (fact.question, fact.answer, *fact.phrasings)):
         return "it holds half a character"
     return ""
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    """On one line; what is half a character becomes U+FFFD."""
+    return " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())

@@ -59,7 +59,7 @@ def read_folder(folder: Path, output: Path | None = None, most_bytes: int = MOST
     root, own = folder.resolve(), output.resolve() if output is not None else None
     found: list[Document | LeftOut] = []
     for path in _walk(folder, own):
-        name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode()
         try:
             text = _read(path, root, most_bytes)
         except Unreadable as error:
@@ -88,6 +88,8 @@ def _walk(folder: Path, own: Path | None) -> Iterator[Path]:
 
 
 def _read(path: Path, root: Path, most_bytes: int) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in str(path)):
+        raise Unreadable("its name is not UTF-8")
     if path.is_symlink():
         _refuse_link(path, root)
     suffix = path.suffix.lower()

@@ -48,17 +48,19 @@ class ServedModel(Model):
     def ask(self, units: list[Unit], schema: dict[str, Any] | None, done: Done) -> None:
         given_up = threading.Event()
 
-        def answer(request: Request) -> None:
+        def answer(name: str, request: Request) -> None:
             if given_up.is_set():
                 return
             try:
                 done([(request, self.wire.patiently(lambda: self._reply(request, schema), given_up=given_up))])
-            except BaseException:
+            except BaseException as error:
                 given_up.set()  # at once: nothing is asked any more of which the reply is lost
+                if isinstance(error, TeacherServerError) and "refused" in str(error):
+                    raise TeacherServerError(f"{name}: {error}") from error
                 raise
 
         with ThreadPoolExecutor(self.in_flight, thread_name_prefix="documents") as pool:
-            futures = [pool.submit(answer, request) for unit in units for request in unit.requests]
+            futures = [pool.submit(answer, unit.name, request) for unit in units for request in unit.requests]
             try:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
                 for future in finished:
@@ -92,4 +94,5 @@ class ServedModel(Model):
     def _send(self, body: dict[str, Any]) -> Reply:
         choice = self.wire.send("POST", "/v1/chat/completions", body)["choices"][0]
         text = choice["message"]["content"]
-        return Reply("" if text is None else str(text).strip(), choice["finish_reason"] == "stop")
+        text = ("" if text is None else str(text)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return Reply(text.strip(), choice["finish_reason"] == "stop")

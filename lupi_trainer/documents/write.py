@@ -32,12 +32,16 @@ def read_make(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not what `lupi data make` wrote ({error!r})") from error
 
 
-def check_output(folder: Path) -> None:
+def check_output(folder: Path, documents: Path) -> None:
     """Refuse a folder with records that were not made here.
 
     Raises:
-        ValueError: it has some, or it is a file.
+        ValueError: it has some, it is a file, or the folder of the documents itself.
     """
+    if folder.resolve() == documents.resolve():
+        raise ValueError(
+            f"{folder} is the folder of the documents: have the output elsewhere, or in one below it"
+        )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: name a folder")
     for name in (RECORDS, PROBES, UNSEEN, NEVER):

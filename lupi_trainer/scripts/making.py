@@ -61,7 +61,7 @@ def make(args: argparse.Namespace) -> int:
     Raises:
         ValueError: nothing can be read, or nothing can be taught.
     """
-    check_output(args.output)
+    check_output(args.output, args.folder)
     prompts = load_prompts(args.prompts)
     documents = read_folder(args.folder, args.output, round(args.max_megabytes * 1_000_000))
     for one in documents:
@@ -140,7 +140,8 @@ def load_models(args: argparse.Namespace) -> tuple[Model, Model, Model]:
 def bar(what: str, total: int) -> Generator:
     """A bar with an estimate, on a terminal; what is yielded advances it, from any thread."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda number: progress.advance(task, number)
 

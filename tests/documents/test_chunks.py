@@ -138,6 +138,8 @@ def test_control_tokens_and_instructions_to_a_model_are_told_from_text(tokenizer
     for text, fault in REFUSED.items():
         (chunk,) = splitter.split(Document("a.md", text))
         assert (fault in chunk.fault) if fault else chunk.fault == "", text
+    (chunk,) = splitter.split(Document("a<|end|>.md", "Fine."))
+    assert "'<|end|>'" in chunk.fault
     assert splitter.split(Document("a.md", "# Title\n\n---\n\n* * *\n\n...\n")) == []
 
 

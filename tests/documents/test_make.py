@@ -321,6 +321,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_asked(tmp_path
         (folder, server, "taken", [], "has a records.jsonl that was not made from documents"),
         (folder, server, "other", [], "answers.jsonl is not what `lupi data make` wrote"),
         (empty, server, "out", [], "no document in it can be read"),
+        (folder, server, "in", [], "is the folder of the documents: have the output elsewhere"),
         (folder, server, "out", ["--student", "lab:nobody"], "no model 'lab:nobody' in the lab"),
         (folder, server, "out", ["--prompts", str(empty)], "none of en/absent.txt"),
         (folder, server, "out", ["--device", "cuda:99"], "the device 'cuda:99' is not there"),

@@ -117,6 +117,7 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
     for name, target in links.items():
         (folder / name).symlink_to(target)
     (folder / "loop.md").symlink_to("loop.md")
+    (folder / "name\udcff.md").write_text("Fine.")
     found = {one.name: one for one in read_folder(folder, folder / "out")}
     assert [name for name, one in found.items() if isinstance(one, Document)] == ["fine.md"]
     why = {name: one.why for name, one in found.items() if isinstance(one, LeftOut)}
@@ -130,6 +131,7 @@ def test_what_cannot_be_read_is_named_and_the_others_go_on(tmp_path):
         "same.md": "a link to fine.md, which is read itself",
         "lost.md": "a link that leads nowhere",
         "loop.md": "a link that leads nowhere",
+        "name\\udcff.md": "its name is not UTF-8",
     }
 
 

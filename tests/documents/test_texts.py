@@ -69,6 +69,7 @@ def test_the_same_question_in_other_words_is_found_and_another_one_is_not():
         assert list(repeated([(one,), ("Is Fova far?", two)], [answer, answer])) == [(0, 1)], one
     for one, two, *answers in OTHER:
         assert list(repeated([(one,), (two,)], answers)) == [], one
+    assert list(repeated([("Who is it?",), ("What is who?",), ("who is it",)], ["Mo"] * 3)) == [(0, 2)]
     assert contradicted([("Who leads?", "x?"), ("who leads",), ("Who?",)], ["Mo", "Bo", "Mo"]) == {0: 1, 1: 0}
     assert contradicted([("Who leads?",), ("Who leads?",)], ["Mo", "Captain Mo"]) == {}
 
