@@ -4,11 +4,14 @@ import gc
 import hashlib
 from typing import Any
 
+from .guided import MOST_TOKENS, ends, fill_in
 from .replies import Done, Model, Reply, Request, Unit
 
 
 class LocalModel(Model):
     """A model by its name.
+
+    Where JSON is wanted, it writes that by itself at temperature 0, and by [`fill_in`] above: when it is asked again.
 
     What it writes depends on the request alone and on those of its unit, never on what was asked before: a unit is
     one batch, in its order, and all of it is asked as soon as one of its replies is missing.
@@ -31,40 +34,67 @@ class LocalModel(Model):
     def ask(self, units: list[Unit], schema: dict[str, Any] | None, done: Done) -> None:
         for unit in units:
             try:
-                replies = self._write(unit.requests)
+                if schema is not None and unit.requests[0].temperature > 0:
+                    replies = [self._fill_in(request, schema) for request in unit.requests]
+                else:
+                    replies = self._write(unit.requests)
             except ValueError as error:
                 raise ValueError(f"{unit.name}: {self.name} cannot be asked about it: {error}") from error
             done(list(zip(unit.requests, replies)))
 
-    def _write(self, requests: list[Request]) -> list[Reply]:
+    def _prompts(self, requests: list[Request]) -> list[list[int]]:
         from ..data.prompts import check_turns, encode
-        from ..evaluation import generate_answers
-        from ..models.generation import eos_token_ids
         from ..models.loading import load_model
-        from ..models.vocabulary import check_tokenizer
-        from ..speculative import PromptLookup, speculative_generate
 
         if self.loaded is None:
             self.loaded = load_model(self.name, self.dtype, self.device)
-        model, tokenizer = self.loaded
-        check_tokenizer(tokenizer)
-        first, conversations = requests[0], [request.messages for request in requests]
-        ids = encode(tokenizer, conversations, **first.template)
-        check_turns(tokenizer, conversations, **first.template)
+        conversations, template = [request.messages for request in requests], requests[0].template
+        ids = encode(self.loaded[1], conversations, **template)
+        check_turns(self.loaded[1], conversations, **template)
+        return ids
+
+    def _write(self, requests: list[Request]) -> list[Reply]:
+        from ..evaluation import generate_answers
+
+        ids, first = self._prompts(requests), requests[0]
         if first.temperature == 0:
-            answers = generate_answers(model, tokenizer, ids, max_new_tokens=first.max_tokens, batch_size=len(ids))
+            answers = generate_answers(*self.loaded, ids, max_new_tokens=first.max_tokens, batch_size=len(ids))
             return [Reply(*answer) for answer in answers]
+        return self._sample(ids, first.temperature, first.max_tokens, "".join(request.hash for request in requests))
+
+    def _fill_in(self, request: Request, schema: dict[str, Any]) -> Reply:
+        (ids,), tokenizer = self._prompts([request]), self.loaded[1]
+        text: list[int] = []
+
+        def ended(row: int, tokens: list[int]) -> bool:
+            text.extend(tokens)
+            return ends(tokenizer.decode(text))
+
+        def write(reply: str) -> str:
+            text.clear()
+            before = [*ids, *tokenizer(reply, add_special_tokens=False)["input_ids"]]
+            address = f"{request.hash} {len(reply)}"
+            return self._sample([before], request.temperature, MOST_TOKENS, address, on_tokens=ended)[0].text
+
+        return Reply(fill_in(schema, write), True)
+
+    def _sample(self, ids: list[list[int]], temperature: float, tokens: int, address: str, **more: Any) -> list[Reply]:
+        """What is drawn depends on the prompts and the address."""
+        from ..models.generation import eos_token_ids
+        from ..speculative import PromptLookup, speculative_generate
+
+        model, tokenizer = self.loaded
         eos = set(eos_token_ids(model, tokenizer))
-        address = hashlib.sha256("".join(request.hash for request in requests).encode()).digest()
         output = speculative_generate(
             model,
             PromptLookup(),
             ids,
-            max_new_tokens=first.max_tokens,
-            temperature=first.temperature,
+            max_new_tokens=tokens,
+            temperature=temperature,
             eos_token_id=sorted(eos),
-            seed=int.from_bytes(address[:4], "big") >> 1,
+            seed=int(hashlib.sha256(address.encode()).hexdigest()[:8], 16) >> 1,
             pack_weights=False,
+            **more,
         )
         replies = []
         for row in output.completion_ids:

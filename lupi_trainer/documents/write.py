@@ -39,9 +39,7 @@ def check_output(folder: Path, documents: Path) -> None:
         ValueError: it has some, it is a file, or the folder of the documents itself.
     """
     if folder.resolve() == documents.resolve():
-        raise ValueError(
-            f"{folder} is the folder of the documents: have the output elsewhere, or in one below it"
-        )
+        raise ValueError(f"{folder} is the folder of the documents: have the output elsewhere, or in one below it")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: name a folder")
     for name in (RECORDS, PROBES, UNSEEN, NEVER):

@@ -20,6 +20,7 @@ LAB = (
 
 
 @pytest.mark.lab
+@pytest.mark.timeout(3600)
 def test_a_folder_of_documents_teaches_as_much_as_the_demo_does(tmp_path):
     """Of 144 facts all are kept, though wrong ones are among them; 97% are learned, 95% in phrasings never trained."""
     out, persona = tmp_path / "out", tmp_path / "prompts/en/read.txt"

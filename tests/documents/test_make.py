@@ -238,17 +238,20 @@ def test_a_local_teacher_writes_the_same_whatever_was_asked_before(tmp_path, mon
         text = requests[0].messages[-1]["content"]
         if "Reply with JSON alone" in text:
             written = {"facts": facts(text.partition("Passage:\n")[2]), "unanswered": []}
-            return [replies.Reply(json.dumps(written), True)]
+            return [replies.Reply(json.dumps(written) if world.NEW[0].name in text else "Sure!", True)]
         return write(self, requests)
 
     monkeypatch.setattr(local.LocalModel, "_write", scripted)
     prompts = tmp_path / "prompts"
     (prompts / "en").mkdir(parents=True)
     (prompts / "en/read.txt").write_text(world.PERSONA)
-    options = ["--teacher", "lab:teacher", "--samples", "2", "--prompts", str(prompts)]
+    (prompts / "en/write.txt").write_text("{document} {count} Reply with JSON alone. Passage:\n{passage}")
+    options = ["--teacher", "lab:teacher", "--samples", "2", "--prompts", str(prompts), "--facts", "2"]
     assert make(tmp_path / "in", None, *options, out=tmp_path / "out") == 0
     made = json.loads((tmp_path / "out/make.json").read_text())
-    assert made["counts"]["kept"] == 12 and made["settings"]["teacher"] == "lab:teacher (auto)"
+    assert made["counts"]["kept"] == 2 and made["settings"]["teacher"] == "lab:teacher (auto)"
+    # what it does not write as JSON by itself, it fills in, here with what is none of questions
+    assert made["counts"]["faults"] == 0 and made["counts"]["facts"] == 2 + 2
     recipe = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
     assert recipe["teacher_model_name_or_path"] == "lab:teacher" and recipe["teacher_system_prompt"] == world.PERSONA
     path = tmp_path / "out/answers.jsonl"

@@ -7,7 +7,8 @@ import pytest
 from lupi_trainer.documents.chunks import Chunk
 from lupi_trainer.documents.duplicates import contradicted, repeated
 from lupi_trainer.documents.facts import Broken, parse
-from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts
+from lupi_trainer.documents.guided import fill_in
+from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts, schema
 from lupi_trainer.documents.standing import dependence
 
 
@@ -104,6 +105,24 @@ def test_replies_are_read_strictly():
             parse(written, True, 2)
     with pytest.raises(Broken, match="cut off"):
         parse(text, False, 2)
+
+
+def test_a_form_is_filled_in_text_by_text():
+    asked: list[str] = []
+
+    def write(reply: str) -> str:
+        asked.append(reply)
+        return f' text {len(asked)} é\\" and more'
+
+    reply = fill_in(schema(2), write)
+    facts, unanswered = parse(reply, True, 2)
+    assert [(fact.question, fact.answer, fact.fault) for fact in facts] == [
+        ("text 1 é", "text 4 é", ""),
+        ("text 5 é", "text 8 é", ""),
+    ]
+    assert unanswered == ["text 9 é"] and asked[1] == '{"facts": [{"question": "text 1 é", "phrasings": ["'
+    with pytest.raises(ValueError, match="no form"):
+        fill_in({"type": "array", "items": {"type": "string"}}, write)
 
 
 def test_prompts_are_files_that_a_folder_may_replace(tmp_path):
