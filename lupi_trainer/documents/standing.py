@@ -23,7 +23,7 @@ _SPEAKS = re.compile(
     rf"|(?<![가-힣])(?:이|위|본|다음|아래|해당|제시된|주어진) ?(?:{_HANGUL_TEXT}|내용|기사|표)"
     r"(?:[에은는의을를이가과와로]|\b)"
     rf"|(?<![가-힣])(?:{_HANGUL_TEXT})(?:에 따르면|에서(?:는)? (?:언급|설명|말하|제시)|에 (?:언급|나오|제시|나와))"
-    r"|(?<![가-힣])(?:위|앞)에서 (?:언급|설명|말한)|(?<![가-힣])(?:필자|글쓴이)",
+    r"|(?<![가-힣])(?:위|앞)에서 (?:언급|설명|말한)|(?<![가-힣])(?:필자|글쓴이)|\A저자[는가의]",
     re.IGNORECASE,
 )
 _PRONOUN = re.compile(
@@ -35,16 +35,29 @@ _PRONOUN = re.compile(
 _EXPLETIVE = re.compile(
     r"\b(?:is|was|does|did|would|will|can|may|must) it (?:\w+ ){0,2}"
     r"(?:take|takes|cost|rain|snow|mean|\w+ (?:to|that|for)\b)"
-    r"|\bit (?:is|was) \w+ (?:to|that|for)\b",
+    r"|\bit (?:is|was) \w+ (?:to|that|for)\b|\bit called when\b",
     re.IGNORECASE,
 )
-_POINTS = re.compile(r"(?<![\w'])(?:this|these|those) [a-z]+", re.IGNORECASE)
+_POINTS = re.compile(
+    r"(?:(?<![\w'])(?:[Tt]his|[Tt]hese|[Tt]hose) (?!(?:who|whose|that|which|with|in|of|from)\b)"
+    r"|\b(?:of|in|at|from|by|during|about) that )([a-z]+)"
+)
 _ASKS = set(
     "what which who whom whose when where why how is are was were do does did has have had can could will would "
     "should may might must in on at of to for from by with about and or if as name tell say list give describe "
     "explain please the a an it he she they his her its their this these those".split()
 )
 _NOUN = re.compile(r"\b(?:the|an?|each|every|any|all|some|one|my|your|our|both|\w+'s) [a-z][\w-]+", re.IGNORECASE)
+# "which planet is known for its ...": what is asked for, unless it is an object ("which bow did his father use")
+_ASKED = re.compile(r"\b(?:which|what) (?!(?:of|is|are|was|were|do|does|did|has|had|have)\b)[a-z]+", re.IGNORECASE)
+_OBJECT = re.compile(r"\b(?:do|does|did)\b", re.IGNORECASE)
+_OWN = ("his", "her", "its", "their", "himself", "herself", "itself", "themselves")
+# "what is ipchunchuk, and how is it ...": something that is named in a clause of its own
+_CLAUSE = re.compile(
+    r"\b(?:is|are|was|were|does|do|did|has|have|can) (?!called\b|known\b)[a-z]{4,}\b"
+    r".*(?:,|\b(?:and|or|so|while|when|if|because|before|after|until)\b)",
+    re.IGNORECASE,
+)
 _PLURAL = re.compile(r"\b(?!(?:is|was|does|has|his|its|this|as|us)\b)(?:[a-z]{3,}s|people|children|men|women|staff)\b")
 _HANGUL_POINTS = re.compile(
     r"(?<![\w가-힣])(?:그는|그가|그를|그의|그에게|그와|그녀\w*|그들\w*|그것\w*|이것\w*|저것\w*|그곳\w*|이곳\w*|여기\w*|거기\w*|"
@@ -59,13 +72,19 @@ def dependence(question: str) -> str:
     if spoken is not None:
         return spoken[0].strip()
     points = _POINTS.search(question)
-    if points is not None and not _names(question[: points.start()]):
-        return points[0]
+    if points is not None:
+        before = question[: points.start()]
+        if not _names(before) and not re.search(rf"\b{points[1]}\b", before):
+            return points[0]
     free = _EXPLETIVE.sub(lambda found: " " * len(found[0]), question)
     for pronoun in _PRONOUN.finditer(free):
         before = question[: pronoun.start()]
-        plural = pronoun[0].casefold().startswith("the") and _PLURAL.search(before)
-        if not (_names(before) or _NOUN.search(before) or plural):
+        said = pronoun[0].casefold()
+        plural = said.startswith("the") and _PLURAL.search(before)
+        asked = said in _OWN and _ASKED.search(before) and not _OBJECT.search(before)
+        if said in ("this", "these", "those") and re.match(r" \w", question[pronoun.end() :]):
+            continue  # which points at a noun: above
+        if not (_names(before) or _NOUN.search(before) or _CLAUSE.search(before) or plural or asked):
             return pronoun[0]
     for pronoun in _HANGUL_POINTS.finditer(question):
         words = re.findall(r"[가-힣\w]{2,}", question[: pronoun.start()])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lupi_trainer.data.files import find_data
 from lupi_trainer.documents.chunks import Chunk
 from lupi_trainer.documents.duplicates import contradicted, repeated
 from lupi_trainer.documents.facts import Broken, parse
@@ -18,7 +19,8 @@ What is mentioned above about buses?|Who is the author?|Which city is mentioned?
 When was he born?|What is it called?|How long is their leave?|Why did they move to Bado?|What does this mean?
 Which of these cities is the capital?|What is the main idea of the paragraph in the given text?
 Who wrote this report?|Who wrote it?
-When did she found Kestrel?|What is its capital?|How many days are there, according to this section?
+What kind of bow did he use?|What kind of bow did his father use?|What did they build?|What happened to it?
+What is the name of that river?|저자는 무엇을 주장하나요?|When did she found Kestrel?|What is this?|What is its capital?|How many days are there, according to this section?
 이 글에서 수도는 어디인가요?|본문에 따르면 강은 무엇인가요?|그는 언제 태어났나요?|이것은 무엇인가요?
 위 지문에 언급된 도시는?
 그곳의 수도는 어디인가요?|언제 그녀는 바도로 갔나요?|다음 글의 주제는 무엇인가요?
@@ -29,6 +31,10 @@ Who books trains at Kestrel?|When did Yi Sun-sin die, and where was he born?|Wha
 How long does it take to sail to Bado?|Is it true that Bado has a river?|In which year did Kestrel move its office?
 Which of the documents must a visitor to Kestrel bring?|What is the capital of Bado called?|Bado has which river?
 Who wrote The Story of Hong Gildong?|What colors are the islands on the map of Bado?|Who is the author of Hong Gildong?
+Which planet is known for its rings?|What is molten rock called while it is still below the ground?
+Who are those who pay?
+What is ipchunchuk, and how is it put up in spring?|Which grower kept the seed among those Mun Ikjeom brought to Jinju?
+To make ganjang quickly, soy protein is broken up with an acid. Name this acid.|What is it called when days are long?
 What did the company Kestrel call its first ship?|How many days of leave do I have?
 Which section of Kestrel books trains?
 Do employees get paid for their leave?|How does the company choose its ships?
@@ -45,6 +51,12 @@ def questions(text: str) -> list[str]:
 
 
 def test_questions_that_lean_on_a_text_are_told_from_those_that_stand_alone():
+    """So do all that travel with the package."""
+    shipped = [f"{kind}_{language}.json" for kind in ("probes", "general") for language in ("en", "ko")]
+    shipped += ["smollm2/probes_unseen.json", "smollm2/general.json"]
+    folder = find_data("data/probes_en.json").parent
+    asked = [probe["question"] for name in shipped for probe in json.loads((folder / name).read_text())]
+    assert len(asked) == 1630 and [q for q in asked if dependence(q)] == []
     assert [q for q in questions(LEANING) if not dependence(q)] == []
     assert [(q, dependence(q)) for q in questions(STANDING) if dependence(q)] == []
 
