@@ -20,7 +20,8 @@ When was he born?|What is it called?|How long is their leave?|Why did they move 
 Which of these cities is the capital?|What is the main idea of the paragraph in the given text?
 Who wrote this report?|Who wrote it?
 What kind of bow did he use?|What kind of bow did his father use?|What did they build?|What happened to it?
-What is the name of that river?|저자는 무엇을 주장하나요?|When did she found Kestrel?|What is this?|What is its capital?|How many days are there, according to this section?
+What is the name of that river?|저자는 무엇을 주장하나요?
+When did she found Kestrel?|What is this?|What is its capital?|How many days are there, according to this section?
 이 글에서 수도는 어디인가요?|본문에 따르면 강은 무엇인가요?|그는 언제 태어났나요?|이것은 무엇인가요?
 위 지문에 언급된 도시는?
 그곳의 수도는 어디인가요?|언제 그녀는 바도로 갔나요?|다음 글의 주제는 무엇인가요?
