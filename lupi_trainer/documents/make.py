@@ -10,7 +10,7 @@ from .duplicates import contradicted, repeated
 from .facts import Broken, parse
 from .prompts import Prompts, schema
 from .replies import Model, Replies, Reply, Request, Unit
-from .standing import dependence
+from .standing import dependence, is_question
 from .verdicts import Verdict, by_form, by_knowing, by_reading
 
 
@@ -139,7 +139,7 @@ class Maker:
                     one.unanswered = next((text for text in unanswered if self._usable(text)), "")
 
     def _usable(self, text: str) -> bool:
-        return not dependence(text) and not self.splitter.spells(text)
+        return is_question(text) and not dependence(text) and not self.splitter.spells(text)
 
     def _read(self, made: list[Made], reader: Model) -> None:
         plans = []  # (chunk, requests of each verdict, request about what is not answered)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..data.prompts import Messages, TeacherPrompt
 from .chunks import Chunk
+from .facts import MOST_LETTERS
 
 
 LANGUAGES = ("en", "ko")
@@ -17,12 +18,13 @@ SLOTS = {
     "no.txt": (),  # a line each: what says that it is not
     "unknown.txt": (),  # a line each: accepted answers to what is in no document
 }
+_TEXT = {"type": "string", "maxLength": 200}  # lest a small model goes on and on
 _FACT = {
     "type": "object",
     "properties": {
-        "question": {"type": "string"},
-        "phrasings": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2},
-        "answer": {"type": "string"},
+        "question": _TEXT,
+        "phrasings": {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2},
+        "answer": {"type": "string", "maxLength": MOST_LETTERS},
     },
     "required": ["question", "phrasings", "answer"],
     "additionalProperties": False,
@@ -32,7 +34,7 @@ _FACT = {
 def schema(count: int) -> dict[str, Any]:
     """The JSON schema of a reply to `write.txt`, for servers with guided decoding."""
     facts = {"type": "array", "items": _FACT, "maxItems": count}
-    unanswered = {"type": "array", "items": {"type": "string"}, "maxItems": 1}
+    unanswered = {"type": "array", "items": _TEXT, "maxItems": 1}
     known = {"facts": facts, "unanswered": unanswered}
     return {"type": "object", "properties": known, "required": list(known), "additionalProperties": False}
 

@@ -97,3 +97,19 @@ def _names(before: str) -> bool:
     """Whether a name stands before a pronoun."""
     words = re.findall(r"[^\W\d_][\w'-]*", before)
     return any(word[0].isupper() and word.casefold() not in _ASKS for word in words)
+
+
+_ORDER = re.compile(
+    r"(?:\A|[.!?;:,]\s+)(?:please,? )?"
+    r"(?:name|tell|say|give|list|describe|explain|state|identify|define|specify|find|complete)\b",
+    re.IGNORECASE,
+)
+_HANGUL_END = re.compile(r"(?:시오|세요|하라|여라|어라|줘|까|가|나|니|냐|요|은|는)[.!]?\Z")
+
+
+def is_question(text: str) -> bool:
+    """Whether a text asks for something: by its mark, as an order ("Name the ..."), or by its Korean ending."""
+    text = text.strip()
+    if not any(map(str.isalpha, text)):
+        return False
+    return text.endswith(("?", "\uff1f")) or bool(_ORDER.search(text)) or bool(_HANGUL_END.search(text))

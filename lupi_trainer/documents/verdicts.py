@@ -6,7 +6,7 @@ from ..data.answers import contains, normalize, score_answer
 from .chunks import Chunk, Splitter
 from .facts import Fact
 from .replies import Reply
-from .standing import dependence
+from .standing import dependence, is_question
 
 
 REASONS = {
@@ -58,6 +58,8 @@ def by_form(fact: Fact, chunk: Chunk, splitter: Splitter) -> Verdict:
     texts = (fact.question, *fact.phrasings, fact.answer)
     if (token := next(filter(None, map(splitter.spells, texts)), None)) is not None:
         verdict.reject("malformed", f"it spells out {token!r}")
+    elif not is_question(fact.question):
+        verdict.reject("malformed", "its question is none")
     elif leans := dependence(fact.question):
         verdict.reject("dependent", leans)
     elif contains(fact.question, fact.answer):
@@ -67,7 +69,12 @@ def by_form(fact: Fact, chunk: Chunk, splitter: Splitter) -> Verdict:
     else:
         said = {normalize(fact.question)}
         for text in fact.phrasings:
-            if not dependence(text) and not contains(text, fact.answer) and normalize(text) not in said:
+            if (
+                is_question(text)
+                and not dependence(text)
+                and not contains(text, fact.answer)
+                and normalize(text) not in said
+            ):
                 said.add(normalize(text))
                 verdict.phrasings.append(text)
     return verdict

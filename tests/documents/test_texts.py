@@ -10,7 +10,7 @@ from lupi_trainer.documents.duplicates import contradicted, repeated
 from lupi_trainer.documents.facts import Broken, parse
 from lupi_trainer.documents.guided import fill_in
 from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts, schema
-from lupi_trainer.documents.standing import dependence
+from lupi_trainer.documents.standing import dependence, is_question
 
 
 LEANING = """
@@ -57,9 +57,22 @@ def test_questions_that_lean_on_a_text_are_told_from_those_that_stand_alone():
     shipped += ["smollm2/probes_unseen.json", "smollm2/general.json"]
     folder = find_data("data/probes_en.json").parent
     asked = [probe["question"] for name in shipped for probe in json.loads((folder / name).read_text())]
-    assert len(asked) == 1630 and [q for q in asked if dependence(q)] == []
+    assert len(asked) == 1630 and [q for q in asked if dependence(q) or not is_question(q)] == []
     assert [q for q in questions(LEANING) if not dependence(q)] == []
     assert [(q, dependence(q)) for q in questions(STANDING) if dependence(q)] == []
+
+
+def test_a_question_asks():
+    for text in (
+        "Who leads?",
+        "Name the river of Bado.",
+        "Please tell me Bado's river.",
+        "수도를 말해 주세요.",
+        "수도는",
+    ):
+        assert is_question(text), text
+    for text in ("...", "?", "Kimchi is made of cabbage.", "The name of the river", "바도의 수도는 쿠주이다.", "바도"):
+        assert not is_question(text), text
 
 
 SAME = [
