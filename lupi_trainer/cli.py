@@ -26,6 +26,7 @@ from .scripts import (
     recipes,
     restore,
     run,
+    stopped,
     sweep,
 )
 from .scripts.launch import TRAINING, explanation, summary, train
@@ -125,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         refuse(argv[0], recipe_flags)
     try:
         return args.run(args)
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
