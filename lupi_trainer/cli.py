@@ -112,7 +112,14 @@ def make_command(command: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return start(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
+
+
+def start(argv: list[str]) -> int:
+    """Run a command."""
     if argv and argv[0] in TRAINING:
         command, *rest = argv
         if {"-h", "--help"} & set(rest):
@@ -126,8 +133,6 @@ def main(argv: list[str] | None = None) -> int:
         refuse(argv[0], recipe_flags)
     try:
         return args.run(args)
-    except KeyboardInterrupt as stop:
-        return stopped(stop)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
