@@ -93,12 +93,16 @@ def summary(
         seconds: that it has trained.
         metrics: measured after it.
     """
-    losses = [float(log["loss"]) for log in trainer.state.log_history if log.get("loss") is not None]
-    loss = f", loss {losses[-1]:.3f} at the end ({losses[0]:.3f} at the beginning)" if losses else ""
+    history = trainer.state.log_history
+    losses = [float(log["loss"]) for log in history if log.get("loss") is not None]
+    if losses:
+        loss = f"loss {losses[-1]:.3f} at the end ({losses[0]:.3f} at the beginning)"
+    else:
+        loss = f"mean loss {float(history[-1]['train_loss']):.3f}"
     steps = trainer.state.global_step
     resumed = f", the last {steps - first_step} of them" if first_step else ""
     return [
-        f"{steps} steps{resumed} in {duration(seconds)}{loss}",
+        f"{steps} steps{resumed} in {duration(seconds)}, {loss}",
         *results(trainer, metrics),
         f"Student saved to {trainer.args.output_dir}. Next:",
         *(f"  {line}" for line in next_commands(trainer, data_args, student)),
