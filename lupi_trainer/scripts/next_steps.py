@@ -98,7 +98,7 @@ def summary(
     if losses:
         loss = f"loss {losses[-1]:.3f} at the end ({losses[0]:.3f} at the beginning)"
     else:
-        loss = f"mean loss {float(history[-1]['train_loss']):.3f}"
+        loss = f"mean loss {next(log['train_loss'] for log in reversed(history) if 'train_loss' in log):.3f}"
     steps = trainer.state.global_step
     resumed = f", the last {steps - first_step} of them" if first_step else ""
     return [
