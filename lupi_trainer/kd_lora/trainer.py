@@ -24,7 +24,7 @@ from ..teachers.loaded import load_teacher, load_teacher_config, refuse_shared
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from ..training.given_data import as_dataset
-from ..training.loss_totals import LossTotals
+from ..training.log_sums import LogSums
 from ..training.settings import check_teacher_settings, one_name, require_config
 from ..training.summed_loss import SummedLoss
 from .config import KDLoRAConfig
@@ -52,7 +52,7 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, SummedLoss, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLoss, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 

@@ -269,8 +269,13 @@ class SFTHooks(TrainerHooks, SFTMixin):
 
     @property
     def tokens_read(self) -> int:
-        """Training tokens read so far, over all processes; kept in checkpoints."""
+        """Training tokens read so far, over all processes."""
         return self._total_train_tokens
+
+    @property
+    def metric_lists(self) -> Mapping[str, dict[str, list[float]]]:
+        """As [`DistillationHooks.metric_lists`]."""
+        return self._metrics
 
     @tokens_read.setter
     def tokens_read(self, count: int) -> None:

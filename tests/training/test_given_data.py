@@ -70,8 +70,9 @@ def test_workers_that_stay_read_what_is_given(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(own)
 
 
-def make_sft_trainer(tmp_path, **_):
-    args = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_length=128)
+def make_sft_trainer(tmp_path, **settings):
+    config = {"max_length": 128} | {k.removeprefix("config_"): value for k, value in settings.items()}
+    args = SFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, report_to="none", **config)
     return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, ModelConfig("lab:student")), None
 
 
