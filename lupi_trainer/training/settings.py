@@ -92,6 +92,8 @@ def refuse_for_device(args: Any) -> None:
         raise ValueError(
             "activation_offloading=True has no effect on a CPU: activations are in its memory already. Leave it out"
         )
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16=True has no effect on a CPU: the run would be in float32. Leave it out or set bf16")
 
 
 def _place(model: Any) -> str:

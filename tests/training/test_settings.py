@@ -238,6 +238,9 @@ def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path):
     for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
         with pytest.raises(ValueError, match="activation_offloading=True has no effect on a CPU"):
             make(tmp_path, config_activation_offloading=True)
+    for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer):
+        with pytest.raises(ValueError, match="fp16=True has no effect on a CPU"):
+            make(tmp_path, config_fp16=True)
     for config in ({"dispatch_batches": True}, '{"dispatch_batches": true}'):
         with pytest.raises(ValueError, match="dispatch_batches=True does not work here: records are text"):
             make_config(tmp_path, accelerator_config=config)
