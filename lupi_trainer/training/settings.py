@@ -1,9 +1,12 @@
 """Settings that a run would take and never read: refused, or said to have no effect, by name."""
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+from ..lab import resolve_model
 
 
 logger = logging.getLogger(__name__)
@@ -76,13 +79,41 @@ def require_config(args: Any, wanted: type) -> None:
         )
 
 
+def refuse_for_device(args: Any) -> None:
+    """Refuse settings that have no effect on the run's device.
+
+    Args:
+        args: a configuration.
+
+    Raises:
+        ValueError: the setting, by name.
+    """
+    if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
+        raise ValueError(
+            "activation_offloading=True has no effect on a CPU: activations are in its memory already. Leave it out"
+        )
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16=True has no effect on a CPU: the run would be in float32. Leave it out or set bf16")
+
+
+def _place(model: Any) -> str:
+    """Where a model, or what is named so, was or would be loaded from; a model made otherwise has none."""
+    if not isinstance(model, str):
+        model = getattr(getattr(model, "config", None), "name_or_path", None) or f"{id(model)}"
+    name = resolve_model(model)
+    return os.path.realpath(name) if os.path.isdir(name) else name
+
+
 def one_name(key: str, given: Any, named: str | None) -> Any:
     """The one model of `given`, an argument, and `named`, the configuration's `key`.
+
+    Both may name the same one, in other words: `lab:teacher` and its path, or a model and what it was loaded from.
 
     Raises:
         ValueError: there are two.
     """
-    if given is not None and named is not None and given != named:
+    both = given is not None and named is not None
+    if both and given != named and _place(given) != _place(named):
         what = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
         raise ValueError(f"{key}={named!r} has no effect here: {what} was passed. Leave one of them out")
     return named if given is None else given
