@@ -30,11 +30,11 @@ class LossTotals(TrainerHooks):
     args: Any
     state: Any
     _total_is_known = False  # the losses of all steps since the run began, also of those before it was resumed
-    _begun_with: str | None = None  # the checkpoint
+    resumed_from: str | None = None  # the checkpoint
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         self._total_is_known = False
-        self._begun_with = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        self.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
@@ -47,10 +47,10 @@ class LossTotals(TrainerHooks):
         """The losses of all steps; `None`: the parent knows them, since this run is all there is."""
         if self._total_is_known:
             return self.loss_total
-        if self._begun_with is None:
+        if self.resumed_from is None:
             return None
         # it was cut off behind its last step, and the parent reads no state where it has no step to train
-        state = read_state(self._begun_with, STATE_FILE, self.args.process_index)
+        state = read_state(self.resumed_from, STATE_FILE, self.args.process_index)
         return None if state is None else state["total"] + state["since_log"]
 
     def totals(self) -> dict[str, Any]:

@@ -13,10 +13,10 @@ models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_tra
   `_buffered_inputs`, `_generate_and_score_completions`, `_generate_single_turn`, `_compute_loss`
   (`DistillationTrainer`).
 - Of transformers' `Trainer`: `_save`, `_save_checkpoint`, `_get_output_dir`, `_load_from_checkpoint`,
-  `_load_best_model`, `_save_rng_state`, `_load_rng_state`, `_get_train_sampler`, `_get_num_items_in_batch`,
-  `_get_grad_norm`, `_prepare_inputs`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tr_loss`,
-  `_total_loss_scalar`, `_globalstep_last_logged`, `_push_from_checkpoint`, `_finish_current_push`, and
-  `_internal_call` of `save_model`; of its `TrainingArguments`, `_VALID_DICT_FIELDS`.
+  `_load_best_model`, `_issue_warnings_after_load`, `_save_rng_state`, `_load_rng_state`, `_get_train_sampler`,
+  `_get_num_items_in_batch`, `_get_grad_norm`, `_prepare_inputs`, `_set_signature_columns_if_needed`,
+  `_signature_columns`, `_tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged`, `_push_from_checkpoint`,
+  `_finish_current_push`, and `_internal_call` of `save_model`; of its `TrainingArguments`, `_VALID_DICT_FIELDS`.
 - Of accelerate: `_models` and `_is_accelerate_prepared`.
 """
 
@@ -158,6 +158,13 @@ class TrainerHooks(TrainerMixin):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.load_checkpoint(resume_from_checkpoint, model)
+
+    def say_what_is_missing(self, loaded: Any) -> None:
+        """Warn of `missing_keys` and `unexpected_keys` after weights were loaded into the model."""
+        super()._issue_warnings_after_load(loaded)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        self.say_what_is_missing(load_result)
 
     def load_best_checkpoint(self) -> None:
         """Load the weights of `state.best_model_checkpoint`."""
