@@ -25,7 +25,7 @@ from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from ..training.given_data import as_dataset
 from ..training.log_sums import LogSums
-from ..training.settings import check_teacher_settings, one_name, refuse_for_device, require_config
+from ..training.settings import check_run_settings, check_teacher_settings, one_name, require_config
 from ..training.summed_loss import SummedLoss
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
@@ -121,7 +121,7 @@ class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLo
     ):
         require_config(args, KDLoRAConfig)
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"), peft_config)
-        refuse_for_device(args)
+        check_run_settings(args)
         train_dataset = as_dataset(train_dataset, "train_dataset")
         eval_dataset = as_dataset(eval_dataset, "eval_dataset")
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):

@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from ..data.records import make_dataset
 from ..models.vocabulary import check_known_tokens
 from .private import SFTHooks, TrainerHooks
-from .settings import refuse_for_device
+from .settings import check_run_settings
 
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class GivenTexts(GivenData, SFTHooks):
     def __init__(self, *args: Any, train_dataset: Any = None, eval_dataset: Any = None, **kwargs: Any):
         if isinstance(train_dataset, dict):
             raise TypeError(f"train_dataset must be one dataset, got {sorted(train_dataset)}: pass one of these")
-        refuse_for_device(kwargs.get("args"))
+        check_run_settings(kwargs.get("args"))
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(*args, **{name: as_dataset(part, name) for name, part in data.items()}, **kwargs)
 

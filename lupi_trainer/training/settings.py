@@ -1,10 +1,14 @@
 """Settings that a run would take and never read: refused, or said to have no effect, by name."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+import torch
+from transformers import get_scheduler
 
 from ..lab import resolve_model
 
@@ -79,8 +83,8 @@ def require_config(args: Any, wanted: type) -> None:
         )
 
 
-def refuse_for_device(args: Any) -> None:
-    """Refuse settings that have no effect on the run's device.
+def check_run_settings(args: Any) -> None:
+    """Refuse settings that would end a run when it begins, or have no effect on its device.
 
     Args:
         args: a configuration.
@@ -88,12 +92,35 @@ def refuse_for_device(args: Any) -> None:
     Raises:
         ValueError: the setting, by name.
     """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+        if not 0 <= (getattr(args, name) or 0.0) < math.inf:
+            raise ValueError(f"{name} must be a finite number from 0, got {getattr(args, name)}")
+    _check_schedule(args)
     if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
         raise ValueError(
             "activation_offloading=True has no effect on a CPU: activations are in its memory already. Leave it out"
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True has no effect on a CPU: the run would be in float32. Leave it out or set bf16")
+
+
+def _check_schedule(args: Any) -> None:
+    """Raise ValueError if the schedule of the learning rate lacks an argument or has an unknown one; say what it does
+    not read."""
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if kind == "constant":
+        say_unread(args, ["warmup_steps"], "lr_scheduler_type='constant' has none; 'constant_with_warmup' has")
+    if kind in ("constant", "constant_with_warmup"):
+        say_unread(args, ["lr_scheduler_kwargs"], f"lr_scheduler_type={kind!r} takes none")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    keys: dict[str, Any] = args.lr_scheduler_kwargs or {}
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, keys)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lr_scheduler_type={kind!r} with lr_scheduler_kwargs={keys}: {error}") from error
 
 
 def _place(model: Any) -> str:

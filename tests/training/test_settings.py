@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 from dataclasses import fields
@@ -234,13 +235,25 @@ def test_a_load_balancing_loss_is_refused(tmp_path, tokenizer):
     make_trainer(tmp_path, path, config_model_init_kwargs={"output_router_logits": False})
 
 
-def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path):
+def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path, caplog):
     for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
         with pytest.raises(ValueError, match="activation_offloading=True has no effect on a CPU"):
             make(tmp_path, config_activation_offloading=True)
+    wrong = {"learning_rate": math.nan, "max_grad_norm": -1.0, "weight_decay": -0.1, "gradient_accumulation_steps": 0}
+    wrong |= {"per_device_train_batch_size": 0, "per_device_eval_batch_size": 0}
+    wrong |= {"lr_scheduler_type": "warmup_stable_decay"}
     for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer):
+        for name, value in wrong.items():
+            with pytest.raises(ValueError, match=name):
+                make(tmp_path, **{f"config_{name}": value})
         with pytest.raises(ValueError, match="fp16=True has no effect on a CPU"):
             make(tmp_path, config_fp16=True)
+    unknown = {"config_lr_scheduler_kwargs": {"nope": 1}}
+    with pytest.raises(ValueError, match="lr_scheduler_type='linear' with lr_scheduler_kwargs={'nope': 1}"):
+        make_kd_trainer(tmp_path, config_lr_scheduler_type="linear", **unknown)
+    make_kd_trainer(tmp_path, config_warmup_steps=2, **unknown)
+    for name in ("warmup_steps=2", "lr_scheduler_kwargs={'nope': 1}"):
+        assert f"{name}: no effect, since lr_scheduler_type='constant'" in caplog.text
     for config in ({"dispatch_batches": True}, '{"dispatch_batches": true}'):
         with pytest.raises(ValueError, match="dispatch_batches=True does not work here: records are text"):
             make_config(tmp_path, accelerator_config=config)
