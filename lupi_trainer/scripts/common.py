@@ -30,7 +30,9 @@ class ShownArguments:
         verbose: every log with all of its figures, beside the line that tells the most important ones.
     """
 
-    verbose: bool = field(default=False, metadata={"help": "Print every log with all of its figures, too."})
+    verbose: bool = field(
+        default=False, kw_only=True, metadata={"help": "Print every log with all of its figures, too."}
+    )
 
 
 @dataclass
