@@ -13,7 +13,7 @@ from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from ..training.given_data import GivenTexts
-from ..training.loss_totals import LossTotals
+from ..training.log_sums import LogSums
 from ..training.probing import Probed
 from . import setting_up
 from .common import (
@@ -55,7 +55,7 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, Probed, GivenTexts, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, Probed, GivenTexts, SFTTrainer):
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 

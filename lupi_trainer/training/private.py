@@ -36,7 +36,7 @@ from trl.models import utils
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
 
-from .mixins import DistillationMixin, TrainerMixin
+from .mixins import DistillationMixin, SFTMixin, TrainerMixin
 from .versions import warn_if_newer
 
 
@@ -266,23 +266,35 @@ class TrainerHooks(TrainerMixin):
         return self._tr_loss
 
 
-class SFTHooks(TrainerHooks):
+class SFTHooks(TrainerHooks, SFTMixin):
     """For a [`~trl.SFTTrainer`]."""
 
     args: Any
     processing_class: Any
     _formatting_func: Any
-    _prepare_dataset: Any
     _skip_prepare_dataset: bool
 
     @property
     def tokens_read(self) -> int:
-        """Training tokens read so far, over all processes; kept in checkpoints."""
+        """Training tokens read so far, over all processes."""
         return self._total_train_tokens
+
+    @property
+    def metric_lists(self) -> Mapping[str, dict[str, list[float]]]:
+        """As [`DistillationHooks.metric_lists`]."""
+        return self._metrics
 
     @tokens_read.setter
     def tokens_read(self, count: int) -> None:
         self._total_train_tokens = count
+
+    def prepare_texts(self, dataset: Any, tokenizer: Any, args: Any, packing: bool, to_text: Any, name: str) -> Any:
+        """A dataset as it is read: token ids and labels, cut to `args.max_length` or packed; rows without a label are
+        left out."""
+        return super()._prepare_dataset(dataset, tokenizer, args, packing, to_text, name)
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        return self.prepare_texts(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def tokenized(self, dataset: Any) -> Any:
         """A dataset as `evaluate` prepares it."""
