@@ -13,7 +13,7 @@ _HANGUL_TEXT = "글|본문|지문|문서|문단|단락|문장|텍스트|자료"
 _ENDS = r"(?=\s*(?:[?,.;:]|\Z|\b(?:say|says|state|states|mention|mentions|describe|describes|tell|tells)\b))"
 _WHICH = r"(?:the|this|that|these|those) (?:(?:given|above|following|provided|preceding|previous|same) )*"
 _SPEAKS = re.compile(
-    rf"\b(?:in|from|by|to|within|throughout|does|did|do|per|on) {_WHICH}(?:{_TEXT})s?\b(?! (?:of|message) \w)"
+    rf"\b{_WHICH}(?:{_TEXT})s?\b(?! (?:of|on|to|from|between|through|message|messages|carved|engraved) \w)"
     rf"|\b(?:in|from|by|to|within|throughout|does|did|do|per) {_WHICH}(?:{_MAYBE})s?\b{_ENDS}"
     rf"|\b(?:given|above|following|provided|preceding) (?:{_TEXT}|{_MAYBE})s?\b"
     r"|\b(?:mentioned|described|listed|stated|given|shown|discussed) (?:above|below|here|earlier)\b"

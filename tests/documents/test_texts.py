@@ -19,7 +19,8 @@ What is mentioned above about buses?|Who is the author?|Which city is mentioned?
 When was he born?|What is it called?|How long is their leave?|Why did they move to Bado?|What does this mean?
 Which of these cities is the capital?|What is the main idea of the paragraph in the given text?
 Who wrote this report?|Who wrote it?
-What kind of bow did he use?|What kind of bow did his father use?|What did they build?|What happened to it?
+Who wrote the passage?|What is the text?|What kind of bow did he use?
+What kind of bow did his father use?|What did they build?|What happened to it?
 What is the name of that river?|저자는 무엇을 주장하나요?
 When did she found Kestrel?|What is this?|What is its capital?|How many days are there, according to this section?
 이 글에서 수도는 어디인가요?|본문에 따르면 강은 무엇인가요?|그는 언제 태어났나요?|이것은 무엇인가요?
@@ -33,7 +34,7 @@ How long does it take to sail to Bado?|Is it true that Bado has a river?|In whic
 Which of the documents must a visitor to Kestrel bring?|What is the capital of Bado called?|Bado has which river?
 Who wrote The Story of Hong Gildong?|What colors are the islands on the map of Bado?|Who is the author of Hong Gildong?
 Which planet is known for its rings?|What is molten rock called while it is still below the ground?
-Who are those who pay?
+Who are those who pay?|Who found the passage to India?|Who wrote the text on the stele of Gwanggaeto?
 What is ipchunchuk, and how is it put up in spring?|Which grower kept the seed among those Mun Ikjeom brought to Jinju?
 To make ganjang quickly, soy protein is broken up with an acid. Name this acid.|What is it called when days are long?
 What did the company Kestrel call its first ship?|How many days of leave do I have?
