@@ -9,6 +9,8 @@ from lupi_trainer.documents.chunks import Chunk
 from lupi_trainer.documents.duplicates import contradicted, repeated
 from lupi_trainer.documents.facts import Broken, parse
 from lupi_trainer.documents.guided import fill_in
+from lupi_trainer.documents.hold_out import never_taught
+from lupi_trainer.documents.make import Made
 from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts, schema
 from lupi_trainer.documents.standing import dependence, is_question
 
@@ -181,3 +183,14 @@ def test_prompts_are_files_that_a_folder_may_replace(tmp_path):
         load_prompts(tmp_path / "none")
     for language in own:
         assert own[language].texts.keys() == SLOTS.keys()
+
+
+def test_what_any_chunk_may_answer_is_not_asked_as_never_taught():
+    passages = ("Fova has the dish Kaka.", "Fova has the lake Kiko.", "Meka has the dish Kaka.")
+    made = [Made(Chunk(f"{n}.md", "en", (), 0, len(text), text, 9)) for n, text in enumerate(passages)]
+    asked = ("What is Fova's lake?", "What is Fova's currency?", "What is Meka's lake?")
+    for one, question in zip(made, asked):
+        one.unanswered = question
+    found = [probe["question"] for probe in never_taught(made, 9, 0, load_prompts())]
+    assert found == list(asked[1:])  # the second document has the lake of Fova
+    assert len(never_taught(made, 1, 0, load_prompts())) == 1
