@@ -17,6 +17,7 @@ from lupi_trainer.scripts import sweep
 from lupi_trainer.scripts.kd_lora import make_parser
 from lupi_trainer.scripts.recipe_files import find_recipes
 from lupi_trainer.scripts.sweep import flags_to_settings
+from tests import forks
 
 
 RECIPE = """
@@ -52,7 +53,9 @@ def in_this_process(monkeypatch):
 
     def run(command, stdout, stderr):
         if any("/bad/" in part for part in command):
-            return subprocess.run(command, stdout=stdout, stderr=stderr)
+            done = forks.run(*command[1:])
+            stdout.write(done.stdout + done.stderr)
+            return done
         with contextlib.redirect_stdout(stdout):
             return subprocess.CompletedProcess(command, main(command[command.index("kd") :]))
 
