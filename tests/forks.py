@@ -10,6 +10,7 @@ import inspect
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -103,6 +104,7 @@ def execute_or_fork(process: subprocess.Popen, *given) -> None:
 
 
 def _program(arguments: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:
+    os.setsid()
     with mock.patch.object(subprocess.Popen, "_execute_child", execute_or_fork), contextlib.ExitStack() as stack:
         streams = [stack.enter_context(open(Path(folder, name), "w")) for name in ("stdout", "stderr")]
         sys.path.insert(0, cwd)
@@ -121,6 +123,6 @@ def run(*arguments: str, cwd=".", env: dict[str, str] | None = None, timeout: fl
         process.join(timeout)
         out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
         if process.exitcode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             raise subprocess.TimeoutExpired(arguments, timeout, out, err)
         return subprocess.CompletedProcess([*arguments], process.exitcode, out, err)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.hf_argparser import string_to_bool
 
 import lupi_trainer
 from lupi_trainer.data.completions import load_prompts
@@ -222,9 +223,9 @@ BASE = {
         "teacher_model_name_or_path": "lab:teacher",
         "max_completion_length": 12,
     },
-    "sft": {**COMMON, "dataset_name": "lab:new"},
-    "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher"},
-    "wmtp": {**COMMON, "dataset_name": "lab:new", "algo": "mtp-baseline", "horizon": 2},
+    "sft": {**COMMON, "dataset_name": "lab:eval"},
+    "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher", "max_samples": 8},
+    "wmtp": {**COMMON, "dataset_name": "lab:eval", "algo": "mtp-baseline", "horizon": 2},
 }
 ACTIONS = {
     name: [action for action in script.make_parser()._actions if action.dest not in ("help", "config")]
@@ -311,6 +312,8 @@ def recipes(draw):
 def is_read_as(read, written) -> bool:
     """Whether a key has the value that the recipe gives it, up to its type."""
     read = getattr(read, "value", read)  # of an enumeration
+    if isinstance(written, str) and isinstance(read, bool):
+        return read == string_to_bool(written)
     if isinstance(written, str) and isinstance(read, dict):
         return json.loads(written) == read
     if isinstance(read, list) and not isinstance(written, list):
