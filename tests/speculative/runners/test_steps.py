@@ -115,7 +115,7 @@ def test_compiled_positions_end_where_the_model_ends(tracing):
 
 @pytest.mark.slow
 def test_without_a_compiler_the_rollout_says_so_and_goes_on(compiling):
-    scene = Scene("llama")
+    scene = Scene("llama", layers=1)
     without = {"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}
     with torch._inductor.config.patch(without), torch._inductor.utils.fresh_inductor_cache():
         with pytest.warns(RuntimeWarning, match="compile=True: LlamaForCausalLM") as said:
