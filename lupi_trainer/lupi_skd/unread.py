@@ -47,6 +47,11 @@ def check_unread_settings(args: Any) -> None:
             f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect here: for the order of the file, "
             "set `shuffle_dataset: false`"
         )
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config: dispatch_batches=True does not work here: records are text, which no process can "
+            "send to another as a tensor. Leave it out"
+        )
     say_unread_for_scripts(args)
     policy = args.rollout_policy
     if policy != "speculative":

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
 @contextmanager
 def setting_up() -> Generator[None]:
     """While a run is set up, whatever a library says of its recipe is one line, and not a traceback.
@@ -16,14 +19,23 @@ def setting_up() -> Generator[None]:
     Raises:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
     """
+    from ..training.progress import quiet_bars
     from .recipe_parser import RecipeError, one_line
 
     try:
-        yield
+        with quiet_bars():
+            yield
     except Exception as error:
         if _is_ours(error):
             raise
         raise RecipeError(f"the run cannot be set up: {one_line(error)}") from error
+
+
+def stopped(error: KeyboardInterrupt) -> int:
+    """The exit status after Ctrl-C, of which one process says where it came."""
+    if os.environ.get("RANK", "0") == "0":
+        print(str(error) or "stopped before the first step", file=sys.stderr, flush=True)
+    return INTERRUPTED
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -34,6 +46,8 @@ def run(main: Callable[[], int | None]) -> int:
 
     try:
         return main() or 0
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
     except (RecipeError, FileNotFoundError, HubError, TeacherServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

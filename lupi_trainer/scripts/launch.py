@@ -4,11 +4,11 @@ Their flags are the keys of their recipes, which the scripts themselves read (se
 """
 
 import importlib
-import subprocess
 import sys
 
 from .kd_flags import FLAGS
 from .key_help import all_keys, keys
+from .launched import launch
 from .recipe_files import find_accelerate_config, find_recipe
 
 
@@ -66,7 +66,17 @@ def train(command: str, rest: list[str]) -> int:
             raise ValueError("--accelerate_config needs a name or a path")
         config = find_accelerate_config(args[at + 1])
         del args[at : at + 2]
-        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-        return subprocess.run([*launch, "-m", module(command), *args]).returncode
+        accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+        return launch(
+            [
+                *accelerate,
+                "--config_file",
+                str(config),
+                "-m",
+                "lupi_trainer.scripts.launched",
+                TRAINING[command],
+                *args,
+            ]
+        )
     importlib.import_module(module(command)).main(args)
     return 0
