@@ -37,6 +37,8 @@ def start() -> None:
         for name in set(os.listdir("/proc/self/fd")) - before - set(map(str, handed)):
             with contextlib.suppress(OSError):
                 os.close(int(name))  # above all, the end whose closing tells the server that nobody needs it
+        for stream in (1, 2):  # what a fork has to say, it hands over in a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         try:
             forkserver.main(*handed, [])
         finally:
