@@ -15,6 +15,7 @@ from ..data.special_tokens import SpecialTokens
 from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
+from ..training import reporters
 from ..training.checkpoints import write_atomically
 from .flags import json_object
 
@@ -113,6 +114,7 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
         "dtype": model_args.dtype,
         "use_safetensors": True,
     }
+    reporters.prepare(training_args.report_to, training_args.output_dir)
     training_args.model_init_kwargs = init_kwargs | (training_args.model_init_kwargs or {})
     path = resolve_model(model_args.model_name_or_path)
     refuse_adapter(path, "student", model_args.model_revision)
@@ -184,6 +186,7 @@ def train_and_save(trainer, data_args: Any, evaluates: bool | None = None) -> di
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
+    reporters.place_dvclive(trainer.callback_handler.callbacks, args.output_dir)
     trainer.dataset_name = data_args.dataset_name  # for the card
     trainer.train(resume_from_checkpoint=resume)
     evaluates = args.eval_strategy != "no" if evaluates is None else evaluates

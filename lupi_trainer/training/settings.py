@@ -1,7 +1,7 @@
 """Settings that a run would take and never read: refused, or said to have no effect, by name."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -45,9 +45,15 @@ def refuse_settings(args: Any, unread: Mapping[str, str]) -> None:
     Raises:
         ValueError: one of them is not left at its default; it is named.
     """
+    for fault in unread_faults(args, unread):
+        raise ValueError(fault)
+
+
+def unread_faults(args: Any, unread: Mapping[str, str]) -> Iterator[str]:
+    """What [`refuse_settings`] says, of each of the settings."""
     for name, why in unread.items():
         if is_set(args, name):
-            raise ValueError(f"{name}={getattr(args, name)!r} has no effect here: {why}. Leave it out")
+            yield f"{name}={getattr(args, name)!r} has no effect here: {why}. Leave it out"
 
 
 def say_unread(args: Any, names: Iterable[str], why: str) -> None:
