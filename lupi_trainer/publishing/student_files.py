@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..training.reporters import FOLDERS
 from .credentials import known_secrets, looks_secret
 
 
@@ -17,7 +18,7 @@ _OF_THE_RUN = re.compile(
     r"trainer_state\.json|checkpoint_manifest\.json|(?:rollout|loss)_state_\d+\.json|metrics\.json|kd_result\.json"
     r"|sweep_settings\.json"
 )
-_FOLDERS_OF_THE_RUN = {"wandb", "runs", "trackio"}
+_FOLDERS_OF_THE_RUN = {"runs", *FOLDERS}
 
 
 def _belongs(relative: Path) -> bool:

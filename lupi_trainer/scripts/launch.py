@@ -93,7 +93,7 @@ def train(command: str, rest: list[str]) -> int:
 
         os.environ.update(settings.env)
         return check(command, module(command), args, output_dir, launched.processes, other)
-    reporters.prepare(settings.get("report_to"), output_dir)
+    reporters.place(settings.get("report_to"), output_dir)
     if config is not None:
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
         return subprocess.run([*launch, "-m", module(command), *args]).returncode

@@ -15,9 +15,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
 }
 # beginnings of warnings (regular expressions), each with its category
 WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # TRL's own default sets the older of the two names of this key
-    ("`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning),
-    ("`is_gradient_checkpointing` is deprecated", FutureWarning),
+    # TRL's own default and calls have the older names
+    (r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning),
 )
 
 

@@ -77,6 +77,7 @@ REPORTERS = {
         "wandb sync {folder}/wandb/offline-run-*",
     ),
 }
+FOLDERS = {"wandb", "dvclive", *(below for r in REPORTERS.values() for _, below in r.folders if below)}
 _placed: dict[str, str] = {}  # variables that were set here, for an earlier run of this process
 
 
@@ -132,33 +133,49 @@ def faults(report_to: Any, env: Mapping[str, str] = os.environ) -> Iterator[str]
             yield f"report_to: {name} needs {reporter.keys[0]} in the environment{where}"
 
 
-def places(report_to: Any, output_dir: str, env: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str, str]]:
-    """(variable, value, what is to be said of it) for each that is not set and sends a reporter's files to a run's."""
+def place(report_to: Any, output_dir: str | None) -> None:
+    """Send the files of reporters below a run's folder, where their own variables do not say otherwise.
+
+    Before they are imported, since some read their variables then.
+    """
+    folder = Path(output_dir or "trainer_output").absolute()
     for name in filter(REPORTERS.__contains__, chosen(report_to)):
-        reporter, folder = REPORTERS[name], Path(output_dir)
-        for variable, below in reporter.folders:
-            folder = Path(output_dir) / below
-            if not env.get(variable) or env[variable] == _placed.get(variable):
-                uri = folder.absolute().as_uri() if variable.endswith("_URI") else str(folder.absolute())
-                shown = f"trackio: TRACKIO_DIR={folder} trackio show" if name == "trackio" else ""
-                yield variable, uri, shown
-        if reporter.offline is not None and not env.get(reporter.offline[0]) and not _has_key(name, reporter, env):
-            line = f"{name}: no {reporter.keys[0]}, so the run is logged offline below {folder}; to send it later: "
-            yield *reporter.offline, line + reporter.sync.format(folder=folder)
+        for variable, below in REPORTERS[name].folders:
+            if not os.environ.get(variable) or os.environ[variable] == _placed.get(variable):
+                here = folder / below
+                os.environ[variable] = _placed[variable] = here.as_uri() if variable.endswith("_URI") else str(here)
+
+
+def go_offline(report_to: Any) -> Iterator[str]:
+    """Have reporters that know no key log to their folders alone; yields a line each, of how that is sent later."""
+    for name in filter(REPORTERS.__contains__, chosen(report_to)):
+        reporter = REPORTERS[name]
+        if reporter.offline is None or os.environ.get(reporter.offline[0]) or _has_key(name, reporter, os.environ):
+            continue
+        variable, value = reporter.offline
+        os.environ[variable] = value
+        folder = os.environ[reporter.folders[0][0]]
+        yield (
+            f"{name}: no {reporter.keys[0]}, so the run is logged offline; to send it later: "
+            f"{reporter.sync.format(folder=folder)}"
+        )
 
 
 def prepare(report_to: Any, output_dir: str | None) -> None:
-    """Have a run's reporters ready before anything is loaded: their variables are set, and what is odd is said once.
+    """Have a run's reporters ready before its weights are loaded.
 
     Raises:
         ValueError: a package or a key is missing; each reporter is named.
     """
     if found := list(faults(report_to)):
         raise ValueError("; ".join(found))
-    for variable, value, line in places(report_to, output_dir or "trainer_output"):
-        if line and os.environ.get(variable) != value and os.environ.get("RANK", "0") == "0":
+    place(report_to, output_dir)
+    lines = list(go_offline(report_to))
+    if "trackio" in chosen(report_to) and os.environ.get("TRACKIO_DIR") == _placed.get("TRACKIO_DIR"):
+        lines.append(f"trackio: TRACKIO_DIR={os.environ['TRACKIO_DIR']} trackio show")
+    for line in lines:
+        if os.environ.get("RANK", "0") == "0":
             print(line, file=sys.stderr, flush=True)
-        os.environ[variable] = _placed[variable] = value
 
 
 def place_dvclive(callbacks: Iterable[Any], output_dir: str) -> None:

@@ -62,6 +62,7 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
         ("--gamma none", "--gamma takes a whole number, got 'none'"),
         ("--gamma", "--gamma needs a value"),
         ("--gamma 3 4", "--gamma takes one value, got '3 4'"),
+        ("--report_to wandb trackio", "--report_to takes one value, got 'wandb trackio'; a recipe may have a list"),
         ("--beta nan", "beta must be in [0, 1], got nan"),
         ("--vllm_mode server", "vllm_mode='server' has no effect here"),
         ("--mixing none", "`mixing` and `base_dataset_name` belong together"),
@@ -91,7 +92,7 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr("lupi_trainer.training.reporters.is_installed", lambda module: False)
     args = "--dataset_name a.json --probes b.jsonl --model_name_or_path empty --teacher_model_name_or_path ./no "
-    args += "--few_shot_examples c.json --output_dir file/run --report_to tensorboard mlflow --load_in_4bit true "
+    args += "--few_shot_examples c.json --output_dir file/run --report_to tensorboard --load_in_4bit true "
     args += "--optim paged_adamw_8bit --resume_from_checkpoint run/checkpoint-9"
     assert faults_of("skd", *args.split()) == [
         "dataset_name: no such data file: a.json",
@@ -102,7 +103,6 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
         f"output_dir: {tmp_path / 'file'} is a file, and file/run would lie below it",
         "resume_from_checkpoint: no such checkpoint: run/checkpoint-9",
         "report_to: tensorboard needs tensorboard or tensorboardX: pip install tensorboard",
-        "report_to: mlflow needs mlflow: pip install mlflow",
         "load_in_4bit needs bitsandbytes: pip install bitsandbytes",
         "optim: paged_adamw_8bit needs bitsandbytes: pip install bitsandbytes",
     ]
@@ -190,3 +190,22 @@ def test_the_other_methods_are_checked_too(command, recipe, args, found, tmp_pat
     status, table, faults = check(capsys, tmp_path, command, recipe, *args)
     assert (status, faults) == (0, [])
     assert found in table["records"] and "estimate" in table["time"]
+
+
+def test_an_accelerate_configuration_of_gpus_needs_them(tmp_path, capsys, monkeypatch):
+    def refused(*args):
+        assert main(["skd", "--config", FULL, "--output_dir", str(tmp_path / "run"), *args]) == 2
+        return capsys.readouterr().err
+
+    single = "--accelerate_config single_gpu"
+    assert refused(*single.split()) == (
+        f"error: {single} is for GPUs, and the recipe has use_cpu: true: leave one of them out, or take "
+        "--accelerate_config single_cpu\n"
+    )
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    none = "process on a GPU, and there is none, as far as PyTorch can see\n"
+    assert refused(*single.split(), "--use_cpu", "false") == f"error: {single} starts 1 {none}"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    several = refused("--accelerate_config", "multi_gpu", "--use_cpu", "false")
+    assert "processes, each on a GPU of its own, and there is 1, as far as" in several
+    assert not (tmp_path / "run").exists()

@@ -150,10 +150,11 @@ def _read_option(settings: Settings, option: str, values: list[str]) -> None:
         settings.faults.append(f"unknown option {option}{hint(key, set(keys))}")
     elif not values and "bool" not in keys[key].kinds:
         settings.faults.append(f"{option} needs a value")
-    elif len(values) > 1 and "list" in keys[key].kinds:
+    elif len(values) > 1 and "list" in keys[key].kinds and "str" not in keys[key].kinds:
         _take(settings, key, values, option)
     elif len(values) > 1:
-        settings.faults.append(f"{option} takes one value, got {' '.join(values)!r}")
+        listed = "; a recipe may have a list" if "list" in keys[key].kinds else ""
+        settings.faults.append(f"{option} takes one value, got {' '.join(values)!r}{listed}")
     else:
         _take(settings, key, values[0] if values else True, option)
 
