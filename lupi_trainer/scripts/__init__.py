@@ -22,8 +22,10 @@ def setting_up() -> Generator[None]:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
     """
     from .recipe_words import RecipeError, one_line
+    from .run_notes import collect_warnings
 
     quiet()
+    collect_warnings()
     try:
         yield
     except Exception as error:

@@ -18,6 +18,7 @@ from ..models.vocabulary import tokenizer_beside
 from ..training import reporters
 from ..training.checkpoints import write_atomically
 from .flags import json_object
+from .run_notes import write_notes
 
 
 @dataclass
@@ -188,7 +189,11 @@ def train_and_save(trainer, data_args: Any, evaluates: bool | None = None) -> di
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     reporters.place_dvclive(trainer.callback_handler.callbacks, args.output_dir)
     trainer.dataset_name = data_args.dataset_name  # for the card
-    trainer.train(resume_from_checkpoint=resume)
+    write_notes(trainer, data_args)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    finally:
+        write_notes(trainer, data_args)  # with what was warned of on the way
     evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
     metrics = trainer.evaluate() if evaluates else {}
     trainer.save_without_push(args.output_dir)  # which does not push: that comes last
