@@ -4,14 +4,13 @@ Their flags are the keys of their recipes, which the scripts themselves read (se
 """
 
 import importlib
-import os
 import subprocess
 import sys
 
 from ..training import reporters
 from .dry_run.launched import Launched
 from .dry_run.look import look
-from .dry_run.settings import read_settings
+from .dry_run.settings import read_settings, variables
 from .kd_flags import FLAGS
 from .key_help import all_keys, keys
 from .recipe_files import expand_tiny, find_accelerate_config, find_recipe
@@ -81,19 +80,21 @@ def train(command: str, rest: list[str]) -> int:
         del args[at : at + 2]
     settings = read_settings(command, args)
     launched = Launched.read(config)
-    stopping, other = look(settings)
+    with variables(settings.env):
+        stopping, other = look(settings)
     other += launched.faults(settings.get("use_cpu"))
     if stopping or (other and not only_check):
         for fault in [*stopping, *other]:
             print(f"error: {fault}", file=sys.stderr)
         return 1 if only_check else 2
-    output_dir = settings.get("output_dir") or "trainer_output"
+    output_dir, report_to = settings.get("output_dir") or "trainer_output", settings.get("report_to")
     if only_check:
         from .dry_run.check import check
 
-        os.environ.update(settings.env)
-        return check(command, module(command), args, output_dir, launched.processes, other)
-    reporters.place(settings.get("report_to"), output_dir)
+        with variables(settings.env):
+            return check(command, module(command), args, output_dir, report_to, launched.processes, other)
+    with variables(settings.env):
+        reporters.place(report_to, output_dir)
     if config is not None:
         launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
         return subprocess.run([*launch, "-m", module(command), *args]).returncode

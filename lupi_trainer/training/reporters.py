@@ -161,6 +161,16 @@ def go_offline(report_to: Any) -> Iterator[str]:
         )
 
 
+def summary(report_to: Any) -> str:
+    """Where a run reports to, in words."""
+    words = []
+    for name in chosen(report_to):
+        reporter = REPORTERS.get(name, Reporter())
+        offline = "" if _has_key(name, reporter, os.environ) else f" (no {reporter.keys[0]}: offline)"
+        words.append(name + offline)
+    return ", ".join(words) or "nowhere: report_to is none"
+
+
 def prepare(report_to: Any, output_dir: str | None) -> None:
     """Have a run's reporters ready before its weights are loaded.
 

@@ -17,6 +17,7 @@ from lupi_trainer.scripts.launch import TRAINING
 from lupi_trainer.scripts.recipe_files import find_recipe, list_recipes
 
 
+ALONE = "--mixing none --base_dataset_name none --per_device_train_batch_size 200".split()
 FULL = "lab/lupi_skd/config_full.yaml"
 COMMANDS = {"lupi_skd": "skd", "kd_lora": "kd", "wmtp": "wmtp", "sft": "sft"}  # folder of recipes -> command
 
@@ -108,6 +109,16 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
     ]
 
 
+def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):
+    recipe = yaml.safe_load(find_recipe(FULL).read_text()) | {"env": {"KUBEFLOW_TRAINER_SERVER_URL": "http://x"}}
+    for key, said in ("KUBEFLOW_TRAINER_SERVER_URL", ""), ("OTHER", "kubeflow needs KUBEFLOW_TRAINER_SERVER_URL in"):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"env": {key: "x"}, "gamma": 0}))
+        assert main(["skd", "--config", str(tmp_path / "recipe.yaml"), "--report_to", "kubeflow"]) == 2
+        error = capsys.readouterr().err
+        assert "gamma must be at least 1" in error and (said in error if said else "kubeflow" not in error)
+        assert key not in os.environ
+
+
 def test_what_files_tell_is_told_before_torch_is_imported(tmp_path):
     recipe = yaml.safe_load(find_recipe(FULL).read_text()) | {"gama": 3, "gamma": "few", "mixing": None}
     recipe |= {"dataset_name": "nowhere.json", "model_name_or_path": "./nobody", "output_dir": "run"}
@@ -145,7 +156,7 @@ def test_every_record_beyond_a_limit_is_listed(tmp_path, capsys):
     (tmp_path / "records.json").write_text(json.dumps(records))
     (tmp_path / "probes.json").write_text(json.dumps([{"question": "Where?", "answers": []}]))
     args = ["--dataset_name", str(tmp_path / "records.json"), "--probes", str(tmp_path / "probes.json")]
-    status, table, faults = check(capsys, tmp_path, "skd", FULL, *args, "--per_device_train_batch_size", "200")
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *args, *ALONE)
     assert status == 1
     records, probes = (f"error: {tmp_path / name}: " for name in ("records.json", "probes.json"))
     assert faults[0] == f"{records}record number 1: the prompt is empty"
@@ -166,6 +177,7 @@ def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
     saving = ["--save_strategy", "steps", "--save_steps", "50", "--save_total_limit", "2"]
     status, table, faults = check(capsys, tmp_path, "skd", FULL, *saving, "--accelerate_config", "single_cpu")
     assert (status, faults) == (0, []) and "all" in table
+    assert table["reports"].endswith("nowhere: report_to is none")
     assert "720 of lab:new, 720 of lab:common, 12 of lab:eval" in table["records"]
     assert "3 checkpoints at a time (save_total_limit=2, one more while it is written)" in table["disk"]
     assert "s a step" in table["time"] and "for 200 steps" in table["time"] and "estimate" in table["time"]

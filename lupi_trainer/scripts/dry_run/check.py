@@ -11,7 +11,9 @@ from typing import Any
 from trl import get_peft_config
 
 from ...data.mixing import mixture_length, parse_mixing
+from ...training import reporters
 from .. import setting_up
+from ..recipe_words import one_line
 from .machine import check_credentials, check_devices, check_disk, weights_of
 from .records import check_questions, check_skd, check_texts
 from .report import Report, duration
@@ -30,6 +32,7 @@ def _steps(data_args: Any, args: Any, records: int, processes: int) -> int:
 
 
 def _check_batch(args: Any, records: int, processes: int, report: Report) -> None:
+    """For a run that leaves incomplete batches out."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     if records < batch:
         report.refuse(
@@ -68,13 +71,15 @@ def _time(script: Any, arguments: tuple[Any, Any, Any], steps: int, report: Repo
     )
 
 
-def check(command: str, module: str, argv: list[str], output_dir: str, processes: int, found: list[str]) -> int:
+def check(
+    command: str, module: str, argv: list[str], output_dir: str, report_to: Any, processes: int, found: list[str]
+) -> int:
     """Look at everything of a run but its steps, and print what was found.
 
     Args:
         command: which training command, and `module`, its script.
         argv: its command line.
-        output_dir: where the run would write.
+        output_dir, report_to: where the run would write and report.
         processes: of the run; the check has one.
         found: faults that are known already, none of which keeps the records from being read.
 
@@ -93,8 +98,10 @@ def check(command: str, module: str, argv: list[str], output_dir: str, processes
             check_devices(args, processes, report)
             args.hub_model_id = args.hub_model_id or Path(output_dir).absolute().name
             check_credentials(args, report)
+            report.add("reports", reporters.summary(report_to))
             records = _records(command, arguments, peft_config, report)
-            _check_batch(args, records, processes, report)
+            if command == "skd" and data_args.base_dataset_name is None:
+                _check_batch(args, records, processes, report)
             if records:
                 steps = _steps(data_args, args, records, processes)
                 sizes = weights_of(model_args, args, peft_config)
@@ -104,8 +111,8 @@ def check(command: str, module: str, argv: list[str], output_dir: str, processes
                 else:
                     logging.disable(logging.WARNING)  # which the run itself says
                     _time(script, arguments, steps, report)
-        except (ValueError, OSError) as error:
-            report.refuse(str(error))
+        except (ValueError, TypeError, ArithmeticError, OSError, RuntimeError) as error:
+            report.refuse(one_line(error))
         finally:
             logging.disable(logging.NOTSET)
     return report.show()

@@ -66,7 +66,7 @@ def _data(settings: Settings) -> Iterator[str]:
 
 
 def _models(settings: Settings) -> Iterator[str]:
-    offline = os.environ.get("HF_HUB_OFFLINE", settings.env.get("HF_HUB_OFFLINE", "0")).lower() in ("1", "true", "yes")
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     for key in REVISIONS:
         name = settings.get(key)
         if name is None or (key.startswith("teacher") and settings.get("teacher_model_server_url")):
@@ -117,7 +117,7 @@ def _folder(settings: Settings) -> Iterator[str]:
 
 
 def _packages(settings: Settings) -> Iterator[str]:
-    yield from reporters.faults(settings.get("report_to"), os.environ | settings.env)
+    yield from reporters.faults(settings.get("report_to"))
     for key, (values, module, package) in PACKAGES.items():
         given = settings.get(key)
         if (given in values if values else given) and not reporters.is_installed(module):

@@ -1,7 +1,9 @@
 """A recipe and its overrides as values, and everything that is wrong with its keys: all of it, not the first alone."""
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -39,6 +41,21 @@ class Settings:
         known = {key: kind.default for key, kind in key_types(self.command).items() if kind.default is not UNKNOWN}
         fields = [(key, Any, field(default_factory=lambda value=value: value)) for key, value in known.items()]
         return make_dataclass("Arguments", fields)(**{k: v for k, v in self.values.items() if k in known})
+
+
+@contextmanager
+def variables(env: dict[str, str]) -> Generator[None]:
+    """While a recipe is looked at, the variables that it sets are set, and afterwards as they were."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def typed(value: Any, kind: KeyType) -> Any:
