@@ -12,19 +12,14 @@ from .trace import TokenTrace
 
 
 @dataclass
-class RolloutStats:
-    """Counts over the entire rollout; a block is one (row, round) pair, so rates are counts over `blocks`."""
+class RoundCounts:
+    """What every loop of rounds counts; a block is one (row, round) pair, so rates are counts over `blocks`."""
 
-    drafted: int = 0  # tokens that the student proposed and that had a place in the row
+    drafted: int = 0  # tokens that were proposed and that had a place in the row
     accepted: int = 0  # those that were accepted
-    committed: int = 0  # tokens written, by student or teacher
-    finished: int = 0  # rows that have ended
+    committed: int = 0  # tokens written, by whichever model
     rounds: int = 0
     blocks: int = 0
-    first_token_accepted: int = 0  # blocks whose first token was accepted
-    full_match: int = 0  # blocks of which every token that had a place was accepted
-    student_forwards: int = 0  # without the prefill
-    teacher_forwards: int = 0
     gamma_history: list[int] = field(default_factory=list)  # one draft length a round
 
     def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
@@ -36,9 +31,27 @@ class RolloutStats:
             self.drafted += row.drafted
             self.accepted += row.accepted
             self.committed += row.committed
-            self.finished += row.remaining == 0
-            self.first_token_accepted += row.accepted > 0
-            self.full_match += not row.rejected and not row.broken
+            self._count_block(row)
+
+    def _count_block(self, row: Report[int]) -> None:
+        """What is counted of a block besides."""
+        raise NotImplementedError
+
+
+@dataclass
+class RolloutStats(RoundCounts):
+    """Counts over an entire rollout, whose tokens the student proposes."""
+
+    finished: int = 0  # rows that have ended
+    first_token_accepted: int = 0  # blocks whose first token was accepted
+    full_match: int = 0  # blocks of which every token that had a place was accepted
+    student_forwards: int = 0  # without the prefill
+    teacher_forwards: int = 0
+
+    def _count_block(self, row: Report[int]) -> None:
+        self.finished += row.remaining == 0
+        self.first_token_accepted += row.accepted > 0
+        self.full_match += not row.rejected and not row.broken
 
 
 @dataclass
@@ -72,18 +85,12 @@ class Block:
 
 
 @dataclass
-class SpeculativeStats:
-    """Counts over all rows of a lossless decoding; a block is one (row, round) pair."""
+class SpeculativeStats(RoundCounts):
+    """Counts over all rows of a lossless decoding, whose tokens the draft proposes."""
 
-    rounds: int = 0
-    blocks: int = 0
-    committed: int = 0  # completion tokens
-    drafted: int = 0  # tokens that the draft proposed and that had a place in the row
-    accepted: int = 0  # those that were accepted
     accepted_lengths: list[int] = field(default_factory=list)  # [i]: blocks of which i drafted tokens were accepted
     target_forwards: int = 0  # without the prefill
     draft_forwards: int = 0
-    gamma_history: list[int] = field(default_factory=list)  # one draft length a round
 
     @property
     def acceptance_length(self) -> float:
@@ -95,17 +102,9 @@ class SpeculativeStats:
         """Share of the drafted tokens that were accepted."""
         return self.accepted / max(self.drafted, 1)
 
-    def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
-        """Adds a round: what it did to each running row."""
-        self.rounds += 1
-        self.gamma_history.append(gamma)
-        for row in reports:
-            self.blocks += 1
-            self.drafted += row.drafted
-            self.accepted += row.accepted
-            self.committed += row.committed
-            self.accepted_lengths += [0] * (row.accepted + 1 - len(self.accepted_lengths))
-            self.accepted_lengths[row.accepted] += 1
+    def _count_block(self, row: Report[int]) -> None:
+        self.accepted_lengths += [0] * (row.accepted + 1 - len(self.accepted_lengths))
+        self.accepted_lengths[row.accepted] += 1
 
 
 @dataclass
