@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -149,14 +150,18 @@ def check(capsys, tmp_path, command, recipe, *args):
     return status, table, [line for line in said.err.splitlines() if line.startswith("error: ")]
 
 
-def test_every_record_beyond_a_limit_is_listed(tmp_path, capsys):
+def test_every_record_beyond_a_limit_is_listed(tmp_path, capsys, monkeypatch):
     records = [{"prompt": "Where?", "privileged_context": "Tamo is it. " * (1 if n % 4 else 90)} for n in range(100)]
     records[1] = {"prompt": "", "privileged_context": None}
     records[2] = {"id": "two", "prompt": "What?", "privileged_context": "It<|end|>"}
     (tmp_path / "records.json").write_text(json.dumps(records))
     (tmp_path / "probes.json").write_text(json.dumps([{"question": "Where?", "answers": []}]))
     args = ["--dataset_name", str(tmp_path / "records.json"), "--probes", str(tmp_path / "probes.json")]
+    warned = []
+    tokenizers = logging.getLogger("transformers.tokenization_utils_base")
+    monkeypatch.setattr(tokenizers, "warning", lambda *args, **kwargs: warned.append(args))
     status, table, faults = check(capsys, tmp_path, "skd", FULL, *args, *ALONE)
+    assert warned == []
     assert status == 1
     records, probes = (f"error: {tmp_path / name}: " for name in ("records.json", "probes.json"))
     assert faults[0] == f"{records}record number 1: the prompt is empty"

@@ -60,6 +60,8 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     teacher: Any = args.teacher_model_name_or_path and to_source(args.teacher_model_name_or_path)
     kind = teacher_kind(teacher, args, student, peft_config)
     tokenizer = student_tokenizer(student, args, None)
+    # the positions of both models are looked at for every record, so that this is no line of transformers
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     pair = compare_models(student, teacher, kind, args, tokenizer, None)
     prompt = TeacherPrompt(
         args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
