@@ -39,7 +39,7 @@ def table(metrics: dict[str, float]) -> str:
 
 
 def steps(run: Run) -> str:
-    """Some of the lines that the demo prints while it trains."""
+    """Some of the lines that the demo prints while it trains, with a bar in place of lengths and times."""
     losses, rates = dict(run.points("loss")), dict(run.points("acc_rate/mean"))
     lines = [
         f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(30 * rates[s])}" for s in STEPS

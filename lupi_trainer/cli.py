@@ -26,6 +26,7 @@ from .scripts import (
     recipes,
     restore,
     run,
+    stopped,
     sweep,
 )
 from .scripts.launch import TRAINING, explanation, summary, train
@@ -111,7 +112,14 @@ def make_command(command: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return start(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
+
+
+def start(argv: list[str]) -> int:
+    """Run a command."""
     if argv and argv[0] in TRAINING:
         command, *rest = argv
         if {"-h", "--help"} & set(rest):

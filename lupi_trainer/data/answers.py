@@ -20,7 +20,7 @@ _LETTER = re.compile(rf"[^\W_{_JOINED}]|[+#]|(?<={CLOSE})년대")  # a decade is
 _IN_WORD = r"(?<=[^\W_])[-'](?=[^\W_])"
 _CURRENCIES = "$€£¥₩"
 _SIGNS = rf"(?<=[^\W_])[+#]+|[{_CURRENCIES}]"  # C++, C#
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212"), "-") | {0x2019: "'", 0x2044: "/"}
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\u2796"), "-") | {0x2019: "'", 0x2044: "/"}
 # A counted number: a number or numeral and its counter. What may follow that is a particle and no longer counter.
 _NUMERAL = "한 두 세 네 섯 곱 덟 홉 열 물 른 흔 쉰 순 일 이 삼 사 오 육 칠 팔 구 십 백 천 만".replace(" ", "|")
 _COUNTED = re.compile(rf"{CLOSE}[ {_HANGUL}]{{1,5}}\Z|(?:{_NUMERAL}) [{_HANGUL}]\Z")
@@ -41,7 +41,8 @@ def normalize(text: str) -> str:
 def _spell(text: str) -> str:
     """[`normalize`], but numbers are units, and hyphens and apostrophes inside words and the signs of C++ stay."""
     text = re.sub(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])", " ", text)  # NFKC makes 31/2 of a mixed number
-    text = re.sub(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2079])", "^", text)  # and 102 of a power
+    text = re.sub(r"(?<=\d)(?=[\u207a\u207b]?[\u00b2\u00b3\u00b9\u2070-\u2079])", "^", text)  # and 102 of a power
+    text = re.sub(r"(?<!\d )[\u2212\u2796] +(?=[$€£¥₩]?\.?\d)", "-", text)  # no dash of a pause, as a hyphen may be
     text = mark_numbers(unicodedata.normalize("NFKC", text).casefold().translate(_DASHES))
     return " ".join(re.sub(rf"({_IN_WORD}|{_SIGNS})|[\W_]", lambda found: found[1] or " ", text).split())
 

@@ -14,10 +14,17 @@ UNIT = f"{OPEN}[0-9a-f]+{CLOSE}"
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALES |= {"백": 2, "천": 3, "만": 4, "억": 8, "조": 12}
 _SCALE = r"(?: ?(?:hundred|thousand|million|billion|trillion)(?![a-z])|[백천만억조])"
-_DIGITS = r"(?:(?<![^\s(])\.)?\d+(?:[.,]\d+)*"
+_DIGITS = r"(?:(?<![^\s(\-+±])\.)?\d+(?:[.,]\d+)*(?:e[-+]?\d+(?!\w))?"
 _NUMBER = rf"{_DIGITS}(?:{_SCALE}+ ?{_DIGITS})*{_SCALE}*"
-_BETWEEN = r"(?: [~:] |[ \-:~/×^])"
-_SIGN = r"""(?:(?<![^\s(\[="':,])[-+±]|(?<![a-z])(?:minus|negative) |(?:마이너스|영하) ?)"""
+_BETWEEN = r"(?: [~:/×*\-] |\^-?|[ ~:/×*\-])"
+# a dash or plus before a number is its sign, unless it follows what it could join or take from
+_SIGN = r"(?:(?:\+/?-|-/?\+|[±∓]) ?|(?<![\w)\]%°+\-])[-+]|(?<![a-z])(?:minus|negative) |(?:마이너스|영하) ?)"
+_BEFORE_CURRENCY = re.compile(r"(?<![\w)\]])([-+±])([$€£¥₩])(?=\.?\d)")
+# with a space behind it, a dash is mostly a bullet or a pause
+_APART_SIGN = re.compile(
+    r"(?:(?<=[=(])|(?<=\b(?:is|of|at|to|be|by|as) )|(?<=[=(] )|(?<=\bwas )|(?<=\bare )|(?<=\bwere ))- (?=\.?\d)"
+    r"|(?<=[^\s\d] )- (?=[\d.,]+ ?(?:°|degree|도(?!시|로|서|입구)))"
+)
 _PERCENT = r" ?(?:[%‰]|퍼센트|per ?cent(?![a-z]))"
 _EXPRESSION = rf"(?P<sign>{_SIGN})?(?P<numbers>{_NUMBER}(?:{_BETWEEN}{_NUMBER})*)(?P<percent>{_PERCENT})?"
 
@@ -42,7 +49,8 @@ _SINO = r"(?<![가-힣])[일이삼사오육칠팔구십백천만억]*[십백천�
 _APART = re.compile(f"({_NATIVE}|{_SINO}) ")
 _MONTH = re.compile(r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]* $")
 _DATE = re.compile(r"[12]\d{3}([-./])\d{1,2}\1\d{1,2}|\d{1,2}([-./])\d{1,2}\2[12]\d{3}")
-_YEARS = re.compile(r"[12]\d{3}(?:[-~/,][12]\d{3})+|[12]\d{3}[-~]\d\d")
+_YEARS = re.compile(r"[12]\d{3}(?:[-~/,][12]\d{3})+")
+_YEAR_AND = re.compile(r"([12]\d)(\d\d)([-~/])(\d\d?)")  # 1919/20, or a month of 1919
 
 
 def _unit(text: str) -> str:
@@ -66,24 +74,38 @@ def _value(number: str) -> str:
     return value.rstrip("0").rstrip(".") if "." in value else value
 
 
+def _apart(numbers: str) -> list[str] | None:
+    """Numbers of one expression that are years, or a date: each counts alone. `None`: the expression is one number."""
+    close = re.sub(" ([~:/×*-]) ", r"\1", numbers)
+    if _DATE.fullmatch(close) or _YEARS.fullmatch(close):
+        return re.findall(r"\d+", close)
+    if (found := _YEAR_AND.fullmatch(close)) is None:
+        return None
+    century, year, between, last = found.groups()
+    if len(last) == 2 and (int(last) > int(year) or year + last == "9900"):
+        return [century + year, f"{int(century + year) // 100 + (last < year)}{last}"]
+    return [century + year, f"{int(last):02}"] if between != "~" and 1 <= int(last) <= 12 else None
+
+
 def _mark(found: re.Match) -> str:
     if found["words"]:
         return _unit(re.sub(r" and |-", " ", found["words"]))
     sign = (found["sign"] or "").strip()
-    sign = "" if sign == "+" else sign if sign in ("", "±") else "-"
+    sign = "" if sign == "+" else "±" if "+" in sign or sign in "±∓" and sign else sign and "-"
     numbers, percent = found["numbers"], "%" if found["percent"] else ""
     if percent and "‰" in found["percent"]:
         percent = "‰"
     if not (sign or percent):
-        if _DATE.fullmatch(numbers) or _YEARS.fullmatch(numbers):
-            return " ".join(map(_unit, re.findall(r"\d+", numbers)))
+        if (apart := _apart(numbers)) is not None:
+            counter = "년 " if found.string.startswith("년", found.end()) else " "
+            return counter.join(map(_unit, apart))
         if re.fullmatch(r"\d{1,2} \d{4}", numbers) and _MONTH.search(found.string[: found.start()]):
             return " ".join(map(_unit, numbers.split()))
     if re.fullmatch(r"\d{1,3}(?: \d{3})+", numbers):
         numbers = numbers.replace(" ", "")
     if re.fullmatch(_NUMBER, numbers):
         numbers = _value(numbers)
-    return _unit(sign + re.sub(" ([~:]) ", r"\1", numbers) + percent)
+    return _unit(sign + re.sub(" ([~:/×*-]) ", r"\1", numbers) + percent)
 
 
 def mark_numbers(text: str) -> str:
@@ -93,4 +115,5 @@ def mark_numbers(text: str) -> str:
         text: after NFKC and case folding, its dashes and minus signs hyphens.
     """
     text = re.sub(r"(?<=\d)[\u00b7\u119e](?=\d)", ".", text)  # 3·1 is 3.1
+    text = _APART_SIGN.sub("-", _BEFORE_CURRENCY.sub(r"\2\1", text))
     return _ANY.sub(_mark, _APART.sub(r"\1", text))

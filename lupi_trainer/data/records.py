@@ -96,6 +96,8 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     Raises:
         RecordError: a column is missing, a type is wrong, or the prompt is empty; the message names the record.
     """
+    if not isinstance(record, dict):
+        raise RecordError(f"record number {number}", "it must be a dictionary", f", got a {type(record).__name__}")
     where = record_name(record, number)
     record = {**record}
     for alias, column in ALIASES.items():
@@ -234,6 +236,8 @@ def prepare_columns(dataset: Dataset | IterableDataset | DatasetDict | dict | li
     """
     if dataset is None:
         return None
+    if not isinstance(dataset, (Dataset, IterableDataset, dict, list)):
+        raise TypeError(f"records must be a dataset or a list of dictionaries, got a {type(dataset).__name__}")
     if isinstance(dataset, dict):
         return {name: prepare_columns(part) for name, part in dataset.items()}
     if isinstance(dataset, IterableDataset):

@@ -14,6 +14,14 @@ _UNITS = "in ft oz lb lbs yd mi km cm mm hr hrs min sec yr yrs max avg".split()
 # words that begin a sentence, whatever is before them
 _STARTERS = """A An The This That These Those There It Its He His She Her They Their We Our You Your I My In On At
 By From After But And So Then However Also Although As When While If For With Another Both Each Some""".split()
+# words after which a letter is one of several, and no name's initial
+_LETTERED = """answer appendix blood category chapter choice class column division exhibit factor figure form gate
+grade group hepatitis influenza item key label league letter level line list model note option part phase plan platform
+point pool row section sector series side stage step string table team terminal type unit variable version vitamin
+wing zone""".split()
+_AFTER_HOURS = """monday tuesday wednesday thursday friday saturday sunday january february march april may june july
+august september october november december eastern central pacific mountain gmt utc est edt cst cdt mst pst pdt kst
+jst""".split()  # what goes on after a.m. with a capital
 _NEAR = 40  # letters that are looked at before a full stop and behind it
 _END = re.compile(r"[.!?\u2026]+[\"')\]\u201d\u2019\u300d\u300f]*\s+|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d]*|\n")
 _WORD = re.compile(r"[^\W\d_]+(?:\.[^\W\d_]+)*\Z")
@@ -38,10 +46,26 @@ def _goes_on(before: str, after: str) -> bool:
     if begins:
         return False
     if len(letters) > 1:
+        if name in ("a.m", "p.m") and after[:1].isupper():
+            return re.split(r"\W", after.casefold())[0] in _AFTER_HOURS
         return max(map(len, letters)) <= 2  # U.S., B.C., Ph.D.
     if len(name) == 1:
-        return name.isascii() and not _HANGUL.match(after)  # an initial
+        return name.isascii() and _is_initial(before, following[0] if following else "", after)
     return name in _SHORT or name in _UNITS and after[:1].islower()
+
+
+def _is_initial(before: str, following: str, after: str) -> bool:
+    """Whether the one letter that a text ends with is a name's, or short for a word."""
+    letter, words = before[-1], re.findall(r"[^\W\d_]+\.?", before[:-1])
+    previous = words[-1] if words else ""
+    if letter.islower():
+        return letter == "v" or not after[:1].isupper()  # Roe v. Wade, c. 1500
+    if previous.casefold() in _LETTERED or following.casefold() in words or len(following) == 1:
+        return False  # plan B. Plan A; it is A. B is not
+    named = previous.casefold() in ("", "by", "of", "from", "with", "to") or previous.endswith(".")
+    if letter == "I" and not named:
+        return False  # he and I, Elizabeth I
+    return not _HANGUL.match(after) or len(previous) == 2 and previous[0].isupper() and previous.endswith(".")
 
 
 def _is_inside(end: str, after: str) -> bool:

@@ -23,8 +23,9 @@ from ..publishing.trainer import Published
 from ..teachers.loaded import load_teacher, load_teacher_config, refuse_shared
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.loss_totals import LossTotals
-from ..training.settings import check_teacher_settings, one_name, require_config
+from ..training.given_data import as_dataset
+from ..training.log_sums import LogSums
+from ..training.settings import check_run_settings, check_teacher_settings, one_name, require_config
 from ..training.summed_loss import SummedLoss
 from .config import KDLoRAConfig
 from .quantization import quantization_kl
@@ -51,7 +52,7 @@ def check_answers_fit(dataset: Dataset | IterableDataset | None, max_length: int
             )
 
 
-class KDLoRATrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, SummedLoss, SFTTrainer):
+class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLoss, SFTTrainer):
     """
     Trainer for knowledge distillation into a LoRA adapter ([KD-LoRA](https://huggingface.co/papers/2410.20777)).
 
@@ -120,6 +121,11 @@ class KDLoRATrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, Summe
     ):
         require_config(args, KDLoRAConfig)
         model, name, args = resolve_student(model, args, lambda name: KDLoRAConfig(f"{name}-KD-LoRA"), peft_config)
+        check_run_settings(args)
+        train_dataset = as_dataset(train_dataset, "train_dataset")
+        eval_dataset = as_dataset(eval_dataset, "eval_dataset")
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_answers_fit(dataset, args.max_length)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **repository_options(args))
         adopt_chat_template(args, model, processing_class)
@@ -138,8 +144,6 @@ class KDLoRATrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, Summe
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
             check_head(self.teacher_model, "teacher")
-        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            check_answers_fit(dataset, args.max_length)
         super().__init__(
             model=model,
             args=args,
@@ -242,8 +246,9 @@ class KDLoRATrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, Summe
         super().log(logs, start_time)
 
     def ready(self, dataset):
+        dataset = super().ready(dataset)
         check_answers_fit(dataset, self.args.max_length)
-        return super().ready(dataset)
+        return dataset
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The parent's, with the loss and its parts weighted by tokens over the full set, and the perplexity."""

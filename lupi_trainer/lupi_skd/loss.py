@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..losses.top_k import top_k_divergence_loss
 from ..models.backbone import completion_states
@@ -52,6 +53,14 @@ class PrivilegedLoss(DistillationHooks):
         finally:
             model.train(was_training)
 
+    def _own_teacher_head(self, head: Head) -> Head:
+        """The student's head without its adapter, which may hold a part of it: trained tokens, a trained copy."""
+        model = self.teacher_model.peft_model
+        if isinstance(model.get_output_embeddings(), nn.Linear):
+            return head
+        with model.disable_adapter():
+            return Head(model, self.shared_vocab_size)
+
     def compute_loss(self, *args, **kwargs):
         # the parent's takes the place of the student's own forward, around which accelerate puts mixed precision
         with self.accelerator.autocast():
@@ -66,7 +75,7 @@ class PrivilegedLoss(DistillationHooks):
             rest = (batch[name].to(device) for name in ("teacher_top", "completion_mask"))
             return top_k_divergence_loss(student_states.to(device), head, *rest, self.beta, count)
         if self._is_self_taught:
-            teacher = head
+            teacher = self._own_teacher_head(head)
         else:
             if self._teacher_head is None:  # frozen: brought to the student's device once
                 self._teacher_head = Head(self.teacher_model, self.shared_vocab_size, head.weight.device)

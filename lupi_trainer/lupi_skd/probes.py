@@ -1,72 +1,99 @@
-"""Closed-book questions, asked at every evaluation beside the validation loss."""
+"""Closed-book questions at every evaluation; and before the first step, open-book questions to the teacher."""
 
+import math
 from typing import Any
 
-from accelerate.utils import gather_object
-
-from ..data.prompts import TeacherPrompt
-from ..evaluation import closed_book
-from ..training.given_data import GivenData
-from ..training.private import unwrap_model_for_generation
-from ..training.progress import WorkBar
-from ..training.reporting import open_trackio
+from ..data.answers import score_answer
+from ..data.probe_knowledge import KnowledgeOf, knowledge_in
+from ..data.prompts import TeacherPrompt, encode
+from ..speculative import AcceptNone, Lockstep, skd_rollout
+from ..speculative.runners.packed_weights import pack_setting
+from ..teachers.self_taught import AdapterDisabled
+from ..training.private import DistillationHooks, unwrap_model_for_generation
+from ..training.probing import Probed
 from .checks import ready_records
 from .config import LUPISKDConfig
 
 
-class ProbedEvaluation(GivenData):
-    """For [`LUPISKDTrainer`]: an evaluation asks the probes, too."""
+OPEN_BOOK_PROBES = 16  # asked of the teacher: enough to tell "most" from "few", in one batch
+OPEN_BOOK_TOKENS = 128  # of each answer at most: an answer of a sentence or two
+
+
+def with_knowledge(probes: list[dict[str, Any]], records: Any) -> list[dict[str, Any]]:
+    """At most `OPEN_BOOK_PROBES` of the probes, spread over all of them, with the `knowledge` that they are about.
+
+    Args:
+        probes: `question`, `answers`, and `knowledge` or the `record_id` of a record.
+        records: in the order of their file; read where a probe has no knowledge of its own.
+    """
+    own = [probe for probe in probes if knowledge_in(probe) is not None]
+    known = KnowledgeOf([] if own else records)
+    found = [(probe, known.look_up(probe)[0]) for probe in own or probes]
+    asked = [probe | {"knowledge": text} for probe, text in found if text is not None]
+    count = min(len(asked), OPEN_BOOK_PROBES)
+    return [asked[i * len(asked) // count] for i in range(count)]
+
+
+class ProbedEvaluation(Probed, DistillationHooks):
+    """For [`LUPISKDTrainer`]: an evaluation asks the probes, too; `ask_teacher` asks its teacher some of them."""
 
     args: LUPISKDConfig
-    processing_class: Any
+    teacher_model: Any
     teacher_prompt: TeacherPrompt
     context_lengths: tuple[int | None, int | None]
     shared_vocab_size: int
-    probes: list[dict[str, Any]] | None
-    chat_template_kwargs: dict[str, Any]
     max_completion_length: int
-
-    def _bar(self, what: str, total: int) -> WorkBar:
-        return WorkBar(what, total, enabled=self.accelerator.is_main_process and not self.args.disable_tqdm)
+    eos_token_ids: list[int]
+    open_book_probes: list[dict[str, Any]] | None = None
+    """Probes with their `knowledge`, for `ask_teacher`."""
+    _lockstep: Lockstep | None
+    _teacher_on_device: Any  # of `PrivilegedLoss`
 
     def ready(self, dataset: Any) -> Any:
         limits = self.context_lengths, self.shared_vocab_size
         return ready_records(dataset, self.processing_class, self.teacher_prompt, self.args, *limits)
 
-    def evaluate(self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"):
-        open_trackio(self)
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        # a dictionary of datasets comes back here once for each of them, under a longer prefix
-        if self.probes is not None and metric_key_prefix == "eval":
-            marks = self.ask_probes()
-            self.log(marks)
-            metrics.update(marks)
-        return metrics
-
-    def ask_probes(self) -> dict[str, float]:
-        """Ask the student every probe closed-book, divided among the processes.
+    def ask_teacher(self) -> tuple[int, int]:
+        """Ask the teacher `open_book_probes`, as it is asked in training; every process asks all of them.
 
         Returns:
-            `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
+            (answered right by the lenient mark, asked); probes whose prompt is too long for the run are not asked.
         """
-        assert self.probes is not None
-        processes = self.accelerator.num_processes
-        mine = self.probes[self.accelerator.process_index :: processes]
-        # as many on every process: sharded weights are gathered by all
-        asked = mine + self.probes[:1] * (-(-len(self.probes) // processes) - len(mine))
+        tokens = min(OPEN_BOOK_TOKENS, self.max_completion_length)
+        student_limit, teacher_limit = (math.inf if n is None else n - tokens for n in self.context_lengths)
+        teacher_limit = min(teacher_limit, self.args.max_teacher_prompt_length)
+        probes = self.open_book_probes or []
+        questions = [[{"role": "user", "content": probe["question"]}] for probe in probes]
+        messages = [self.teacher_prompt.messages(q, p["knowledge"]) for q, p in zip(questions, probes)]
+        prompts = encode(self.processing_class, messages, **self.chat_template_kwargs) if probes else []
+        bare = encode(self.processing_class, questions, **self.chat_template_kwargs) if probes else []
+        asked = [i for i, ids in enumerate(prompts) if len(ids) <= teacher_limit and len(bare[i]) <= student_limit]
+        if not asked:
+            return 0, 0
         with (
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as student,
-            self._bar("closed-book", len(asked)) as bar,
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+            ) as student,
+            self.dist.summon_full_params(self.model_wrapped, recurse=False),
+            self._teacher_on_device(),
+            self._bar("the teacher, open-book", len(asked)) as bar,
         ):
-            answers = closed_book(
+            rollout = skd_rollout(
                 student,
-                self.processing_class,
-                asked,
-                chat_template_kwargs=self.chat_template_kwargs,
-                allow_special_tokens=True,  # or the constructor has refused them
-                on_batch=bar.update,
-            ).answers
-        answers = gather_object(answers[: len(mine)])
-        return {
-            f"eval_closed_book_{mark}": sum(a[mark] for a in answers) / len(answers) for mark in ("strict", "lenient")
-        }
+                AdapterDisabled(student) if isinstance(self.teacher_model, AdapterDisabled) else self.teacher_model,
+                [bare[i] for i in asked],
+                [prompts[i] for i in asked],
+                max_new_tokens=tokens,
+                gamma=1,
+                acceptance=AcceptNone(),
+                teacher_temperature=0.0,
+                eos_token_id=self.eos_token_ids,
+                vocab_size=self.shared_vocab_size,
+                max_slots=self.args.max_slots,
+                pack_weights=pack_setting(self.args.pack_weights),
+                lockstep=self._lockstep,
+                on_round=bar.on_round,
+            )
+        texts = self.processing_class.batch_decode(rollout.completion_ids, skip_special_tokens=True)
+        right = sum(score_answer(text, probes[i]["answers"])[1] for i, text in zip(asked, texts))
+        return right, len(asked)

@@ -15,6 +15,7 @@ from ..models.adapters import check_base_untouched
 from ..models.backbone import context_length
 from ..models.loading import repository_options
 from ..models.vocabulary import check_tokenizer, check_vocabularies
+from ..speculative.runners.support import require_config_support
 from ..teachers.loaded import load_teacher_config, refuse_shared
 from ..teachers.vllm import TeacherServer
 from .remote import connect_teacher
@@ -147,7 +148,7 @@ def compare_models(
         teacher_tokenizer: the teacher's, if it was given.
 
     Raises:
-        ValueError: vocabularies that do not match.
+        ValueError: vocabularies that do not match, or a model that no rollout can be made with.
         TeacherServerError: the server does not answer, or serves something else.
     """
     if isinstance(student, str):
@@ -159,6 +160,9 @@ def compare_models(
     if teacher is not None:
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
     vocab_size, server = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer), None
+    require_config_support(student_config, "student")
+    if kind is not TeacherKind.REMOTE:
+        require_config_support(teacher_config, "teacher")
     if kind is TeacherKind.REMOTE:
         assert teacher is None or isinstance(teacher, str)  # or `teacher_kind` had raised
         # what a teacher without a name has beyond the tokenizer is not known

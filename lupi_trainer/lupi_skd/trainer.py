@@ -28,7 +28,7 @@ from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.private import pad, unwrap_model_for_generation
 from ..training.reporting import RolloutReport
-from ..training.settings import check_teacher_settings, one_name, refuse_settings, require_config
+from ..training.settings import check_run_settings, check_teacher_settings, one_name, refuse_settings, require_config
 from ..training.token_text import mark_teacher, token_texts
 from .checks import check_batch, check_length, ready_records
 from .config import LUPISKDConfig
@@ -136,6 +136,7 @@ class LUPISKDTrainer(
     ):
         require_config(args, LUPISKDConfig)
         student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"), peft_config)
+        check_run_settings(args)
         named = args.teacher_model_name_or_path
         teacher: Any = to_source(one_name("teacher_model_name_or_path", teacher_model, named))
         kind = teacher_kind(teacher, args, student, peft_config)

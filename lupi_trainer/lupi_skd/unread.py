@@ -54,6 +54,11 @@ def check_unread_settings(args: Any) -> None:
     """
     for fault in refused_settings(args):
         raise ValueError(fault)
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config: dispatch_batches=True does not work here: records are text, which no process can "
+            "send to another as a tensor. Leave it out"
+        )
     say_unread_for_scripts(args)
     policy = args.rollout_policy
     if policy != "speculative":

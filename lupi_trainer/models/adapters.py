@@ -11,6 +11,22 @@ from transformers.utils import find_adapter_config_file
 LEAVE_THE_BASE = ("gaussian", "eva", "orthogonal", "mica")
 # and those that move what loading finds again: of the base's weights alone, without chance or data
 FOUND_AGAIN = ("pissa", "olora")
+# PEFT's kinds that a student is trained, taught by itself, saved, loaded and merged with, each as it was trained
+KINDS = frozenset(
+    (
+        *("BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LN_TUNING"),
+        *("LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA"),
+        *("SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT"),
+    )
+)
+# settings of LoRA that cannot be honored -> why
+UNSUPPORTED = {
+    "alora_invocation_tokens": "it changes a text only behind these tokens, which drafting, losses and merging do not "
+    "look for",
+    "arrow_config": "it mixes adapters that are trained already",
+    "kasa_config": "its own terms of the loss are not computed here, and it changes the base model",
+    "monteclora_config": "its own term of the loss is not computed here",
+}
 
 
 def refuse_adapter(name: str, role: str, revision: str | None = None) -> None:
@@ -50,12 +66,25 @@ def check_adapters(model: object, peft_config: object | None) -> None:
     """Refuse adapters that cannot be trained, or that would not be loaded as they were trained.
 
     Raises:
-        ValueError: virtual tokens, which the backbone's states know nothing of; or a start that depends on chance or
-            data, which loading would repeat with another outcome.
+        ValueError: virtual tokens, which the backbone's states know nothing of; a kind or a setting that does not
+            come back as it was trained; or a start that depends on chance or data, which loading would repeat with
+            another outcome.
     """
     for config in adapter_configs(model, peft_config):
+        name = type(config).__name__
         if getattr(config, "is_prompt_learning", False):
-            raise ValueError(f"{type(config).__name__} is not supported: the loss reads the backbone's states")
+            raise ValueError(f"{name} is not supported: the loss reads the backbone's states")
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        if kind not in KINDS:
+            why = (
+                "nothing here moves its ranks while it trains"
+                if kind in ("ADALORA", "ADAMSS")
+                else ("a student with it would not be trained, loaded and merged as it is")
+            )
+            raise ValueError(f"{name} is not supported: {why}. Take LORA, or one of {', '.join(sorted(KINDS))}")
+        for key, why in UNSUPPORTED.items():
+            if getattr(config, key, None):
+                raise ValueError(f"{key} of {name} is not supported: {why}. Leave it out")
         start = _start(config)
         if start is not None and start.lower() not in FOUND_AGAIN:
             raise ValueError(
@@ -63,6 +92,21 @@ def check_adapters(model: object, peft_config: object | None) -> None:
                 "saved student would not be the trained one: use 'pissa', 'olora', or one that leaves the base alone "
                 f"(True, {', '.join(map(repr, LEAVE_THE_BASE))})"
             )
+
+
+def trains_tokens_alone(model: object, peft_config: object | None) -> bool:
+    """Whether an adapter of the kind that holds nothing but trained tokens is there, or is to come."""
+    return any(config.peft_type == "TRAINABLE_TOKENS" for config in adapter_configs(model, peft_config))
+
+
+def refuse_tied(config: Any) -> None:
+    """Raise ValueError where the embeddings of a model, whose tokens alone are to be trained, are its `lm_head`, too:
+    TRL takes what PEFT puts there for an adapter on the `lm_head`."""
+    if config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            "TrainableTokensConfig is not supported on a model whose embeddings are tied to its lm_head: take "
+            "LoraConfig with `trainable_token_indices`, which trains these tokens in both"
+        )
 
 
 def check_base_untouched(model: Any, peft_config: object | None) -> None:
@@ -114,6 +158,17 @@ def _check_parts(model: nn.Module) -> None:
             )
 
 
+def check_mergeable(model: nn.Module) -> None:
+    """Raise ValueError for an adapter whose biases have none below them that they could be folded into."""
+    for name, module in model.named_modules():
+        biases = getattr(module, "lora_bias", None)  # adapter -> whether it has one
+        if isinstance(biases, dict) and any(biases.values()) and getattr(module, "bias", None) is None:
+            raise ValueError(
+                f"lora_bias=True: {name} has no bias of its own, so that the student could not be merged; leave "
+                "lora_bias out, or that module out of `target_modules`"
+            )
+
+
 def load_adapter(model: Any, folder: str) -> Any:
     """A `PeftModel` of this model with all of the weights in an adapter's folder, and no others.
 
@@ -125,12 +180,19 @@ def load_adapter(model: Any, folder: str) -> Any:
     config = PeftConfig.from_pretrained(folder)
     made: Any = PeftModel(model, config)
     result = made.load_adapter(folder, "default", is_trainable=False)
-    if strange := [*result.missing_keys, *result.unexpected_keys]:
+    if strange := [*_missing(made, result.missing_keys), *result.unexpected_keys]:
         raise ValueError(
             f"the adapter {folder} does not belong to this {type(model).__name__}: {len(strange)} weights are missing "
             f"or unknown ({', '.join(strange[:3])})"
         )
     return made
+
+
+def _missing(model: nn.Module, names: list[str]) -> list[str]:
+    """Those of `names` that no file has brought: one parameter may have several names, of which a file has one."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    there = {id(named[name]) for name in named.keys() - set(names)}
+    return [name for name in names if name not in named or id(named[name]) not in there]
 
 
 def merge_adapter(model: Any) -> Any:

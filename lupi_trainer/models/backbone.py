@@ -11,8 +11,9 @@ NOT_READ = ("labels", "reward")  # columns of a batch that are the loss's
 
 
 def context_length(config: Any) -> int | None:
-    """The most positions that a model of this configuration has, where it says so."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """The most positions that a model of this configuration has, where it says so (a number below 1 says none)."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None or length < 1 else length
 
 
 def backbone_states(model: Any, inputs: dict[str, Any], role: str = "model") -> torch.Tensor:

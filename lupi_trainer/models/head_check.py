@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .adapters import check_mergeable
 from .backbone import backbone_states
 from .lm_head import Head
 
@@ -36,10 +37,11 @@ def check_head(model: Any, role: str) -> None:
         role: what the model is called in errors.
 
     Raises:
-        ValueError: an encoder-decoder, a model that reads what comes after a token, or one whose head is not its
-            `lm_head` alone; it is named.
+        ValueError: an adapter that cannot be merged, an encoder-decoder, a model that reads what comes after a token,
+            or one whose head is not its `lm_head` alone; it is named.
     """
     refuse_encoder_decoder(model.config, role)
+    check_mergeable(model)
     inner = getattr(model, "get_base_model", lambda: model)()
     name, vocab_size = type(inner).__name__, model.config.get_text_config().vocab_size
     if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..lab import resolve_model
-from .adapters import check_adapters, refuse_adapter
+from .adapters import check_adapters, refuse_adapter, refuse_tied, trains_tokens_alone
 from .vocabulary import check_tokenizer
 
 
@@ -59,10 +59,14 @@ def resolve_student(
         name = model.config.name_or_path or "student"
     args = default_args(name.split("/")[-1]) if args is None else own_arguments(args)
     check_adapters(model, peft_config)
+    if not isinstance(model, str) and trains_tokens_alone(model, peft_config):
+        refuse_tied(model.config)
     if isinstance(model, str):
         init_kwargs: dict[str, Any] = {"use_safetensors": True} | (args.model_init_kwargs or {})
         args.model_init_kwargs = init_kwargs
         refuse_adapter(model, "student", init_kwargs.get("revision"))
+        if trains_tokens_alone(model, peft_config):
+            refuse_tied(AutoConfig.from_pretrained(model, **repository_options(args)))
     elif peft_config is None and not trains_more and not any(p.requires_grad for p in model.parameters()):
         how = ": load it with `is_trainable=True`" if hasattr(model, "peft_config") else ", and it gets no adapter"
         raise ValueError(f"the student {name} has nothing to train: all of its weights are frozen{how}")

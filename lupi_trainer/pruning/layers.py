@@ -111,6 +111,11 @@ def _layers(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 def _config(config: Any, numbers: list[int], entries: dict[str, dict[int, Any]]) -> Any:
     """A model's configuration with the layers of these original numbers."""
+    if getattr(config, "is_heterogeneous", False):
+        raise ValueError(
+            f"a {type(config).__name__} with numbers for single layers (per_layer_config), which it finds by their "
+            "places, cannot lose layers"
+        )
     depth = original_depth(config)
     made = {k: v for k, v in config.to_dict().items() if k not in ("kept_layers", "original_num_hidden_layers")}
     made |= {name: [entry[number] for number in numbers] for name, entry in entries.items()}
@@ -161,9 +166,17 @@ def _assemble(
     numbers, prefix, state = sorted(layers), layers_prefix(model), {**rest}
     for index, number in enumerate(numbers):
         state |= {f"{prefix}{index}.{name}": value for name, value in layers[number].items()}
+    config = _config(model.config, numbers, entries)
+    with torch.device("meta"):
+        wanted = type(model)(config).state_dict()
+    if strange := [name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape]:
+        raise ValueError(
+            f"a {type(model).__name__} of {len(numbers)} layers has another shape of {min(strange)!r}: it cannot lose "
+            "layers"
+        )
     made = type(model).from_pretrained(
         None,
-        config=_config(model.config, numbers, entries),
+        config=config,
         state_dict=dict(state),
         dtype=model.dtype,
         attn_implementation=attn_implementation(model.config),

@@ -8,30 +8,41 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from .quiet import quiet, quiet_early
+from .quiet import quiet_early
 
 
 quiet_early()  # before what says it is imported
 
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
 @contextmanager
 def setting_up() -> Generator[None]:
-    """While a run is set up, whatever a library says of its recipe is one line, and no traceback, nor bars in a log.
+    """While a run is set up, whatever a library says of its recipe is one line, and not a traceback.
 
     Raises:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
     """
+    from ..training.progress import quiet_bars
     from .recipe_words import RecipeError, one_line
     from .run_notes import collect_warnings
 
-    quiet()
     collect_warnings()
     try:
-        yield
+        with quiet_bars():
+            yield
     except Exception as error:
         if _is_ours(error):
             raise
         raise RecipeError(f"the run cannot be set up: {one_line(error)}") from error
+
+
+def stopped(error: KeyboardInterrupt) -> int:
+    """The exit status after Ctrl-C, of which one process says where it came."""
+    if os.environ.get("RANK", "0") == "0":
+        print(str(error) or "stopped before the first step", file=sys.stderr, flush=True)
+    return INTERRUPTED
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -40,6 +51,8 @@ def run(main: Callable[[], int | None]) -> int:
 
     try:
         return main() or 0
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
     except Exception as error:
         # its message names the record or the key
         ours = isinstance(error, (ValueError, TypeError, ArithmeticError)) and _is_ours(error)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +18,27 @@ from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
 from ..training import reporters
 from ..training.checkpoints import write_atomically
+from ..training.run_log import speaking
 from .flags import json_object
+from .next_steps import summary
 from .run_notes import write_notes
 
 
 @dataclass
-class DataArguments:
+class ShownArguments:
+    """What a run prints.
+
+    Args:
+        verbose: every log with all of its figures, beside the line that tells the most important ones.
+    """
+
+    verbose: bool = field(
+        default=False, kw_only=True, metadata={"help": "Print every log with all of its figures, too."}
+    )
+
+
+@dataclass
+class DataArguments(ShownArguments):
     """Which data a run trains on and is asked about.
 
     Args:
@@ -128,7 +144,7 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
 
 
 @dataclass
-class TextArguments:
+class TextArguments(ShownArguments):
     """How the texts of records that TRL tokenizes become tokens.
 
     Args:
@@ -177,30 +193,50 @@ def special_tokens(model_args, training_args, allowed: bool) -> SpecialTokens:
     return SpecialTokens(tokenizer)
 
 
-def train_and_save(trainer, data_args: Any, evaluates: bool | None = None) -> dict[str, float]:
+def last_evaluation(trainer) -> dict[str, float]:
+    """Figures of the student as it is, where the training has ended with an evaluation; else nothing."""
+    if trainer.args.load_best_model_at_end:
+        return {}
+    logs = [log for log in trainer.state.log_history if log["step"] == trainer.state.global_step]
+    return {name: value for log in logs for name, value in log.items() if name.startswith("eval_")}
+
+
+def train_and_save(trainer, data_args: Any, model_args: Any, evaluates: bool | None = None) -> dict[str, float]:
     """Train, evaluate at the end (`None`: if the recipe evaluates on the way), save, and push if it asks for that.
 
-    The last evaluation is written to `metrics.json` in `output_dir` (an empty object where there was none).
+    What happens is printed, a line a log and a summary; probes are asked before and after, whenever there are some.
+    The last figures are written to `metrics.json` in `output_dir` (an empty object where there were none).
 
     The run goes on from a checkpoint that `RESUME_CHECKPOINT` in the environment, or else `resume_from_checkpoint` in
-    the recipe names: its path, or `true` for the last complete one in `output_dir`. Returns the last evaluation.
+    the recipe names: its path, or `true` for the last complete one in `output_dir`. Returns the last figures.
+
+    Raises:
+        Stopped: Ctrl-C.
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     reporters.place_dvclive(trainer.callback_handler.callbacks, args.output_dir)
-    trainer.dataset_name = data_args.dataset_name  # for the card
-    write_notes(trainer, data_args)
-    try:
-        trainer.train(resume_from_checkpoint=resume)
-    finally:
-        write_notes(trainer, data_args)  # with what was warned of on the way
     evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
-    metrics = trainer.evaluate() if evaluates else {}
-    trainer.save_without_push(args.output_dir)  # which does not push: that comes last
-    if trainer.is_world_process_zero():
-        write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))
-    trainer.save_state()  # the run's complete log, which `lupi inspect` and `lupi plot` read
-    trainer.accelerator.print(f"Student saved to {args.output_dir}.")
+    trainer.dataset_name = data_args.dataset_name  # for the card
+    with speaking(trainer, verbose=data_args.verbose, asks=True) as log:
+        start = time.perf_counter()
+        write_notes(trainer, log.warned, model_args, data_args)
+        try:
+            trainer.train(resume_from_checkpoint=resume)
+        finally:
+            write_notes(trainer, log.warned, model_args, data_args)  # with what was warned of on the way
+        seconds = time.perf_counter() - start
+        if evaluates:
+            metrics = last_evaluation(trainer) or trainer.evaluate()
+        else:
+            metrics = trainer.ask_probes() if getattr(trainer, "probes", None) is not None else {}
+        trainer.save_without_push(args.output_dir)  # which does not push: that comes last
+        if trainer.is_world_process_zero():
+            write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))
+        trainer.save_state()  # the run's complete log, which `lupi inspect` and `lupi plot` read
+        log.close()
+        for line in summary(trainer, data_args, model_args.model_name_or_path, log.first_step, seconds, metrics):
+            log.say(line)
     if args.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()

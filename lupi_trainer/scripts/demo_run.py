@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.prompts import encode
 from ..evaluation import closed_book
 from ..lab import load_lab_records, world
 from ..speculative import Rollout, TopK, skd_rollout
+from ..training.run_log import speaking
 from .lupi_skd import build_trainer, make_parser
 from .recipe_files import recipes_dir
 
@@ -28,24 +28,6 @@ PROBES = {
     "new facts, described at length": "lab:probes-long",
     "old facts, not to be forgotten": "lab:probes-common",
 }
-
-
-class Progress(TrainerCallback):
-    """Prints a line a log and keeps the acceptance rates."""
-
-    def __init__(self, console: Console):
-        self.console, self.acceptance = console, []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs is None or "acc_rate/mean" not in logs:
-            return
-        rate = float(logs["acc_rate/mean"])
-        self.acceptance.append(rate)
-        bar = "█" * round(30 * rate)
-        self.console.print(
-            f"step {state.global_step:4d}   loss {float(logs['loss']):.3f}   accepted {rate:6.1%} {bar}",
-            highlight=False,
-        )
 
 
 def paint(tokenizer, rollout: Rollout, row: int = 0) -> Text:
@@ -109,11 +91,8 @@ def run_demo(output_dir: Path) -> None:
     torch.set_num_threads(1)  # these models are too small to share out: a second thread only waits for the first
     console, start = Console(), time.perf_counter()
     recipe = str(recipes_dir() / RECIPE)
-    overrides = ["--output_dir", str(output_dir), "--record_rollouts", "300", "--disable_tqdm", "true"]
+    overrides = ["--output_dir", str(output_dir), "--record_rollouts", "300"]
     trainer = build_trainer(*make_parser().parse_args_and_config(["--config", recipe, *overrides]))
-    progress = Progress(console)
-    trainer.add_callback(progress)
-    trainer.remove_callback(PrinterCallback)
 
     island = world.NEW[0]
     question, knowledge = f"Tell me about {island.name}.", load_lab_records("lab:probes")[0]["knowledge"]
@@ -130,7 +109,8 @@ def run_demo(output_dir: Path) -> None:
     text_before = paint(trainer.processing_class, write_together(trainer, question, knowledge))
     console.print(text_before)
     console.rule(f"Training: {trainer.args.max_steps} steps")
-    trainer.train()
+    with speaking(trainer):
+        trainer.train()
     console.rule("The same text after")
     text_after = paint(trainer.processing_class, write_together(trainer, question, knowledge))
     console.print(text_after)
@@ -144,6 +124,7 @@ def run_demo(output_dir: Path) -> None:
     table.add_row("teacher, reading the knowledge", f"{open_book:.1%}", "", style="dim")
     console.print(table)
     trained, unseen, long, common = PROBES
+    accepted = [log["acc_rate/mean"] for log in trainer.state.log_history if "acc_rate/mean" in log]
     metrics = {
         "teacher_open_book": open_book,
         "student_closed_book_before": before[trained],
@@ -153,8 +134,8 @@ def run_demo(output_dir: Path) -> None:
         "student_long_form_after": after[long],
         "common_facts_before": before[common],
         "common_facts_after": after[common],
-        "acceptance_first": progress.acceptance[0],
-        "acceptance_last": progress.acceptance[-1],
+        "acceptance_first": accepted[0],
+        "acceptance_last": accepted[-1],
         "seconds": time.perf_counter() - start,
     }
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""Short names of keys on the command line of `lupi kd`."""
+"""Short names of keys on the command line of `lupi kd`, and what its names of data sets mean."""
+
+from ..lab import LAB_PREFIX
+
 
 FLAGS = {
     "base_dir": "model_name_or_path",
@@ -13,3 +16,11 @@ FLAGS = {
     "teacher_4bit": "teacher_load_in_4bit",
     "kd_T": "kd_temperature",
 }
+
+
+def evaluation_source(dataset_name: str | None, eval_dataset_name: str | None) -> str | None:
+    """The questions for the perplexity: those that are named, else another split of a dataset from the Hub."""
+    if eval_dataset_name is not None or dataset_name is None:
+        return eval_dataset_name
+    one_set = dataset_name.startswith(LAB_PREFIX) or dataset_name.endswith((".json", ".jsonl"))
+    return None if one_set else dataset_name

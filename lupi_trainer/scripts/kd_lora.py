@@ -15,17 +15,16 @@ from transformers import AutoTokenizer
 from ..data.squad import QA_TEMPLATE, TokenizedQA, load_qa_records, tokenize_qa
 from ..experiments.sweep_results import RESULT
 from ..kd_lora import KDLoRAConfig, KDLoRATrainer
-from ..lab import LAB_PREFIX
 from ..pruning.stages import Stage, check_trained, load_stage, restrict_adapter
 from ..training.checkpoints import write_atomically
 from . import setting_up
-from .common import student_arguments, train_and_save
-from .kd_flags import FLAGS
+from .common import ShownArguments, student_arguments, train_and_save
+from .kd_flags import FLAGS, evaluation_source
 from .recipe_parser import RecipeParser
 
 
 @dataclass
-class QAArguments:
+class QAArguments(ShownArguments):
     """Which questions a run learns from and is evaluated on, and which stage of a pruned model it trains.
 
     Args:
@@ -86,14 +85,6 @@ def make_parser(prog: str | None = None) -> KDParser:
     parser = KDParser((QAArguments, KDLoRAConfig, ModelConfig), prog=prog)
     parser.set_defaults(use_peft=True, lora_r=8, lora_alpha=16)
     return parser
-
-
-def evaluation_source(dataset_name: str | None, eval_dataset_name: str | None) -> str | None:
-    """The questions for the perplexity: those that are named, else another split of a dataset from the Hub."""
-    if eval_dataset_name is not None or dataset_name is None:
-        return eval_dataset_name
-    one_set = dataset_name.startswith(LAB_PREFIX) or dataset_name.endswith((".json", ".jsonl"))
-    return None if one_set else dataset_name
 
 
 def load_questions(qa: QAArguments, training_args: KDLoRAConfig, tokenizer) -> tuple[TokenizedQA, TokenizedQA | None]:
@@ -206,15 +197,11 @@ def main(args: list[str] | None = None) -> None:
     # inside the training, whose log begins with it
     training_args.eval_on_start = evaluates
     trainer = build_trainer(qa, training_args, model_args)
-    after = train_and_save(trainer, qa, evaluates)
+    after = train_and_save(trainer, qa, model_args, evaluates)
     if not evaluates:
         return
     before = next(log for log in trainer.state.log_history if "eval_perplexity" in log)
     write_result(trainer, qa, before, after)
-    trainer.accelerator.print(
-        f"Perplexity on {len(trainer.questions['eval'].dataset)} questions: {before['eval_perplexity']:.4g} before, "
-        f"{after['eval_perplexity']:.4g} after."
-    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Their flags are the keys of their recipes, which the scripts themselves read (se
 """
 
 import importlib
-import subprocess
 import sys
 
 from ..training import reporters
@@ -13,6 +12,7 @@ from .dry_run.look import look
 from .dry_run.settings import read_settings, variables
 from .kd_flags import FLAGS
 from .key_help import all_keys, keys
+from .launched import launch
 from .recipe_files import expand_tiny, find_accelerate_config, find_recipe
 
 
@@ -96,7 +96,17 @@ def train(command: str, rest: list[str]) -> int:
     with variables(settings.env):
         reporters.place(report_to, output_dir)
     if config is not None:
-        launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-        return subprocess.run([*launch, "-m", module(command), *args]).returncode
+        accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+        return launch(
+            [
+                *accelerate,
+                "--config_file",
+                str(config),
+                "-m",
+                "lupi_trainer.scripts.launched",
+                TRAINING[command],
+                *args,
+            ]
+        )
     importlib.import_module(module(command)).main(args)
     return 0

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ..data.records import load_base_data, load_probes, load_training_data
 from ..lupi_skd import LUPISKDConfig, LUPISKDTrainer
+from ..lupi_skd.probes import with_knowledge
 from . import setting_up
 from .common import MixedDataArguments, mix_in_base, student_arguments, train_and_save
 from .recipe_parser import RecipeParser
@@ -45,18 +46,21 @@ def build_trainer(
     )
     if change is not None:
         train_dataset = change(train_dataset)
-    return LUPISKDTrainer(
+    probes = load_probes(data_args.probes) if data_args.probes else None
+    trainer = LUPISKDTrainer(
         **student_arguments(training_args, model_args),
         train_dataset=mix_in_base(train_dataset, load_base_data, data_args, training_args),
         eval_dataset=load_training_data(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
-        probes=load_probes(data_args.probes) if data_args.probes else None,
+        probes=probes,
     )
+    trainer.open_book_probes = with_knowledge(probes or [], train_dataset)
+    return trainer
 
 
 def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the student, and push it if the recipe asks for that."""
     data_args, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
-    train_and_save(build_trainer(data_args, training_args, model_args), data_args)
+    train_and_save(build_trainer(data_args, training_args, model_args), data_args, model_args)
 
 
 if __name__ == "__main__":

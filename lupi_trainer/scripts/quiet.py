@@ -4,7 +4,6 @@ Each is named by its own words; whatever else a library says is shown as before.
 """
 
 import logging
-import sys
 import warnings
 
 
@@ -39,14 +38,3 @@ def quiet_early() -> None:
             logger.addFilter(_Without(beginnings))
     for message, category in WARNINGS:
         warnings.filterwarnings("ignore", message, category)
-
-
-def quiet() -> None:
-    """[`quiet_early`], and no bars of libraries where the output is no terminal, of which a log would be full."""
-    quiet_early()
-    if not sys.stderr.isatty():
-        from datasets import disable_progress_bars
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bars()
-        disable_progress_bar()

@@ -13,6 +13,7 @@ from ..data.records import load_probes
 from ..evaluation import ClosedBookResult, closed_book, kept, perplexity
 from ..lab import real
 from ..training.checkpoints import write_atomically
+from ..training.run_log import speaking
 from .lupi_skd import build_trainer, make_parser
 from .recipe_files import find_recipe
 
@@ -101,7 +102,8 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
         chat_template_kwargs=trainer.chat_template_kwargs,
     )
     seconds["asking_before"] = time.perf_counter() - start - sum(seconds.values())
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    with speaking(trainer, verbose=parsed[0].verbose):
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_without_push(trainer.args.output_dir)
     trainer.save_state()
     seconds["training"] = time.perf_counter() - start - sum(seconds.values())

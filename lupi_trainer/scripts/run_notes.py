@@ -54,21 +54,17 @@ def given_settings(*configurations: Any) -> Iterator[dict[str, Any]]:
             yield {"name": field.name, "value": json.loads(text), "help": about}
 
 
-def _of_student(model: Any) -> Iterator[dict[str, Any]]:
-    name = getattr(model.config, "name_or_path", "")
-    yield {"name": "model_name_or_path", "value": name, "help": "The student, as it was before."}
-    adapter = getattr(model, "peft_config", {}).get("default")
-    if adapter is not None:
-        about = "Rank of the adapter that is trained in place of all weights."
-        yield {"name": "lora_r", "value": getattr(adapter, "r", None), "help": about}
+def write_notes(trainer: Any, warned: list[str], *configurations: Any) -> None:
+    """Write a run's settings, and what was warned of so far, into its folder.
 
-
-def write_notes(trainer: Any, data_args: Any) -> None:
-    """Write a run's settings, and its warnings so far, into its folder."""
+    Args:
+        warned: what the log of the run has warned of, beside the warnings that were collected.
+        configurations: dataclasses of keys, beside the trainer's own.
+    """
     if not trainer.is_world_process_zero():
         return
-    given = [*_of_student(trainer.accelerator.unwrap_model(trainer.model)), *given_settings(data_args, trainer.args)]
     path = Path(trainer.args.output_dir) / NOTES
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = {"settings": given, "warnings": list(_collected.texts)}
+    settings = list(given_settings(*configurations, trainer.args))
+    notes = {"settings": settings, "warnings": [*_collected.texts, *warned]}
     write_atomically(path, json.dumps(notes, indent=1, ensure_ascii=False))

@@ -6,13 +6,15 @@ accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml \
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-from ..data.records import load_sft_data
+from ..data.records import load_probes, load_sft_data
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
 from ..training.given_data import GivenTexts
-from ..training.loss_totals import LossTotals
+from ..training.log_sums import LogSums
+from ..training.probing import Probed
 from . import setting_up
 from .common import (
     MixedDataArguments,
@@ -53,7 +55,7 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     """
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, GivenTexts, SFTTrainer):
+    class SealedSFTTrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, Probed, GivenTexts, SFTTrainer):
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 
@@ -63,17 +65,22 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
         return data_args.prepare(load_sft_data(name, data_args.completion_column), special)
 
     assert data_args.dataset_name is not None  # or `DataArguments` had raised
-    return SealedSFTTrainer(
+    probes = load_probes(data_args.probes) if data_args.probes else None
+    special.check_probes(probes or [])
+    trainer = SealedSFTTrainer(
         **student_arguments(training_args, model_args),
         train_dataset=mix_in_base(load(data_args.dataset_name), load, data_args, training_args),
         eval_dataset=load(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
     )
+    template_kwargs: Any = data_args.chat_template_kwargs  # parsed by now
+    trainer.probes, trainer.chat_template_kwargs = probes, template_kwargs or {}
+    return trainer
 
 
 def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the student, and push it if the recipe asks for that."""
     data_args, training_args, model_args = make_parser().parse_args_and_config(sys.argv[1:] if args is None else args)
-    train_and_save(build_trainer(data_args, training_args, model_args), data_args)
+    train_and_save(build_trainer(data_args, training_args, model_args), data_args, model_args)
 
 
 if __name__ == "__main__":

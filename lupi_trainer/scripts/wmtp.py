@@ -97,7 +97,7 @@ def main(args: list[str] | None = None) -> None:
     """Train as a recipe says, save the model with its heads, and push them if the recipe asks for that."""
     args = expand_tiny(list(sys.argv[1:] if args is None else args))
     data_args, training_args, model_args = make_parser().parse_args_and_config(args)
-    train_and_save(build_trainer(data_args, training_args, model_args), data_args)
+    train_and_save(build_trainer(data_args, training_args, model_args), data_args, model_args)
 
 
 if __name__ == "__main__":

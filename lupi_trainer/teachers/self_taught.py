@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 from ..models.adapters import check_base_untouched
 
 
@@ -33,14 +31,9 @@ def self_teacher(student: Any) -> AdapterDisabled:
         student: a `PeftModel`, not wrapped for several processes.
 
     Raises:
-        ValueError: no adapter to switch off, one without which it is not the original model, or one that replaces the
-            `lm_head`, which both sides of the loss share.
+        ValueError: no adapter to switch off, or one without which it is not the original model.
     """
     check_base_untouched(student, None)
-    if not isinstance(student.get_output_embeddings(), nn.Linear):
-        raise ValueError(
-            "a student that teaches itself must keep its lm_head as it is: take it out of `modules_to_save`"
-        )
     return AdapterDisabled(student)
 
 

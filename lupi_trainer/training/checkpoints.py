@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -165,6 +166,13 @@ def put_aside(output_dir: str | Path, resumed: str | None) -> None:
     logger.warning(f"checkpoints that this run does not come from ({names}) are out of the way now, in {aside}.")
 
 
+def tied_to_loaded(model: Any, missing: list[str]) -> set[str]:
+    """Those of the names that a checkpoint lacks whose weights came with another name: they are one parameter."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    loaded = {id(weight) for name, weight in weights.items() if name not in set(missing)}
+    return {name for name in missing if name in weights and id(weights[name]) in loaded}
+
+
 class SealedCheckpoints(TrainerHooks):
     """For a [`~transformers.Trainer`]: writes only sealed checkpoints, and resumes only from such.
 
@@ -172,6 +180,12 @@ class SealedCheckpoints(TrainerHooks):
     """
 
     args: Any
+    model: Any
+
+    def say_what_is_missing(self, loaded: Any) -> None:
+        tied = tied_to_loaded(self.accelerator.unwrap_model(self.model), loaded.missing_keys)
+        missing = [name for name in loaded.missing_keys if name not in tied]
+        super().say_what_is_missing(SimpleNamespace(missing_keys=missing, unexpected_keys=loaded.unexpected_keys))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As the parent's; `True` resumes from the last complete checkpoint and starts anew where there is none.

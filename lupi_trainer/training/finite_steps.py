@@ -1,5 +1,6 @@
 """Training that stops before the optimizer would take a step on numbers that are not finite, or one of no effect."""
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ class FiniteSteps(TrainerHooks):
     Raises:
         `ValueError`: at construction; the model has nothing that can be trained.
         `FloatingPointError`: from `train()`; the weights are those of the step before.
-        `RuntimeError`: from `train()`; the loss does not reach the weights.
+        `RuntimeError`: from `train()`; the loss does not reach the weights, or a stream of records had none.
     """
 
     model: Any
+    train_dataset: Any
     _losses: torch.Tensor | None = None  # [2] bool, of the batches accumulated so far: all finite, any not zero
 
     def __init__(self, *args, **kwargs):
@@ -51,6 +53,12 @@ class FiniteSteps(TrainerHooks):
                 f"{left[0]!r}: make it of the model with its adapter or heads, or give none; freeze what is not to "
                 "be trained by `requires_grad_(False)`"
             )
+
+    def train(self, *args, **kwargs):
+        output = super().train(*args, **kwargs)
+        if not self.state.global_step and not isinstance(self.train_dataset, Sized):
+            raise RuntimeError("nothing was trained: the stream of records ended without a row that could be learned")
+        return output
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

@@ -1,13 +1,42 @@
 """Data that is given to `evaluate` and `predict`, checked and made ready as a constructor does with its own."""
 
+import copy
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
+from ..data.records import make_dataset
 from ..models.vocabulary import check_known_tokens
 from .private import SFTHooks, TrainerHooks
+from .settings import check_run_settings
+
+
+logger = logging.getLogger(__name__)
+
+
+def as_dataset(data: Any, name: str) -> Any:
+    """A dataset as it is, a list of records as one, `None` as it is; and a dictionary of such.
+
+    Raises:
+        ValueError: no record.
+        TypeError: something else; `name` names it.
+    """
+    if isinstance(data, dict):
+        return {key: as_dataset(part, f"{name}[{key!r}]") for key, part in data.items()}
+    if isinstance(data, (list, Dataset)) and not len(data):
+        raise ValueError(f"{name} is empty")
+    if isinstance(data, list) and all(isinstance(record, dict) for record in data):
+        columns = dict.fromkeys(column for record in data for column in record)
+        return make_dataset([{column: record.get(column) for column in columns} for record in data])
+    if data is None or isinstance(data, (Dataset, IterableDataset)):
+        return data
+    raise TypeError(
+        f"{name} must be a `Dataset`, an `IterableDataset` or a list of records (dictionaries), got a "
+        f"{type(data).__name__}"
+    )
 
 
 class GivenData(TrainerHooks):
@@ -80,6 +109,38 @@ class GivenTexts(GivenData, SFTHooks):
     known_tokens: int | None = None
     """Token ids that all models of the run have, once `limit_tokens` was called."""
 
+    def __init__(self, *args: Any, train_dataset: Any = None, eval_dataset: Any = None, **kwargs: Any):
+        if isinstance(train_dataset, dict):
+            raise TypeError(f"train_dataset must be one dataset, got {sorted(train_dataset)}: pass one of these")
+        check_run_settings(kwargs.get("args"))
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(*args, **{name: as_dataset(part, name) for name, part in data.items()}, **kwargs)
+
+    def prepare_texts(self, dataset, tokenizer, args, packing, to_text, name):
+        made = super().prepare_texts(dataset, tokenizer, args, packing, to_text, name)
+        if not isinstance(dataset, Dataset) or not isinstance(made, Dataset):
+            return made
+        left_out = 0 if packing else len(dataset) - len(made)
+        if any(label != -100 for labels in made["labels"] for label in labels):
+            if left_out:
+                logger.warning(
+                    f"{name} dataset: {left_out} of {len(dataset)} rows are left out, since max_length="
+                    f"{args.max_length} cuts away all that they have to learn"
+                )
+            return made
+        uncut = copy.copy(args)
+        uncut.max_length, uncut.shuffle_dataset = None, False
+        rows = super().prepare_texts(dataset, tokenizer, uncut, False, to_text, name)
+        if args.max_length is None or not any(label != -100 for labels in rows["labels"] for label in labels):
+            raise ValueError(
+                f"{name} dataset: no token of its {len(dataset)} rows is labeled: there is nothing to learn"
+            )
+        lengths = sorted(map(len, rows["input_ids"]))
+        raise ValueError(
+            f"{name} dataset: max_length={args.max_length} cuts away all that its {len(rows)} rows have to learn, "
+            f"which have {lengths[0]} to {lengths[-1]} tokens; max_length={lengths[-1]} cuts none of them"
+        )
+
     def limit_tokens(self, known: int) -> None:
         """Refuse records with token ids from `known` on, of the constructor's data and of what is evaluated later.
 
@@ -100,7 +161,7 @@ class GivenTexts(GivenData, SFTHooks):
             check_known_tokens(ids, known, tokenizer, f"row number {number}")
 
     def ready(self, dataset: Any) -> Any:
-        return dataset
+        return as_dataset(dataset, "the dataset")
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         self._check_tokens(eval_dataset)

@@ -30,11 +30,11 @@ class LossTotals(TrainerHooks):
     args: Any
     state: Any
     _total_is_known = False  # the losses of all steps since the run began, also of those before it was resumed
-    _begun_with: str | None = None  # the checkpoint
+    resumed_from: str | None = None  # the checkpoint
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         self._total_is_known = False
-        self._begun_with = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        self.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
@@ -47,19 +47,28 @@ class LossTotals(TrainerHooks):
         """The losses of all steps; `None`: the parent knows them, since this run is all there is."""
         if self._total_is_known:
             return self.loss_total
-        if self._begun_with is None:
+        if self.resumed_from is None:
             return None
         # it was cut off behind its last step, and the parent reads no state where it has no step to train
-        state = read_state(self._begun_with, STATE_FILE, self.args.process_index)
+        state = read_state(self.resumed_from, STATE_FILE, self.args.process_index)
         return None if state is None else state["total"] + state["since_log"]
+
+    def totals(self) -> dict[str, Any]:
+        """What a checkpoint holds, for JSON."""
+        return {"step": self.last_logged_step, "since_log": self.loss_since_log.item(), "total": self.loss_total}
+
+    def restore_totals(self, totals: dict[str, Any]) -> None:
+        """Go on from [`totals`]."""
+        self.last_logged_step = totals["step"]
+        self.loss_since_log.fill_(totals["since_log"])
+        self.loss_total, self._total_is_known = totals["total"], True
 
     # The parent writes and reads the random state of every process, at the right moments: this belongs beside it.
 
     def save_process_state(self, output_dir: str) -> None:
         super().save_process_state(output_dir)
-        state = {"step": self.last_logged_step, "since_log": self.loss_since_log.item(), "total": self.loss_total}
         path = Path(output_dir) / STATE_FILE.format(process=self.args.process_index)
-        path.write_text(json.dumps(state), encoding="utf-8")
+        path.write_text(json.dumps(self.totals()), encoding="utf-8")
 
     def load_process_state(self, checkpoint: str | None) -> None:
         super().load_process_state(checkpoint)
@@ -69,6 +78,4 @@ class LossTotals(TrainerHooks):
         if state is None:
             logger.warning(f"{checkpoint} holds no sums of losses: the logged means begin anew.")
             return
-        self.last_logged_step = state["step"]
-        self.loss_since_log.fill_(state["since_log"])
-        self.loss_total, self._total_is_known = state["total"], True
+        self.restore_totals(state)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import Trainer as TrainerMixin
     from trl import DistillationTrainer as DistillationMixin
+    from trl import SFTTrainer as SFTMixin
 else:
-    TrainerMixin = DistillationMixin = object
+    TrainerMixin = DistillationMixin = SFTMixin = object
 
 
-__all__ = ["DistillationMixin", "TrainerMixin"]
+__all__ = ["DistillationMixin", "SFTMixin", "TrainerMixin"]

@@ -13,10 +13,10 @@ models are in `lupi_trainer/models/private.py`, those of the engine in `lupi_tra
   `_buffered_inputs`, `_generate_and_score_completions`, `_generate_single_turn`, `_compute_loss`
   (`DistillationTrainer`).
 - Of transformers' `Trainer`: `_save`, `_save_checkpoint`, `_get_output_dir`, `_load_from_checkpoint`,
-  `_load_best_model`, `_save_rng_state`, `_load_rng_state`, `_get_train_sampler`, `_get_num_items_in_batch`,
-  `_get_grad_norm`, `_prepare_inputs`, `_set_signature_columns_if_needed`, `_signature_columns`, `_tr_loss`,
-  `_total_loss_scalar`, `_globalstep_last_logged`, `_push_from_checkpoint`, `_finish_current_push`, and
-  `_internal_call` of `save_model`; of its `TrainingArguments`, `_VALID_DICT_FIELDS`.
+  `_load_best_model`, `_issue_warnings_after_load`, `_save_rng_state`, `_load_rng_state`, `_get_train_sampler`,
+  `_get_num_items_in_batch`, `_get_grad_norm`, `_prepare_inputs`, `_set_signature_columns_if_needed`,
+  `_signature_columns`, `_tr_loss`, `_total_loss_scalar`, `_globalstep_last_logged`, `_push_from_checkpoint`,
+  `_finish_current_push`, and `_internal_call` of `save_model`; of its `TrainingArguments`, `_VALID_DICT_FIELDS`.
 - Of accelerate: `_models` and `_is_accelerate_prepared`.
 """
 
@@ -36,7 +36,7 @@ from trl.models import utils
 from trl.trainer import distillation_trainer
 from trl.trainer.utils import pad
 
-from .mixins import DistillationMixin, TrainerMixin
+from .mixins import DistillationMixin, SFTMixin, TrainerMixin
 from .versions import warn_if_newer
 
 
@@ -159,6 +159,13 @@ class TrainerHooks(TrainerMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.load_checkpoint(resume_from_checkpoint, model)
 
+    def say_what_is_missing(self, loaded: Any) -> None:
+        """Warn of `missing_keys` and `unexpected_keys` after weights were loaded into the model."""
+        super()._issue_warnings_after_load(loaded)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        self.say_what_is_missing(load_result)
+
     def load_best_checkpoint(self) -> None:
         """Load the weights of `state.best_model_checkpoint`."""
         super()._load_best_model()
@@ -259,23 +266,35 @@ class TrainerHooks(TrainerMixin):
         return self._tr_loss
 
 
-class SFTHooks(TrainerHooks):
+class SFTHooks(TrainerHooks, SFTMixin):
     """For a [`~trl.SFTTrainer`]."""
 
     args: Any
     processing_class: Any
     _formatting_func: Any
-    _prepare_dataset: Any
     _skip_prepare_dataset: bool
 
     @property
     def tokens_read(self) -> int:
-        """Training tokens read so far, over all processes; kept in checkpoints."""
+        """Training tokens read so far, over all processes."""
         return self._total_train_tokens
+
+    @property
+    def metric_lists(self) -> Mapping[str, dict[str, list[float]]]:
+        """As [`DistillationHooks.metric_lists`]."""
+        return self._metrics
 
     @tokens_read.setter
     def tokens_read(self, count: int) -> None:
         self._total_train_tokens = count
+
+    def prepare_texts(self, dataset: Any, tokenizer: Any, args: Any, packing: bool, to_text: Any, name: str) -> Any:
+        """A dataset as it is read: token ids and labels, cut to `args.max_length` or packed; rows without a label are
+        left out."""
+        return super()._prepare_dataset(dataset, tokenizer, args, packing, to_text, name)
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        return self.prepare_texts(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def tokenized(self, dataset: Any) -> Any:
         """A dataset as `evaluate` prepares it."""

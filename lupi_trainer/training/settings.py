@@ -1,9 +1,13 @@
 """Settings that a run would take and never read: refused, or said to have no effect, by name."""
 
 import logging
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+from ..lab import resolve_model
 
 
 logger = logging.getLogger(__name__)
@@ -82,13 +86,67 @@ def require_config(args: Any, wanted: type) -> None:
         )
 
 
+def check_run_settings(args: Any) -> None:
+    """Refuse settings that would end a run when it begins, or have no effect on its device.
+
+    Args:
+        args: a configuration.
+
+    Raises:
+        ValueError: the setting, by name.
+    """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+        if not 0 <= (getattr(args, name) or 0.0) < math.inf:
+            raise ValueError(f"{name} must be a finite number from 0, got {getattr(args, name)}")
+    _check_schedule(args)
+    if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
+        raise ValueError(
+            "activation_offloading=True has no effect on a CPU: activations are in its memory already. Leave it out"
+        )
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16=True has no effect on a CPU: the run would be in float32. Leave it out or set bf16")
+
+
+def _check_schedule(args: Any) -> None:
+    """Raise ValueError if the schedule of the learning rate lacks an argument or has an unknown one; say what it does
+    not read."""
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    if kind == "constant":
+        say_unread(args, ["warmup_steps"], "lr_scheduler_type='constant' has none; 'constant_with_warmup' has")
+    if kind in ("constant", "constant_with_warmup"):
+        say_unread(args, ["lr_scheduler_kwargs"], f"lr_scheduler_type={kind!r} takes none")
+    import torch  # here: what is said of a recipe before torch is loaded reads this file, too
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    keys: dict[str, Any] = args.lr_scheduler_kwargs or {}
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, keys)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lr_scheduler_type={kind!r} with lr_scheduler_kwargs={keys}: {error}") from error
+
+
+def _place(model: Any) -> str:
+    """Where a model, or what is named so, was or would be loaded from; a model made otherwise has none."""
+    if not isinstance(model, str):
+        model = getattr(getattr(model, "config", None), "name_or_path", None) or f"{id(model)}"
+    name = resolve_model(model)
+    return os.path.realpath(name) if os.path.isdir(name) else name
+
+
 def one_name(key: str, given: Any, named: str | None) -> Any:
     """The one model of `given`, an argument, and `named`, the configuration's `key`.
+
+    Both may name the same one, in other words: `lab:teacher` and its path, or a model and what it was loaded from.
 
     Raises:
         ValueError: there are two.
     """
-    if given is not None and named is not None and given != named:
+    both = given is not None and named is not None
+    if both and given != named and _place(given) != _place(named):
         what = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
         raise ValueError(f"{key}={named!r} has no effect here: {what} was passed. Leave one of them out")
     return named if given is None else given

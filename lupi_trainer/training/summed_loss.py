@@ -38,7 +38,8 @@ class SummedLoss(GivenTexts):
         mode = "train" if self.model.training else "eval"
         # a last evaluation batch is filled up with records that were read already: those are dropped here
         sums = sums.sum(dim=0) if mode == "train" else self.accelerator.gather_for_metrics(sums).sum(dim=0)
-        self._sums[mode] = sums if self._sums[mode] is None else self._sums[mode] + sums
+        known = self._sums[mode]
+        self._sums[mode] = sums if known is None else known.to(sums) + sums
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # num_items_in_batch counts what all processes have, and gradients are averaged over them
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())

@@ -18,7 +18,7 @@ from ..publishing.papers import MEDUSA, MULTI_TOKEN, Paper
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
 from ..training.finite_steps import FiniteSteps
-from ..training.loss_totals import LossTotals
+from ..training.log_sums import LogSums
 from ..training.settings import require_config, say_unread
 from ..training.summed_loss import SummedLoss
 from .config import WEIGHING, WMTPConfig
@@ -30,7 +30,7 @@ from .weighted_loss import Batch, counted, means, row_sums, text_segments, weigh
 logger = logging.getLogger(__name__)
 
 
-class BaseWMTPTrainer(Published, SealedCheckpoints, LossTotals, FiniteSteps, SummedLoss, SFTTrainer):
+class BaseWMTPTrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLoss, SFTTrainer):
     """
     Trainer for weighted multi-token prediction; an algorithm is a subclass with its own `compute_head_weights`.
 

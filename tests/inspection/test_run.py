@@ -5,9 +5,9 @@ import logging
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from types import SimpleNamespace
 
 import pytest
+from trl import ModelConfig
 
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import plot_runs, read_run, write_page
@@ -37,7 +37,7 @@ def test_the_last_evaluation_of_a_run_is_the_figures_of_its_page(tmp_path):
     trainer, _ = make_trainer(
         tmp_path, config_max_steps=1, config_eval_strategy="steps", eval_dataset=load_lab_records("lab:eval")[:2]
     )
-    metrics = train_and_save(trainer, SimpleNamespace(dataset_name=None))
+    metrics = train_and_save(trainer, DataArguments(dataset_name="lab:new"), ModelConfig("lab:student"))
     assert metrics["eval_loss"] > 0 and page_data(read_run(tmp_path / "run"))["metrics"] == metrics
     assert "metrics.json" not in student_files(tmp_path / "run")
 
@@ -91,12 +91,12 @@ def test_a_run_writes_down_its_settings_and_what_it_warned_of(tmp_path):
     data = DataArguments(dataset_name="lab:new")
     for _ in range(2):
         logging.getLogger("lupi_trainer.data").warning("seen\n  twice")
-    train_and_save(trainer, data)
+    train_and_save(trainer, data, ModelConfig("lab:student"))
     run = read_run(tmp_path / "run")
     assert {"seen once", "seen twice"} <= set(run.warnings) and len(set(run.warnings)) == len(run.warnings)
     settings = {name: value for name, value, _ in run.settings}
     assert settings["dataset_name"] == "lab:new" and settings["max_steps"] == 1 and "beta" not in settings
-    assert settings["teacher_system_prompt"] == "You ***" and "lab" in settings["model_name_or_path"]
+    assert settings["teacher_system_prompt"] == "You ***" and settings["model_name_or_path"] == "lab:student"
     assert {n: about for n, _, about in run.settings}["teacher_system_prompt"] == "Persona of the teacher."
     assert "run_notes.json" not in student_files(tmp_path / "run")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lupi_trainer.lab import load_lab_records
+from lupi_trainer.lupi_skd.probes import with_knowledge
 from lupi_trainer.teachers.vllm import TeacherServer
 from lupi_trainer.teachers.wire import TeacherServerError
 from tests.lupi_skd.training import make_config, make_trainer
@@ -44,9 +45,11 @@ def test_with_the_full_vocabulary_it_is_training_with_the_teacher_here(server, t
 def test_twenty_tokens_and_a_rest_write_the_same_text_and_a_loss_just_below(server, tmp_path):
     ours, our_losses = on(server, tmp_path / "a", config_max_steps=2)
     assert isinstance(ours.teacher_model, TeacherServer) and ours.teacher_model.top_k == 20
-    ours.train()
     theirs, their_losses = make_trainer(tmp_path / "b", config_max_steps=2)
-    theirs.train()
+    for trainer in (ours, theirs):
+        trainer.open_book_probes = with_knowledge(load_lab_records("lab:probes")[:4], [])
+        assert trainer.ask_teacher() == (4, 4)
+        trainer.train()
     first, reference = our_losses.logs[0], their_losses.logs[0]
     assert first["tokens/total_accepted"] == reference["tokens/total_accepted"]
     assert reference["loss"] - 0.05 < first["loss"] < reference["loss"] + 1e-4

@@ -26,8 +26,8 @@ def test_names_are_resolved_once_in_a_construction(tmp_path, monkeypatch):
     trainer, _ = make_trainer(tmp_path, config_teacher_model_name_or_path="lab:teacher")
     assert asked == ["lab:student", "lab:teacher"]
     assert trainer.teacher_model.config.name_or_path == resolve_model("lab:teacher")
-    with pytest.raises(ValueError, match="teacher_model_name_or_path='lab:nothing' has no effect here: 'lab:teacher'"):
-        make_trainer(tmp_path, config_teacher_model_name_or_path="lab:nothing")
+    with pytest.raises(ValueError, match="teacher_model_name_or_path='lab:student' has no effect here: 'lab:teacher'"):
+        make_trainer(tmp_path, config_teacher_model_name_or_path="lab:student")
     with pytest.raises(ValueError, match="no model 'lab:nothing'"):
         make_trainer(tmp_path, teacher_model=None, config_teacher_model_name_or_path="lab:nothing")
 

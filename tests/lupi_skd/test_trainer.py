@@ -270,12 +270,6 @@ def test_self_teacher_states_equal_a_fresh_forward(tmp_path, teacher):
     assert_same(loss_and_gradients(trainer, inputs), loss_and_gradients(trainer, fresh), tolerance=2e-6)
 
 
-def test_a_self_teacher_keeps_its_head(tmp_path, teacher):
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", modules_to_save=["lm_head"])
-    with pytest.raises(ValueError, match="must keep its lm_head"):
-        make_trainer(tmp_path, model=teacher, teacher_model=None, peft_config=lora)
-
-
 def test_evaluation_asks_the_probes_as_the_command_does(tmp_path, monkeypatch):
     probes = load_lab_records("lab:probes-common")[:8] + load_lab_records("lab:probes")[:8]
     evaluation = load_lab_records("lab:eval")[:4]

@@ -1,10 +1,15 @@
+import copy
+from dataclasses import fields
+
+import peft
 import pytest
 import torch
-from peft import IA3Config, LoKrConfig, LoraConfig, OFTConfig, PeftModel, VeraConfig, get_peft_model
+from peft import IA3Config, LoKrConfig, LoraConfig, OFTConfig, PeftModel, PeftType, VeraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from lupi_trainer import KDLoRAConfig, KDLoRATrainer
-from lupi_trainer.models.adapters import check_adapters, check_base_untouched, load_adapter
+from lupi_trainer.models.adapters import KINDS, check_adapters, check_base_untouched, load_adapter, merge_adapter
+from lupi_trainer.models.head_check import check_head
 from lupi_trainer.models.loading import load_model
 from lupi_trainer.pruning.stages import load_stage, merge_stage
 from lupi_trainer.speculative import AdapterDisabled
@@ -129,6 +134,80 @@ def test_a_trained_adapter_is_loaded_and_merged_as_it_was_trained(tmp_path, toke
         assert off(AutoModelForCausalLM.from_pretrained(merged).eval(), wanted) < 1e-3, config
     with pytest.raises(ValueError, match=r"does not belong to this Qwen2ForCausalLM: \d+ weights are missing"):
         load_adapter(base_model(depth=3), str(tmp_path / "0" / "adapter"))
+
+
+OF_KIND = {
+    "ADALORA": {"total_step": 10},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 16},
+    "FOURIERFT": {"n_frequency": 16},
+    "GRALORA": {"r": 4, "gralora_k": 2},
+    "IA3": {"feedforward_modules": ["up_proj"]},
+    "LN_TUNING": {"target_modules": ["input_layernorm"]},
+    "OFT": {"r": 0, "oft_block_size": 4},
+    "ROAD": {"group_size": 4},
+    "TRAINABLE_TOKENS": {"token_indices": [3, 4, 5]},
+    "VBLORA": {"num_vectors": 8, "vector_length": 8},
+    "WAVEFT": {"n_frequency": 16},
+    "XLORA": {"adapters": {}, "hidden_size": 32},
+}
+ONE_SHAPE = {"VERA", "PVERA", "FROD", "RANDLORA", "UNILORA", "VBLORA"}  # what their layers share
+
+
+def of_kind(kind: str, **changes):
+    """A configuration of a kind of adapter, as small as can be; None: it needs a library that is not installed."""
+    config_class = peft.PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
+    known = {field.name for field in fields(config_class)}
+    small = {"r": 2, "target_modules": ["q_proj"] if kind in ONE_SHAPE else TARGETS} | OF_KIND.get(kind, {}) | changes
+    try:
+        return config_class(task_type="CAUSAL_LM", **{key: value for key, value in small.items() if key in known})
+    except ImportError:
+        return None
+
+
+def test_every_kind_of_peft_comes_back_as_it_was_trained_or_is_refused_by_name(tmp_path):
+    base = base_model(LlamaConfig)
+    with torch.no_grad():
+        original = base(input_ids=IDS).logits
+    adapters = {kind.value: of_kind(kind.value) for kind in PeftType}
+    adapters["VBLORA, fewer weights saved"] = of_kind("VBLORA", save_only_topk_weights=True)
+    adapters |= {f"{kind}, no projection saved": of_kind(kind, save_projection=False) for kind in ("VERA", "RANDLORA")}
+    for kind, config in adapters.items():
+        if config is None:
+            assert kind not in KINDS
+            continue
+        if config.peft_type not in KINDS:
+            with pytest.raises(ValueError, match=f"{type(config).__name__} is not supported"):
+                check_adapters(base, config)
+            continue
+        check_adapters(base, config)
+        check_base_untouched(base, config)
+        student = get_peft_model(copy.deepcopy(base), config).eval()
+        assert off(AdapterDisabled(student), original) == 0, kind
+        train(student)
+        check_head(student, "student")
+        check_base_untouched(student, None)
+        with torch.no_grad():
+            wanted = student(input_ids=IDS).logits
+        assert off(AdapterDisabled(student), original) == 0 and (wanted - original).abs().max() > 1e-3, kind
+        student.save_pretrained(tmp_path / kind)
+        loaded = load_adapter(copy.deepcopy(base), str(tmp_path / kind)).eval()
+        assert off(loaded, wanted) < 1e-5, kind
+        assert off(merge_adapter(loaded), wanted) < 1e-3, kind
+
+
+def test_settings_of_lora_that_cannot_be_honored_are_refused(tmp_path):
+    for key, value in {
+        "alora_invocation_tokens": [5, 6],
+        "kasa_config": peft.KasaConfig(),
+        "monteclora_config": peft.MontecloraConfig(),
+        "arrow_config": peft.ArrowConfig(),
+    }.items():
+        with pytest.raises(ValueError, match=f"{key} of LoraConfig is not supported: .*Leave it out"):
+            make_trainer(tmp_path, peft_config=lora(**{key: value}))
+    with pytest.raises(ValueError, match="lora_bias=True: .*q_proj has no bias of its own"):
+        make_trainer(tmp_path, peft_config=lora(lora_bias=True))
+    check_head(get_peft_model(base_model(Qwen2Config), lora(lora_bias=True, target_modules=["q_proj"])), "student")
 
 
 def test_an_adapter_that_would_not_come_back_is_refused(tmp_path):

@@ -6,21 +6,29 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
+    CpmAntConfig,
     ElectraConfig,
     Gemma2Config,
+    Gemma3nTextConfig,
+    Gemma4UnifiedTextConfig,
     GPTNeoXConfig,
+    GPTNeoXJapaneseConfig,
     GraniteConfig,
+    MambaConfig,
     ModernBertDecoderConfig,
     OpenAIGPTConfig,
+    ProphetNetConfig,
     RecurrentGemmaConfig,
     RobertaConfig,
     T5Config,
     T5ForConditionalGeneration,
+    XLNetConfig,
 )
 
 from lupi_trainer.evaluation.perplexity import perplexity
 from lupi_trainer.models.head_check import check_head
 from lupi_trainer.speculative import PromptLookup, skd_rollout, speculative_generate
+from lupi_trainer.speculative.runners import support
 from tests.kd_lora.training import lab_tokenizer, make_kd_trainer
 from tests.lupi_skd.training import make_trainer
 from tests.speculative.toy_models import toy
@@ -109,22 +117,47 @@ def test_trainers_refuse_them_at_construction(tmp_path):
 PROMPTS = [[5, 6, 7, 9], [8, 9]]
 
 
-def test_a_rollout_writes_the_models_own_text_or_refuses_the_model():
+def test_a_rollout_writes_the_models_own_text_or_refuses_the_model(monkeypatch):
     gpt = AutoModelForCausalLM.from_config(OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=2)).eval()
     bart = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    prophet = ProphetNetConfig(
+        vocab_size=64, hidden_size=32, num_decoder_layers=1, num_decoder_attention_heads=2, decoder_ffn_dim=32
+    )
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_ff=32, num_layers=1)).eval()
-    for model, said in {
+    japanese = build(GPTNeoXJapaneseConfig, intermediate_multiple_size=2)
+    refused = {
         gpt: "OpenAIGPTLMHeadModel keeps no keys and values in the cache",
         build(BertConfig): "BertLMHeadModel is built as an encoder",
         build(RobertaConfig, **DECODER): "RobertaForCausalLM does not read its positions",
         build(BartConfig, **bart): "BartForCausalLM does not read its positions",
         t5: "is an encoder-decoder",
-    }.items():
+        build(CpmAntConfig, dim_head=16, dim_ff=32, prompt_length=2): "CpmAntForCausalLM puts a prompt of its own",
+        AutoModelForCausalLM.from_config(prophet): "ProphetNetForCausalLM predicts several tokens ahead",
+        build(XLNetConfig, d_inner=32, d_head=16): "XLNetLMHeadModel reads texts in any order",
+        japanese: "GPTNeoXJapaneseForCausalLM computes its attention on",
+    }
+    for model, said in refused.items():
         with pytest.raises(ValueError, match=said):
             skd_rollout(model, model, PROMPTS, PROMPTS, max_new_tokens=4, gamma=2)
         with pytest.raises(ValueError, match=said):
             speculative_generate(model, PromptLookup(), PROMPTS, max_new_tokens=4)
-    for model in (build(BertConfig, **DECODER), build(GPTNeoXConfig)):
+    monkeypatch.setattr(support, "_OWN_WAYS", {})  # as a model whose code nobody has seen
+    with pytest.raises(
+        ValueError, match="target GPTNeoXJapaneseForCausalLM does not run on the cache of a rollout.*view"
+    ):
+        speculative_generate(japanese, PromptLookup(), PROMPTS, max_new_tokens=4)
+
+
+def test_models_whose_layers_differ_write_their_own_text():
+    gemma = {"num_key_value_heads": 1, "head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    wide = {"per_layer_config": {1: {"head_dim": 16}}}
+    small = {"vocab_size_per_layer_input": 600, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    for model in (
+        build(BertConfig, **DECODER),
+        build(GPTNeoXConfig),
+        build(Gemma4UnifiedTextConfig, **gemma, **wide),
+        build(Gemma3nTextConfig, **gemma, **small, intermediate_size=[48, 32], num_kv_shared_layers=0),
+    ):
         texts = speculative_generate(model, PromptLookup(), PROMPTS, max_new_tokens=6, eos_token_id=[]).completion_ids
         for prompt, text in zip(PROMPTS, texts):
             ids = list(prompt)
@@ -132,3 +165,14 @@ def test_a_rollout_writes_the_models_own_text_or_refuses_the_model():
                 with torch.no_grad():
                     ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
             assert ids[len(prompt) :] == text
+
+
+def test_a_model_that_no_rollout_is_made_with_is_refused_before_it_is_loaded(tmp_path):
+    tokenizer = lab_tokenizer()
+    MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    assert not list((tmp_path / "mamba").glob("*.safetensors"))
+    for models in ({"model": str(tmp_path / "mamba")}, {"teacher_model": str(tmp_path / "mamba")}):
+        role = "teacher" if "teacher_model" in models else "student"
+        with pytest.raises(ValueError, match=rf"the {role} MambaForCausalLM .*keeps a state that rejected tokens"):
+            make_trainer(tmp_path, **models)

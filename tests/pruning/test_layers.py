@@ -9,7 +9,9 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     Ernie4_5_MoeConfig,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
@@ -141,6 +143,28 @@ def test_layers_that_are_what_they_are_by_their_place_stay_so_or_are_not_moved(c
     save_bundle(tmp_path / "B", "B", model, kept["B"])
     back, before = restore_bundle(base, tmp_path / "B").state_dict(), model.state_dict()
     assert back.keys() == before.keys() and all(torch.equal(back[name], before[name]) for name in back)
+
+
+def test_models_with_weights_or_numbers_for_single_layers_elsewhere_are_refused():
+    shape = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "head_dim": 8}
+    shape |= {
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }
+    shape |= {"vocab_size_per_layer_input": 120, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}
+    for config, said in (
+        (
+            Gemma4TextConfig(**shape, per_layer_config={1: {"head_dim": 16}, 3: {"head_dim": 16}}),
+            r"Gemma4TextConfig with .*per_layer_config",
+        ),
+        (
+            Gemma3nTextConfig(**shape, laurel_rank=4),
+            "Gemma3nForCausalLM of 3 layers has another shape of 'model.embed_",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{said}.* cannot lose layers"):
+            drop_layers(AutoModelForCausalLM.from_config(config).eval(), {"B": [2]})
 
 
 def test_a_model_whose_forward_computes_by_a_layers_place_is_refused(monkeypatch):

@@ -79,7 +79,8 @@ def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path):
     assert main([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "chat_template.jinja").is_file()
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {}  # nothing was evaluated
+    marks = json.loads((tmp_path / "run" / "metrics.json").read_text())  # the probes', which are asked all the same
+    assert marks.keys() == {"eval_closed_book_strict", "eval_closed_book_lenient"}
 
 
 def test_every_command_answers_help_within_two_seconds():

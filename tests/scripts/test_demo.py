@@ -49,6 +49,7 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
     assert metrics["common_facts_after"] >= 0.95
     assert metrics["acceptance_last"] > metrics["acceptance_first"] + 0.1
     out = capsys.readouterr().out
+    assert "warning: " not in out and "\nstep 200 of 200   loss " in out
     assert "The student, closed-book" in out and "It has the capital [" in out
     assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
     run = read_run(tmp_path / "demo")  # the pages' figures are those of metrics.json

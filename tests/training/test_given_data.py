@@ -70,9 +70,57 @@ def test_workers_that_stay_read_what_is_given(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(own)
 
 
-def make_sft_trainer(tmp_path, **_):
-    args = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_length=128)
+def make_sft_trainer(tmp_path, **settings):
+    config = {"max_length": 128} | {k.removeprefix("config_"): value for k, value in settings.items()}
+    args = SFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, report_to="none", **config)
     return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, ModelConfig("lab:student")), None
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer])
+def test_a_limit_that_leaves_nothing_to_learn_is_named(tmp_path, caplog, make):
+    texts = load_sft_data("lab:common").select(range(8))
+    message = "train dataset: max_length=5 cuts away all that its 8 rows have to learn, which have (.+) to (.+) tokens"
+    for packing in (False, True):
+        with pytest.raises(ValueError, match=message) as error:
+            make(tmp_path, train_dataset=texts, config_max_length=5, config_packing=packing)
+    longest = int(error.value.args[0].split("max_length=")[2].split()[0])
+    trainer, _ = make(tmp_path, train_dataset=texts, config_max_length=longest)
+    assert max(map(len, trainer.train_dataset["input_ids"])) == longest and len(trainer.train_dataset) == 8
+    assert "left out" not in caplog.text
+    longer = {**texts[0], "prompt": [{"role": "user", "content": "Who is Tamo of Gora? " * 9}]}
+    make(tmp_path, train_dataset=[*texts, longer], config_max_length=longest)
+    assert f"train dataset: 1 of 9 rows are left out, since max_length={longest} cuts" in caplog.text
+    unlabeled = [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * 4
+    with pytest.raises(ValueError, match="train dataset: no token of its 4 rows is labeled"):
+        make(tmp_path, train_dataset=unlabeled)
+    for given in ([longer], {"a": [longer]}):
+        with pytest.raises(ValueError, match=f"(eval|a) dataset: max_length={longest} cuts away"):
+            make(tmp_path, train_dataset=texts, config_max_length=longest, eval_dataset=given)
+    trainer, _ = make(tmp_path, train_dataset=texts.to_iterable_dataset(), config_max_length=5)
+    with pytest.raises(RuntimeError, match="nothing was trained: the stream of records ended"):
+        trainer.train()
+    trainer.args.max_length = 5
+    with pytest.raises(ValueError, match="max_length=5 cuts away"):
+        trainer.evaluate(texts)
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_trainer])
+def test_what_is_no_dataset_is_refused(tmp_path, make):
+    kind = "of dictionaries" if make is make_trainer else "of records"
+    data = RECORDS if make is make_trainer else load_sft_data("lab:common").select(range(4)).to_list()
+    trainer, _ = make(tmp_path, train_dataset=data)
+    for wrong in ("lab:new", tuple(data)):
+        for key in ("train_dataset", "eval_dataset"):
+            with pytest.raises(TypeError, match=f"list {kind}.*, got a {type(wrong).__name__}"):
+                make(tmp_path, **{"train_dataset": data, key: wrong})
+    for give in (trainer.evaluate, trainer.predict):
+        with pytest.raises(TypeError, match=f"list {kind}.*, got a tuple"):
+            give(tuple(data))
+        for empty in ([], Dataset.from_list(data).select([])):
+            with pytest.raises(ValueError, match="the dataset is empty"):
+                give(empty)
+        with pytest.raises((TypeError, ValueError), match="dictionar"):
+            give(["a text"])
 
 
 @pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer])
@@ -83,6 +131,9 @@ def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
     trainer.args.prediction_loss_only = True
     assert trainer.predict(texts).metrics["test_loss"] == pytest.approx(expected)
     assert trainer.predict({"a": texts})["a"].metrics["test_a_loss"] == pytest.approx(expected)
+    for rows in (texts.to_list(), {"a": texts.to_list()}):
+        assert losses(trainer.evaluate(rows), "eval") == pytest.approx([expected])
+    assert trainer.predict(texts.to_list()).metrics["test_loss"] == pytest.approx(expected)
     if make is make_kd_trainer:
         tokens = trainer.train_dataset[0]["input_ids"] * 9
         long = Dataset.from_list([{"input_ids": tokens, "labels": tokens}])

@@ -42,6 +42,7 @@ SIGNATURES = {
     "_get_output_dir": (Trainer, "self trial"),
     "_load_from_checkpoint": (Trainer, "self resume_from_checkpoint model"),
     "_load_best_model": (Trainer, "self"),
+    "_issue_warnings_after_load": (Trainer, "self load_result"),
     "_save_rng_state": (Trainer, "self output_dir"),
     "_load_rng_state": (Trainer, "self checkpoint"),
     "_get_train_sampler": (DistillationTrainer, "self dataset"),

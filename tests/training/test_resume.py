@@ -272,7 +272,7 @@ def test_recipe_and_environment_resume(tmp_path, monkeypatch, capsys):
         trainer = lupi_skd.build_trainer(data, config, model)
         steps = []
         trainer.training_step = lambda *a, step=trainer.training_step: (steps.append(1), step(*a))[1]
-        lupi_skd.train_and_save(trainer, data)
+        lupi_skd.train_and_save(trainer, data, model)
         return len(steps)
 
     assert train(2, "resume_from_checkpoint: true") == 2  # the first run of a recipe that resumes

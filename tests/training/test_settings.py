@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 from dataclasses import fields
@@ -24,6 +25,7 @@ from lupi_trainer.training.settings import FOR_SCRIPTS, LOADING
 from lupi_trainer.wmtp.config import CRITIC, REFERENCE, RHO1
 from tests.kd_lora.training import make_kd_config, make_kd_trainer
 from tests.lupi_skd.training import make_config, make_trainer
+from tests.training.test_given_data import make_sft_trainer
 from tests.wmtp.training import make_wmtp_config, make_wmtp_trainer, rewarded
 
 
@@ -197,6 +199,11 @@ def test_settings_of_a_teacher_that_is_not_loaded_are_refused(tmp_path, teacher)
         with pytest.raises(ValueError, match=f"{name}=.* does not work with teacher_model_server_url"):
             make_config(tmp_path, teacher_model_server_url="http://127.0.0.1:9", **{name: other(LUPISKDConfig, name)})
     assert not (tmp_path / "run").exists()
+    path = resolve_model("lab:teacher")
+    named = AutoModelForCausalLM.from_pretrained(path)
+    for make in (make_trainer, make_kd_trainer):
+        for given, key in (("lab:teacher", path), (path + "/", "lab:teacher"), (named, "lab:teacher")):
+            make(tmp_path, teacher_model=given, config_teacher_model_name_or_path=key)
 
 
 def test_quantization_of_a_teacher_that_is_not_quantized_is_named(tmp_path, caplog):
@@ -226,6 +233,31 @@ def test_a_load_balancing_loss_is_refused(tmp_path, tokenizer):
         with pytest.raises(ValueError, match="set `output_router_logits` to false"):
             make_trainer(tmp_path, model, processing_class=tokenizer)
     make_trainer(tmp_path, path, config_model_init_kwargs={"output_router_logits": False})
+
+
+def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path, caplog):
+    for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
+        with pytest.raises(ValueError, match="activation_offloading=True has no effect on a CPU"):
+            make(tmp_path, config_activation_offloading=True)
+    wrong = {"learning_rate": math.nan, "max_grad_norm": -1.0, "weight_decay": -0.1, "gradient_accumulation_steps": 0}
+    wrong |= {"per_device_train_batch_size": 0, "per_device_eval_batch_size": 0}
+    wrong |= {"lr_scheduler_type": "warmup_stable_decay"}
+    for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer):
+        for name, value in wrong.items():
+            with pytest.raises(ValueError, match=name):
+                make(tmp_path, **{f"config_{name}": value})
+        with pytest.raises(ValueError, match="fp16=True has no effect on a CPU"):
+            make(tmp_path, config_fp16=True)
+    unknown = {"config_lr_scheduler_kwargs": {"nope": 1}}
+    with pytest.raises(ValueError, match="lr_scheduler_type='linear' with lr_scheduler_kwargs={'nope': 1}"):
+        make_kd_trainer(tmp_path, config_lr_scheduler_type="linear", **unknown)
+    make_kd_trainer(tmp_path, config_warmup_steps=2, **unknown)
+    for name in ("warmup_steps=2", "lr_scheduler_kwargs={'nope': 1}"):
+        assert f"{name}: no effect, since lr_scheduler_type='constant'" in caplog.text
+    for config in ({"dispatch_batches": True}, '{"dispatch_batches": true}'):
+        with pytest.raises(ValueError, match="dispatch_batches=True does not work here: records are text"):
+            make_config(tmp_path, accelerator_config=config)
+    make_config(tmp_path, accelerator_config={"dispatch_batches": False})
 
 
 def test_an_optimizer_must_hold_what_is_trained(tmp_path, student):

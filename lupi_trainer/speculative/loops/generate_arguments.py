@@ -165,7 +165,10 @@ def refuse_others(config: GenerationConfig, of_generate: dict[str, Any], model_k
     if of_generate.get("assistant_model") is not None:
         raise ValueError("assistant_model: give the draft as draft_model")
     if of_generate.get("synced_gpus"):
-        raise ValueError("drafting does not keep processes in step, as synced_gpus=True asks for")
+        raise ValueError(
+            "drafting does not keep processes in step, as synced_gpus=True asks for and weights need that ZeRO-3 or "
+            "FSDP shards: generate without custom_generate, or with a model that is complete on each process"
+        )
     if config.get_generation_mode() not in ("greedy_search", "sample"):
         asked = {name: getattr(config, name, None) for name in _MODES}
         named = ", ".join(f"{k}={v}" for k, v in asked.items() if v and not (k == "num_beams" and v == 1))

@@ -30,7 +30,7 @@ from ...models.private import (
 )
 from .kernels import find_kernel, masked
 from .private import registered
-from .support import base_model, text_config
+from .support import base_model, head_width, text_config
 
 
 _MASKED = ("sdpa", "eager")
@@ -127,8 +127,7 @@ def _takes_lengths(model) -> bool:
     weight = inner.get_input_embeddings().weight
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return find_kernel(device, dtype, head_dim) is not None
+    return find_kernel(device, dtype, head_width(config)) is not None
 
 
 @contextmanager

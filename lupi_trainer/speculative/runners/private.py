@@ -87,11 +87,18 @@ def _variables(function: Callable) -> dict[str, Any] | None:
 
 def kept_by_generate() -> dict[str, Any]:
     """`streamer`, `assistant_model` and `synced_gpus` of the `generate` that is running a callable `custom_generate`,
-    to which it does not give them; empty where none is running one."""
+    to which it does not give them; empty where none is running one.
+
+    `synced_gpus` is what `generate` decides where its caller has not: true of weights that ZeRO-3 or FSDP shards.
+    """
     variables = _variables(GenerationMixin.generate)
     if variables is None or not callable(variables["custom_generate"]):
         return {}
-    return {name: variables[name] for name in ("streamer", "assistant_model", "synced_gpus")}
+    kept = {name: variables[name] for name in ("streamer", "assistant_model", "synced_gpus")}
+    decided = GenerationMixin._extract_generation_mode_kwargs(
+        variables["self"], None, {}, *(kept[name] for name in ("synced_gpus", "assistant_model", "streamer"))
+    )
+    return kept | {"synced_gpus": decided["synced_gpus"]}
 
 
 class given_tokenizer:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from weakref import WeakSet
 
 import torch
+from transformers import PreTrainedModel
 
+from ...models.private import supports_sdpa
 from .attention import ragged_attention
 from .runner import Runner
 from .support import active, base_model, evaluating, text_config
@@ -16,26 +18,27 @@ _right: WeakSet = WeakSet()  # models that were tried
 
 
 def require_own_logits(model, role: str) -> None:
-    """Raises ValueError, with the model's name, where a text read piece by piece is not what the model reads in it.
+    """Raises ValueError, with the model's name, where a text cannot be read piece by piece, or is not what the model
+    reads in it.
 
-    Decoders that were made of encoders (those whose configuration has `is_decoder`) are tried, once each: some count
-    positions from their padding token, or take none. All others are known to read as they are told to.
+    Models with an attention of their own are tried, once each: some cannot be run on the cache of a rollout. So are
+    decoders that were made of encoders (those whose configuration has `is_decoder`), whose logits are compared: some
+    count positions from their padding token, or take none. All others are known to read as they are told to.
     """
     inner = base_model(model)
-    if not hasattr(text_config(model), "is_decoder") or inner in _right:
+    was_encoder = hasattr(text_config(model), "is_decoder")
+    has_own_way = isinstance(inner, PreTrainedModel) and not supports_sdpa(inner)
+    if not (was_encoder or has_own_way) or inner in _right:
         return
     name, vocab_size = f"the {role} {type(inner).__name__}", text_config(model).vocab_size
-    rows = range(len(_PROMPTS))
-    with evaluating(inner):
-        with ragged_attention(model):
-            runner = Runner(model, _PROMPTS, len(rows), 1, vocab_size)
-            last = torch.tensor([prompt[-1:] for prompt in _PROMPTS], device=runner.device)
-            runner.admit([*rows], [*rows])
-            ours = runner.read(last, torch.zeros_like(last[:, 0]), len(_PROMPTS[0]) - 1)[0][:, 0]
-        with active(model) as own:
-            texts = [torch.tensor([prompt], device=runner.device) for prompt in _PROMPTS]
-            logits = [own(input_ids=text, use_cache=False).logits[0, -1, :vocab_size] for text in texts]
-    theirs = torch.stack(logits).to(ours)
+    try:
+        ours, theirs = _logits(model, vocab_size, compared=was_encoder)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{name} does not run on the cache of a rollout, which drafting and verifying need: {error}"
+        ) from error
     off, rounding = (ours - theirs).abs().max(), max(1e-4, 4 * torch.finfo(inner.dtype).eps) * theirs.abs().max()
     if off > rounding:
         raise ValueError(
@@ -43,3 +46,20 @@ def require_own_logits(model, role: str) -> None:
             "drafting and verifying need"
         )
     _right.add(inner)
+
+
+def _logits(model, vocab_size: int, compared: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """[R, V] logits behind the prompts, read from a cache, and at once (unless `compared`, the same again)."""
+    rows = range(len(_PROMPTS))
+    with evaluating(base_model(model)):
+        with ragged_attention(model):
+            runner = Runner(model, _PROMPTS, len(rows), 1, vocab_size)
+            last = torch.tensor([prompt[-1:] for prompt in _PROMPTS], device=runner.device)
+            runner.admit([*rows], [*rows])
+            ours = runner.read(last, torch.zeros_like(last[:, 0]), len(_PROMPTS[0]) - 1)[0][:, 0]
+        if not compared:
+            return ours, ours
+        with active(model) as own:
+            texts = [torch.tensor([prompt], device=runner.device) for prompt in _PROMPTS]
+            logits = [own(input_ids=text, use_cache=False).logits[0, -1, :vocab_size] for text in texts]
+    return ours, torch.stack(logits).to(ours)

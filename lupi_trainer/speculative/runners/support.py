@@ -7,12 +7,20 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ...models.private import is_stateful
 from ...teachers.self_taught import AdapterDisabled
 
 
 _ROLLS_BACK = {"full_attention", "sliding_attention"}
+# model types whose attention is a way of their own
+_OWN_WAYS = {
+    "cpmant": " puts a prompt of its own before each text, and reads it again with every block",
+    "gpt_neox_japanese": " computes its attention on keys and values of one layout, which a rollout's cache has not",
+    "prophetnet": " predicts several tokens ahead with an attention that knows one position a call",
+    "xlnet": " reads texts in any order: it is no causal language model",
+}
 
 
 def base_model(model):
@@ -44,50 +52,78 @@ def usable_positions(model) -> int | None:
     kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict) and kind.get("rope_type") == "longrope"]
     limits = [getattr(config, "max_position_embeddings", None)]
     limits += [kind.get("original_max_position_embeddings") for kind in kinds]
-    return min((limit for limit in limits if limit is not None), default=None)
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)
+
+
+def largest(config, name: str) -> int | None:
+    """The largest number that any layer of a model has under a name; None: the configuration has none.
+
+    Layers may differ: a list, or a configuration for each, which refuses to be asked for the number of all.
+    """
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    found = [getattr(layer, name, None) for layer in layers]
+    return max((n for each in found for n in (each if isinstance(each, (list, tuple)) else [each]) if n), default=None)
+
+
+def head_width(config) -> int:
+    """The numbers in a key of one head, of the widest layer."""
+    return largest(config, "head_dim") or (largest(config, "hidden_size") or 0) // (
+        largest(config, "num_attention_heads") or 1
+    )
 
 
 def prefill_budget(model, rows: int, slots: int) -> int:
     """Tokens in one prefill forward, padding too: activations stay near an eighth of the weights and the cache."""
     config = text_config(model)
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    states = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_dim
-    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    heads = largest(config, "num_key_value_heads") or largest(config, "num_attention_heads") or 1
+    states = 2 * config.num_hidden_layers * heads * head_width(config)
+    width = largest(config, "intermediate_size") or 4 * config.hidden_size
     held = sum(parameter.numel() for parameter in model.parameters()) + states * rows * slots
     return min(max(held // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
 
 
-def _obstacle(inner, config) -> str | None:
-    """What keeps a model from rollouts, as the rest of a sentence; None: nothing that is known."""
-    if getattr(inner.config, "is_encoder_decoder", False):
+def _obstacle(config, stateful: bool) -> str | None:
+    """What keeps models of a configuration from rollouts, as the rest of a sentence; None: nothing that is known.
+
+    `stateful`: whether the model's class says that it keeps a state.
+    """
+    if getattr(config, "is_encoder_decoder", False):
         return " is an encoder-decoder: its texts do not begin with their prompts"
-    if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "is_decoder", None) is False and hasattr(text, "add_cross_attention"):
         return " is built as an encoder, whose tokens see those after them: load it with `is_decoder=True`"
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - _ROLLS_BACK)
+    strange = sorted(set(getattr(text, "layer_types", None) or ()) - _ROLLS_BACK)
     known = " or ".join(sorted(_ROLLS_BACK))
     if strange == ["chunked_attention"]:
         return f" has layers of chunked_attention; rollouts are made for those of {known}"
-    if is_stateful(inner) or strange:
+    if stateful or strange:
         kinds = f" (layer types {', '.join(strange)})" if strange else ""
         return (
             f"{kinds} keeps a state that rejected tokens cannot be removed from; drafting and verifying need layers "
             f"of {known}"
         )
-    if getattr(config, "num_kv_shared_layers", 0):
+    if getattr(text, "num_kv_shared_layers", 0):
         return " has layers that share keys and values, which the cache of a rollout does not"
-    if config.model_type == "gpt_neo" and "local" in config.attention_layers:
+    if text.model_type == "gpt_neo" and "local" in text.attention_layers:
         return " has layers of local attention, whose masks know nothing of rows of different lengths"
-    if config.model_type == "falcon" and config.alibi:
+    if text.model_type == "falcon" and text.alibi:
         return " has ALiBi, which it computes for rows of one length"
-    return None
+    return _OWN_WAYS.get(text.model_type)
+
+
+def require_config_support(config, role: str) -> None:
+    """Raises ValueError as `require_support` does, for what a model's configuration tells before it is loaded."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    obstacle = _obstacle(config, is_stateful(model_class))
+    if obstacle is not None:
+        raise ValueError(f"the {role} {getattr(model_class, '__name__', config.model_type)}{obstacle}")
 
 
 def require_support(model, role: str) -> None:
     """Raises ValueError, with the model's name, where a rollout could not be right: rejected tokens that cannot be
     taken back, a virtual prompt, an adapter that cannot be switched off without changing weights."""
     inner = base_model(model)
-    obstacle = _obstacle(inner, text_config(model))
+    obstacle = _obstacle(inner.config, is_stateful(inner))
     if obstacle is not None:
         raise ValueError(f"the {role} {type(inner).__name__}{obstacle}")
     for name, adapter in getattr(model, "peft_config", {}).items():

@@ -2,10 +2,12 @@
 
 import functools
 import string
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -25,6 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria
+from transformers.integrations import deepspeed
 
 from lupi_trainer.speculative import Fixed, PromptLookup, SpeculativeOutput, SpeculativeStats, draft_and_verify
 from lupi_trainer.speculative.loops import custom_generate
@@ -292,6 +295,29 @@ def test_what_cannot_be_honored_is_refused(target, draft, options, words):
     options = {"draft_model": draft, "max_new_tokens": 4, "do_sample": False, "eos_token_id": 2, **options}
     with pytest.raises(ValueError, match=words):
         target.generate(**{**batch(), **options}, custom_generate=draft_and_verify, pad_token_id=0)
+
+
+@pytest.fixture
+def of_two_processes():
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_weights_that_are_sharded_over_processes_are_refused(target, draft, of_two_processes, monkeypatch):
+    """As `synced_gpus` is, which `generate` asks for by itself then, unless it is told not to."""
+    asked = {**batch(), **GREEDY, "custom_generate": draft_and_verify, "draft_model": draft}
+    plain = target.generate(**asked)
+    with monkeypatch.context() as zero3:
+        stage3 = SimpleNamespace(is_zero3=lambda: True)
+        zero3.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: stage3)
+        with pytest.raises(ValueError, match="does not keep processes in step.*that ZeRO-3 or FSDP shards"):
+            target.generate(**asked)
+        assert torch.equal(target.generate(**asked, synced_gpus=False), plain)
+    assert torch.equal(target.generate(**asked), plain)
+    monkeypatch.setattr(target, "_is_fsdp_managed_module", True, raising=False)  # as transformers marks it
+    with pytest.raises(ValueError, match="does not keep processes in step"):
+        target.generate(**asked)
 
 
 @pytest.mark.parametrize("config", [MambaConfig, RwkvConfig, Lfm2Config], ids=lambda config: config.__name__)

@@ -1,0 +1,169 @@
+"""What a training prints: a line a log, where it goes on, a summary whose commands can be run, the end by Ctrl-C."""
+
+import io
+import json
+import logging
+import shlex
+import sys
+from types import SimpleNamespace
+
+from rich.console import Console
+from torch import nn
+from transformers.utils import logging as of_transformers
+
+from lupi_trainer.cli import main, make_parser
+from lupi_trainer.lab import load_lab_records
+from lupi_trainer.scripts import lupi_skd
+from lupi_trainer.training import progress
+from lupi_trainer.training.progress import Bar, WorkBar, quiet_bars
+from lupi_trainer.training.run_log import duration, evaluation_line, step_line
+from lupi_trainer.training.stopping import how_to_go_on
+from tests.lupi_skd.training import make_trainer
+
+
+SHORT = "--use_cpu true --bf16 false --gradient_checkpointing false --logging_steps 1 --report_to none".split()
+
+
+def commands(out: str) -> list[list[str]]:
+    """The words of the commands that come next, each of which `lupi` can read."""
+    lines = [shlex.split(line) for line in out.partition("Next:\n")[2].splitlines()]
+    for program, *words in lines:
+        assert program == "lupi" and make_parser().parse_args(words)
+    return [words for _, *words in lines]
+
+
+def skd(folder, *flags: str) -> list[str]:
+    probes = folder / "probes.json"
+    probes.write_text(json.dumps(load_lab_records("lab:probes")[:4]))
+    recipe = ["skd", "--config", "lab/lupi_skd/config_full.yaml", "--per_device_train_batch_size", "8"]
+    run = ["--output_dir", str(folder / "my run"), "--eval_strategy", "no", "--probes", str(probes)]
+    return [*recipe, *run, "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", *flags]
+
+
+def test_ctrl_c_says_from_where_the_same_command_goes_on_and_it_does(tmp_path, monkeypatch, capsys, caplog):
+    step = lupi_skd.LUPISKDTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3 and not self.resumed_from:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(lupi_skd.LUPISKDTrainer, "training_step", interrupted)
+    of_transformers.enable_propagation()
+    run = tmp_path / "my run"
+    assert main(skd(tmp_path, "--max_steps", "4")) == 130
+    first = capsys.readouterr()
+    goes_on = "stopped at step 3; the same command with --resume_from_checkpoint true goes on from step 2"
+    assert first.err.splitlines()[-1] == goes_on and "Traceback" not in first.err + first.out
+    lines = first.out.splitlines()
+    assert lines[0].startswith("evaluated at step 0: closed-book 0.0%")
+    for number, line in enumerate(lines[1:], start=1):
+        parts = line.split("   ")
+        assert parts[0] == f"step {number} of 4" and [part.split()[0] for part in parts[1:4]] == [
+            "loss",
+            "accepted",
+            "length",
+        ]
+        assert parts[4].endswith("tokens/s") and parts[5].endswith("s left") and len(parts) == 6
+    assert number == 3 and "{" not in first.out
+
+    with caplog.at_level(logging.WARNING):
+        assert main(skd(tmp_path, "--max_steps", "4", "--resume_from_checkpoint", "true", "--verbose")) == 0
+    of_transformers.disable_propagation()
+    assert "missing keys" not in caplog.text, "heads that are tied are not missing"
+    out = capsys.readouterr().out
+    assert f"Resumed at step 2 of 4 from {run / 'checkpoint-2'}\n" in out and "'entropy': " in out
+    assert "step 3 of 4   loss " in out and "4 steps, the last 2 of them in " in out and "warning: " not in out
+    assert "closed-book: 0.0% before, " in out and f"Student saved to {run}. Next:" in out
+    assert set(json.loads((run / "metrics.json").read_text())) == {
+        "eval_closed_book_strict",
+        "eval_closed_book_lenient",
+    }
+    inspect, evaluate = commands(out)
+    assert inspect == ["inspect", str(run)] and evaluate[:3] == ["evaluate", "--model", str(run)]
+    assert evaluate[3:] == ["--probes", str(tmp_path / "probes.json"), "--before", "lab:student"]
+    assert main([*evaluate, "--max_new_tokens", "4"]) == 0
+
+
+def test_weights_that_are_missing_are_named_and_tied_ones_are_not(tmp_path, caplog):
+    trainer, _ = make_trainer(tmp_path)
+    of_transformers.enable_propagation()
+    lost = SimpleNamespace(missing_keys=["lm_head.weight", "model.norm.weight"], unexpected_keys=[])
+    trainer.say_what_is_missing(lost)
+    assert "['model.norm.weight']" in caplog.text
+    trainer.model.lm_head.weight = nn.Parameter(trainer.model.lm_head.weight.detach().clone())
+    trainer.say_what_is_missing(lost)
+    of_transformers.disable_propagation()
+    assert "['lm_head.weight', 'model.norm.weight']" in caplog.text
+
+
+def test_sft_asks_its_probes_before_and_after_and_an_adapter_is_merged_next(tmp_path, capsys):
+    probes = tmp_path / "probes.json"
+    probes.write_text(json.dumps(load_lab_records("lab:probes-common")[:4]))
+    run = ["sft", "--config", "lab/sft/config_full.yaml", *SHORT, "--max_steps", "2", "--use_peft", "true"]
+    run += ["--per_device_train_batch_size", "4", "--probes", str(probes), "--output_dir", str(tmp_path / "run")]
+    assert main(run) == 0
+    out = capsys.readouterr().out
+    first, second = (line.split("   ") for line in out.splitlines() if line.startswith("step "))
+    assert [part.split()[0] for part in first[:2]] == ["step", "loss"] and first[2].endswith("tokens/s")
+    assert first[3].endswith("left") and len(second) == 3 and "{" not in out and "warning: " not in out
+    assert "closed-book: 100.0% before, 100.0% after (strictly marked: 100.0% before, 100.0% after)\n" in out
+    *_, merge = commands(out)
+    assert merge == ["merge", str(tmp_path / "run"), "--out", f"{tmp_path / 'run'}-merged"]
+    assert main(merge) == 0
+
+
+def test_lines_tell_what_there_is():
+    logs = {"loss": 0.51234, "acc_rate/mean": 0.61, "completions/mean_length": 14.25}
+    line = "step   4 of 200   loss 0.512   accepted  61.0%   length  14.2   1,250 tokens/s   3 min 5 s left"
+    assert step_line(4, 200, logs, 1250.4, 185.0) == line
+    assert step_line(200, 200, {"loss": 1.0, "acc_rate/mean": None}, None, None) == "step 200 of 200   loss 1.000"
+    assert [duration(s) for s in (0.2, 59.6, 601, 7830)] == ["0 s", "1 min 0 s", "10 min", "2 h 10 min"]
+    assert evaluation_line(8, {"eval_loss": 1.0, "eval_perplexity": 2.718}) == (
+        "evaluated at step 8: loss 1.000, perplexity 2.718"
+    )
+    assert evaluation_line(8, {"train_runtime": 3.0}) is None
+
+
+def test_without_a_checkpoint_nothing_is_promised(tmp_path):
+    args = SimpleNamespace(output_dir=str(tmp_path), save_strategy="no", save_steps=500)
+    state = SimpleNamespace(global_step=5)
+    said = (
+        "stopped at step 5; the same command begins anew: there is no complete checkpoint yet (save_strategy is 'no')"
+    )
+    assert how_to_go_on(args, state, None) == said
+    args.save_strategy = "steps"
+    assert how_to_go_on(args, state, None).endswith("(save_steps is 500)")
+    assert "goes on from elsewhere/checkpoint-4 again" in how_to_go_on(args, state, "elsewhere/checkpoint-4")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_there_is_one_bar_and_whatever_is_printed_comes_above_it_in_complete_lines(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(progress, "REDRAWN_EVERY", 0.0)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    logger, handler = logging.getLogger("a library's own"), logging.StreamHandler()
+    logger.addHandler(handler)  # before there is any bar
+    console = Console(file=screen, force_terminal=True, width=100)
+    with quiet_bars(everywhere=True), Bar("step", 4, console=console) as bar:
+        bar.step(1)
+        with WorkBar("rollout", 8, delay=0.0, within=bar) as work:
+            work.update(3, 300, 0.5)
+        print("step 1 of 4   loss 0.5")
+        logger.warning("said by a logger")
+        print("said by a library", file=sys.stderr)
+        assert not of_transformers.is_progress_bar_enabled()
+    assert of_transformers.is_progress_bar_enabled()
+    logger.warning("said afterwards")
+    logger.removeHandler(handler)
+    text = screen.getvalue()
+    assert "rollout 3 of 8" in text and "1/4" in text and text.count("\x1b[?25l") == 1, "there is another bar"
+    for said in ("step 1 of 4   loss 0.5", "said by a logger", "said by a library"):
+        (line,) = [line for line in text.split("\n") if said in line]
+        assert "━" not in line.rpartition("\x1b[2K")[2], "it is written into the bar"
+    assert text.endswith("said afterwards\n")
