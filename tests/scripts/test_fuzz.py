@@ -149,10 +149,11 @@ def check_rows(dataset, loaded) -> None:
     """The right result: every record, its question and its knowledge as they are in the file."""
     assert len(dataset) == len(loaded)
     for row, record in zip(dataset, loaded):
-        prompt = record["prompt"] if "prompt" in record else record["query"]
+        prompt = record["prompt"] if record.get("prompt") is not None else record["query"]
         asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         assert row["prompt"][-1]["content"] == asked and row["prompt"][-1]["role"] == "user"
-        context = record["privileged_context"] if "privileged_context" in record else record.get("knowledge")
+        context = record.get("privileged_context")
+        context = record.get("knowledge") if context is None else context
         assert row["privileged_context"] == (context if context and context.strip() else None)
 
 
@@ -318,6 +319,8 @@ def is_read_as(read, written) -> bool:
         return json.loads(written) == read
     if isinstance(read, list) and not isinstance(written, list):
         return read in ([written], str(written).split()) or (not read and written in ("none", None, ""))
+    if isinstance(read, bool) and isinstance(written, str):
+        return written.lower() in (("yes", "true", "t", "y", "1") if read else ("no", "false", "f", "n", "0"))
     try:
         return float(read) == float(written)
     except (TypeError, ValueError):
