@@ -3,6 +3,7 @@
 From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for another order of files and tests.
 """
 
+import functools
 import gc
 import inspect
 import os
@@ -22,15 +23,14 @@ os.environ.update(
     WANDB_MODE="offline",
 )
 
+# fixtures import transformers themselves: the process that hands out tests to others has no need of it
 import warnings  # noqa: E402
 import weakref  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from lupi_trainer.lab import resolve_model  # noqa: E402
-from lupi_trainer.speculative.runners import steps as compiled  # noqa: E402
+from tests import forks  # noqa: E402
 from tests.machines import describe  # noqa: E402
 from tests.publishing.hub_stub import TOKENS, HubStub  # noqa: E402
 
@@ -53,9 +53,14 @@ def pytest_terminal_summary(terminalreporter, exitstatus):
             terminalreporter.write_line(line)
 
 
+@functools.cache
+def compares_numbers(test) -> bool:
+    return bool(NUMERICAL.search(inspect.getsource(test)))
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
-        if NUMERICAL.search(inspect.getsource(item.function)):
+        if compares_numbers(item.function):
             item.add_marker(pytest.mark.numerical)
     # two workers end together when the long ones come first, and those that ask for more time before all others
     items.sort(key=lambda item: ("slow" not in item.keywords, item.get_closest_marker("timeout") is None))
@@ -74,11 +79,14 @@ def pytest_collection_finish(session):
     # accelerate collects garbage after every training: what is imported by now stays, and need not be looked through
     gc.collect()
     gc.freeze()
+    forks.start()
 
 
 @pytest.fixture
 def compiling(monkeypatch):
     """A compiled rollout that gives up fails the test, and what was compiled is forgotten after it."""
+    from lupi_trainer.speculative.runners import steps as compiled
+
     monkeypatch.setattr(compiled, "_refused", weakref.WeakKeyDictionary())  # not what other tests have left there
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="compile=True")
@@ -90,25 +98,36 @@ def compiling(monkeypatch):
 @pytest.fixture
 def tracing(compiling, monkeypatch):
     """As `compiling`, but the graphs run as they were captured: what is tested is that there is one, and when."""
+    from lupi_trainer.speculative.runners import steps as compiled
+
     monkeypatch.setattr(compiled, "_BACKEND", "eager")
     compiled._compiled.cache_clear()
     yield
     compiled._compiled.cache_clear()
 
 
+def lab(auto: str, name: str):
+    """A model or tokenizer of the lab, by the class of transformers that finds its kind."""
+    import transformers
+
+    from lupi_trainer.lab import resolve_model
+
+    return getattr(transformers, auto).from_pretrained(resolve_model(name))
+
+
 @pytest.fixture
 def tokenizer():
-    return AutoTokenizer.from_pretrained(resolve_model("lab:student"))
+    return lab("AutoTokenizer", "lab:student")
 
 
 @pytest.fixture
 def student():
-    return AutoModelForCausalLM.from_pretrained(resolve_model("lab:student"))
+    return lab("AutoModelForCausalLM", "lab:student")
 
 
 @pytest.fixture
 def teacher():
-    return AutoModelForCausalLM.from_pretrained(resolve_model("lab:teacher"))
+    return lab("AutoModelForCausalLM", "lab:teacher")
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
         FileNotFoundError: a data file that does not exist.
         ValueError: an empty dataset, a missing column, an empty query; the message names the record.
     """
-    records = _load_records(source, config, split)
+    records = load_records(source, config, split)
     with named(source):
         return to_columns(records)
 
@@ -181,12 +181,13 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
 def load_base_data(source: str, *, config: str | None = None, split: str = "train") -> Dataset:
     """As [`load_training_data`], of records that need no `privileged_context` column: without one it is null."""
     known = {"privileged_context", *(alias for alias, column in ALIASES.items() if column == "privileged_context")}
-    records = _load_records(source, config, split)
+    records = load_records(source, config, split)
     with named(source):
         return to_columns(r if known & r.keys() else r | {"privileged_context": None} for r in records)
 
 
-def _load_records(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+def load_records(source: str, config: str | None = None, split: str = "train") -> Iterable[dict[str, Any]]:
+    """The records of a source, unchecked; see [`load_training_data`]."""
     is_file = source.startswith(LAB_PREFIX) or names_records(source)
     if is_file and (config is not None or split != "train"):
         logger.warning(f"{source}: configuration {config!r}, split {split!r}: no effect, since all of a file is read")
@@ -208,19 +209,24 @@ def load_sft_data(source: str, completion_column: str = "answer") -> Dataset:
         ValueError: a record without that text; the message names it.
     """
     records = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
-    rows = []
     with named(source):
-        for number, record in enumerate(records):
-            answer = record.get(completion_column)
-            if not isinstance(answer, str) or not answer.strip():
-                raise ValueError(
-                    f"{record_name(record, number)}: no text in the column {completion_column!r} to learn"
-                )
-            prompt = normalize_record({"privileged_context": None, **record}, number)["prompt"]
-            rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
+        rows = [sft_row(record, number, completion_column) for number, record in enumerate(records)]
     if not rows:
         raise ValueError("the dataset is empty")
     return make_dataset(rows)
+
+
+def sft_row(record: dict[str, Any], number: int, completion_column: str) -> dict[str, Any]:
+    """One record as conversational `prompt` and `completion`.
+
+    Raises:
+        ValueError: it has no text to learn, or its prompt is none; the message names it.
+    """
+    answer = record.get(completion_column)
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(f"{record_name(record, number)}: no text in the column {completion_column!r} to learn")
+    prompt = normalize_record({"privileged_context": None, **record}, number)["prompt"]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
 
 
 def prepare_columns(dataset: Dataset | IterableDataset | DatasetDict | dict | list | None):

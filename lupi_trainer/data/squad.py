@@ -6,6 +6,7 @@ strings; the first one is learned). SQuAD's own nested file (`{"data": [{"paragr
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,15 @@ def check_qa_record(record: dict[str, Any], number: int) -> dict[str, Any] | Non
     }
 
 
+def raw_questions(source: str, split: str) -> Iterable[dict[str, Any]]:
+    """The records of a source, unchecked; see [`load_qa_records`]."""
+    if source.startswith(LAB_PREFIX):
+        return load_lab_records(source)
+    if names_records(source):
+        return _read_file(source)
+    return load_hub_dataset(HUB_NAMES.get(source, source), None, split)
+
+
 def load_qa_records(
     source: str, *, split: str = "train", max_samples: int | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
@@ -93,12 +103,7 @@ def load_qa_records(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
-    if source.startswith(LAB_PREFIX):
-        records = load_lab_records(source)
-    elif names_records(source):
-        records = _read_file(source)
-    else:
-        records = load_hub_dataset(HUB_NAMES.get(source, source), None, split)
+    records = raw_questions(source, split)
     with named(source):
         checked = [check_qa_record(record, number) for number, record in enumerate(records)]
     answered = [record for record in checked if record is not None]

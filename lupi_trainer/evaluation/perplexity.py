@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 
+from ..models.backbone import labeled_states
 from ..models.head_check import check_head
 from ..models.lm_head import Head
 
@@ -43,14 +44,14 @@ def perplexity(
         batch_size: rows a forward, the longest ones first.
 
     Raises:
-        ValueError: no token is labeled, or a model whose logits are not its `lm_head` on its last hidden states.
+        ValueError: no token is labeled, a row is longer than the model's context, or the model's logits are not its
+            `lm_head` on its last hidden states.
     """
     check_head(model, "model")
     was_training = model.training
     model.eval()
     head = Head(model, model.config.get_text_config().vocab_size)
     device = model.get_input_embeddings().weight.device
-    backbone = getattr(model, "get_base_model", lambda: model)().base_model
     total, count = 0.0, 0
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
     try:
@@ -64,11 +65,9 @@ def perplexity(
                 size = len(row["input_ids"])
                 input_ids[n, :size], labels[n, :size] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
                 mask[n, :size] = 1
-            states = backbone(
-                input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
-            ).last_hidden_state
             labeled = labels[:, 1:] != -100
-            states = states[:, :-1][labeled.to(states.device)].to(head.weight.device)
+            inputs = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+            states = labeled_states(model, inputs, labeled, "model").to(head.weight.device)
             targets = labels[:, 1:][labeled].to(head.weight.device)
             step = max(1, MAX_LOGITS // head.weight.size(0))
             for part, target in zip(states.split(step), targets.split(step)):

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .run import CURVES, Run
+from .tables import marks, settings, warnings
+from .words import CURVES as ABOUT
+from .words import METRICS
 
 
 MOST_TOKENS = 100_000  # in all rollouts of a page; more would make a browser wait
@@ -33,7 +36,8 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
     """What the page shows, as its script reads it.
 
     Returns:
-        `name`; `curves` (title and lines with [step, value] points; those without a point are left out); `metrics`
+        `name`; `curves` (title and lines with [step, value] points, and what title and labels mean; those without a
+        point are left out); `metrics`
         (figures of `metrics.json`); `rollouts` (at most `max_rollouts`, and so many that they have no more than
         [`MOST_TOKENS`] tokens, spread over the run); `notes` (what is missing, in words).
     """
@@ -42,7 +46,9 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
         lines = {label: run.points(metric) for metric, label in curve.lines.items()}
         lines = {label: points for label, points in lines.items() if points}
         if lines:
-            curves.append({"name": curve.name, "title": curve.title, "lines": lines})
+            words = {label: METRICS[metric] for metric, label in curve.lines.items()}
+            about = {"about": ABOUT[curve.name], "words": words}
+            curves.append({"name": curve.name, "title": curve.title, "lines": lines, **about})
     notes = list(run.notes)
     for metric in {metric: None for curve in CURVES for metric in curve.lines}:
         if left_out := len(run.values(metric)) - len(run.points(metric)):
@@ -89,6 +95,7 @@ def write_page(run: Run, output: str | Path, max_rollouts: int = 1000) -> Path:
     )
     data = json.dumps(page_data(run, max_rollouts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     parts = {"title": html.escape(run.name), "style": style, "data": data.replace("<", "\\u003c"), "script": script}
+    parts |= {"marks": marks(run), "warnings": warnings(run), "settings": settings(run)}
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 
+NOTES = "run_notes.json"  # which a run's script writes: settings and warnings
+
+
 @dataclass(frozen=True)
 class Curve:
     """One picture: a title, and the logged metrics that are lines in it (name in the log -> label)."""
@@ -48,6 +51,8 @@ class Run:
     rollouts: list[dict[str, Any]] = field(default_factory=list)  # lines of rollouts.jsonl
     broken_lines: int = 0  # of rollouts.jsonl: cut off while they were written
     notes: list[str] = field(default_factory=list)  # what could not be read, in words
+    settings: list[tuple[str, Any, str]] = field(default_factory=list)  # (key, value, what it does), where written
+    warnings: list[str] = field(default_factory=list)  # what the run warned of
 
     def values(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a logged metric; of values logged twice at one step, the later one."""
@@ -106,8 +111,23 @@ def _rollouts(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rollouts, broken
 
 
+def _notes(path: Path) -> tuple[list[tuple[str, Any, str]], list[str]]:
+    """(settings, warnings) of a `run_notes.json`; none where there is none.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    notes = _read_json(path) if path.is_file() else {}
+    try:
+        settings = [(str(key["name"]), key["value"], str(key["help"])) for key in notes.get("settings", ())]
+        return settings, list(map(str, notes.get("warnings", ())))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold settings and warnings ({error!r})") from error
+
+
 def read_run(folder: str | Path) -> Run:
-    """Read what a run left: `trainer_state.json` (its own or its last checkpoint's), `rollouts.jsonl`, `metrics.json`.
+    """Read what a run left: `trainer_state.json` (its own or its last checkpoint's), `rollouts.jsonl`, `metrics.json`,
+    `run_notes.json`.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing of a run in it.
@@ -128,4 +148,8 @@ def read_run(folder: str | Path) -> Run:
     metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     if not isinstance(metrics, dict):
         raise ValueError(f"{folder / 'metrics.json'} must be an object of figures, found {type(metrics).__name__}")
-    return Run(folder.resolve().name, folder, history or [], metrics, rollouts, broken, faults)
+    try:
+        settings, warned = _notes(folder / NOTES)
+    except ValueError as error:  # the page shows the rest
+        settings, warned, faults = [], [], [*faults, str(error)]
+    return Run(folder.resolve().name, folder, history or [], metrics, rollouts, broken, faults, settings, warned)

@@ -19,6 +19,7 @@
 | `lab:probes-reading` | questions about random islands, with knowledge: the skill of reading a context |
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,19 @@ def load_lab_records(name: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is nothing of that name.
     """
+    return find_lab_records(name)()
+
+
+def find_lab_records(name: str) -> Callable[[], list[dict[str, Any]]]:
+    """What makes the records or probes of a `lab:` name.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
     key = name.removeprefix(LAB_PREFIX)
     if key not in _RECORDS:
         raise ValueError(f"no {name!r} in the lab; it has {', '.join(LAB_PREFIX + k for k in _RECORDS)}")
-    return _RECORDS[key]()
+    return _RECORDS[key]
 
 
 def resolve_model(name_or_path: str) -> str:

@@ -1,6 +1,8 @@
 """Prompts that are too long and batches that cannot be filled are errors, found before training."""
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -118,18 +120,69 @@ def check_dataset_lengths(
     """
     if not isinstance(dataset, Dataset):
         return
-    special = SpecialTokens(tokenizer, args.allow_special_tokens)
+    limits = tokenizer, teacher_prompt, args, context_lengths, vocab_size
     for start in range(0, len(dataset), batch_size):
-        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        for reading in read_prompts(
+            [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))], *limits
+        ):
+            if reading.error is not None:
+                raise reading.error
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the two models read of a record.
+
+    Attributes:
+        row: the record.
+        student, teacher: tokens of its two prompts; 0 where they cannot be written.
+        error: why it cannot be used, if so; its message names the record.
+    """
+
+    row: dict[str, Any]
+    student: int = 0
+    teacher: int = 0
+    error: ValueError | None = None
+
+
+def read_prompts(
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    teacher_prompt: TeacherPrompt,
+    args: LUPISKDConfig,
+    context_lengths: tuple[int | None, int | None],
+    vocab_size: int,
+) -> Iterator[Reading]:
+    """Both prompts of each record, and the first fault of each.
+
+    Args:
+        rows: with `prompt` and `privileged_context`, as [`prepare_columns`] leaves them; the others as in
+            [`check_length`].
+    """
+    special = SpecialTokens(tokenizer, args.allow_special_tokens)
+    kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
+    prompts = [row["prompt"] for row in rows]
+    messages = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
+    try:
         special.check_prompts(rows)
-        kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
-        messages = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
+        students, teachers = (encode(tokenizer, conversations, **kwargs) for conversations in (prompts, messages))
+        for conversations in (prompts, messages):
+            check_turns(tokenizer, conversations, **kwargs)
+    except ValueError as error:
+        if len(rows) > 1:  # whose it is, and what is true of the others
+            for row in rows:
+                yield from read_prompts([row], tokenizer, teacher_prompt, args, context_lengths, vocab_size)
+        elif isinstance(error, TemplateError):
+            named = ValueError(f"{record_name(rows[0])}: {error}")
+            named.__cause__ = error
+            yield Reading(rows[0], error=named)
+        else:
+            yield Reading(rows[0], error=error)
+        return
+    for row, student_ids, teacher_ids in zip(rows, students, teachers):
+        fault = None
         try:
-            students = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
-            teachers = encode(tokenizer, messages, **kwargs)
-            for conversations in ([row["prompt"] for row in rows], messages):
-                check_turns(tokenizer, conversations, **kwargs)
-        except TemplateError as error:
-            raise ValueError(f"{record_name(rows[error.number])}: {error}") from error
-        for row, student_ids, teacher_ids in zip(rows, students, teachers):
             check_length(row, student_ids, teacher_ids, args, context_lengths, tokenizer, vocab_size)
+        except ValueError as error:
+            fault = error
+        yield Reading(row, len(student_ids), len(teacher_ids), fault)

@@ -1,6 +1,5 @@
 """Configuration of [`LUPISKDTrainer`]."""
 
-import math
 import re
 import textwrap
 from dataclasses import MISSING, dataclass, field, fields
@@ -10,18 +9,11 @@ from trl import DistillationConfig
 
 from ..data.prompts import KNOWLEDGE_TEMPLATE
 from ..speculative.runners.packed_weights import pack_setting
-from ..training.plugins import is_plugin
 from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 from .unread import check_unread_settings
-
-
-ROLLOUT_POLICIES = ("speculative", "student", "teacher")
-GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
-VERIFICATIONS = ("parallel", "sequential")
-# Sampling options of the parent class that the rollout does not have.
-_UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
+from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, VERIFICATIONS, value_faults
 
 
 @json_fields("acceptance_kwargs")
@@ -251,46 +243,8 @@ class LUPISKDConfig(DistillationConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (
-            ("rollout_policy", ROLLOUT_POLICIES),
-            ("verification", VERIFICATIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
-        if self.gamma_policy not in GAMMA_POLICIES and not is_plugin(self.gamma_policy):
-            raise ValueError(
-                f"gamma_policy must be one of {list(GAMMA_POLICIES)}, or MODULE:CLASS or FILE.py:CLASS, got "
-                f"{self.gamma_policy!r}"
-            )
-        for name in ("gamma", "accept_top_k", "max_teacher_prompt_length", "max_completion_length"):
-            if getattr(self, name) is None or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_slots is not None and self.max_slots < 1:
-            raise ValueError(f"max_slots must be at least 1 or null, got {self.max_slots}")
-        for name in ("teacher_prompt_cache_mb", "record_rollouts"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0.0 <= self.teacher_min_prob <= 1.0:
-            raise ValueError(f"teacher_min_prob must be a probability in [0, 1], got {self.teacher_min_prob}")
-        for name in ("student_temperature", "teacher_temperature"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
-        if not 0.0 < self.temperature < math.inf:
-            raise ValueError(f"temperature (of the loss) must be above 0, and finite, got {self.temperature}")
-        if not 0.0 <= self.beta <= 1.0:  # of which the parent lets NaN pass
-            raise ValueError(f"beta must be in [0, 1], got {self.beta}")
-        if self.teacher_load_in_4bit and self.teacher_load_in_8bit:
-            raise ValueError("teacher_load_in_4bit and teacher_load_in_8bit exclude each other")
-        if self.teacher_offload and (self.teacher_load_in_4bit or self.teacher_load_in_8bit):
-            raise ValueError(
-                "teacher_offload is for a teacher that is not quantized: a quantized one stays where it is"
-            )
-        for name, neutral in _UNSUPPORTED.items():
-            if getattr(self, name) != neutral:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} has no meaning here: the rollout samples at student_temperature "
-                    f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
-                )
+        for fault in value_faults(self):
+            raise ValueError(fault)
         if pack_setting(self.pack_weights) is True:
             if self.device.type != "cpu":
                 raise ValueError(f"pack_weights=True is for a CPU, and the student trains on {self.device}")

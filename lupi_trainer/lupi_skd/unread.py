@@ -1,9 +1,10 @@
 """Settings that LUPI-SKD has of its parents, or a recipe of another run, and does not read."""
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from ..training.settings import refuse_settings, say_unread, say_unread_for_scripts
+from ..training.settings import say_unread, say_unread_for_scripts, unread_faults
 
 
 _NO_LABELS = "the student learns the teacher's distribution, not labels"
@@ -29,6 +30,19 @@ _DRAFTING = ("gamma", "gamma_policy", "verification", "student_temperature")
 _SERVED = ("loss_top_k", "teacher_server_timeout", "teacher_server_request_timeout")
 
 
+def refused_settings(args: Any) -> Iterator[str]:
+    """What is said of settings that would have no effect whatever the others are, one message each."""
+    vllm = {f.name: "the student drafts inside the rollout" for f in fields(args) if f.name.startswith("vllm_")}
+    yield from unread_faults(args, _UNREAD | vllm)
+    if args.train_sampling_strategy != "random" and (
+        args.train_sampling_strategy != "sequential" or args.shuffle_dataset
+    ):
+        yield (
+            f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect here: for the order of the file, "
+            "set `shuffle_dataset: false`"
+        )
+
+
 def check_unread_settings(args: Any) -> None:
     """Refuse settings that would have no effect whatever the others are; name the others that have none in a warning.
 
@@ -38,15 +52,8 @@ def check_unread_settings(args: Any) -> None:
     Raises:
         ValueError: the setting, by name, and why it has no effect.
     """
-    vllm = {f.name: "the student drafts inside the rollout" for f in fields(args) if f.name.startswith("vllm_")}
-    refuse_settings(args, _UNREAD | vllm)
-    if args.train_sampling_strategy != "random" and (
-        args.train_sampling_strategy != "sequential" or args.shuffle_dataset
-    ):
-        raise ValueError(
-            f"train_sampling_strategy={args.train_sampling_strategy!r} has no effect here: for the order of the file, "
-            "set `shuffle_dataset: false`"
-        )
+    for fault in refused_settings(args):
+        raise ValueError(fault)
     if args.accelerator_config.dispatch_batches:
         raise ValueError(
             "accelerator_config: dispatch_batches=True does not work here: records are text, which no process can "

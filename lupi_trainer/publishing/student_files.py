@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..training.reporters import FOLDERS
 from .credentials import known_secrets, looks_secret
 
 
@@ -15,9 +16,9 @@ WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.
 _SENT = {".safetensors", ".json", ".jinja", ".md", ".txt", ".model", ".tiktoken", ".py"}
 _OF_THE_RUN = re.compile(
     r"trainer_state\.json|checkpoint_manifest\.json|(?:rollout|loss)_state_\d+\.json|metrics\.json|kd_result\.json"
-    r"|sweep_settings\.json"
+    r"|sweep_settings\.json|run_notes\.json"
 )
-_FOLDERS_OF_THE_RUN = {"wandb", "runs", "trackio"}
+_FOLDERS_OF_THE_RUN = {"runs", *FOLDERS}
 
 
 def _belongs(relative: Path) -> bool:

@@ -8,6 +8,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from .quiet import quiet_early
+
+
+quiet_early()  # before what says it is imported
+
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -20,8 +25,10 @@ def setting_up() -> Generator[None]:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
     """
     from ..training.progress import quiet_bars
-    from .recipe_parser import RecipeError, one_line
+    from .recipe_words import RecipeError, one_line
+    from .run_notes import collect_warnings
 
+    collect_warnings()
     try:
         with quiet_bars():
             yield
@@ -40,23 +47,27 @@ def stopped(error: KeyboardInterrupt) -> int:
 
 def run(main: Callable[[], int | None]) -> int:
     """Run a script and return its exit status; what the user can mend is said in one line, without a traceback."""
-    from ..publishing.push import HubError
-    from ..teachers.wire import TeacherServerError
-    from .recipe_parser import RecipeError
+    from .recipe_words import RecipeError
 
     try:
         return main() or 0
     except KeyboardInterrupt as stop:
         return stopped(stop)
-    except (RecipeError, FileNotFoundError, HubError, TeacherServerError) as error:
+    except Exception as error:
+        # its message names the record or the key
+        ours = isinstance(error, (ValueError, TypeError, ArithmeticError)) and _is_ours(error)
+        if not ours and not isinstance(error, (RecipeError, FileNotFoundError)) and not _is_remote(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, ArithmeticError) as error:
-        # its message names the record or the key
-        if _is_ours(error):
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        raise
+
+
+def _is_remote(error: BaseException) -> bool:
+    """Whether the Hub or a teacher's server has failed."""
+    from ..publishing.push import HubError  # here, where the libraries that raise it are loaded
+    from ..teachers.wire import TeacherServerError
+
+    return isinstance(error, (HubError, TeacherServerError))
 
 
 def leave(main: Callable[[], int | None]) -> NoReturn:

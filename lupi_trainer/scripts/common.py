@@ -16,10 +16,12 @@ from ..data.special_tokens import SpecialTokens
 from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
+from ..training import reporters
 from ..training.checkpoints import write_atomically
 from ..training.run_log import speaking
 from .flags import json_object
 from .next_steps import summary
+from .run_notes import write_notes
 
 
 @dataclass
@@ -129,6 +131,7 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
         "dtype": model_args.dtype,
         "use_safetensors": True,
     }
+    reporters.prepare(training_args.report_to, training_args.output_dir)
     training_args.model_init_kwargs = init_kwargs | (training_args.model_init_kwargs or {})
     path = resolve_model(model_args.model_name_or_path)
     refuse_adapter(path, "student", model_args.model_revision)
@@ -212,11 +215,16 @@ def train_and_save(trainer, data_args: Any, model_args: Any, evaluates: bool | N
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
+    reporters.place_dvclive(trainer.callback_handler.callbacks, args.output_dir)
     evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
     trainer.dataset_name = data_args.dataset_name  # for the card
     with speaking(trainer, verbose=data_args.verbose, asks=True) as log:
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=resume)
+        write_notes(trainer, log.warned, model_args, data_args)
+        try:
+            trainer.train(resume_from_checkpoint=resume)
+        finally:
+            write_notes(trainer, log.warned, model_args, data_args)  # with what was warned of on the way
         seconds = time.perf_counter() - start
         if evaluates:
             metrics = last_evaluation(trainer) or trainer.evaluate()

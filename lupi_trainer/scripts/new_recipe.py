@@ -218,7 +218,7 @@ def recipe_text(
             ("learning_rate", "2.0e-4", "half of it if old knowledge goes, twice if nothing is learned"),
             ("num_train_epochs", str(epochs), f"{steps} steps; more if facts are not learned"),
             ("per_device_train_batch_size", str(batch), "lower it where memory ends"),
-            ("gradient_checkpointing", "true" if gpu else "false", "true: less memory, a third more time"),
+            ("activation_checkpointing", "true" if gpu else "false", "true: less memory, a third more time"),
             ("bf16", "true" if gpu else "false", "false on a CPU, and on GPUs before Ampere"),
             *([] if gpu else [("use_cpu", "true", "leave it out on a GPU")]),
         ],

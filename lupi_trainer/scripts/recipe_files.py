@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 
+TINY = "lab/wmtp/config_tiny.yaml"  # what `lupi wmtp --tiny` is short for
 SHIPPED = (".yaml", ".ipynb")  # what `lupi recipes` lists, shows and copies
 
 
@@ -57,6 +58,19 @@ def find_recipe(name: str, *endings: str) -> Path:
     raise FileNotFoundError(
         f"no recipe {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "; `lupi recipes ls` lists them")
     )
+
+
+def expand_tiny(args: list[str]) -> list[str]:
+    """The command line with `--tiny` spelled out.
+
+    Raises:
+        ValueError: together with `--config`.
+    """
+    if "--tiny" not in args:
+        return args
+    if "--config" in args:
+        raise ValueError("--tiny is a recipe of its own: leave out --config, or --tiny")
+    return ["--config", str(find_recipe(TINY)), *(arg for arg in args if arg != "--tiny")]
 
 
 def find_recipes(name: str) -> list[Path]:

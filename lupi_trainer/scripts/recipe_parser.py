@@ -1,6 +1,5 @@
 """Recipes: YAML files of training keys, with command-line overrides, and clear words where one cannot be read."""
 
-import difflib
 import math
 import os
 import re
@@ -11,31 +10,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
 
-from ..publishing.credentials import is_secret_name, looks_secret, refuse_secrets, without_secrets
-
-
-# Keys of earlier versions, of TRL and transformers too, and what they are called now.
-RENAMED = {
-    "torch_dtype": "dtype",
-    "max_seq_length": "max_length",
-    "evaluation_strategy": "eval_strategy",
-}
-# What other tools call something like it.
-ELSEWHERE = {
-    "max_new_tokens": "max_completion_length",
-    "max_prompt_length": "max_teacher_prompt_length",
-    "warmup_ratio": "warmup_steps",
-    "top_k": "accept_top_k",
-    "lmbda": "rollout_policy",
-    "teacher_model": "teacher_model_name_or_path",
-    "model": "model_name_or_path",
-}
-# What leaves a key without a value, and the keys that have a meaning of their own for it.
-NOTHING = ("none", "null")
-MEANS_NONE = {"report_to"}
+from ..publishing.credentials import refuse_secrets
+from .recipe_words import MEANS_NONE, NOTHING, RecipeError, hint, installed_name, load_recipe, one_line, refuse_secret
 
 
 _type_hints = lru_cache(get_type_hints)
@@ -43,15 +21,6 @@ _type_hints = lru_cache(get_type_hints)
 
 def _is_union(hint: Any) -> bool:
     return get_origin(hint) in (Union, UnionType)
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be read; the message names the file and the key."""
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line that can be printed, with its type where it says nothing."""
-    return without_secrets(" ".join(str(error).encode("utf-8", "replace").decode().split())) or type(error).__name__
 
 
 class RecipeParser(TrlParser):
@@ -69,32 +38,18 @@ class RecipeParser(TrlParser):
         self.actions.append(action := super().add_argument(*args, **kwargs))
         return action
 
-    @staticmethod
-    def refuse_secret(key: str, where: str, value: Any = None) -> None:
-        """Raises RecipeError for a token: recipes are shared, command lines are seen by everybody and logged."""
-        if key.replace("-", "_") in ("hub_token", "push_to_hub_token", "token"):
-            raise RecipeError(
-                f"{where}{key!r} does not belong here, where others may read it: set HF_TOKEN in the environment, or "
-                "run `hf auth login`"
-            )
-        secret = next(filter(is_secret_name, map(str, value)), "") if key == "env" and isinstance(value, dict) else ""
-        if secret or looks_secret(str(value)):
-            what = f"the variable {secret}" if secret else "what looks like a token or password"
-            raise RecipeError(
-                f"{where}{key!r} holds {what}, and others may read it here: set it in the environment of the run"
-            )
+    refuse_secret = staticmethod(refuse_secret)
+    hint = staticmethod(hint)
 
     def known_keys(self) -> set[str]:
         return {action.dest for action in self.actions} - {"help"}
 
-    @staticmethod
-    def hint(key: str, known: set[str]) -> str:
-        """What an unknown key is called now, or may have been meant to be, as the end of a message."""
-        if RENAMED.get(key) in known:
-            return f": it is now called {RENAMED[key]!r}"
-        names = known | {"config", "accelerate_config"}
-        near = [ELSEWHERE[key]] if ELSEWHERE.get(key) in known else difflib.get_close_matches(key, names, 1)
-        return f"; did you mean {near[0]!r}?" if near else ""
+    def installed_option(self, arg: str) -> str:
+        """An option under the name that the libraries here have for its key."""
+        name, equals, value = arg.partition("=")
+        key = name.removeprefix("--").replace("-", "_")
+        new = installed_name(key, self.known_keys())
+        return arg if new == key else f"--{new}{equals}{value}"
 
     def kinds(self, key: str) -> set[Any]:
         """The types that a value of a key may have."""
@@ -148,16 +103,8 @@ class RecipeParser(TrlParser):
         Raises:
             RecipeError: no such file, not YAML, not a mapping, an unknown key, or a list where one value belongs.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise RecipeError(f"no such recipe: {path} (`lupi recipes ls` lists the shipped ones)")
-        try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise RecipeError(f"{path} is not valid YAML: {one_line(error)}") from error
-        if not isinstance(recipe, dict):
-            raise RecipeError(f"{path} must be a mapping of keys to values, found {type(recipe).__name__}")
         known = self.known_keys() | {"env"}
+        recipe = {installed_name(str(key), known): value for key, value in load_recipe(path).items()}
         for key in recipe:
             self.refuse_secret(str(key), f"{path}: ", recipe[key])
             if key not in known:
@@ -175,6 +122,7 @@ class RecipeParser(TrlParser):
         """
         args, variables, where = list(args), {}, ""
         args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        args = [self.installed_option(arg) if arg.startswith("--") else arg for arg in args]
         if "--config" in args:
             at = args.index("--config")
             if at + 1 == len(args):

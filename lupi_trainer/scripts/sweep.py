@@ -39,7 +39,8 @@ def flags_to_settings(flags: list[str]) -> dict[str, list[str]]:
     for flag in flags:
         if flag.startswith("--"):
             name, equals, value = flag.removeprefix("--").partition("=")
-            values = settings[FLAGS.get(name, name)] = [value] if equals else []
+            key = name.replace("-", "_")
+            values = settings[FLAGS.get(key, key)] = [value] if equals else []
         elif not settings:
             raise ValueError(f"expected --KEY VALUE, got {flag!r}")
         else:
@@ -67,12 +68,13 @@ def merge(recipe: Path, override: Path | None, flags: dict[str, list[str]]) -> t
 
     parser = make_parser()
     merged = parser.read_recipe(recipe) | (parser.read_recipe(override) if override is not None else {})
-    settings = {key: as_text(value) for key, value in merged.items()}
-    settings |= {key: " ".join(values) for key, values in flags.items()}
+    given = merged | {key: " ".join(values) for key, values in flags.items()}
+    unset = {key for key, value in given.items() if value is None or parser.unsets(key, [value])}
+    settings = {key: as_text(value) for key, value in given.items() if key not in unset}
     if evaluation_source(settings.get("dataset_name"), settings.get("eval_dataset_name")) is None:
         raise ValueError(f"{recipe}: a sweep compares perplexities, and without `eval_dataset_name` there is none")
     try:
-        parse_expected(None if merged.get("expected_perplexity") is None else settings["expected_perplexity"])
+        parse_expected(settings.get("expected_perplexity"))
     except ValueError as error:
         raise ValueError(f"{recipe}: {error}") from error
     return merged, settings

@@ -15,12 +15,11 @@ from ..data.records import LAB_PREFIX, load_lab_records, load_sft_data, read_rec
 from ..wmtp import BaseWMTPTrainer, CriticWMTPTrainer, MTPBaselineTrainer, Rho1WMTPTrainer, WMTPConfig
 from . import setting_up
 from .common import TextArguments, special_tokens, student_arguments, train_and_save
-from .recipe_files import find_recipe
-from .recipe_parser import RecipeError, RecipeParser
+from .recipe_files import expand_tiny
+from .recipe_parser import RecipeParser
 
 
 ALGORITHMS = {"mtp-baseline": MTPBaselineTrainer, "critic-wmtp": CriticWMTPTrainer, "rho1-wmtp": Rho1WMTPTrainer}
-TINY = "lab/wmtp/config_tiny.yaml"
 
 
 @dataclass
@@ -92,19 +91,6 @@ def build_trainer(data_args: WMTPArguments, training_args: WMTPConfig, model_arg
     return ALGORITHMS[data_args.algo](
         **student_arguments(training_args, model_args), train_dataset=train_dataset, eval_dataset=eval_dataset
     )
-
-
-def expand_tiny(args: list[str]) -> list[str]:
-    """The command line with `--tiny` spelled out.
-
-    Raises:
-        RecipeError: together with `--config`.
-    """
-    if "--tiny" not in args:
-        return args
-    if "--config" in args:
-        raise RecipeError("--tiny is a recipe of its own: leave out --config, or --tiny")
-    return ["--config", str(find_recipe(TINY)), *(arg for arg in args if arg != "--tiny")]
 
 
 def main(args: list[str] | None = None) -> None:

@@ -75,6 +75,7 @@ class RunLog(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, verbose: bool = False, asks: bool = False, say: Callable = print):
+        self.warned: list[str] = []
         self.trainer, self.verbose, self.asks, self.advice = trainer, verbose, asks, Advice(trainer.args)
         self.main = trainer.is_world_process_zero()
         self.say = lambda line: say(line, flush=True) if self.main else None
@@ -102,6 +103,7 @@ class RunLog(TrainerCallback):
             self.warn([] if warning is None else [warning])
 
     def warn(self, warnings: list[str]) -> None:
+        self.warned += warnings
         for warning in warnings:
             self.say(f"warning: {warning}")
 

@@ -3,12 +3,9 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
-
-import torch
-from transformers import get_scheduler
 
 from ..lab import resolve_model
 
@@ -52,9 +49,15 @@ def refuse_settings(args: Any, unread: Mapping[str, str]) -> None:
     Raises:
         ValueError: one of them is not left at its default; it is named.
     """
+    for fault in unread_faults(args, unread):
+        raise ValueError(fault)
+
+
+def unread_faults(args: Any, unread: Mapping[str, str]) -> Iterator[str]:
+    """What [`refuse_settings`] says, of each of the settings."""
     for name, why in unread.items():
         if is_set(args, name):
-            raise ValueError(f"{name}={getattr(args, name)!r} has no effect here: {why}. Leave it out")
+            yield f"{name}={getattr(args, name)!r} has no effect here: {why}. Leave it out"
 
 
 def say_unread(args: Any, names: Iterable[str], why: str) -> None:
@@ -115,6 +118,9 @@ def _check_schedule(args: Any) -> None:
         say_unread(args, ["warmup_steps"], "lr_scheduler_type='constant' has none; 'constant_with_warmup' has")
     if kind in ("constant", "constant_with_warmup"):
         say_unread(args, ["lr_scheduler_kwargs"], f"lr_scheduler_type={kind!r} takes none")
+    import torch  # here: what is said of a recipe before torch is loaded reads this file, too
+    from transformers import get_scheduler
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     keys: dict[str, Any] = args.lr_scheduler_kwargs or {}
     try:

@@ -1,26 +1,14 @@
-"""Two processes over gloo on one machine, forked from a server that has imported everything once."""
+"""Two processes over gloo on one machine."""
 
 import datetime
 import gc
-import multiprocessing
 import os
 import traceback
 from pathlib import Path
 
 import torch
 
-
-def server():
-    """Where processes come from: each starts in a fraction of a second, with no thread of another's.
-
-    Python has one such server a process, and it imports what its first user names: all name the same.
-    """
-    context = multiprocessing.get_context("forkserver")
-    tests = ["tests.distributed.sharded", "tests.distributed.pair", "tests.speculative.toy_models"]
-    context.set_forkserver_preload(
-        [*tests, "tests.training.killed", "trl.trainer.distillation_trainer", "transformers.trainer"]
-    )
-    return context
+from tests.forks import CONTEXT
 
 
 def _member(function, folder: str, rank: int, processes: int, arguments: tuple) -> None:
@@ -41,11 +29,11 @@ def _member(function, folder: str, rank: int, processes: int, arguments: tuple) 
     os._exit(0)
 
 
-def run_pair(context, folder: Path, function, *arguments, processes: int = 2) -> list:
+def run_pair(folder: Path, function, *arguments, processes: int = 2) -> list:
     """`[function(rank, *arguments) for each rank]`, run at the same time, each with `torch.distributed`."""
     ranks = range(processes)
     members = [
-        context.Process(target=_member, args=(function, str(folder), rank, processes, arguments)) for rank in ranks
+        CONTEXT.Process(target=_member, args=(function, str(folder), rank, processes, arguments)) for rank in ranks
     ]
     for member in members:
         member.start()

@@ -1,10 +1,6 @@
 """Scripts on one and on two CPU processes, and how they end; tests/test_readme.py launches README's commands."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,34 +8,12 @@ import pytest
 from lupi_trainer.cli import main
 from lupi_trainer.scripts import leave, lupi_skd
 from lupi_trainer.scripts.recipe_files import find_recipe
-from tests.distributed.pair import run_pair, server
+from tests import forks
+from tests.distributed.pair import run_pair
 from tests.distributed.sharded import run_script
 
 
 ROOT = Path(__file__).parents[2]
-
-
-def launch(config: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", f"recipes/accelerate_configs/{config}.yaml", "--main_process_port", "0"]
-    command += ["-m", module, *arguments]
-    environment = os.environ | {"PYTHONFAULTHANDLER": "1"}  # one that hangs is aborted, and shows where it stood
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGABRT)
-        stdout, stderr = process.communicate()
-        pytest.fail(f"no end in 200 s: {stdout[-2000:]}\n{stderr[-6000:]}")
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def losses(output_dir: Path) -> list[float]:
@@ -50,7 +24,9 @@ def losses(output_dir: Path) -> list[float]:
 @pytest.mark.distributed
 def test_a_process_that_fails_ends_all_with_its_message(tmp_path):
     """The other one waits in FSDP2's collectives for its part of the weights, and is not left there."""
-    run = launch("multi_cpu", "tests.distributed.failing", str(tmp_path), "fsdp2")
+    command = "accelerate.commands.accelerate_cli launch --config_file recipes/accelerate_configs/multi_cpu.yaml"
+    command += f" --main_process_port 0 -m tests.distributed.failing {tmp_path} fsdp2"
+    run = forks.run("-m", *command.split(), cwd=ROOT)
     assert run.returncode != 0
     assert "FSDP2" in run.stdout
     assert "error: the student's logits are NaN or infinite at record" in run.stderr
@@ -94,7 +70,7 @@ def test_kd_lora_trains_and_judges_alike_on_one_and_two_processes(tmp_path):
             "--output_dir",
             str(folder / "run"),
         ]
-        run_pair(server(), folder, run_script, "kd_lora", arguments, processes, processes=processes)
+        run_pair(folder, run_script, "kd_lora", arguments, processes, processes=processes)
         result = json.loads((folder / "run" / "kd_result.json").read_text())
         judged = [result["perplexity_before"], result["perplexity"], result["loss/kd"]]
         logs[processes] = [*losses(folder / "run"), *judged]

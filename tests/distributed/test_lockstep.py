@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.fsdp import fully_shard
 
 from lupi_trainer.speculative import Lockstep, TopK, skd_rollout
-from tests.distributed.pair import run_pair, server
+from tests.distributed.pair import run_pair
 from tests.speculative.toy_models import perturbed, prompts, toy
 
 
@@ -59,7 +59,7 @@ def random_rounds(rank: int, rollouts: int) -> dict:
 
 @pytest.mark.distributed
 def test_hundreds_of_rounds_of_random_lengths_do_not_hang(tmp_path):
-    first, second = run_pair(server(), tmp_path, random_rounds, 30)
+    first, second = run_pair(tmp_path, random_rounds, 30)
     assert first["texts"] == first["expected"] and second["texts"] == second["expected"]
     assert first["counts"] == second["counts"]
     assert sum(a != b for a, b in zip(first["rounds"], second["rounds"])) > 15
@@ -76,5 +76,5 @@ def without_lockstep(rank: int) -> int:
 
 @pytest.mark.distributed
 def test_without_lockstep_the_forwards_differ(tmp_path):
-    first, second = run_pair(server(), tmp_path, without_lockstep)
+    first, second = run_pair(tmp_path, without_lockstep)
     assert first != second

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.pair import run_pair, server
+from tests.distributed.pair import run_pair
 from tests.distributed.sharded import TRAINERS, train, train_others
 from tests.teachers.vllm_stand_in import VLLMStandIn
 
@@ -37,7 +37,7 @@ def assert_alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 def one(tmp_path_factory):
     """The run of one process."""
     folder = tmp_path_factory.mktemp("one")
-    (result,) = run_pair(server(), folder, partial(train, **SAVED), "none", str(folder), 1, processes=1)
+    (result,) = run_pair(folder, partial(train, **SAVED), "none", str(folder), 1, processes=1)
     return result | {"student": saved(folder / "run/checkpoint-4")}
 
 
@@ -55,7 +55,7 @@ BACKENDS = {
 def test_two_processes_have_the_losses_of_one_and_go_on_from_a_checkpoint(tmp_path, one, backend):
     if backend.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
-    first, second = run_pair(server(), tmp_path, partial(train, **SAVED), backend, str(tmp_path))
+    first, second = run_pair(tmp_path, partial(train, **SAVED), backend, str(tmp_path))
     assert (first["backend"], first["lockstep"]) == BACKENDS[backend]
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert len(set(first["losses"])) == 4 and max(one["lengths"]) > 10
@@ -67,7 +67,7 @@ def test_two_processes_have_the_losses_of_one_and_go_on_from_a_checkpoint(tmp_pa
     assert_alike(student, one["student"])
     shutil.rmtree(end)
     (again := tmp_path / "again").mkdir()
-    resumed = run_pair(server(), again, partial(train, resume=str(middle), **SAVED), backend, str(tmp_path))
+    resumed = run_pair(again, partial(train, resume=str(middle), **SAVED), backend, str(tmp_path))
     for process, (before, after) in enumerate(zip((first, second), resumed)):
         assert (middle / f"rollout_state_{process}.json").is_file()
         assert after["losses"] == before["losses"][2:] and after["drafted"] == before["drafted"][2:]
@@ -78,7 +78,7 @@ def test_two_processes_have_the_losses_of_one_and_go_on_from_a_checkpoint(tmp_pa
 @pytest.fixture(scope="module")
 def others_of_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("others")
-    (result,) = run_pair(server(), folder, train_others, "none", str(folder), 1, processes=1)
+    (result,) = run_pair(folder, train_others, "none", str(folder), 1, processes=1)
     return result | {"saved": saved(folder)}
 
 
@@ -87,7 +87,7 @@ def others_of_one(tmp_path_factory):
 def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_one, backend):
     if backend.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
-    first, second = run_pair(server(), tmp_path, train_others, backend, str(tmp_path))
+    first, second = run_pair(tmp_path, train_others, backend, str(tmp_path))
     for name in TRAINERS:
         assert first[name] == second[name] == pytest.approx(others_of_one[name], abs=1e-5), name
         assert len(set(first[name])) == 3
@@ -97,7 +97,7 @@ def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_o
 @pytest.mark.distributed
 def test_processes_that_evaluate_first_train_together(tmp_path, one):
     run = partial(train, judged=True)
-    first, second = run_pair(server(), tmp_path, run, "ddp", str(tmp_path / "run"))
+    first, second = run_pair(tmp_path, run, "ddp", str(tmp_path / "run"))
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert first["marks"] == second["marks"] == one["marks"]
 
@@ -110,9 +110,7 @@ def test_zero3_with_a_head_that_is_cut_and_not_the_embeddings(tmp_path):
     for backend, processes in (("none", 1), ("zero3", 2), ("zero3-lockstep", 2)):
         folder = tmp_path / backend
         folder.mkdir()
-        results[backend] = run_pair(
-            server(), folder, train, backend, str(folder / "run"), processes, True, processes=processes
-        )
+        results[backend] = run_pair(folder, train, backend, str(folder / "run"), processes, True, processes=processes)
     (one,) = results.pop("none")
     assert len(set(one["losses"])) == 4
     for first, second in results.values():
@@ -127,9 +125,7 @@ def test_two_processes_share_one_served_teacher(tmp_path, teacher, tokenizer):
         for processes in (1, 2):
             folder = tmp_path / str(processes)
             folder.mkdir()
-            results[processes] = run_pair(
-                server(), folder, run, "ddp", str(folder / "run"), processes, processes=processes
-            )
+            results[processes] = run_pair(folder, run, "ddp", str(folder / "run"), processes, processes=processes)
     (one,), (first, second) = results[1], results[2]
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert len(set(one["losses"])) == 2

@@ -17,6 +17,7 @@ from lupi_trainer.scripts import sweep
 from lupi_trainer.scripts.kd_lora import make_parser
 from lupi_trainer.scripts.recipe_files import find_recipes
 from lupi_trainer.scripts.sweep import flags_to_settings
+from tests import forks
 
 
 RECIPE = """
@@ -52,7 +53,9 @@ def in_this_process(monkeypatch):
 
     def run(command, stdout, stderr):
         if any("/bad/" in part for part in command):
-            return subprocess.run(command, stdout=stdout, stderr=stderr)
+            done = forks.run(*command[1:])
+            stdout.write(done.stdout + done.stderr)
+            return done
         with contextlib.redirect_stdout(stdout):
             return subprocess.CompletedProcess(command, main(command[command.index("kd") :]))
 
@@ -146,12 +149,21 @@ def test_the_shipped_set_is_the_seven_experiments():
         (["recipes/kd_lora", "stray"], "expected --KEY VALUE, got 'stray'"),
         (["recipes/kd_lora", "--hub_token", "hf_secret"], "'hub_token' does not belong here"),
         (["recipes/kd_lora", "--qa_dataset", "lab:qa"], "without `eval_dataset_name` there is none"),
+        (
+            ["recipes/kd_lora", "--qa_dataset", "lab:qa", "--eval_dataset_name", "none"],
+            "`eval_dataset_name` there is none",
+        ),
+        (["FOLDER", "--eval-dataset-name=null"], "without `eval_dataset_name` there is none"),
+        (["FOLDER", "--override", "UNSET"], "without `eval_dataset_name` there is none"),
         (["recipes/kd_lora", "--override", "OVER"], "must be like '15-16' or '< 19.0', got 'soon'"),
     ],
 )
 def test_what_cannot_run_is_said_and_nothing_is_written(tmp_path, arguments, message, capsys):
     (tmp_path / "over.yaml").write_text("expected_perplexity: soon\n")
-    arguments = [str(tmp_path / "over.yaml") if part == "OVER" else part for part in arguments]
+    (tmp_path / "unset.yaml").write_text("eval_dataset_name: null\n")
+    files = {"OVER": "over.yaml", "UNSET": "unset.yaml", "FOLDER": "recipes"}
+    write(tmp_path / "recipes", one="")
+    arguments = [str(tmp_path / files[part]) if part in files else part for part in arguments]
     assert main(["sweep", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -160,6 +172,14 @@ def test_flags_are_keys():
     flags = ["--lr", "1e-3", "--kd_T=3", "--use_cpu", "--kd_alpha", "0.5"]
     wanted = {"learning_rate": ["1e-3"], "kd_temperature": ["3"], "use_cpu": ["true"], "kd_alpha": ["0.5"]}
     assert flags_to_settings(flags) == wanted
+
+
+def test_a_key_that_is_unset_is_none_of_the_settings_of_a_run(tmp_path):
+    recipe = Path(write(tmp_path / "recipes", one="expected_perplexity: '15-16'\n")) / "one.yaml"
+    flags = flags_to_settings(["--expected_perplexity", "none", "--report_to", "none", "--max-samples", "None"])
+    settings = sweep.merge(recipe, None, flags)[1]
+    assert not {"expected_perplexity", "max_samples"} & settings.keys() and settings["report_to"] == "none"
+    assert settings["eval_dataset_name"] == "lab:qa-eval"
 
 
 def test_the_plot_shows_every_run_and_its_band():

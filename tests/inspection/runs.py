@@ -8,7 +8,7 @@ from pathlib import Path
 def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40, longest: int = 0, **metrics) -> Path:
     """Every record is rolled out at steps 0 and `steps` / 2; the teacher writes less at the second.
 
-    With `longest`, every 25th rollout has so many tokens.
+    With `longest`, every 25th rollout has so many tokens. Its settings and warnings hold what HTML would read.
     """
     draw, usual = random.Random(0), tokens
     folder.mkdir(parents=True)
@@ -31,6 +31,13 @@ def make_run(folder: Path, rollouts: int = 12, tokens: int = 30, steps: int = 40
     history.append({"step": steps, "eval_loss": 0.5, "eval_runtime": 1.0})
     history.append({"step": steps, "eval_closed_book_strict": 0.25, "eval_closed_book_lenient": 0.75})
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": steps, "log_history": history}))
+    settings = [
+        {"name": "gamma", "value": 8, "help": 'Draft length "in" <tokens>.'},
+        {"name": "teacher_system_prompt", "value": "</script><b>You</b>", "help": ""},
+        {"name": "mixing", "value": [{"share": 0.7, "until": 0.5}], "help": "Shares."},
+    ]
+    notes = {"settings": settings, "warnings": ["8 records do not divide", "<img onerror=alert(1)>"]}
+    (folder / "run_notes.json").write_text(json.dumps(notes))
     if metrics:
         (folder / "metrics.json").write_text(json.dumps(metrics))
     with open(folder / "rollouts.jsonl", "w", encoding="utf-8") as file:

@@ -63,6 +63,31 @@ def test_curves_and_figures_are_those_of_the_run(tmp_path, page):
     assert seen["figures"] == [["student_after: 0.9931", "0.993"], ["acceptance_last: 0.4", "0.4"]]
 
 
+def test_words_explain_themselves_and_nothing_of_the_run_is_read_as_html(tmp_path, page):
+    seen = browse(
+        tmp_path,
+        page,
+        """
+        const abbrs = [...document.querySelectorAll("abbr")];
+        return {
+            titles: Object.fromEntries(abbrs.map((a) => [a.textContent, a.title])),
+            hint: getComputedStyle(abbrs[0]).cursor,
+            marks: [...document.querySelectorAll("#marks tbody tr")].map((row) => row.innerText.split("\\t")[0]),
+            warnings: [...document.querySelectorAll("#warnings li")].map((item) => item.textContent),
+            settings: document.querySelector("#tables summary").textContent,
+            foreign: document.querySelectorAll("img, #tables b").length,
+        };
+        """,
+    )
+    titles = seen["titles"]
+    assert "teacher accepted" in titles["student"] and "nats" in titles["color"] and "minimized" in titles["Loss"]
+    assert "whose first token" in titles["first of a block"] and titles["gamma"] == 'Draft length "in" <tokens>.'
+    assert seen["hint"] == "help" and seen["foreign"] == 0
+    assert {"training loss", "closed-book, strict"} <= set(seen["marks"])
+    assert seen["warnings"] == ["8 records do not divide", "<img onerror=alert(1)>"]
+    assert seen["settings"] == "Settings: 3 that are not left at their defaults"
+
+
 def test_every_token_tells_its_story(tmp_path, page):
     seen = browse(
         tmp_path,

@@ -1,19 +1,21 @@
 """Reading runs, and what the page and the plots are made of. What a browser makes of the page: test_page.py."""
 
 import json
+import logging
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from types import SimpleNamespace
 
 import pytest
+from trl import ModelConfig
 
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import plot_runs, read_run, write_page
 from lupi_trainer.inspection.page import page_data
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.publishing.student_files import student_files
-from lupi_trainer.scripts.common import train_and_save
+from lupi_trainer.scripts.common import DataArguments, train_and_save
+from lupi_trainer.scripts.run_notes import collect_warnings
 from tests.inspection.runs import make_run
 from tests.lupi_skd.training import make_trainer
 
@@ -35,7 +37,7 @@ def test_the_last_evaluation_of_a_run_is_the_figures_of_its_page(tmp_path):
     trainer, _ = make_trainer(
         tmp_path, config_max_steps=1, config_eval_strategy="steps", eval_dataset=load_lab_records("lab:eval")[:2]
     )
-    metrics = train_and_save(trainer, SimpleNamespace(dataset_name=None))
+    metrics = train_and_save(trainer, DataArguments(dataset_name="lab:new"), ModelConfig("lab:student"))
     assert metrics["eval_loss"] > 0 and page_data(read_run(tmp_path / "run"))["metrics"] == metrics
     assert "metrics.json" not in student_files(tmp_path / "run")
 
@@ -50,6 +52,53 @@ def test_the_longest_log_counts_and_a_checkpoint_is_enough(tmp_path):
     assert read_run(folder).history == state["log_history"]
     (folder / "trainer_state.json").unlink()
     assert read_run(folder).points("loss") == [(20, 0.125)]
+
+
+def test_a_page_shows_marks_warnings_and_settings_and_explains_its_words(tmp_path):
+    folder = make_run(tmp_path / "run")
+    page = write_page(read_run(folder), tmp_path / "page.html").read_text(encoding="utf-8")
+    body = page[page.index('<section id="tables"') : page.index('<section id="reader"')]
+    tables = ElementTree.fromstring(body[: body.index("</section>") + len("</section>")])  # well-formed, all escaped
+    rows = {
+        table.get("id"): [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+        for table in tables.iter("table")
+    }
+    assert rows["marks"][0] == ["", "first", "last", "change"]
+    assert ["training loss", "0.1 step 10", "0.025 step 40", "-0.075"] in rows["marks"]
+    assert ["closed-book, strict", "0.25 step 40", "0.25 step 40", ""] in rows["marks"]
+    assert rows["settings"][1:] == [
+        ["gamma", "8"],
+        ["teacher_system_prompt", "</script><b>You</b>"],
+        ["mixing", '[{"share": 0.7, "until": 0.5}]'],
+    ]
+    assert [item.text for item in tables.iter("li")] == ["8 records do not divide", "<img onerror=alert(1)>"]
+    titles = {abbr.text: abbr.get("title") for abbr in tables.iter("abbr")}
+    assert titles["gamma"] == 'Draft length "in" <tokens>.' and "accepted" in titles["accepted drafts"]
+    assert "teacher_system_prompt" not in titles  # of which nothing is known
+    for curve in page_data(read_run(folder))["curves"]:
+        assert curve["about"] and curve["words"].keys() == curve["lines"].keys() and all(curve["words"].values())
+    (folder / "run_notes.json").write_text("[1]")
+    run = read_run(folder)
+    assert run.settings == [] and "run_notes.json does not hold settings and warnings" in run.notes[0]
+    (folder / "run_notes.json").unlink()
+    assert 'id="settings"' not in write_page(read_run(folder), tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_run_writes_down_its_settings_and_what_it_warned_of(tmp_path):
+    collect_warnings()
+    logging.getLogger("lupi_trainer.training").warning("seen once")
+    trainer, _ = make_trainer(tmp_path, config_max_steps=1, config_teacher_system_prompt="You hf_" + "a" * 34)
+    data = DataArguments(dataset_name="lab:new")
+    for _ in range(2):
+        logging.getLogger("lupi_trainer.data").warning("seen\n  twice")
+    train_and_save(trainer, data, ModelConfig("lab:student"))
+    run = read_run(tmp_path / "run")
+    assert {"seen once", "seen twice"} <= set(run.warnings) and len(set(run.warnings)) == len(run.warnings)
+    settings = {name: value for name, value, _ in run.settings}
+    assert settings["dataset_name"] == "lab:new" and settings["max_steps"] == 1 and "beta" not in settings
+    assert settings["teacher_system_prompt"] == "You ***" and settings["model_name_or_path"] == "lab:student"
+    assert {n: about for n, _, about in run.settings}["teacher_system_prompt"] == "Persona of the teacher."
+    assert "run_notes.json" not in student_files(tmp_path / "run")
 
 
 def test_what_is_no_run_is_said(tmp_path, capsys):

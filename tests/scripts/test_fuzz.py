@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.hf_argparser import string_to_bool
 
 import lupi_trainer
 from lupi_trainer.data.completions import load_prompts
@@ -148,10 +149,11 @@ def check_rows(dataset, loaded) -> None:
     """The right result: every record, its question and its knowledge as they are in the file."""
     assert len(dataset) == len(loaded)
     for row, record in zip(dataset, loaded):
-        prompt = record["prompt"] if "prompt" in record else record["query"]
+        prompt = record["prompt"] if record.get("prompt") is not None else record["query"]
         asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         assert row["prompt"][-1]["content"] == asked and row["prompt"][-1]["role"] == "user"
-        context = record["privileged_context"] if "privileged_context" in record else record.get("knowledge")
+        context = record.get("privileged_context")
+        context = record.get("knowledge") if context is None else context
         assert row["privileged_context"] == (context if context and context.strip() else None)
 
 
@@ -222,9 +224,9 @@ BASE = {
         "teacher_model_name_or_path": "lab:teacher",
         "max_completion_length": 12,
     },
-    "sft": {**COMMON, "dataset_name": "lab:new"},
-    "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher"},
-    "wmtp": {**COMMON, "dataset_name": "lab:new", "algo": "mtp-baseline", "horizon": 2},
+    "sft": {**COMMON, "dataset_name": "lab:eval"},
+    "kd": {**COMMON, "dataset_name": "lab:qa", "teacher_model_name_or_path": "lab:teacher", "max_samples": 8},
+    "wmtp": {**COMMON, "dataset_name": "lab:eval", "algo": "mtp-baseline", "horizon": 2},
 }
 ACTIONS = {
     name: [action for action in script.make_parser()._actions if action.dest not in ("help", "config")]
@@ -311,10 +313,14 @@ def recipes(draw):
 def is_read_as(read, written) -> bool:
     """Whether a key has the value that the recipe gives it, up to its type."""
     read = getattr(read, "value", read)  # of an enumeration
+    if isinstance(written, str) and isinstance(read, bool):
+        return read == string_to_bool(written)
     if isinstance(written, str) and isinstance(read, dict):
         return json.loads(written) == read
     if isinstance(read, list) and not isinstance(written, list):
         return read in ([written], str(written).split()) or (not read and written in ("none", None, ""))
+    if isinstance(read, bool) and isinstance(written, str):
+        return written.lower() in (("yes", "true", "t", "y", "1") if read else ("no", "false", "f", "n", "0"))
     try:
         return float(read) == float(written)
     except (TypeError, ValueError):

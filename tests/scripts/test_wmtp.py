@@ -44,7 +44,7 @@ def questions(folder):
     "arguments, message",
     [
         (["--tiny", "--config", "lab/wmtp/config_joint.yaml"], "leave out --config, or --tiny"),
-        (["--tiny", "--algo", "rho2"], "invalid choice"),
+        (["--tiny", "--algo", "rho2"], "--algo must be one of"),
         (["--tiny", "--horizon", "0"], "horizon must be at least 1"),
         (["--tiny", "--horizn", "2"], "--horizn"),
         (["--config", "lab/wmtp/config_joint.yaml", "--model_name_or_path", "lab:student"], "no mtp_heads.json"),

@@ -12,8 +12,8 @@ RULE = TopK(5, 0.02)
 class Scene:
     """Two models, their prompts, and what the reference makes of them."""
 
-    def __init__(self, family, attention="sdpa", rows=ROWS, rule=RULE, longest=15, **options):
-        self.teacher = toy(family, attention=attention)
+    def __init__(self, family, attention="sdpa", rows=ROWS, rule=RULE, longest=15, layers=2, **options):
+        self.teacher = toy(family, attention=attention, layers=layers)
         self.student = perturbed(self.teacher, 0.1)
         queries = prompts(rows, 1, 9, seed=1)
         knowledge = prompts(rows, 3, longest, seed=2)

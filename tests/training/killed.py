@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, to be killed; forked from a server (`tests/distributed/pair.py`)."""
+"""Training runs in processes of their own, to be killed."""
 
 import gc
 import json

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +9,7 @@ import pytest
 
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.training.reporting import RolloutReport, reported_names
+from tests import forks
 from tests.lupi_skd.training import make_trainer
 from tests.training.wandb_files import read_history
 
@@ -132,12 +131,12 @@ def test_trackio_holds_the_same(tmp_path, monkeypatch):
     """In a process of its own: trackio reads its folder when it is imported."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     root = str(__import__("pathlib").Path(__file__).parents[2])
-    subprocess.run([sys.executable, "-c", TRACKIO.format(root=root, tmp=str(tmp_path))], check=True, cwd=tmp_path)
+    forks.run("-c", TRACKIO.format(root=root, tmp=str(tmp_path)), cwd=tmp_path).check_returncode()
     code = (
         "import json\nfrom trackio.sqlite_storage import SQLiteStorage\n"
         "print(json.dumps(SQLiteStorage.get_logs('islands', 'two-steps'), default=str))"
     )
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    out = forks.run("-c", code).stdout
     logged: dict = {}
     for entry in json.loads(out.strip().splitlines()[-1]):
         logged |= entry

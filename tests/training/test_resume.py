@@ -25,19 +25,14 @@ from lupi_trainer.training.checkpoints import (
     put_aside,
     seal,
 )
-from tests.distributed import pair
+from tests.forks import CONTEXT
 from tests.lupi_skd.training import make_trainer
 from tests.training import killed
 
 
-@pytest.fixture(scope="module")
-def server():
-    return pair.server()
-
-
-def run(server, output_dir: Path, **arguments) -> int:
+def run(output_dir: Path, **arguments) -> int:
     """One process of a run, to its end; returns its exit status, negative for a signal."""
-    process = server.Process(target=killed.train, args=(str(output_dir),), kwargs=arguments)
+    process = CONTEXT.Process(target=killed.train, args=(str(output_dir),), kwargs=arguments)
     process.start()
     process.join(120)
     return process.exitcode
@@ -50,10 +45,10 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-def run_unbroken(server, folder: Path, **arguments) -> float:
+def run_unbroken(folder: Path, **arguments) -> float:
     """An unbroken run; returns its seconds of training."""
-    begun = server.Event()
-    process = server.Process(target=killed.train, args=(str(folder), begun), kwargs=arguments)
+    begun = CONTEXT.Event()
+    process = CONTEXT.Process(target=killed.train, args=(str(folder), begun), kwargs=arguments)
     process.start()
     assert begun.wait(120)
     started = time.perf_counter()
@@ -65,22 +60,22 @@ def run_unbroken(server, folder: Path, **arguments) -> float:
 
 
 @pytest.fixture(scope="module")
-def unbroken(server, tmp_path_factory) -> Path:
+def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    run_unbroken(server, folder)
+    run_unbroken(folder)
     return folder
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(server, tmp_path):
+def test_twenty_kills_at_random_moments(tmp_path):
     """Of a run with a mixture in two stages and a gamma policy that remembers."""
     reference = tmp_path / "unbroken"
-    seconds = run_unbroken(server, reference, mixed=True)
+    seconds = run_unbroken(reference, mixed=True)
     moments, kills, ended, resumable = random.Random(8), 0, 0, 0
     while kills < 20 or ended < 3:
         folder = tmp_path / f"run-{ended}"
-        begun = server.Event()
-        process = server.Process(target=killed.train, args=(str(folder), begun), kwargs={"mixed": True})
+        begun = CONTEXT.Event()
+        process = CONTEXT.Process(target=killed.train, args=(str(folder), begun), kwargs={"mixed": True})
         process.start()
         assert begun.wait(120)
         process.join(moments.uniform(0, 0.8 * seconds) if kills < 20 else 120)
@@ -99,29 +94,29 @@ def test_twenty_kills_at_random_moments(server, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what, n", [("block", 3), ("block", 40), ("backward", 1), ("backward", 9)])
-def test_killed_inside_a_rollout_or_a_backward(server, unbroken, tmp_path, what, n):
-    assert run(server, tmp_path, die_at=(what, n)) == -signal.SIGKILL
-    assert run(server, tmp_path) == 0
+def test_killed_inside_a_rollout_or_a_backward(unbroken, tmp_path, what, n):
+    assert run(tmp_path, die_at=(what, n)) == -signal.SIGKILL
+    assert run(tmp_path) == 0
     assert_same_run(tmp_path, unbroken)
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(server, unbroken, tmp_path):
+def test_killed_while_a_checkpoint_is_written(unbroken, tmp_path):
     """Killed at ten function calls, spread over the writing of the second checkpoint."""
-    assert run(server, tmp_path / "count", die_at=("checkpoint", 0), changes={"max_steps": 3}) == 0
+    assert run(tmp_path / "count", die_at=("checkpoint", 0), changes={"max_steps": 3}) == 0
     calls = int((tmp_path / "count" / "calls.json").read_text())  # for one checkpoint
     base = tmp_path / "base"  # a run that has its first checkpoint, and dies before its second
-    assert run(server, base, die_at=("backward", 9)) == -signal.SIGKILL
+    assert run(base, die_at=("backward", 9)) == -signal.SIGKILL
     assert last_complete_checkpoint(base).endswith("checkpoint-3")
     half_written = 0
     for i in range(10):
         folder = tmp_path / f"at-{i}"
         shutil.copytree(base, folder)
-        assert run(server, folder, die_at=("checkpoint", 1 + i * calls // 10)) == -signal.SIGKILL
+        assert run(folder, die_at=("checkpoint", 1 + i * calls // 10)) == -signal.SIGKILL
         assert last_complete_checkpoint(folder).endswith("checkpoint-3")
         half_written += flaw(folder / "checkpoint-6") is not None and (folder / "checkpoint-6").exists()
         if i % 5 == 4:
-            assert run(server, folder) == 0
+            assert run(folder) == 0
             assert_same_run(folder, unbroken)
     assert half_written >= 3
 

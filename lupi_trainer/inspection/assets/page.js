@@ -53,9 +53,11 @@ function drawCurve(curve) {
     }
     const mark = element("i");
     mark.style.background = color;
-    legend.append(element("span", {}, mark, `${name}: ${short(last)}`));
+    legend.append(element("span", {}, mark, element("abbr", { title: curve.words[name], tabIndex: 0, textContent: name }),
+      `: ${short(last)}`));
   });
-  const figure = element("figure", { id: `curve-${curve.name}` }, element("figcaption", { textContent: curve.title }));
+  const figure = element("figure", { id: `curve-${curve.name}` }, element("figcaption", {},
+    element("abbr", { title: curve.about, tabIndex: 0, textContent: curve.title })));
   figure.append(image, legend);
   return figure;
 }

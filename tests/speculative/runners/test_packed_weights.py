@@ -1,7 +1,6 @@
 """Packed weights: the same products up to rounding, and the same weights afterwards, bit for bit."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import nn
 from lupi_trainer.speculative import AdapterDisabled, skd_rollout
 from lupi_trainer.speculative.runners import packed_weights as packed
 from lupi_trainer.speculative.runners.private import packed_types
+from tests import forks
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
 from tests.speculative.toy_models import FAMILIES, toy
@@ -325,9 +325,7 @@ print(now("VmHWM") - before, sum(p.numel() for p in large.parameters()) * 4)
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux counts the peak")
 def test_weights_are_there_once():
     """The process's own memory, since oneDNN's is none of torch's; blocks above 32 MiB, which malloc gives back."""
-    run = [sys.executable, "-c", MEMORY]
-    out = subprocess.run(run, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True).stdout
-    peak, weights = map(int, out.split())
+    peak, weights = map(int, forks.run("-c", MEMORY, cwd=Path(__file__).parents[3]).stdout.split())
     assert weights > 350e6 and peak < 0.3 * weights
 
 

@@ -23,7 +23,7 @@ from tests.speculative.toy_models import perturbed, toy
 def test_generated_code_writes_the_same(compiling):
     """Sliding windows, a buffer that is written in place, and hidden states kept."""
     scene = Scene("gemma3", rows=3)
-    rollout = scene.roll(gamma=4, compile=True, return_teacher_hidden=True)
+    rollout = scene.roll(gamma=2, compile=True, return_teacher_hidden=True)
     scene.check(rollout)
     for ours, theirs in zip(rollout.teacher_hidden, scene.hidden):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -51,7 +51,7 @@ def test_one_graph_serves_all_spans_of_attention(tracing, monkeypatch):
     )
     scene = Scene("gemma3", rows=3, longest=40)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        scene.check(scene.roll(gamma=4, compile=True))
+        scene.check(scene.roll(gamma=2, compile=True))
     assert len(spans) > 4 and not module._refused
 
 
@@ -74,7 +74,7 @@ def test_one_graph_serves_all_batches_from_two_rows_on(tracing, monkeypatch):
     )
     scene = Scene("qwen3")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        scene.check(scene.roll(gamma=4, compile=True))
+        scene.check(scene.roll(gamma=2, compile=True))
     assert sizes[0] == 8 and sizes[-1] == 2 and len(set(sizes)) >= 4 and sizes == sorted(sizes, reverse=True)
 
 
@@ -115,15 +115,15 @@ def test_compiled_positions_end_where_the_model_ends(tracing):
 
 @pytest.mark.slow
 def test_without_a_compiler_the_rollout_says_so_and_goes_on(compiling):
-    scene = Scene("llama")
+    scene = Scene("llama", layers=1)
     without = {"cpp.cxx": ("/nowhere/c++",), "fx_graph_cache": False}
     with torch._inductor.config.patch(without), torch._inductor.utils.fresh_inductor_cache():
         with pytest.warns(RuntimeWarning, match="compile=True: LlamaForCausalLM") as said:
-            scene.check(scene.roll(gamma=4, compile=True))
+            scene.check(scene.roll(gamma=2, compile=True))
     messages = [str(w.message) for w in said if "compile=True" in str(w.message)]
     assert ["in single compiled steps" in message for message in messages] == [True, False, False], "first the loop"
     assert all("runs without compilation" in message for message in messages[1:]), "its single step, and the teacher"
-    scene.check(scene.roll(gamma=4, compile=True))  # and not again
+    scene.check(scene.roll(gamma=2, compile=True))  # and not again
 
 
 def test_caches_of_an_entire_training_have_few_sizes():
@@ -144,7 +144,7 @@ def test_a_model_is_tried_once(monkeypatch):
     monkeypatch.setattr(module, "_compiled", lambda function: failing)
     scene = Scene("gpt2")
     with pytest.warns(RuntimeWarning, match=r"\(TorchDynamoException: no such thing\)"):
-        scene.check(scene.roll(gamma=4, compile=True))
+        scene.check(scene.roll(gamma=2, compile=True))
     assert len(tried) == 3, "the student's loop and its single step, and the teacher"
 
 
@@ -157,7 +157,7 @@ def test_a_loop_that_cannot_be_one_graph_is_compiled_step_by_step(tracing, monke
     scene = Scene("llama")
     with warnings.catch_warnings(record=True) as said, torch._dynamo.config.patch(error_on_recompile=True):
         warnings.simplefilter("always")
-        scene.check(scene.roll(gamma=4, compile=True))
+        scene.check(scene.roll(gamma=2, compile=True))
     messages = [str(w.message) for w in said if "compile=True" in str(w.message)]
     assert len(messages) == 1 and "drafts in single compiled steps from here on" in messages[0]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "a step and a verification"

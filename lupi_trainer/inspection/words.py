@@ -1,0 +1,37 @@
+"""What the words of a page mean, in a sentence each, shown where the pointer rests on them."""
+
+METRICS = {
+    "loss": "How far the student's next-token distribution is from the one that it learns, a mean over tokens; it "
+    "should fall.",
+    "eval_loss": "The loss on records that are not trained on; it should fall, and rises where the run overfits.",
+    "eval_perplexity": "e to the power of the mean cross-entropy on the evaluation's answers: lower is better.",
+    "acc_rate/mean": "Share of the tokens drafted by the student that the teacher accepted.",
+    "acc_rate/first_token": "Share of the drafted blocks whose first token was accepted.",
+    "acc_rate/full_match": "Share of the drafted blocks of which every token was accepted.",
+    "gamma/mean": "Tokens that the student drafted at a time, on average over the blocks.",
+    "gamma/max": "The longest block that was drafted.",
+    "gamma/min": "The shortest block that was drafted.",
+    "eval_closed_book_strict": "Share of the questions that the student answers without the knowledge: an accepted "
+    "answer in its first sentence, and an end of its own.",
+    "eval_closed_book_lenient": "Share of the questions that the student answers without the knowledge: an accepted "
+    "answer anywhere in its text.",
+    "rollout/tokens_per_second": "Tokens that student and teacher wrote a second, all rows together.",
+    "tokens/teacher_share": "Share of the tokens of the texts that the teacher wrote, since it rejected the draft.",
+}
+CURVES = {
+    "loss": "What is minimized, step by step.",
+    "acceptance": "How often the teacher accepts what the student drafts: it rises as the two come to agree.",
+    "gamma": "How many tokens the student drafts before the teacher verifies them: the speed, never the text.",
+    "closed_book": "What the student answers without the knowledge: what has moved into its weights.",
+    "speed": "How fast texts are written.",
+    "teacher_share": "How much of the texts is the teacher's: it falls as the student learns.",
+}
+MARKS = {  # metric -> its name on the page
+    "eval_closed_book_strict": "closed-book, strict",
+    "eval_closed_book_lenient": "closed-book, lenient",
+    "eval_perplexity": "perplexity",
+    "eval_loss": "validation loss",
+    "loss": "training loss",
+    "acc_rate/mean": "accepted drafts",
+    "tokens/teacher_share": "teacher's share",
+}

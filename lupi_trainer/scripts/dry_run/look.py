@@ -1,0 +1,182 @@
+"""What files alone say against a run: its keys, data, models, folder, packages. torch is not imported."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...data.files import find_data, names_records
+from ...lab import LAB_PREFIX, find_lab_records, resolve_model
+from ...lupi_skd.unread import refused_settings
+from ...lupi_skd.values import value_faults
+from ...training import reporters
+from .settings import Settings
+
+
+DATA = ("dataset_name", "base_dataset_name", "eval_dataset_name", "probes")
+# model -> the key of its revision
+REVISIONS = {
+    "model_name_or_path": "model_revision",
+    "teacher_model_name_or_path": "teacher_model_revision",
+    "reference_model_name_or_path": "",
+}
+FORMS = {
+    "skd": "a JSON or JSONL file, lab:NAME, or a dataset name",
+    "kd": "a JSON or JSONL file, lab:NAME, or a dataset name",
+    "sft": "a JSON or JSONL file, lab:NAME, or a dataset name",
+    "wmtp": "a JSON or JSONL file, or lab:NAME",
+}
+# key -> (values that need a package, its module, its name for pip); `True` of a switch
+PACKAGES: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "load_in_4bit": ((True,), "bitsandbytes", "bitsandbytes"),
+    "load_in_8bit": ((True,), "bitsandbytes", "bitsandbytes"),
+    "teacher_load_in_4bit": ((True,), "bitsandbytes", "bitsandbytes"),
+    "teacher_load_in_8bit": ((True,), "bitsandbytes", "bitsandbytes"),
+    "use_liger_kernel": ((True,), "liger_kernel", "liger-kernel"),
+    "deepspeed": ((), "deepspeed", "deepspeed"),
+}
+OPTIMIZERS = {
+    "bnb": "bitsandbytes",
+    "8bit": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "torchao": "torchao",
+}
+
+
+def _data(settings: Settings) -> Iterator[str]:
+    for key in DATA:
+        name = settings.get(key)
+        if name is None:
+            continue
+        try:
+            if name.startswith(LAB_PREFIX):
+                find_lab_records(name)
+            elif (key == "probes" or names_records(name)) and not find_data(name).is_file():
+                yield f"{key}: no such data file: {name}"
+        except ValueError as error:
+            yield f"{key}: {error}"
+    examples = settings.get("few_shot_examples")
+    if isinstance(examples, str) and not examples.lstrip().startswith("[") and not find_data(examples).is_file():
+        yield f"few_shot_examples: no such data file: {examples}"
+
+
+def _models(settings: Settings) -> Iterator[str]:
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
+    for key in REVISIONS:
+        name = settings.get(key)
+        if name is None or (key.startswith("teacher") and settings.get("teacher_model_server_url")):
+            continue
+        try:
+            path = Path(resolve_model(name)).expanduser()
+        except ValueError as error:
+            yield f"{key}: {error}"
+            continue
+        if path.is_dir():
+            if (path / "adapter_config.json").is_file():
+                yield (
+                    f"{key}: {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
+                    f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
+                )
+            elif not (path / "config.json").is_file():
+                yield f"{key}: {name} is a folder without a config.json: no model is in it"
+            elif not any(path.glob("*.safetensors")):
+                yield f"{key}: {name} has no weights as safetensors"
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+            yield f"{key}: no such model folder: {name}"
+        elif offline and not _is_cached(name, settings.get(REVISIONS[key])):
+            yield f"{key}: {name} is no folder here, HF_HUB_OFFLINE is set, and its cache has no such model"
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except HFValidationError:  # it can be no name of the Hub's either
+        return False
+
+
+def _folder(settings: Settings) -> Iterator[str]:
+    output = Path(settings.get("output_dir") or "trainer_output").expanduser()
+    above = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if output.exists() and not output.is_dir():
+        yield f"output_dir: {output} is a file, and a folder is wanted"
+    elif not above.is_dir():
+        yield f"output_dir: {above} is a file, and {output} would lie below it"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        yield f"output_dir: {above} cannot be written to"
+    resume = settings.get("resume_from_checkpoint")
+    if isinstance(resume, str) and resume.lower() not in ("true", "false") and not Path(resume).is_dir():
+        yield f"resume_from_checkpoint: no such checkpoint: {resume}"
+
+
+def _packages(settings: Settings) -> Iterator[str]:
+    yield from reporters.faults(settings.get("report_to"))
+    for key, (values, module, package) in PACKAGES.items():
+        given = settings.get(key)
+        if (given in values if values else given) and not reporters.is_installed(module):
+            yield f"{key} needs {module}: pip install {package}"
+    optimizer = str(settings.get("optim") or "")
+    for part, module in OPTIMIZERS.items():
+        if part in optimizer and not reporters.is_installed(module):
+            yield f"optim: {optimizer} needs {module}: pip install {module.replace('_', '-')}"
+            break
+
+
+def _together(settings: Settings) -> Iterator[str]:
+    """Keys that need or exclude one another."""
+    get, command = settings.get, settings.command
+    if get("dataset_name") is None:
+        yield f"`dataset_name` is required: {FORMS[command]}"
+    if get("model_name_or_path") is None:
+        yield "`model_name_or_path` is required: the student's name or path"
+    if command == "wmtp" and get("algo") is None and not any("algo" in fault for fault in settings.faults):
+        yield "`algo` must be one of mtp-baseline, critic-wmtp, rho1-wmtp, got None"
+    if (get("mixing") is None) != (get("base_dataset_name") is None):
+        yield "`mixing` and `base_dataset_name` belong together: set both, or neither"
+    if get("load_in_4bit") and get("load_in_8bit"):
+        yield "load_in_4bit and load_in_8bit exclude each other"
+    if get("bf16") and get("fp16"):
+        yield "bf16 and fp16 exclude each other"
+    if command != "kd" and get("eval_strategy") not in (None, "no") and get("eval_dataset_name") is None:
+        yield f"eval_strategy={get('eval_strategy')!r} needs records to evaluate on: set `eval_dataset_name`"
+    if command == "kd" and get("eval_strategy") not in (None, "no") and get("eval_dataset_name") is None:
+        name = get("dataset_name") or ""
+        if name.startswith(LAB_PREFIX) or name.endswith((".json", ".jsonl")):
+            yield "`eval_strategy` needs questions to evaluate on: set `eval_dataset_name`, or leave it out"
+    if get("load_best_model_at_end") and get("eval_strategy") != get("save_strategy") != "best":
+        yield (
+            f"load_best_model_at_end: eval_strategy={get('eval_strategy')!r} and "
+            f"save_strategy={get('save_strategy')!r} must be the same"
+        )
+    if command == "skd" and not any((get("teacher_model_name_or_path"), get("teacher_model_server_url"))):
+        if not get("use_peft"):
+            yield (
+                "no teacher: set `teacher_model_name_or_path` or `teacher_model_server_url`, or give the student a "
+                "LoRA adapter (`use_peft`), so that it can be its own teacher with the adapter switched off"
+            )
+    if get("use_cpu") and str(get("teacher_device") or "cpu").startswith(("cuda", "paired")):
+        yield f"teacher_device={get('teacher_device')!r} is a GPU, and use_cpu is set"
+
+
+def look(settings: Settings) -> tuple[list[str], list[str]]:
+    """Every fault of a run that its files and packages show.
+
+    Returns:
+        Those for which nothing more can be looked at (keys, data, models), and the others.
+    """
+    found = list(settings.faults)
+    found += _together(settings)
+    if settings.command == "skd":
+        arguments: Any = settings.as_arguments()
+        found += value_faults(arguments)
+        found += refused_settings(arguments)
+    found += _data(settings)
+    found += _models(settings)
+    return list(dict.fromkeys(found)), [*_folder(settings), *_packages(settings)]

@@ -1,0 +1,228 @@
+"""`--check`, and what is said of every run before torch is imported."""
+
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from lupi_trainer.cli import main
+from lupi_trainer.scripts.dry_run.key_types import CLASSES, UNKNOWN, key_types
+from lupi_trainer.scripts.dry_run.look import look
+from lupi_trainer.scripts.dry_run.settings import read_settings
+from lupi_trainer.scripts.launch import TRAINING
+from lupi_trainer.scripts.recipe_files import find_recipe, list_recipes
+
+
+ALONE = "--mixing none --base_dataset_name none --per_device_train_batch_size 200".split()
+FULL = "lab/lupi_skd/config_full.yaml"
+COMMANDS = {"lupi_skd": "skd", "kd_lora": "kd", "wmtp": "wmtp", "sft": "sft"}  # folder of recipes -> command
+
+
+def parser_of(command):
+    return importlib.import_module(f"lupi_trainer.scripts.{TRAINING[command]}").make_parser()
+
+
+def faults_of(command, *args, recipe=FULL):
+    return [
+        fault for part in look(read_settings(command, ["--config", str(find_recipe(recipe)), *args])) for fault in part
+    ]
+
+
+@pytest.mark.parametrize("command", CLASSES)
+def test_keys_are_read_from_the_source_as_the_parser_has_them(command):
+    kinds, actions = key_types(command), {action.dest: action for action in reversed(parser_of(command).actions)}
+    assert kinds.keys() == actions.keys() - {"help"}
+    for key, kind in kinds.items():
+        default = getattr(actions[key].default, "value", actions[key].default)
+        assert kind.default in (UNKNOWN, default) or key == "debug", key  # which transformers leaves out of its parser
+        assert set(kind.choices) <= set(actions[key].choices or ()), key
+    read = [key for key, kind in kinds.items() if kind.default is not UNKNOWN]
+    assert len(read) > 0.95 * len(kinds) and sum("Any" in kind.kinds for kind in kinds.values()) < 5
+
+
+def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_before():
+    for recipe in list_recipes():
+        if "accelerate_configs" not in recipe:
+            found = faults_of(COMMANDS[recipe.split("/")[-2]] if "/" in recipe else "", recipe=recipe)
+            of_others = ("no such model folder: runs/", "HF_HUB_OFFLINE is set, and its cache has no such model")
+            assert all(any(part in fault for part in of_others) for fault in found), (recipe, found)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ("--gama 3", "unknown option --gama; did you mean 'gamma'?"),
+        ("--gamma 2.5", "--gamma takes a whole number, got '2.5'"),
+        ("--bf16 maybe", "--bf16 takes true or false, got 'maybe'"),
+        ("--eval_strategy sometimes", "must be one of ['no', 'steps', 'epoch'], got 'sometimes'"),
+        ("--rollout_policy none", "--rollout_policy must be one of ['speculative', 'student', 'teacher'], got 'none'"),
+        ("--gamma none", "--gamma takes a whole number, got 'none'"),
+        ("--gamma", "--gamma needs a value"),
+        ("--gamma 3 4", "--gamma takes one value, got '3 4'"),
+        ("--report_to wandb trackio", "--report_to takes one value, got 'wandb trackio'; a recipe may have a list"),
+        ("--beta nan", "beta must be in [0, 1], got nan"),
+        ("--vllm_mode server", "vllm_mode='server' has no effect here"),
+        ("--mixing none", "`mixing` and `base_dataset_name` belong together"),
+        ("--teacher_model_name_or_path none", "no teacher: set `teacher_model_name_or_path`"),
+        ("--eval_dataset_name none", "eval_strategy='steps' needs records to evaluate on"),
+        ("--load_best_model_at_end true", "eval_strategy='steps' and save_strategy='no' must be the same"),
+        ("--bf16 true --fp16 true", "bf16 and fp16 exclude each other"),
+        ("--dataset_name none", "`dataset_name` is required"),
+        ("--dataset_name notes.md", "notes.md is a file of another kind"),
+        ("--dataset_name lab:x", "no 'lab:x' in the lab"),
+        ("--report_to somewhere", "report_to: no reporter 'somewhere'; there are azure_ml,"),
+        ("--hub_token hf_x", "does not belong here"),
+    ],
+)
+def test_what_the_first_look_refuses_the_run_refuses_too(args, message, tmp_path):
+    own = [*args.split(), "--output_dir", str(tmp_path / "run")]
+    found = faults_of("skd", *own)
+    assert len(found) == 1 and message in found[0]
+    script = importlib.import_module("lupi_trainer.scripts.lupi_skd")
+    with pytest.raises(ValueError):
+        script.build_trainer(*parser_of("skd").parse_args_and_config(["--config", str(find_recipe(FULL)), *own]))
+
+
+def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("lupi_trainer.training.reporters.is_installed", lambda module: False)
+    args = "--dataset_name a.json --probes b.jsonl --model_name_or_path empty --teacher_model_name_or_path ./no "
+    args += "--few_shot_examples c.json --output_dir file/run --report_to tensorboard --load_in_4bit true "
+    args += "--optim paged_adamw_8bit --resume_from_checkpoint run/checkpoint-9"
+    assert faults_of("skd", *args.split()) == [
+        "dataset_name: no such data file: a.json",
+        "probes: no such data file: b.jsonl",
+        "few_shot_examples: no such data file: c.json",
+        "model_name_or_path: empty is a folder without a config.json: no model is in it",
+        "teacher_model_name_or_path: no such model folder: ./no",
+        f"output_dir: {tmp_path / 'file'} is a file, and file/run would lie below it",
+        "resume_from_checkpoint: no such checkpoint: run/checkpoint-9",
+        "report_to: tensorboard needs tensorboard or tensorboardX: pip install tensorboard",
+        "load_in_4bit needs bitsandbytes: pip install bitsandbytes",
+        "optim: paged_adamw_8bit needs bitsandbytes: pip install bitsandbytes",
+    ]
+
+
+def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):
+    recipe = yaml.safe_load(find_recipe(FULL).read_text()) | {"env": {"KUBEFLOW_TRAINER_SERVER_URL": "http://x"}}
+    for key, said in ("KUBEFLOW_TRAINER_SERVER_URL", ""), ("OTHER", "kubeflow needs KUBEFLOW_TRAINER_SERVER_URL in"):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"env": {key: "x"}, "gamma": 0}))
+        assert main(["skd", "--config", str(tmp_path / "recipe.yaml"), "--report_to", "kubeflow"]) == 2
+        error = capsys.readouterr().err
+        assert "gamma must be at least 1" in error and (said in error if said else "kubeflow" not in error)
+        assert key not in os.environ
+
+
+def test_what_files_tell_is_told_before_torch_is_imported(tmp_path):
+    recipe = yaml.safe_load(find_recipe(FULL).read_text()) | {"gama": 3, "gamma": "few", "mixing": None}
+    recipe |= {"dataset_name": "nowhere.json", "model_name_or_path": "./nobody", "output_dir": "run"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code = "import sys; from lupi_trainer.cli import main; status = main(sys.argv[1:]); "
+    code += "print('torch' in sys.modules, status)"
+    for flags, status in ([], 2), (["--check"], 1):
+        run = [sys.executable, "-c", code, "skd", "--config", "recipe.yaml", *flags]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stdout == f"False {status}\n"
+        assert done.stderr.splitlines() == [
+            "error: recipe.yaml: unknown key 'gama'; did you mean 'gamma'?",
+            "error: recipe.yaml: 'gamma' takes a whole number, got 'few'",
+            "error: `mixing` and `base_dataset_name` belong together: set both, or neither",
+            "error: dataset_name: no such data file: nowhere.json",
+            "error: model_name_or_path: no such model folder: ./nobody",
+        ]
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
+
+
+def check(capsys, tmp_path, command, recipe, *args):
+    """(status, table, faults) of a check whose run would write to a folder, which is not there afterwards."""
+    output = tmp_path / "run"
+    status = main([command, "--config", recipe, *args, "--check", "--output_dir", str(output)])
+    said = capsys.readouterr()
+    assert not output.exists()
+    table = {line.split()[0]: line for line in said.out.splitlines() if not line.startswith(" ")}
+    return status, table, [line for line in said.err.splitlines() if line.startswith("error: ")]
+
+
+def test_every_record_beyond_a_limit_is_listed(tmp_path, capsys, monkeypatch):
+    records = [{"prompt": "Where?", "privileged_context": "Tamo is it. " * (1 if n % 4 else 90)} for n in range(100)]
+    records[1] = {"prompt": "", "privileged_context": None}
+    records[2] = {"id": "two", "prompt": "What?", "privileged_context": "It<|end|>"}
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    (tmp_path / "probes.json").write_text(json.dumps([{"question": "Where?", "answers": []}]))
+    args = ["--dataset_name", str(tmp_path / "records.json"), "--probes", str(tmp_path / "probes.json")]
+    warned = []
+    tokenizers = logging.getLogger("transformers.tokenization_utils_base")
+    monkeypatch.setattr(tokenizers, "warning", lambda *args, **kwargs: warned.append(args))
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *args, *ALONE)
+    assert warned == []
+    assert status == 1
+    records, probes = (f"error: {tmp_path / name}: " for name in ("records.json", "probes.json"))
+    assert faults[0] == f"{records}record number 1: the prompt is empty"
+    assert faults[1].startswith(
+        f"{records}25 records, the first: its teacher prompt has 655 tokens, beyond max_teacher"
+    )
+    assert "They are record number 0, record number 4, record number 8," in faults[1]
+    assert faults[1].endswith("record number 76, and 5 more")
+    assert faults[2].startswith(f"{records}record 'two': its text holds the special token")
+    assert faults[3] == f"{probes}probe of record number 0: `answers` must be a list of accepted strings, got []"
+    assert "99 records, fewer than one batch of 200" in faults[4] and len(faults) == 5
+    assert "the longest is the teacher's of record number 0" in table["prompts"]
+    assert "not measured" in table["time"]
+
+
+def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5_000_000_000})())
+    saving = ["--save_strategy", "steps", "--save_steps", "50", "--save_total_limit", "2"]
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *saving, "--accelerate_config", "single_cpu")
+    assert (status, faults) == (0, []) and "all" in table
+    assert table["reports"].endswith("nowhere: report_to is none")
+    assert "720 of lab:new, 720 of lab:common, 12 of lab:eval" in table["records"]
+    assert "3 checkpoints at a time (save_total_limit=2, one more while it is written)" in table["disk"]
+    assert "s a step" in table["time"] and "for 200 steps" in table["time"] and "estimate" in table["time"]
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2_000_000})())
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *saving, "--push_to_hub", "true")
+    assert status == 1 and len(faults) == 2 and "not measured" in table["time"]
+    assert "push_to_hub: the Hub wants a token" in faults[0]
+    assert "are free: set save_total_limit: 1" in faults[1]
+
+
+@pytest.mark.parametrize(
+    "command, recipe, args, found",
+    [
+        ("sft", "lab/sft/config_full.yaml", ["--max_length", "16"], "are cut at max_length=16: 64 keeps all of them"),
+        ("wmtp", "lab/wmtp/config_tiny.yaml", [], "the longest has"),
+        ("kd", "lab/kd_lora/config_teacher.yaml", ["--max_length", "70"], "are left out, longer than max_length=70"),
+    ],
+)
+def test_the_other_methods_are_checked_too(command, recipe, args, found, tmp_path, capsys):
+    status, table, faults = check(capsys, tmp_path, command, recipe, *args)
+    assert (status, faults) == (0, [])
+    assert found in table["records"] and "estimate" in table["time"]
+
+
+def test_an_accelerate_configuration_of_gpus_needs_them(tmp_path, capsys, monkeypatch):
+    def refused(*args):
+        assert main(["skd", "--config", FULL, "--output_dir", str(tmp_path / "run"), *args]) == 2
+        return capsys.readouterr().err
+
+    single = "--accelerate_config single_gpu"
+    assert refused(*single.split()) == (
+        f"error: {single} is for GPUs, and the recipe has use_cpu: true: leave one of them out, or take "
+        "--accelerate_config single_cpu\n"
+    )
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    none = "process on a GPU, and there is none, as far as PyTorch can see\n"
+    assert refused(*single.split(), "--use_cpu", "false") == f"error: {single} starts 1 {none}"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    several = refused("--accelerate_config", "multi_gpu", "--use_cpu", "false")
+    assert "processes, each on a GPU of its own, and there is 1, as far as" in several
+    assert not (tmp_path / "run").exists()
