@@ -5,6 +5,7 @@ From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for a
 
 import functools
 import gc
+import importlib.metadata
 import inspect
 import os
 import random
@@ -22,6 +23,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
 )
+
+# accelerate asks many times a step which packages there are, and each answer parses a file anew
+for ask in ("metadata", "version"):
+    setattr(importlib.metadata, ask, functools.cache(getattr(importlib.metadata, ask)))
 
 # fixtures import transformers themselves: the process that hands out tests to others has no need of it
 import warnings  # noqa: E402
