@@ -136,6 +136,17 @@ def teacher():
 
 
 @pytest.fixture
+def small_lab(monkeypatch):
+    """The lab's first islands alone: 48 records, or 20 questions, by each name."""
+    import lupi_trainer.lab as named
+
+    def first(name, make):
+        return lambda: make()[: 20 if name.startswith("probes") else 48]
+
+    monkeypatch.setattr(named, "_RECORDS", {name: first(name, make) for name, make in named._RECORDS.items()})
+
+
+@pytest.fixture
 def thinker(student, tokenizer, tmp_path) -> str:
     """The lab's student with a chat template that fails unless the flag `think` is false."""
     tokenizer.chat_template = "{% if think is not false %}{{ raise_exception('it thinks') }}{% endif %}" + (
