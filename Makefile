@@ -93,7 +93,7 @@ test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with e
 	set -e; for name in $(VERSIONS); do \
 		.venv-versions/$$name/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK); done
 
-test-lab: .venv/.ready  ## The lab's pair, trained anew, is as good as the one that is shipped; LoRA's recipe teaches it
+test-lab: .venv/.ready  ## The pair, trained anew, is as good as the shipped one; LoRA teaches it; wrong facts teach nothing
 	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py tests/documents
 
 test-real: .venv/.ready  ## SmolLM2-135M is gotten, converted, taught for a few steps, merged and saved

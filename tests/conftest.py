@@ -5,6 +5,7 @@ From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for a
 
 import functools
 import gc
+import importlib.metadata
 import inspect
 import os
 import random
@@ -22,6 +23,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
 )
+
+# accelerate asks many times a step which packages there are, and each answer parses a file anew
+for ask in ("metadata", "version"):
+    setattr(importlib.metadata, ask, functools.cache(getattr(importlib.metadata, ask)))
 
 # fixtures import transformers themselves: the process that hands out tests to others has no need of it
 import warnings  # noqa: E402
@@ -128,6 +133,17 @@ def student():
 @pytest.fixture
 def teacher():
     return lab("AutoModelForCausalLM", "lab:teacher")
+
+
+@pytest.fixture
+def small_lab(monkeypatch):
+    """The lab's first islands alone: 48 records, or 20 questions, by each name."""
+    import lupi_trainer.lab as named
+
+    def first(name, make):
+        return lambda: make()[: 20 if name.startswith("probes") else 48]
+
+    monkeypatch.setattr(named, "_RECORDS", {name: first(name, make) for name, make in named._RECORDS.items()})
 
 
 @pytest.fixture

@@ -116,12 +116,18 @@ def _program(arguments: list[str], cwd: str, environment: dict[str, str], folder
     os._exit(started.wait() % 256)
 
 
-def run(*arguments: str, cwd=".", env: dict[str, str] | None = None, timeout: float = 240):
-    """As `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`; -m and -c are known."""
+def launch(*arguments: str, folder: str, cwd=".", env: dict[str, str] | None = None):
+    """As `subprocess.Popen([sys.executable, *arguments])`, writing to files in a folder; -m and -c are known."""
+    environment = dict(os.environ) if env is None else env
+    process = CONTEXT.Process(target=_program, args=([*arguments], str(Path(cwd).resolve()), environment, folder))
+    process.start()
+    return process
+
+
+def run(*arguments: str, timeout: float = 240, **options):
+    """As `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`; see `launch`."""
     with TemporaryDirectory() as folder:
-        environment = dict(os.environ) if env is None else env
-        process = CONTEXT.Process(target=_program, args=([*arguments], str(Path(cwd).resolve()), environment, folder))
-        process.start()
+        process = launch(*arguments, folder=folder, **options)
         process.join(timeout)
         out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
         if process.exitcode is None:

@@ -48,7 +48,7 @@ def chains() -> list[list[str]]:
 MAKE = {line.split(" #")[0].strip() for line in "".join(blocks("bash")).splitlines() if line.startswith("make ")}
 SHORT = ["--max_steps", "1", "--eval_strategy", "no"]
 LESS = {
-    "lupi skd": SHORT,
+    "lupi skd": [*SHORT, "--per_device_train_batch_size", "4", "--max_completion_length", "8"],
     "lupi kd": [*SHORT, "--save_strategy", "no"],
     "lupi wmtp": [*SHORT, "--save_strategy", "no"],
     "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],
@@ -84,7 +84,8 @@ def test_push(after_the_demo, hub):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chain", HERE, ids=lambda chain: " ".join(chain[0].split()[:2]))
-def test_commands_of_a_block(chain, after_the_demo):
+def test_commands_of_a_block(chain, after_the_demo, small_lab):
+    """With fewer steps, records and questions."""
     for command in chain:
         quoted = re.sub(r"\$'(.*?)'", lambda m: "'" + m[1].replace("\\n", "\n") + "'", command)
         program, *arguments = shlex.split(quoted)

@@ -53,7 +53,10 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path, monkeypatch):
     lengths = list(map(len, encode(tokenizer, messages)))
     longest = max(range(200), key=lambda n: lengths[n])
 
+    probes = tmp_path / "probes.json"
+    probes.write_text(json.dumps(read_records(DATA.parent / keys["probes"])[:4]))
     overrides = {
+        "probes": probes,
         "model_name_or_path": tmp_path / "student",
         "teacher_model_name_or_path": tmp_path / "teacher",
         "dtype": "float32",
@@ -70,7 +73,7 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path, monkeypatch):
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
-        "max_completion_length": 16,
+        "max_completion_length": 6,
         "max_teacher_prompt_length": lengths[longest],
         "logging_steps": 1,
         "save_steps": 20,

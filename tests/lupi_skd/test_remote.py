@@ -13,6 +13,9 @@ from tests.lupi_skd.training import make_config, make_trainer
 from tests.teachers.vllm_stand_in import VLLMStandIn
 
 
+SHORT = {"config_max_steps": 2, "config_max_completion_length": 6, "config_per_device_train_batch_size": 2}
+
+
 @pytest.fixture
 def server(teacher, tokenizer):
     with VLLMStandIn(teacher, tokenizer, max_logprobs=-1) as stand_in:
@@ -25,12 +28,12 @@ def on(server, tmp_path, **options):
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_with_the_full_vocabulary_it_is_training_with_the_teacher_here(server, tmp_path, beta):
-    """Text, losses and weights of three steps."""
+    """Text, losses and weights of two steps."""
     runs = []
     for name in ("remote", "here"):
         options = {"config_loss_top_k": 568} if name == "remote" else {}
         make = make_trainer if name == "here" else lambda *a, **k: on(server, *a, **k)
-        trainer, losses = make(tmp_path / name, config_beta=beta, **options)
+        trainer, losses = make(tmp_path / name, config_beta=beta, **SHORT, **options)
         trainer.train()
         runs.append((losses, {n: p.detach() for n, p in trainer.model.named_parameters()}))
     (ours, our_weights), (theirs, their_weights) = runs
@@ -77,8 +80,8 @@ def test_rollout_policies_and_accumulation(server, tmp_path):
                 tmp_path / policy / name,
                 config_rollout_policy=policy,
                 config_max_steps=1,
-                config_max_completion_length=5,
-                config_per_device_train_batch_size=2,
+                config_max_completion_length=4,
+                config_per_device_train_batch_size=1,
                 config_gradient_accumulation_steps=2,
                 **options,
             )

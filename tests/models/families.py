@@ -29,13 +29,15 @@ def train_tokenizer(texts: list[str], vocab_size: int = 600) -> PreTrainedTokeni
     return fast
 
 
-def tiny_model(family: str, tokenizer, *, hidden_size: int = 32, vocab_size: int | None = None, seed: int = 0):
+def tiny_model(
+    family: str, tokenizer, *, hidden_size: int = 32, vocab_size: int | None = None, layers: int = 2, seed: int = 0
+):
     """A random-weight model with the layers of a family: `qwen3` or `llama` (Llama-2: no grouped heads)."""
     common = {
         "vocab_size": vocab_size or len(tokenizer),
         "hidden_size": hidden_size,
         "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "max_position_embeddings": 4096,
         "eos_token_id": tokenizer.eos_token_id,

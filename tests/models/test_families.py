@@ -48,8 +48,8 @@ def test_a_real_family_trains_from_a_recipe(tmp_path, culture_tokenizer, family)
         f"dataset_name: {tmp_path}/data.json\nfew_shot_examples: {tmp_path}/shots.json\n"
         "teacher_system_prompt: 당신은 한국 문화 전문가입니다.\nteacher_dtype: auto\n"
         "teacher_attn_implementation: eager\nattn_implementation: sdpa\ndtype: float32\n"
-        f"output_dir: {tmp_path}/run\nmax_steps: 12\nlearning_rate: 5.0e-3\nper_device_train_batch_size: 8\n"
-        "max_completion_length: 16\ngamma: 5\nlogging_steps: 1\nbf16: false\nuse_cpu: true\n"
+        f"output_dir: {tmp_path}/run\nmax_steps: 6\nlearning_rate: 1.0e-2\nper_device_train_batch_size: 4\n"
+        "max_completion_length: 6\ngamma: 3\nlogging_steps: 1\nbf16: false\nuse_cpu: true\n"
         "gradient_checkpointing: true\nreport_to: none\nsave_strategy: 'no'\nlr_scheduler_type: constant\n"
     )
     trainer = build_trainer(*make_parser().parse_args_and_config(["--config", str(tmp_path / "recipe.yaml")]))

@@ -74,7 +74,7 @@ def test_a_teacher_server_that_is_not_there_is_said_in_one_line(command, capsys,
     assert len(errors) == 1 and "the teacher server http://127.0.0.1:9 has not answered" in errors[0]
 
 
-def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path):
+def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path, small_lab):
     arguments = ["skd", "--config", "lab/lupi_skd/config_full.yaml", "--max_steps", "2", "--eval_strategy", "no"]
     assert main([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -64,11 +64,12 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
     assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
 
 
-@pytest.mark.slow
+@pytest.mark.lab
 def test_shuffled_knowledge_teaches_nothing(tmp_path, student, tokenizer):
     """Each question with another island's facts: accuracy stays at its start, so the gain comes from the knowledge.
 
-    With the right facts, the same 50 steps teach a fifth of them (19%).
+    With the right facts, the same 50 steps teach a fifth of them (19%). `make test` holds that no question has its
+    own island's facts there (tests/lab, tests/experiments), and that its figures are those of the runs.
     """
     before = marks(student, tokenizer, "probes", "probes-unseen")
     overrides = ["--dataset_name", "lab:new-shuffled", "--max_steps", "50", "--output_dir", str(tmp_path / "run")]

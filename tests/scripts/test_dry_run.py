@@ -203,7 +203,7 @@ def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
         ("kd", "lab/kd_lora/config_teacher.yaml", ["--max_length", "70"], "are left out, longer than max_length=70"),
     ],
 )
-def test_the_other_methods_are_checked_too(command, recipe, args, found, tmp_path, capsys):
+def test_the_other_methods_are_checked_too(command, recipe, args, found, tmp_path, small_lab, capsys):
     status, table, faults = check(capsys, tmp_path, command, recipe, *args)
     assert (status, faults) == (0, [])
     assert found in table["records"] and "estimate" in table["time"]

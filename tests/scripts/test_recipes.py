@@ -84,7 +84,7 @@ def test_recipe_parses_and_says_how_it_is_started(name):
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_lab_recipes_run(tmp_path, monkeypatch):
+def test_the_commands_of_the_lab_recipes_run(tmp_path, monkeypatch, small_lab):
     """All that their first comments name, for a step; a sweep is run by tests/experiments/test_sweep.py."""
     monkeypatch.chdir(tmp_path)
     short = "--max_steps 1 --per_device_train_batch_size 2 --eval_strategy no --save_strategy no".split()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lupi_trainer.cli import main
+from lupi_trainer.lab import load_lab_records
 from lupi_trainer.models.mtp_heads import MTPHeads
 from lupi_trainer.scripts.wmtp import load_texts
 
@@ -12,11 +13,14 @@ from lupi_trainer.scripts.wmtp import load_texts
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["mtp-baseline", "critic-wmtp", "rho1-wmtp"])
 def test_tiny_runs_everything(tmp_path, algorithm, capsys):
-    run = tmp_path / "run"
-    assert main(["wmtp", "--algo", algorithm, "--tiny", "--output_dir", str(run)]) == 0
+    run, evaluated = tmp_path / "run", tmp_path / "evaluated.json"
+    evaluated.write_text(json.dumps(load_lab_records("lab:common")[::45]))
+    less = "--max_steps 10 --eval_steps 5 --logging_steps 5 --save_steps 5 --per_device_train_batch_size 8".split()
+    less += ["--eval_dataset_name", str(evaluated), *"--draft_eval_new_tokens 12 --critic_steps 4".split()]
+    assert main(["wmtp", "--algo", algorithm, "--tiny", "--output_dir", str(run), *less]) == 0
     names = {path.name for path in run.iterdir()}
     assert {"model.safetensors", "mtp_heads.safetensors", "mtp_heads.json", "README.md"} <= names
-    assert {"checkpoint-10", "checkpoint-20"} <= names
+    assert {"checkpoint-5", "checkpoint-10"} <= names
     assert ("value_head.safetensors" in names) == (algorithm == "critic-wmtp")
     log = json.loads((run / "trainer_state.json").read_text())["log_history"]
     evaluations = [entry for entry in log if "eval_loss/head_4" in entry]

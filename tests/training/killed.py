@@ -11,7 +11,7 @@ import torch
 
 from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.data.mixing import mix
-from lupi_trainer.data.records import load_base_data, load_training_data
+from lupi_trainer.data.records import to_columns
 from lupi_trainer.lab import load_lab_records, resolve_model
 from tests.lupi_skd.training import make_config
 
@@ -19,15 +19,15 @@ from tests.lupi_skd.training import make_config
 SETTINGS = {  # two optimizer steps an epoch, logs and checkpoints at steps of their own
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "max_steps": 8,
-    "logging_steps": 2,
+    "max_steps": 6,
+    "logging_steps": 3,
     "save_strategy": "steps",
-    "save_steps": 3,
+    "save_steps": 2,
     "save_total_limit": 1,
     "eval_strategy": "steps",
     "eval_steps": 4,
     "log_rollout_blocks": True,
-    "max_completion_length": 24,
+    "max_completion_length": 6,
 }
 MIXED = {
     "gamma_policy": "tests.training.killed:Wandering",
@@ -93,7 +93,7 @@ def records(mixed: bool):
     """Ten records, read again in every epoch; or a mixture of two stages, as long as the run."""
     if not mixed:
         return load_lab_records("lab:new")[:10]
-    new, base = load_training_data("lab:new").select(range(10)), load_base_data("lab:common").select(range(10))
+    new, base = (to_columns(load_lab_records(name)[:10]) for name in ("lab:new", "lab:common"))
     batch = SETTINGS["per_device_train_batch_size"] * SETTINGS["gradient_accumulation_steps"]
     stages = [{"share": 0.75, "until": 0.5}, {"share": 0.25}]
     return mix(new, base, stages, total=SETTINGS["max_steps"] * batch, batch=batch)
@@ -128,7 +128,7 @@ def train(
         "lab:teacher",
         args=make_config(Path(output_dir), **{**SETTINGS, "output_dir": output_dir, **changes}),
         train_dataset=records(mixed),
-        eval_dataset=load_lab_records("lab:eval")[:4],
+        eval_dataset=load_lab_records("lab:eval")[:2],
     )
     if what == "block":
         trainer.at_block = Countdown(n)

@@ -54,8 +54,8 @@ def run_unbroken(folder: Path, **arguments) -> float:
     started = time.perf_counter()
     process.join(120)
     log = json.loads((folder / "result.json").read_text())
-    assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 8]
-    assert len({entry["loss"] for entry in log if "loss" in entry}) == 4
+    assert [entry["step"] for entry in log if "loss" in entry] == [3, 6]
+    assert len({entry["loss"] for entry in log if "loss" in entry}) == 2
     return time.perf_counter() - started
 
 
@@ -103,18 +103,18 @@ def test_killed_inside_a_rollout_or_a_backward(unbroken, tmp_path, what, n):
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(unbroken, tmp_path):
     """Killed at ten function calls, spread over the writing of the second checkpoint."""
-    assert run(tmp_path / "count", die_at=("checkpoint", 0), changes={"max_steps": 3}) == 0
+    assert run(tmp_path / "count", die_at=("checkpoint", 0), changes={"max_steps": 2}) == 0
     calls = int((tmp_path / "count" / "calls.json").read_text())  # for one checkpoint
     base = tmp_path / "base"  # a run that has its first checkpoint, and dies before its second
-    assert run(base, die_at=("backward", 9)) == -signal.SIGKILL
-    assert last_complete_checkpoint(base).endswith("checkpoint-3")
+    assert run(base, die_at=("backward", 7)) == -signal.SIGKILL
+    assert last_complete_checkpoint(base).endswith("checkpoint-2")
     half_written = 0
     for i in range(10):
         folder = tmp_path / f"at-{i}"
         shutil.copytree(base, folder)
         assert run(folder, die_at=("checkpoint", 1 + i * calls // 10)) == -signal.SIGKILL
-        assert last_complete_checkpoint(folder).endswith("checkpoint-3")
-        half_written += flaw(folder / "checkpoint-6") is not None and (folder / "checkpoint-6").exists()
+        assert last_complete_checkpoint(folder).endswith("checkpoint-2")
+        half_written += flaw(folder / "checkpoint-4") is not None and (folder / "checkpoint-4").exists()
         if i % 5 == 4:
             assert run(folder) == 0
             assert_same_run(folder, unbroken)
@@ -262,8 +262,9 @@ def test_recipe_and_environment_resume(tmp_path, monkeypatch, capsys):
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(find_recipe("lab/lupi_skd/config_full.yaml").read_text() + "\n" + "\n".join(args) + "\n")
         options = "--save_strategy steps --save_steps 2 --logging_steps 1 --eval_strategy no --disable_tqdm true"
-        arguments = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps", str(max_steps)]
-        data, config, model = lupi_skd.make_parser().parse_args_and_config([*arguments, *options.split()])
+        options += " --per_device_train_batch_size 2 --max_completion_length 6 --max_steps"
+        arguments = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), *options.split(), str(max_steps)]
+        data, config, model = lupi_skd.make_parser().parse_args_and_config(arguments)
         trainer = lupi_skd.build_trainer(data, config, model)
         steps = []
         trainer.training_step = lambda *a, step=trainer.training_step: (steps.append(1), step(*a))[1]
