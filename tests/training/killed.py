@@ -27,7 +27,7 @@ SETTINGS = {  # two optimizer steps an epoch, logs and checkpoints at steps of t
     "eval_strategy": "steps",
     "eval_steps": 4,
     "log_rollout_blocks": True,
-    "max_completion_length": 6,
+    "max_completion_length": 8,  # 10 and 22 rounds before the first two checkpoints: no multiples of gamma
 }
 MIXED = {
     "gamma_policy": "tests.training.killed:Wandering",
