@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 from transformers import (
@@ -10,6 +12,7 @@ from transformers import (
     Phi3Config,
 )
 
+from lupi_trainer import LUPISKDConfig
 from lupi_trainer.speculative import AdapterDisabled, TopK, skd_rollout
 from lupi_trainer.speculative.runners.runner import Runner
 from tests.speculative.reference import reference_rollout
@@ -129,3 +132,11 @@ def test_modes_and_gradients_are_left_as_they_were(model):
 def test_adapter_disabled_wants_an_adapter(model):
     with pytest.raises(ValueError, match="wants a PeftModel, got LlamaForCausalLM"):
         AdapterDisabled(model)
+
+
+def test_a_rollout_and_the_recipes_have_the_same_defaults():
+    given = inspect.signature(skd_rollout).parameters
+    names = "gamma gamma_policy student_temperature teacher_temperature max_slots verification pack_weights"
+    for name in names.split():
+        assert given[name].default == LUPISKDConfig.__dataclass_fields__[name].default, name
+    assert given["acceptance"].default == TopK(LUPISKDConfig.accept_top_k, LUPISKDConfig.teacher_min_prob)
