@@ -4,6 +4,7 @@ from typing import Any
 
 from jinja2 import TemplateError as JinjaError
 
+
 _SENTENCES = "Some words, and more: here. Are these read? They are!\n\n" * 40
 
 
