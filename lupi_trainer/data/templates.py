@@ -5,9 +5,18 @@ from typing import Any
 from jinja2 import TemplateError as JinjaError
 
 
+_SENTENCES = "Some words, and more: here. Are these read? They are!\n\n" * 40
+
+
 def _mark(place: int) -> str:
     """A text that no template has, and none changes."""
     return f"zq{'abcdefghijklmnopqrstuvwxyz'[place % 26]}{place}qz"
+
+
+def _text(place: int) -> tuple[str, str, str]:
+    """As much as a persona may have, in sentences and paragraphs, and the marks that it begins and ends with."""
+    begin = _mark(place)
+    return f"{begin}. {_SENTENCES}{begin[::-1]}", begin, begin[::-1]
 
 
 def end_of_turn(tokenizer: Any, **template_kwargs: Any) -> int | None:
@@ -31,20 +40,23 @@ def end_of_turn(tokenizer: Any, **template_kwargs: Any) -> int | None:
 def fault_of_template(tokenizer: Any, roles: tuple[str, ...], **template_kwargs: Any) -> str | None:
     """What is wrong with how the chat template writes conversations whose turns have these roles; `None`: nothing.
 
-    It must write every turn, and end where the assistant begins to speak.
+    It must write every turn from its beginning to its end, and end where the assistant begins to speak.
 
     Raises:
         jinja2.TemplateError: it refuses such a conversation.
     """
-    conversation = [{"role": role, "content": _mark(place)} for place, role in enumerate(roles)]
+    conversation = [{"role": role, "content": _text(place)[0]} for place, role in enumerate(roles)]
 
     def write(turns: list[dict[str, str]], **options: Any) -> str:
         return tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
     prompt = write(conversation, **{"add_generation_prompt": True, **template_kwargs})
     for place, role in enumerate(roles):
-        if _mark(place) not in prompt:
-            return f"it leaves out the {role} turn (number {place + 1} of {len(roles)}), so what is in it is not read"
+        _, begin, end = _text(place)
+        if begin not in prompt or end not in prompt:
+            what = "a part of the" if begin in prompt or end in prompt else "the"
+            turn = f"{role} turn (number {place + 1} of {len(roles)})"
+            return f"it leaves out {what} {turn}, so what is in it is not read"
     without = {**template_kwargs, "add_generation_prompt": False}
     if prompt != write(conversation, **without):
         return None

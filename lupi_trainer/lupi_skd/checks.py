@@ -11,6 +11,7 @@ from ..data.prompts import TeacherPrompt, TemplateError, check_turns, encode
 from ..data.records import prepare_columns, record_name
 from ..data.special_tokens import SpecialTokens
 from ..models.vocabulary import check_known_tokens
+from ..training.given_data import given_parts
 from .config import LUPISKDConfig
 
 
@@ -97,6 +98,8 @@ def ready_records(
         ValueError: as [`prepare_columns`] and [`check_length`], or the chat template cannot write a record's prompts;
             it is named.
     """
+    if isinstance(dataset, dict):
+        given_parts(dataset, "eval_dataset")
     dataset = prepare_columns(dataset)
     for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
         check_dataset_lengths(part, tokenizer, teacher_prompt, args, context_lengths, vocab_size)

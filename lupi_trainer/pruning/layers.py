@@ -177,7 +177,7 @@ def _assemble(
     made = type(model).from_pretrained(
         None,
         config=config,
-        state_dict=dict(state),
+        state_dict={name: value.clone() for name, value in state.items()},  # loading keeps and initializes in place
         dtype=model.dtype,
         attn_implementation=attn_implementation(model.config),
     )

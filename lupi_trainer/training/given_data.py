@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from ..data.records import make_dataset
 from ..models.vocabulary import check_known_tokens
 from .private import SFTHooks, TrainerHooks
-from .settings import check_run_settings
+from .settings import OF_METRICS, check_run_settings, say_unread
 
 
 logger = logging.getLogger(__name__)
@@ -21,11 +21,11 @@ def as_dataset(data: Any, name: str) -> Any:
     """A dataset as it is, a list of records as one, `None` as it is; and a dictionary of such.
 
     Raises:
-        ValueError: no record.
+        ValueError: no record, or no part.
         TypeError: something else; `name` names it.
     """
     if isinstance(data, dict):
-        return {key: as_dataset(part, f"{name}[{key!r}]") for key, part in data.items()}
+        return {key: as_dataset(part, f"{name}[{key!r}]") for key, part in given_parts(data, name).items()}
     if isinstance(data, (list, Dataset)) and not len(data):
         raise ValueError(f"{name} is empty")
     if isinstance(data, list) and all(isinstance(record, dict) for record in data):
@@ -37,6 +37,21 @@ def as_dataset(data: Any, name: str) -> Any:
         f"{name} must be a `Dataset`, an `IterableDataset` or a list of records (dictionaries), got a "
         f"{type(data).__name__}"
     )
+
+
+def given_parts(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """The datasets of a dictionary, which has some.
+
+    Raises:
+        ValueError: it has none.
+        TypeError: one is `None`, as which `evaluate` would read the run's own.
+    """
+    if not data:
+        raise ValueError(f"{name} is empty: it has no dataset")
+    for key, part in data.items():
+        if part is None:
+            raise TypeError(f"{name}[{key!r}] is None: give a dataset, or leave {key!r} out")
+    return data
 
 
 class GivenData(TrainerHooks):
@@ -59,7 +74,7 @@ class GivenData(TrainerHooks):
     def evaluate(self, eval_dataset: Any = None, ignore_keys=None, metric_key_prefix: str = "eval"):
         if isinstance(eval_dataset, dict):
             metrics = {}
-            for name, part in eval_dataset.items():
+            for name, part in given_parts(eval_dataset, "eval_dataset").items():
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         if isinstance(eval_dataset, str):
@@ -69,8 +84,10 @@ class GivenData(TrainerHooks):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset: Any, ignore_keys=None, metric_key_prefix: str = "test") -> Any:
+        if test_dataset is None:
+            raise TypeError("test_dataset is None: give what is to be predicted; `evaluate()` reads the run's own set")
         if isinstance(test_dataset, dict):
-            parts = test_dataset.items()
+            parts = given_parts(test_dataset, "test_dataset").items()
             return {name: self.predict(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in parts}
         if isinstance(test_dataset, str):
             return super().predict(self._named(test_dataset), ignore_keys, metric_key_prefix)
@@ -112,7 +129,9 @@ class GivenTexts(GivenData, SFTHooks):
     def __init__(self, *args: Any, train_dataset: Any = None, eval_dataset: Any = None, **kwargs: Any):
         if isinstance(train_dataset, dict):
             raise TypeError(f"train_dataset must be one dataset, got {sorted(train_dataset)}: pass one of these")
-        check_run_settings(kwargs.get("args"))
+        check_run_settings(kwargs["args"])
+        if kwargs.get("compute_metrics") is None:
+            say_unread(kwargs["args"], OF_METRICS, "no `compute_metrics` was given")
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(*args, **{name: as_dataset(part, name) for name, part in data.items()}, **kwargs)
 

@@ -1,5 +1,6 @@
 """Settings that a run would take and never read: refused, or said to have no effect, by name."""
 
+import copy
 import logging
 import math
 import os
@@ -29,6 +30,10 @@ LOADING = (
     "teacher_load_in_8bit",
 )
 QUANTIZATION = ("teacher_bnb_4bit_quant_type", "teacher_use_bnb_nested_quant")
+
+OF_OPTIMIZERS = ("optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
+TORCH_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+OF_METRICS = ("include_for_metrics", "batch_eval_metrics")
 
 
 def is_set(args: Any, name: str) -> bool:
@@ -102,6 +107,7 @@ def check_run_settings(args: Any) -> None:
         if not 0 <= (getattr(args, name) or 0.0) < math.inf:
             raise ValueError(f"{name} must be a finite number from 0, got {getattr(args, name)}")
     _check_schedule(args)
+    _say_unread_by_optimizer(args)
     if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
         raise ValueError(
             "activation_offloading=True has no effect on a CPU: activations are in its memory already. Leave it out"
@@ -127,6 +133,23 @@ def _check_schedule(args: Any) -> None:
         get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, keys)
     except (TypeError, ValueError) as error:
         raise ValueError(f"lr_scheduler_type={kind!r} with lr_scheduler_kwargs={keys}: {error}") from error
+
+
+def _say_unread_by_optimizer(args: Any) -> None:
+    """Say which settings of optimizers this run's is not made with; of those alone that need neither a package nor
+    the model."""
+    kind, names = getattr(args.optim, "value", args.optim), [name for name in OF_OPTIMIZERS if is_set(args, name)]
+    if kind not in TORCH_OPTIMIZERS or not names:
+        return
+    from transformers import Trainer
+
+    made = Trainer.get_optimizer_cls_and_kwargs(args)
+    for name in names:
+        without = copy.copy(args)
+        (default,) = [field.default for field in fields(args) if field.name == name]
+        setattr(without, name, default)
+        if Trainer.get_optimizer_cls_and_kwargs(without) == made:
+            say_unread(args, [name], f"optim={kind!r} does not read it")
 
 
 def _place(model: Any) -> str:

@@ -35,6 +35,8 @@ def test_templates_as_models_have_them_are_right(tokenizer, template):
 NO_SYSTEM = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
 LAST_TURN = CHATML.replace("in messages", "in messages[-1:]")
 NO_EXAMPLE = CHATML.replace("in messages", "in messages if m['role'] != 'assistant'")
+CUT = CHATML.replace("+ m['content']", "+ m['content'][:500]")
+FIRST_SENTENCE = CHATML.replace("+ m['content']", "+ (m['content'].split('.')[0] if loop.first else m['content'])")
 NO_PROMPT = CHATML[: CHATML.index("{% if")]
 
 
@@ -44,6 +46,8 @@ NO_PROMPT = CHATML[: CHATML.index("{% if")]
         (NO_SYSTEM, 1, r"it leaves out the system turn \(number 1 of 4\)"),
         (LAST_TURN, 1, r"it leaves out the system turn"),
         (NO_EXAMPLE, 1, r"it leaves out the assistant turn \(number 3 of 4\)"),
+        (CUT, 0, r"it leaves out a part of the user turn \(number 1 of 1\)"),
+        (FIRST_SENTENCE, 0, r"it leaves out a part of the user turn \(number 1 of 1\)"),
         (NO_PROMPT, 0, "it has no generation prompt"),
         (NO_PROMPT + "<|im_end|>", 0, "it has no generation prompt"),
     ],

@@ -17,6 +17,7 @@ from transformers import (
     LlamaConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    YoutuConfig,
 )
 
 from lupi_trainer.cli import main
@@ -202,6 +203,25 @@ def test_weights_that_loading_would_round_are_refused():
     model.model.layers[0].mlp.up_proj.float()
     with pytest.raises(ValueError, match="'model.layers.0.mlp.up_proj.weight' is torch.float32 in a model of torch.b"):
         drop_layers(model, {"B": [2]})
+
+
+def test_a_base_shares_no_weights_with_the_model_and_those_that_loading_writes_into_are_refused(tmp_path):
+    model = make_model("llama")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    save_bundle(tmp_path / "B", "B", model, [2])
+    base = drop_layers(model, {"B": [2]})
+    back = restore_bundle(base, tmp_path / "B")
+    for made in (back, base):
+        for p in made.parameters():
+            p.data.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    common = {**LATENT, "vocab_size": 120, "hidden_size": 32, "head_dim": 8, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(YoutuConfig(**common, **SHAPE, tie_word_embeddings=True)).eval()
+    torch.nn.init.normal_(model.model.embed_tokens.weight)  # a row for padding, too, which loading makes zero
+    before = model.model.embed_tokens.weight.clone()
+    with pytest.raises(ValueError, match="'(lm_head|model.embed_tokens).weight' does not come back as it was: Youtu"):
+        drop_layers(model, {"B": [2]})
+    assert torch.equal(model.model.embed_tokens.weight, before)
 
 
 def test_block_influence_finds_the_layers_that_do_the_least():

@@ -121,6 +121,15 @@ def test_what_is_no_dataset_is_refused(tmp_path, make):
                 give(empty)
         with pytest.raises((TypeError, ValueError), match="dictionar"):
             give(["a text"])
+        with pytest.raises(ValueError, match="_dataset is empty: it has no dataset"):
+            give({})
+        with pytest.raises(TypeError, match=r"_dataset\['b'\] is None: give a dataset, or leave 'b' out"):
+            give({"a": data, "b": None})
+    with pytest.raises(TypeError, match="test_dataset is None: give what is to be predicted"):
+        trainer.predict(None)
+    for nothing in ({}, {"b": None}):
+        with pytest.raises((TypeError, ValueError), match="eval_dataset(\\['b'\\] is None| is empty)"):
+            make(tmp_path, train_dataset=data, eval_dataset=nothing)
 
 
 @pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer])

@@ -260,6 +260,24 @@ def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path, cap
     make_config(tmp_path, accelerator_config={"dispatch_batches": False})
 
 
+def test_what_an_optimizer_or_no_metrics_would_read_is_named(tmp_path, caplog):
+    unread = {"optim_args": "eps=0.5", "optim_target_modules": "all-linear"}
+    metrics = {"include_for_metrics": ["loss"], "batch_eval_metrics": True}
+    betas = {"adam_beta1": 0.5, "adam_epsilon": 0.5}
+    for make, others, kind, names, honored in (
+        (make_trainer, {}, "adamw_torch_fused", unread, betas),
+        (make_kd_trainer, metrics, "sgd", betas, {"optim_args": "momentum=0.5"}),
+        (make_wmtp_trainer, metrics, "adamw_torch", unread, betas),
+    ):
+        caplog.clear()
+        given = {"optim": kind, **others, **names, **honored}
+        make(tmp_path, **{f"config_{name}": value for name, value in given.items()})
+        for name in (*names, *others):
+            why = "no `compute_metrics` was" if name in others else f"optim='{kind}' does not"
+            assert re.search(rf"\b{name}=.*: no effect, since {why}", caplog.text), name
+        assert not any(f"{name}=" in caplog.text for name in honored)
+
+
 def test_an_optimizer_must_hold_what_is_trained(tmp_path, student):
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     made = {"optimizers": (optimizer, None), "model": student}
