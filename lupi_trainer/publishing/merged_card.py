@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from .model_card import BASE_ROW, ModelFacts, full_model_line, is_hub_name, render_card, shown, usage
+from .model_card import ADAPTER_SETTINGS, BASE_ROW, ModelFacts, full_model_line, is_hub_name, render_card, shown, usage
 
 
 LINE = r"(?m)^A LoRA adapter on .*, trained with lupi_trainer\.$"
@@ -56,7 +56,7 @@ def _facts(adapter: Path, base_model: str, name: str) -> ModelFacts:
         num_records=None,
         method=f"{config.get('peft_type', 'LoRA')} adapter, merged into the weights",
         papers=(),
-        settings={key: config[key] for key in ("r", "lora_alpha") if key in config},
+        settings={key: config[key] for key in ADAPTER_SETTINGS if key in config},
         steps=state.get("global_step", "not known"),
         log_history=state.get("log_history", []),
     )

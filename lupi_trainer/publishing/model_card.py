@@ -21,6 +21,7 @@ SETTINGS = """
     horizon head_type head_weighting head_weight_temperature max_completion_length max_length
     learning_rate lr_scheduler_type per_device_train_batch_size gradient_accumulation_steps seed
 """.split()
+ADAPTER_SETTINGS = ("r", "lora_alpha")  # of an adapter's own configuration
 # logged figures that are reported, where the run has them
 FIGURES = {
     "loss": "training loss",
@@ -32,6 +33,7 @@ FIGURES = {
     "eval_closed_book_strict": "closed-book accuracy, strict",
     "eval_closed_book_lenient": "closed-book accuracy, lenient",
 }
+SHARES = ("acc_rate/mean", "tokens/teacher_share", "eval_closed_book_strict", "eval_closed_book_lenient")  # of 1
 BASE_ROW = "base model"
 SELF_TAUGHT = "the student's own base model, with the adapter switched off"
 USAGE = """```python
@@ -118,7 +120,8 @@ def measured(log_history: list[dict[str, float]]) -> list[tuple[str, str, str]]:
     for key, what in FIGURES.items():
         logs = [log for log in log_history if key in log]
         if logs:
-            first, last = (f"{float(log[key]):.4g} (step {log['step']})" for log in (logs[0], logs[-1]))
+            form = ".1%" if key in SHARES else ".4g"
+            first, last = (f"{float(log[key]):{form}} (step {log['step']})" for log in (logs[0], logs[-1]))
             rows.append((what, first, last))
     return rows
 

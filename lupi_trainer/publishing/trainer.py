@@ -16,7 +16,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from ..models.generation import make_savable
 from ..training.private import TrainerHooks
 from .credentials import refuse_secrets
-from .model_card import SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
+from .model_card import ADAPTER_SETTINGS, SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
 from .push import create_repository, push_folder
 from .student_files import student_files
@@ -81,6 +81,11 @@ class Published(TrainerHooks):
     def _facts(self, name: str | None, tags: list[str]) -> ModelFacts:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         settings = {key: getattr(self.args, key) for key in SETTINGS if getattr(self.args, key, None) is not None}
+        if is_peft_model(model):
+            config = model.active_peft_config
+            settings |= {
+                key: getattr(config, key) for key in ADAPTER_SETTINGS if getattr(config, key, None) is not None
+            }
         return ModelFacts(
             name=name or Path(self.hub_model_id or self.args.output_dir).name,
             repo_id=self.hub_model_id,

@@ -229,7 +229,7 @@ def train_and_save(trainer, data_args: Any, model_args: Any, evaluates: bool | N
         if evaluates:
             metrics = last_evaluation(trainer) or trainer.evaluate()
         else:
-            metrics = trainer.ask_probes() if getattr(trainer, "probes", None) is not None else {}
+            metrics = log.ask_probes()
         trainer.save_without_push(args.output_dir)  # which does not push: that comes last
         if trainer.is_world_process_zero():
             write_atomically(Path(args.output_dir) / "metrics.json", json.dumps(metrics, indent=1))

@@ -1,5 +1,6 @@
 """Closed-book questions that a trainer asks at every evaluation."""
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -18,6 +19,7 @@ class Probed(GivenData):
         probes: `question` and `answers` each; `None` asks nothing.
         chat_template_kwargs: how they are put.
         step_bar: what is shown already while they are asked, if anything is.
+        say: prints a line on the main process, where a run speaks.
     """
 
     args: Any
@@ -25,6 +27,7 @@ class Probed(GivenData):
     probes: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any]
     step_bar: Bar | None = None
+    say: Callable[[str], None] | None = None
 
     def _bar(self, what: str, total: int) -> WorkBar:
         shown = self.accelerator.is_main_process and not self.args.disable_tqdm
@@ -47,6 +50,8 @@ class Probed(GivenData):
             `eval_closed_book_strict` and `eval_closed_book_lenient`, fractions of 1.
         """
         assert self.probes is not None
+        if self.say is not None:
+            self.say(f"asking {len(self.probes)} probe{'s' * (len(self.probes) != 1)} closed-book")
         processes = self.accelerator.num_processes
         mine = self.probes[self.accelerator.process_index :: processes]
         # as many on every process: sharded weights are gathered by all

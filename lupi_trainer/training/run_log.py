@@ -11,6 +11,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .advice import Advice, open_book_advice
 from .progress import Bar, WorkBar, quiet_bars
+from .reporting import open_trackio
 from .stopping import Stopped, how_to_go_on
 
 
@@ -88,19 +89,29 @@ class RunLog(TrainerCallback):
         for shown in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(shown)
         trainer.add_callback(self)
-        trainer.step_bar = self.bar
+        trainer.step_bar, trainer.say = self.bar, self.say
 
     def ask(self) -> None:
         """Ask what is to be known before the first step; every process takes part."""
-        trainer, state = self.trainer, self.trainer.state
-        if getattr(trainer, "probes", None) is not None and not trainer.args.eval_on_start:
-            marks = trainer.ask_probes()
-            # the trainer's own `log` would take what a log of training takes
-            state.log_history.append({**marks, "step": 0})
-            trainer.callback_handler.on_log(trainer.args, state, trainer.control, marks)
-        if getattr(trainer, "open_book_probes", None):
+        trainer = self.trainer
+        if not trainer.args.eval_on_start:
+            self.ask_probes()
+        if probes := getattr(trainer, "open_book_probes", None):
+            self.say(f"asking the teacher {len(probes)} probe{'s' * (len(probes) != 1)} open-book")
             warning = open_book_advice(*trainer.ask_teacher(), trainer.args)
             self.warn([] if warning is None else [warning])
+
+    def ask_probes(self) -> dict[str, float]:
+        """Ask the probes, where there are some, and log their marks at the step that the run is at; returns them."""
+        trainer, state = self.trainer, self.trainer.state
+        if getattr(trainer, "probes", None) is None:
+            return {}
+        open_trackio(trainer)
+        marks = trainer.ask_probes()
+        # the trainer's own `log` would take what a log of training takes
+        state.log_history.append({**marks, "step": state.global_step})
+        trainer.callback_handler.on_log(trainer.args, state, trainer.control, marks)
+        return marks
 
     def warn(self, warnings: list[str]) -> None:
         self.warned += warnings
@@ -179,7 +190,7 @@ class RunLog(TrainerCallback):
     def close(self) -> None:
         """Take the bar away; whatever comes is printed as it is."""
         self.bar.__exit__()
-        self.trainer.step_bar = None
+        self.trainer.step_bar = self.trainer.say = None
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lupi_trainer.lab import load_lab_records
 from lupi_trainer.publishing.student_files import student_files
 from lupi_trainer.scripts.common import DataArguments, train_and_save
 from lupi_trainer.scripts.run_notes import collect_warnings
+from lupi_trainer.training.run_log import MARKS
 from tests.inspection.runs import make_run
 from tests.lupi_skd.training import make_trainer
 
@@ -33,13 +34,23 @@ def test_a_training_run_is_read_as_it_was_logged(tmp_path):
     assert curves["loss"]["lines"] == {"training": [(i + 1, loss) for i, loss in enumerate(losses.losses)]}
 
 
-def test_the_last_evaluation_of_a_run_is_the_figures_of_its_page(tmp_path):
+@pytest.mark.parametrize("when", ["no", "steps"])
+def test_the_marks_at_the_end_are_the_last_ones_of_the_log_the_card_and_the_page(tmp_path, when, capsys, monkeypatch):
     trainer, _ = make_trainer(
-        tmp_path, config_max_steps=1, config_eval_strategy="steps", eval_dataset=load_lab_records("lab:eval")[:2]
+        tmp_path, config_max_steps=1, config_eval_strategy=when, eval_dataset=load_lab_records("lab:eval")[:2]
     )
+    trainer.probes = load_lab_records("lab:probes")[:2]
+    asked = {0: dict.fromkeys(MARKS, 0.125), 1: dict.fromkeys(MARKS, 0.375)}
+    ask = type(trainer).ask_probes
+    monkeypatch.setattr(trainer, "ask_probes", lambda: ask(trainer) | asked[trainer.state.global_step])
     metrics = train_and_save(trainer, DataArguments(dataset_name="lab:new"), ModelConfig("lab:student"))
-    assert metrics["eval_loss"] > 0 and page_data(read_run(tmp_path / "run"))["metrics"] == metrics
-    assert "metrics.json" not in student_files(tmp_path / "run")
+    assert metrics["eval_closed_book_strict"] == 0.375 and ("eval_loss" in metrics) == (when != "no")
+    run = read_run(tmp_path / "run")
+    assert page_data(run)["metrics"] == metrics and "metrics.json" not in student_files(tmp_path / "run")
+    assert [run.points(name) for name in MARKS] == [[(0, 0.125), (1, 0.375)]] * 2
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| closed-book accuracy, strict | 12.5% (step 0) | 37.5% (step 1) |" in card
+    assert capsys.readouterr().out.count("asking 2 probes closed-book\n") == 2
 
 
 def test_the_longest_log_counts_and_a_checkpoint_is_enough(tmp_path):

@@ -56,8 +56,8 @@ def test_the_card_tells_base_teacher_data_method_and_what_was_measured(tmp_path)
     ):
         assert row in text.splitlines(), row
     log = {key: value for entry in trainer.state.log_history for key, value in entry.items()}
-    for key in ("acc_rate/mean", "eval_loss", "eval_closed_book_strict"):
-        assert f"{float(log[key]):.4g} (step 3) |" in text
+    for key, form in (("acc_rate/mean", ".1%"), ("eval_loss", ".4g"), ("eval_closed_book_strict", ".1%")):
+        assert f"{float(log[key]):{form}} (step 3) |" in text
     assert text.count("@inproceedings{") == 2 and "xu2025speculative" in text and "agarwal2024onpolicy" in text
     assert str(Path.cwd()) not in text and str(tmp_path) not in text
 

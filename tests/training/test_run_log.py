@@ -56,8 +56,9 @@ def test_ctrl_c_says_from_where_the_same_command_goes_on_and_it_does(tmp_path, m
     goes_on = "stopped at step 3; the same command with --resume_from_checkpoint true goes on from step 2"
     assert first.err.splitlines()[-1] == goes_on and "Traceback" not in first.err + first.out
     lines = first.out.splitlines()
-    assert lines[0].startswith("evaluated at step 0: closed-book 0.0%")
-    for number, line in enumerate(lines[1:], start=1):
+    assert lines[0] == "asking 4 probes closed-book" and lines[1].startswith("evaluated at step 0: closed-book 0.0%")
+    assert lines[2] == "asking the teacher 4 probes open-book"
+    for number, line in enumerate(lines[3:], start=1):
         parts = line.split("   ")
         assert parts[0] == f"step {number} of 4" and [part.split()[0] for part in parts[1:4]] == [
             "loss",
@@ -108,6 +109,9 @@ def test_sft_asks_its_probes_before_and_after_and_an_adapter_is_merged_next(tmp_
     assert [part.split()[0] for part in first[:2]] == ["step", "loss"] and first[2].endswith("tokens/s")
     assert first[3].endswith("left") and len(second) == 3 and "{" not in out and "warning: " not in out
     assert "closed-book: 100.0% before, 100.0% after (strictly marked: 100.0% before, 100.0% after)\n" in out
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| closed-book accuracy, strict | 100.0% (step 0) | 100.0% (step 2) |" in card
+    assert "| `r` | 16 |" in card and "| `lora_alpha` | 32 |" in card
     *_, merge = commands(out)
     assert merge == ["merge", str(tmp_path / "run"), "--out", f"{tmp_path / 'run'}-merged"]
     assert main(merge) == 0
