@@ -90,15 +90,18 @@ def _check_prompt(prompt: Any, where: str) -> None:
         raise RecordError(where, "the prompt is empty")
 
 
-def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
+def normalize_record(record: dict[str, Any], number: int, needs_context: bool = True) -> dict[str, Any]:
     """Rename the aliases, check one record, and make its `prompt` a list of messages.
+
+    Args:
+        needs_context: whether a record without `privileged_context` is refused; otherwise it is null there.
 
     Raises:
         RecordError: a column is missing, a type is wrong, or the prompt is empty; the message names the record.
     """
     if not isinstance(record, dict):
         raise RecordError(f"record number {number}", "it must be a dictionary", f", got a {type(record).__name__}")
-    where = record_name(record, number)
+    where, given = record_name(record, number), sorted(record)  # as it was given, whatever is renamed
     record = {**record}
     for alias, column in ALIASES.items():
         if alias in record and record.get(column) is None:  # as where records of both forms are mixed
@@ -107,13 +110,15 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
         if record.get(column) not in (None, [], {}, ""):
             raise ValueError(f"{where}: its `{column}` would not be read: text alone is; leave that column out")
     if "prompt" not in record:
-        raise RecordError(where, "no `prompt` (`query` is read as well)", f"; found {sorted(record)}")
+        raise RecordError(where, "no `prompt` (`query` is read as well)", f"; found {given}")
+    if "privileged_context" not in record and not needs_context:
+        record["privileged_context"] = None
     if "privileged_context" not in record:
         raise RecordError(
             where,
             "no `privileged_context` (`knowledge` is read as well), which is null where the teacher should see only "
             "what the student sees",
-            f"; found {sorted(record)}",
+            f"; found {given}",
         )
     _check_prompt(record["prompt"], where)
     if isinstance(record["prompt"], str):
@@ -128,14 +133,14 @@ def normalize_record(record: dict[str, Any], number: int) -> dict[str, Any]:
     return record
 
 
-def to_columns(records: Iterable[dict[str, Any]]) -> Dataset:
+def to_columns(records: Iterable[dict[str, Any]], needs_context: bool = True) -> Dataset:
     """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id`, if any has one, and `source_row`, if
     all have it).
 
     Raises:
         ValueError: no record at all, or a bad one (named).
     """
-    rows = [normalize_record(record, number) for number, record in enumerate(records)]
+    rows = [normalize_record(record, number, needs_context) for number, record in enumerate(records)]
     if not rows:
         raise ValueError("the dataset is empty")
     columns = ["prompt", "privileged_context", "row_id"]
@@ -180,10 +185,9 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
 
 def load_base_data(source: str, *, config: str | None = None, split: str = "train") -> Dataset:
     """As [`load_training_data`], of records that need no `privileged_context` column: without one it is null."""
-    known = {"privileged_context", *(alias for alias, column in ALIASES.items() if column == "privileged_context")}
     records = load_records(source, config, split)
     with named(source):
-        return to_columns(r if known & r.keys() else r | {"privileged_context": None} for r in records)
+        return to_columns(records, needs_context=False)
 
 
 def load_records(source: str, config: str | None = None, split: str = "train") -> Iterable[dict[str, Any]]:
@@ -225,7 +229,7 @@ def sft_row(record: dict[str, Any], number: int, completion_column: str) -> dict
     answer = record.get(completion_column)
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError(f"{record_name(record, number)}: no text in the column {completion_column!r} to learn")
-    prompt = normalize_record({"privileged_context": None, **record}, number)["prompt"]
+    prompt = normalize_record(record, number, needs_context=False)["prompt"]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]}
 
 

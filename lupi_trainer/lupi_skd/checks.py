@@ -160,8 +160,10 @@ def read_prompts(
 
     Args:
         rows: with `prompt` and `privileged_context`, as [`prepare_columns`] leaves them; the others as in
-            [`check_length`].
+            [`check_length`]; there may be none.
     """
+    if not rows:  # of which no chat template can be asked
+        return
     special = SpecialTokens(tokenizer, args.allow_special_tokens)
     kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
     prompts = [row["prompt"] for row in rows]

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils.logging import disable_progress_bar
 
 from ..data.prompts import encode
 from ..evaluation import closed_book
 from ..lab import load_lab_records, world
 from ..speculative import Rollout, TopK, skd_rollout
+from ..training.progress import quiet_bars
 from ..training.run_log import speaking
 from .lupi_skd import build_trainer, make_parser
 from .recipe_files import recipes_dir
@@ -85,9 +85,9 @@ def ask_all(trainer) -> dict[str, float]:
     }
 
 
+@quiet_bars(everywhere=True)
 def run_demo(output_dir: Path) -> None:
     """Run the demo from its recipe; writes the student, `metrics.json` (fractions of 1) and `rollout.svg`."""
-    disable_progress_bar()
     torch.set_num_threads(1)  # these models are too small to share out: a second thread only waits for the first
     console, start = Console(), time.perf_counter()
     recipe = str(recipes_dir() / RECIPE)

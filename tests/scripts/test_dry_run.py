@@ -170,11 +170,30 @@ def test_every_record_beyond_a_limit_is_listed(tmp_path, capsys, monkeypatch):
     )
     assert "They are record number 0, record number 4, record number 8," in faults[1]
     assert faults[1].endswith("record number 76, and 5 more")
-    assert faults[2].startswith(f"{records}record 'two': its text holds the special token")
+    assert faults[2].startswith(f"{records}record 'two' (number 2): its text holds the special token")
     assert faults[3] == f"{probes}probe of record number 0: `answers` must be a list of accepted strings, got []"
     assert "99 records, fewer than one batch of 200" in faults[4] and len(faults) == 5
     assert "the longest is the teacher's of record number 0" in table["prompts"]
     assert "not measured" in table["time"]
+
+
+def test_files_of_nothing_but_faults_are_listed(tmp_path, capsys):
+    (tmp_path / "records.json").write_text(json.dumps([{"query": " ", "knowledge": None}]))
+    (tmp_path / "base.json").write_text(json.dumps([{"question": "Where?", "answers": ["Tamo"]}]))
+    long = {"id": "parking", "prompt": "Where?", "privileged_context": "Tamo<|end|>"}
+    (tmp_path / "eval.json").write_text(json.dumps([long, long]))
+    keys = "dataset_name", "base_dataset_name", "eval_dataset_name"
+    paths = [str(tmp_path / name) for name in ("records.json", "base.json", "eval.json")]
+    args = [word for key, path in zip(keys, paths) for word in (f"--{key}", path)]
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *args)
+    assert status == 1
+    assert faults[:2] == [
+        f"error: {paths[0]}: record number 0: the prompt is empty",
+        f"error: {paths[1]}: record number 0: no `prompt` (`query` is read as well); found ['answers', 'question']",
+    ]
+    assert faults[2].startswith(f"error: {paths[2]}: 2 records, the first: its text holds the special token")
+    assert faults[2].endswith(". They are record 'parking' (number 0), record 'parking' (number 1)")
+    assert len(faults) == 3 and "0 of" in table["records"]
 
 
 def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):

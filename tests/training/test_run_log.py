@@ -88,6 +88,7 @@ def test_ctrl_c_says_from_where_the_same_command_goes_on_and_it_does(tmp_path, m
 
 def test_weights_that_are_missing_are_named_and_tied_ones_are_not(tmp_path, caplog):
     trainer, _ = make_trainer(tmp_path)
+    of_transformers.set_verbosity_warning()  # whatever other tests have left
     of_transformers.enable_propagation()
     lost = SimpleNamespace(missing_keys=["lm_head.weight", "model.norm.weight"], unexpected_keys=[])
     trainer.say_what_is_missing(lost)
@@ -148,6 +149,7 @@ class Terminal(io.StringIO):
 
 def test_there_is_one_bar_and_whatever_is_printed_comes_above_it_in_complete_lines(monkeypatch):
     screen = Terminal()
+    of_transformers.enable_progress_bar()  # whatever other tests have left
     monkeypatch.setattr(progress, "REDRAWN_EVERY", 0.0)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", screen)

@@ -27,7 +27,9 @@ def check_devices(args: Any, processes: int, report: Report) -> None:
             check_device(device)
         except ValueError as error:
             report.refuse(f"teacher_device: {error}")
-    where = f"{args.device}" if args.device.type != "cpu" else f"the CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"the CPU, {threads} thread{'s' * (threads != 1)}"
+    where = f"{args.device}" if args.device.type != "cpu" else cpu
     kind = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     several = f"{processes} processes, each on " if processes > 1 else ""
     report.add("device", f"{several}{where}, in {kind}")

@@ -7,18 +7,17 @@ from transformers import AutoTokenizer
 
 from ...data.check import check_probes
 from ...data.prompts import TeacherPrompt, load_few_shot_examples
-from ...data.records import ALIASES, load_records, normalize_record, record_name, sft_row, to_columns
+from ...data.records import load_records, normalize_record, record_name, sft_row, to_columns
 from ...data.special_tokens import SpecialTokens
 from ...data.squad import check_qa_record, raw_questions, tokenize_qa
 from ...lab import LAB_PREFIX, load_lab_records, resolve_model
-from ...lupi_skd.checks import read_prompts
+from ...lupi_skd.checks import Reading, read_prompts
 from ...lupi_skd.setup import compare_models, student_tokenizer, teacher_kind, to_source
 from ..kd_lora import evaluation_source
 from .report import Report
 
 
 Record = dict[str, Any]
-CONTEXT = {"privileged_context", *(alias for alias, column in ALIASES.items() if column == "privileged_context")}
 
 
 def _each(
@@ -41,12 +40,18 @@ def _each(
     return found
 
 
+def _numbered(reading: Reading) -> tuple[str, str]:
+    """(name of a faulty record with its number, since an id may be another's too; its fault)."""
+    name = record_name(reading.row, reading.row["row_id"])
+    return name, str(reading.error).removeprefix(f"{record_name(reading.row)}: ")
+
+
 def _columns(record: Record, number: int) -> Record:
     return normalize_record(record, number)
 
 
 def _base_columns(record: Record, number: int) -> Record:
-    return normalize_record(record if CONTEXT & record.keys() else record | {"privileged_context": None}, number)
+    return normalize_record(record, number, needs_context=False)
 
 
 def round_up(tokens: int) -> int:
@@ -77,10 +82,10 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
             continue
         rows = _each(load_records(source, config, split), columns, report, source)
         read = list(read_prompts(rows, tokenizer, prompt, args, pair.context_lengths, pair.vocab_size))
-        report.refuse_records(source, [(record_name(r.row), str(r.error)) for r in read if r.error is not None])
+        report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
         counts.append((source, len(rows)))
         readings += read
-        if len(read) == len(rows) and not any(r.error for r in read):
+        if rows and len(read) == len(rows) and not any(r.error for r in read):
             to_columns(rows)  # whether they agree on the types of their columns
     report.add("records", ", ".join(f"{count} of {source}" for source, count in counts))
     if readings:
@@ -119,7 +124,7 @@ def _probes(source: str, tokenizer: Any, args: Any, report: Report) -> None:
     report.add("probes", f"{len(probes)} of {source}")
 
 
-def _tokenizer(model_args: Any, args: Any) -> Any:
+def _tokenizer_of(model_args: Any, args: Any) -> Any:
     path = resolve_model(model_args.model_name_or_path)
     options = {"revision": model_args.model_revision, "trust_remote_code": args.trust_remote_code}
     return AutoTokenizer.from_pretrained(path, **options)
@@ -127,7 +132,7 @@ def _tokenizer(model_args: Any, args: Any) -> Any:
 
 def check_texts(data_args: Any, args: Any, model_args: Any, report: Report) -> int:
     """Records of `lupi sft` and `lupi wmtp`, whose texts TRL cuts at `max_length`; returns how many are trained on."""
-    tokenizer = _tokenizer(model_args, args)
+    tokenizer = _tokenizer_of(model_args, args)
     special = SpecialTokens(tokenizer, data_args.allow_special_tokens)
     kwargs: Any = data_args.chat_template_kwargs or {}
     of_answers = hasattr(data_args, "base_dataset_name")  # `lupi sft` reads no `text`
@@ -157,7 +162,7 @@ def check_texts(data_args: Any, args: Any, model_args: Any, report: Report) -> i
 
 def check_questions(qa: Any, args: Any, model_args: Any, report: Report) -> int:
     """Questions of `lupi kd`, of which those that are longer than `max_length` are left out."""
-    tokenizer, count = _tokenizer(model_args, args), 0
+    tokenizer, count = _tokenizer_of(model_args, args), 0
     evaluation = evaluation_source(qa.dataset_name, qa.eval_dataset_name)
     special = SpecialTokens(tokenizer, qa.allow_special_tokens)
     parts = (

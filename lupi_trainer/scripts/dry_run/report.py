@@ -36,12 +36,13 @@ class Report:
             kinds.setdefault(re.sub(r"\d+", "0", fault), []).append((name, fault))
         for found in kinds.values():
             names, fault = [name for name, _ in found], found[0][1]
+            end = "" if fault.endswith((".", "!", "?")) else "."
             if len(found) == 1:
                 self.refuse(f"{source}: {names[0]}: {fault}")
                 continue
             others = f", and {len(names) - MOST} more" if len(names) > MOST else ""
             self.refuse(
-                f"{source}: {len(names)} records, the first: {fault} They are {', '.join(names[:MOST])}{others}"
+                f"{source}: {len(names)} records, the first: {fault}{end} They are {', '.join(names[:MOST])}{others}"
             )
 
     def show(self) -> int:
