@@ -110,3 +110,19 @@ def test_a_text_that_goes_on_has_its_beginning_once_and_no_end(single, before):
     plain = tokenizer("xy", add_special_tokens=False)["input_ids"]
     rows = tokenize_open(tokenizer, ["xy", "<|im_start|>xy", "xy<|im_end|>"])
     assert rows == [before + plain, [1, *plain], [*before, *plain, 2]]
+
+
+def test_where_a_tokenizer_writes_its_text_otherwise_alone_nothing_counts_as_a_beginning():
+    class Spaced(type(train_tokenizer(["a"], vocab_size=300))):
+        """Without special tokens, a text is written with a space before it."""
+
+        def __call__(self, text, add_special_tokens=True, **options):
+            texts = [text] if isinstance(text, str) else text
+            texts = texts if add_special_tokens else [f" {text}" for text in texts]
+            found = super().__call__(texts, add_special_tokens=add_special_tokens, **options)
+            return {"input_ids": found["input_ids"][0] if isinstance(text, str) else found["input_ids"]}
+
+    plain = train_tokenizer(["a b a b"], vocab_size=300)
+    spaced = Spaced(tokenizer_object=plain.backend_tokenizer)
+    assert spaced("a")["input_ids"] != spaced("a", add_special_tokens=False)["input_ids"]
+    assert tokenize_open(spaced, ["a"]) == [plain(" a", add_special_tokens=False)["input_ids"]]

@@ -6,6 +6,7 @@ from datasets import Dataset
 from lupi_trainer.data.completions import encode_prompts
 from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, check_turns
 from lupi_trainer.data.records import prepare_columns
+from lupi_trainer.data.templates import end_of_turn
 from lupi_trainer.evaluation import closed_book
 from lupi_trainer.lab import load_lab_records
 from tests.lupi_skd.training import make_trainer
@@ -30,6 +31,23 @@ ALWAYS = CHATML.replace("{% if add_generation_prompt %}", "{% if true %}")
 def test_templates_as_models_have_them_are_right(tokenizer, template):
     tokenizer.chat_template = template
     check_turns(tokenizer, [ASKED, INFORMED])
+
+
+def test_the_token_that_ends_an_answer(tokenizer):
+    tokenizer.chat_template = ends = CHATML.replace("<|im_end|>", "<|end|>")
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|end|>") != tokenizer.unk_token_id
+    tokenizer.chat_template = CHATML
+    assert end_of_turn(tokenizer) is None, "this tokenizer has no such token"
+    tokenizer.chat_template = ends.replace("'<|end|>", "' END<|end|>")
+    assert end_of_turn(tokenizer) is None, "text comes first"
+
+
+def test_several_turns_need_a_template(tokenizer):
+    tokenizer.chat_template = None
+    turns = [*ASKED, {"role": "assistant", "content": "There."}, *ASKED]
+    with pytest.raises(ValueError, match=r"record 'r' .*: 3 messages, but the target has no chat template"):
+        encode_prompts(tokenizer, [{"id": "q", "prompt": ASKED}, {"id": "r", "prompt": turns}], None)
+    assert encode_prompts(tokenizer, [{"id": "q", "prompt": ASKED}], None) == [tokenizer("Where?")["input_ids"]]
 
 
 NO_SYSTEM = CHATML.replace("in messages", "in messages if m['role'] != 'system'")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lupi_trainer.speculative import RemoteTeacher, TopK, TopP, skd_rollout
+from lupi_trainer.speculative import RemoteError, RemoteTeacher, TopK, TopP, skd_rollout
 from tests.speculative.scene import RULE, Scene
 
 
@@ -85,6 +85,39 @@ def test_the_bound_on_the_normalizer_holds(scene):
         spread = (known / 0.7).exp().sum(-1) + 55 * (left / 55) ** (1 / 0.7)
         worst = max(worst, (((exact / 0.7).exp().sum(-1) - spread) / spread).max().item())
     assert 0 < worst <= teacher.stats.normalizer_error < math.inf
+
+
+def test_the_bound_on_the_normalizer_is_that_of_one_token_as_likely_as_can_be(scene):
+    """After any text the teacher's distribution is the same, so the largest bound is the only one."""
+
+    class Same(Asked):
+        def _after(self, text):
+            return torch.linspace(3, -3, 61, dtype=torch.float64).log_softmax(-1).expand(len(text), -1)
+
+    teacher = Same(scene.teacher, 6)
+    skd_rollout(scene.student, teacher, *scene.prompts, eos_token_id=[7, 8], **scene.options)
+    p = Same(scene.teacher, 6)._after([0])[0].exp()
+    exponent = 1 / 0.7  # the teacher's temperature
+    most = (1 - p[:6].sum()) * p[5] ** (exponent - 1)  # what is left, in tokens as likely as the last one returned
+    bound = (most / (p[:6] ** exponent).sum()).item()
+    assert teacher.stats.normalizer_error == pytest.approx(bound, rel=1e-6)
+
+
+def test_an_error_names_the_row_that_was_asked_about(scene):
+    prompts = [column[3:6] for column in scene.prompts]
+
+    class Fails(Asked):
+        def score(self, texts, counts):
+            error = RemoteError("no answer")
+            error.place = self.place
+            self.row = next(n for n, prompt in enumerate(prompts[1]) if texts[2][: len(prompt)] == prompt)
+            raise error
+
+    teacher = Fails(scene.teacher, 6)
+    for teacher.place in (2, None):
+        with pytest.raises(RemoteError, match="no answer") as error:
+            skd_rollout(scene.student, teacher, *prompts, eos_token_id=[7, 8], **scene.options)
+        assert error.value.row == (None if teacher.place is None else teacher.row)
 
 
 def test_what_was_returned_comes_back_for_every_completion_token(scene):
