@@ -37,11 +37,14 @@ def faults_of(command, *args, recipe=FULL):
 def test_keys_are_read_from_the_source_as_the_parser_has_them(command):
     kinds, actions = key_types(command), {action.dest: action for action in reversed(parser_of(command).actions)}
     assert kinds.keys() == actions.keys() - {"help"}
+    texts = {key: " ".join((action.help or "").replace("%%", "%").split()) for key, action in actions.items()}
     for key, kind in kinds.items():
+        assert " ".join(kind.help.split()) == texts[key] or not kind.help or "{" in texts[key], key
         default = getattr(actions[key].default, "value", actions[key].default)
         assert kind.default in (UNKNOWN, default) or key == "debug", key  # which transformers leaves out of its parser
         assert set(kind.choices) <= set(actions[key].choices or ()), key
     read = [key for key, kind in kinds.items() if kind.default is not UNKNOWN]
+    assert sum(not kind.help and bool(texts[key]) for key, kind in kinds.items()) < 5
     assert len(read) > 0.95 * len(kinds) and sum("Any" in kind.kinds for kind in kinds.values()) < 5
 
 
@@ -108,6 +111,30 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
         "load_in_4bit needs bitsandbytes: pip install bitsandbytes",
         "optim: paged_adamw_8bit needs bitsandbytes: pip install bitsandbytes",
     ]
+
+
+def test_a_finished_run_is_not_written_over_unasked(tmp_path, monkeypatch):
+    recipes = {"skd": FULL, "sft": "lab/sft/config_full.yaml", "wmtp": "lab/wmtp/config_tiny.yaml"}
+    recipes["kd"] = "lab/kd_lora/config_teacher.yaml"
+    folder = tmp_path / "run"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    (folder / "checkpoint-2" / "model.safetensors").write_text("")
+    for command, recipe in recipes.items():
+        here = command, "--output_dir", str(folder)
+        assert not [f for f in faults_of(*here, recipe=recipe) if "output_dir" in f], "a run that was cut off"
+        for name in ("trainer_state.json", "adapter_model.safetensors"):
+            (folder / name).write_text("")
+            (fault,) = [f for f in faults_of(*here, recipe=recipe) if "output_dir" in f]
+            assert fault.startswith(f"output_dir: {folder} holds a finished run") and "\n" not in fault
+            for way in ("--overwrite_output_dir true", "--resume_from_checkpoint true"):
+                assert way in fault and not [
+                    f for f in faults_of(*here, *way.split(), recipe=recipe) if "finished" in f
+                ]
+            assert fault in faults_of(*here, "--resume_from_checkpoint", "false", recipe=recipe)
+            monkeypatch.setenv("RESUME_CHECKPOINT", str(folder / "checkpoint-2"))
+            assert fault not in faults_of(*here, recipe=recipe)
+            monkeypatch.delenv("RESUME_CHECKPOINT")
+            (folder / name).unlink()
 
 
 def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):
