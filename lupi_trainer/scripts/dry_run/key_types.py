@@ -161,12 +161,16 @@ def _key_type(module: str, node: ast.AnnAssign) -> KeyType:
 
 
 def _text(module: str, node: ast.AST) -> str:
-    """A text for argparse, whose `%%` is a percent sign; what is computed in it is left out."""
+    """A text for argparse, whose `%%` is a percent sign; what is computed in it is left out, but for a joined list."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _text(module, node.left) + _text(module, node.right)
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(module, part) for part in node.values)
-    value = _value(module, node.value if isinstance(node, ast.FormattedValue) else node)
+    node = node.value if isinstance(node, ast.FormattedValue) else node
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "join" and node.args:
+        parts = _value(module, node.args[0])
+        return "" if parts is UNKNOWN else _text(module, node.func.value).join(map(str, parts))
+    value = _value(module, node)
     return "" if value is UNKNOWN else str(value).replace("%%", "%")
 
 
