@@ -90,15 +90,15 @@ def next_commands(folder: Path, found: "Found", model: str, teacher: str | None)
     """From the records to a student that is asked."""
     from .new_recipe import PERSONA
 
-    run, probes = (folder / "run").as_posix(), ["--probes", found.probes] if found.probes else []
-    commands = [["data", "check", found.records, *probes], ["skd", "--config", (folder / "recipe.yaml").as_posix()]]
-    if found.probes:
+    run, records = (folder / "run").as_posix(), str(found.records)
+    probes = ["--probes", found.probes] if found.probes else []
+    commands = [["data", "check", records, *probes], ["skd", "--config", (folder / "recipe.yaml").as_posix()]]
+    if probes:
+        reads = ["--teacher", teacher or model, "--teacher_system_prompt", PERSONA, "--records", records]
         served = teacher is not None and teacher.startswith("http")
-        reader = [] if served else ["--teacher", teacher or model, "--teacher_system_prompt", PERSONA]
-        reader += [] if served else ["--records", found.records]
-        commands.append(["evaluate", "--model", run, "--before", model, *probes, *reader])
+        commands.append(["evaluate", "--model", run, "--before", model, *probes, *([] if served else reads)])
     commands += [["merge", run, "--out", f"{run}-merged"], ["ask", f"{run}-merged", "A QUESTION"]]
-    return [shlex.join(["lupi", *map(str, words)]) for words in commands]
+    return [shlex.join(["lupi", *words]) for words in commands]
 
 
 def default_device() -> str:
