@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ import yaml
 from lupi_trainer.cli import main
 from lupi_trainer.scripts.dry_run.key_types import CLASSES, UNKNOWN, key_types
 from lupi_trainer.scripts.dry_run.look import look
+from lupi_trainer.scripts.dry_run.machine import check_disk
+from lupi_trainer.scripts.dry_run.report import Report
 from lupi_trainer.scripts.dry_run.settings import read_settings
 from lupi_trainer.scripts.launch import TRAINING
 from lupi_trainer.scripts.recipe_files import find_recipe, list_recipes
@@ -239,6 +242,15 @@ def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
     assert status == 1 and len(faults) == 2 and "not measured" in table["time"]
     assert "push_to_hub: the Hub wants a token" in faults[0]
     assert "are free: set save_total_limit: 1" in faults[1]
+
+
+def test_one_checkpoint_is_not_several(tmp_path):
+    keys = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "save_only_model": False}
+    args = SimpleNamespace(**keys, load_best_model_at_end=False, optim="adamw_torch")
+    for steps, said in (2, "1 checkpoint at a time "), (4, "2 checkpoints at a time "):
+        report = Report()
+        check_disk(str(tmp_path), args, (10, 10, 4), False, steps, report)
+        assert report.rows[0][1].startswith(said)
 
 
 @pytest.mark.parametrize(
