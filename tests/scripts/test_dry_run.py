@@ -138,6 +138,10 @@ def test_a_finished_run_is_not_written_over_unasked(tmp_path, monkeypatch):
             assert fault not in faults_of(*here, recipe=recipe)
             monkeypatch.delenv("RESUME_CHECKPOINT")
             (folder / name).unlink()
+    (folder / "checkpoint-2" / "model.safetensors").rename(folder / "model.safetensors")
+    (folder / "checkpoint-2").rmdir()
+    (fault,) = [f for f in faults_of("skd", "--output_dir", str(folder)) if "output_dir" in f]
+    assert "take another --output_dir, or replace it" in fault and "resume" not in fault, "there is no checkpoint"
 
 
 def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):

@@ -122,10 +122,11 @@ def _folder(settings: Settings) -> Iterator[str]:
     elif not os.access(above, os.W_OK | os.X_OK):
         yield f"output_dir: {above} cannot be written to"
     elif holds_student(output) and not settings.get("overwrite_output_dir") and not _resumes(settings):
+        saved = any(output.glob("checkpoint-*"))
+        goes_on = "go on from its last checkpoint with --resume_from_checkpoint true, " if saved else ""
         yield (
             f"output_dir: {output} holds a finished run, and nothing is written over it: take another --output_dir, "
-            "go on from its last checkpoint with --resume_from_checkpoint true, or replace it with "
-            "--overwrite_output_dir true"
+            f"{goes_on}or replace it with --overwrite_output_dir true"
         )
     resume = settings.get("resume_from_checkpoint")
     if isinstance(resume, str) and resume.lower() not in ("true", "false") and not Path(resume).is_dir():
