@@ -5,9 +5,10 @@ Nothing heavy is imported before a command needs it.
 
 import argparse
 import difflib
+import os
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .scripts import (
     ask,
@@ -32,6 +33,7 @@ from .scripts import (
 from .scripts.launch import TRAINING, explanation, summary, train
 
 
+CLOSED = 141  # exit status where nobody reads the output, as shells have it
 # What other tools call a command.
 MEANT = {
     "train": "skd",
@@ -69,16 +71,20 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors name what may have been meant."""
+    """One whose errors name what may have been meant; a flag is known by all of its name alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         found = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message, re.DOTALL)
         if found is not None:
             what, given, choices = found[1], found[2], re.findall(r"[^\s',]+", found[3])
-            near = difflib.get_close_matches(MEANT.get(given, given), choices, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            names = {name: name for name in choices} | {name: ours for name, ours in MEANT.items() if ours in choices}
+            near = difflib.get_close_matches(given, names, 1)
+            hint = f"did you mean {names[near[0]]!r}? There are" if near else "there are"
             what = f"{what}: no" if what.startswith("-") else f"no {what.lower()}"
-            message = f"{what} {given!r}; {hint}There are: {', '.join(choices)}"
+            message = f"{what} {given!r}; {hint}: {', '.join(choices)}"
         super().error(message)
 
 
@@ -113,9 +119,28 @@ def make_command(command: str) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
     try:
-        return start(sys.argv[1:] if argv is None else argv)
+        try:
+            return start(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         return stopped(stop)
+    except BrokenPipeError:
+        if not output_is_closed():
+            raise
+        return CLOSED
+
+
+def output_is_closed() -> bool:
+    """Whether nobody reads what is printed (`| head`); what still waits to be written is then dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return True
+    return False
 
 
 def start(argv: list[str]) -> int:
@@ -133,6 +158,8 @@ def start(argv: list[str]) -> int:
         refuse(argv[0], recipe_flags)
     try:
         return args.run(args)
+    except BrokenPipeError:  # whose output it was, `main` finds out
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

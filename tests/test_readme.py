@@ -48,7 +48,11 @@ def chains() -> list[list[str]]:
 MAKE = {line.split(" #")[0].strip() for line in "".join(blocks("bash")).splitlines() if line.startswith("make ")}
 SHORT = ["--max_steps", "1", "--eval_strategy", "no"]
 LESS = {
-    "lupi skd": [*SHORT, "--per_device_train_batch_size", "3", "--max_completion_length", "8"],
+    # a block may begin where another has ended
+    "lupi skd": [
+        *SHORT,
+        *"--per_device_train_batch_size 3 --max_completion_length 8 --overwrite_output_dir true".split(),
+    ],
     "lupi kd": [*SHORT, "--save_strategy", "no"],
     "lupi wmtp": [*SHORT, "--save_strategy", "no"],
     "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],

@@ -16,6 +16,7 @@ from ..lab import LAB_PREFIX, load_lab_records
 from .files import check_objects, names_records, read_json
 from .records import load_hub_dataset, named, record_name
 from .special_tokens import SpecialTokens, tokenize_open
+from .wording import counted
 
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def load_qa_records(
     if not answered:
         raise ValueError(f"{source}: no question with an answer in it")
     if len(answered) < len(checked):
-        logger.warning(f"{source}: {len(checked) - len(answered)} questions without an answer are left out")
+        logger.warning(f"{source}: {counted(len(checked) - len(answered), 'question')} left out, without an answer")
     if max_samples is not None and max_samples < len(answered):
         chosen = Dataset.from_dict({"row": range(len(answered))}).shuffle(seed=seed)["row"][:max_samples]
         answered = [answered[row] for row in chosen]

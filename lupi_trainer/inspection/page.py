@@ -10,10 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..data.wording import counted
 from .run import CURVES, Run
 from .tables import marks, settings, warnings
 from .words import CURVES as ABOUT
-from .words import METRICS
+from .words import METRICS, is_share
 
 
 MOST_TOKENS = 100_000  # in all rollouts of a page; more would make a browser wait
@@ -36,9 +37,9 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
     """What the page shows, as its script reads it.
 
     Returns:
-        `name`; `curves` (title and lines with [step, value] points, and what title and labels mean; those without a
-        point are left out); `metrics`
-        (figures of `metrics.json`); `rollouts` (at most `max_rollouts`, and so many that they have no more than
+        `name`; `curves` (title and lines with [step, value] points, what title and labels mean, and whether values are
+        fractions of 1; those without a point are left out); `metrics` (figures of `metrics.json`), and which of them
+        are `shares`; `rollouts` (at most `max_rollouts`, and so many that they have no more than
         [`MOST_TOKENS`] tokens, spread over the run); `notes` (what is missing, in words).
     """
     curves = []
@@ -47,12 +48,12 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
         lines = {label: points for label, points in lines.items() if points}
         if lines:
             words = {label: METRICS[metric] for metric, label in curve.lines.items()}
-            about = {"about": ABOUT[curve.name], "words": words}
+            about = {"about": ABOUT[curve.name], "words": words, "share": all(map(is_share, curve.lines))}
             curves.append({"name": curve.name, "title": curve.title, "lines": lines, **about})
     notes = list(run.notes)
     for metric in {metric: None for curve in CURVES for metric in curve.lines}:
         if left_out := len(run.values(metric)) - len(run.points(metric)):
-            notes.append(f"{left_out} values of {metric} are NaN or infinite, and not in its curve.")
+            notes.append(f"{counted(left_out, 'value')} of {metric} left out of its curve: NaN or infinite.")
     rollouts = _thin(run.rollouts, max_rollouts)
     while len(rollouts) > 1 and (tokens := _tokens(rollouts)) > MOST_TOKENS:
         rollouts = _thin(run.rollouts, max(1, min(len(rollouts) - 1, len(rollouts) * MOST_TOKENS // tokens)))
@@ -62,7 +63,7 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
         long = f": a page holds up to {MOST_TOKENS:,} tokens" if len(rollouts) < max_rollouts else ""
         notes.append(f"{len(rollouts)} of {len(run.rollouts)} recorded rollouts are shown{long}.")
     if run.broken_lines:
-        notes.append(f"{run.broken_lines} lines of rollouts.jsonl were cut off while they were written.")
+        notes.append(f"{counted(run.broken_lines, 'line')} of rollouts.jsonl left out: cut off in writing.")
     return {
         "name": run.name,
         "curves": curves,
@@ -71,6 +72,7 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
             for k, v in run.metrics.items()
             if isinstance(v, int | float | str)
         },
+        "shares": [name for name in run.metrics if is_share(name)],
         "rollouts": rollouts,
         "notes": notes,
     }

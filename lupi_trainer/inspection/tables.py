@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .run import Run
-from .words import MARKS, METRICS
+from .words import MARKS, METRICS, is_share
 
 
 def _abbr(text: str, about: str) -> str:
@@ -25,8 +25,12 @@ def _table(name: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) ->
     return f'<table id="{name}"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _figure(metric: str, value: float) -> str:
+    return f"{value:.1%}" if is_share(metric) else f"{value:.4g}"
+
+
+def _change(metric: str, change: float) -> str:
+    return f"{100 * change:+.1f} points" if is_share(metric) else f"{change:+.4g}"
 
 
 def marks(run: Run) -> str:
@@ -35,9 +39,9 @@ def marks(run: Run) -> str:
     for metric, name in MARKS.items():
         points = run.points(metric)
         if points:
-            (first, before), (last, after) = points[0], points[-1]
-            change = _number(after - before) if len(points) > 1 else ""
-            cells = (f"{_number(before)} <small>step {first}</small>", f"{_number(after)} <small>step {last}</small>")
+            before, after = points[0][1], points[-1][1]
+            change = _change(metric, after - before) if len(points) > 1 else ""
+            cells = (f"{_figure(metric, value)} <small>step {step}</small>" for step, value in (points[0], points[-1]))
             rows.append((_abbr(name, METRICS[metric]), *cells, change))
     if not rows:
         return ""

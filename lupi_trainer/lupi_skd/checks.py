@@ -10,6 +10,7 @@ from datasets import Dataset
 from ..data.prompts import TeacherPrompt, TemplateError, check_turns, encode
 from ..data.records import prepare_columns, record_name
 from ..data.special_tokens import SpecialTokens
+from ..data.wording import counted
 from ..models.vocabulary import check_known_tokens
 from ..training.given_data import given_parts
 from .config import LUPISKDConfig
@@ -68,7 +69,7 @@ def check_batch(dataset: Any, args: LUPISKDConfig) -> None:
     batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     if len(dataset) < batch:
         raise ValueError(
-            f"the training set has {len(dataset)} records, fewer than one batch of {batch} "
+            f"the training set has {counted(len(dataset), 'record')}, fewer than one batch of {batch} "
             f"(per_device_train_batch_size={args.per_device_train_batch_size} x {args.world_size} processes x "
             "gradient_accumulation_steps="
             f"{args.gradient_accumulation_steps}): nothing would be trained"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..data.wording import counted
 from ..lab import LAB_PREFIX, MODELS, resolve_model
 from .papers import Paper
 
@@ -155,7 +156,7 @@ def render_card(facts: ModelFacts) -> str:
         pipeline_tag="text-generation",
         tags=sorted({*facts.tags, *(f"arxiv:{paper.id}" for paper in facts.papers)}),
     )
-    records = "" if facts.num_records is None else f", {facts.num_records} records"
+    records = "" if facts.num_records is None else f", {counted(facts.num_records, 'record')}"
     origin: dict[str, Any] = {BASE_ROW: shown(facts.base_model)}
     if facts.teacher:
         origin["teacher"] = facts.teacher if facts.teacher == SELF_TAUGHT else shown(facts.teacher)

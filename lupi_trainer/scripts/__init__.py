@@ -23,8 +23,10 @@ def setting_up() -> Generator[None]:
 
     Raises:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
+        Stopped: Ctrl-C.
     """
     from ..training.progress import quiet_bars
+    from ..training.stopping import Stopped
     from .recipe_words import RecipeError, one_line
     from .run_notes import collect_warnings
 
@@ -32,6 +34,8 @@ def setting_up() -> Generator[None]:
     try:
         with quiet_bars():
             yield
+    except KeyboardInterrupt:
+        raise Stopped("stopped before the first step") from None
     except Exception as error:
         if _is_ours(error):
             raise
@@ -41,7 +45,7 @@ def setting_up() -> Generator[None]:
 def stopped(error: KeyboardInterrupt) -> int:
     """The exit status after Ctrl-C, of which one process says where it came."""
     if os.environ.get("RANK", "0") == "0":
-        print(str(error) or "stopped before the first step", file=sys.stderr, flush=True)
+        print(str(error) or "stopped", file=sys.stderr, flush=True)
     return INTERRUPTED
 
 

@@ -26,14 +26,18 @@ from .run_notes import write_notes
 
 @dataclass
 class ShownArguments:
-    """What a run prints.
+    """What a run prints, and whether it may write over another.
 
     Args:
         verbose: every log with all of its figures, beside the line that tells the most important ones.
+        overwrite_output_dir: let `lupi` start a run in the folder of a finished one, whose files are replaced.
     """
 
     verbose: bool = field(
         default=False, kw_only=True, metadata={"help": "Print every log with all of its figures, too."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, kw_only=True, metadata={"help": "Write over the finished run in output_dir."}
     )
 
 

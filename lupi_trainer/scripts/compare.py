@@ -20,8 +20,8 @@ LAB = {"config": ["lab/lupi_skd/config_full.yaml"], "unseen": "lab:probes-unseen
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", nargs="+", help="LUPI-SKD recipes (default: the lab's, with its questions)")
-    add("--arms", nargs="+", help="which of them (default: all; a wrong name lists them)")
+    add("--config", nargs="+", action="extend", help="LUPI-SKD recipes (default: the lab's, with its questions)")
+    add("--arms", nargs="+", action="extend", help="which of them (default: all; a wrong name lists them)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--output_dir", type=Path, default=Path("runs/compare"), help="a JSON file a finished run")
     add("--probes", help="questions about the new facts (default: those of the recipe)")

@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from ..data.wording import counted
+
 
 if TYPE_CHECKING:
     from ..data.check import Problem
@@ -82,7 +84,7 @@ def find(args: argparse.Namespace, records: list[dict] | None, probes: list[dict
 
 
 def count(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'s' * (number != 1)}"
+    return counted(number, what) if number else f"no {what}s"
 
 
 def main(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ..data.answers import MAX_ANSWER_TOKENS
 from .flags import add_loading_arguments, add_prompt_arguments
@@ -23,15 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "columns of the table:\n" + "\n".join(f"  {name}: {what}" for name, what in COLUMNS.items())
     add("--model", required=True, help="the student: a name, a path (of an adapter too), or lab:NAME")
-    add("--probes", default=[], nargs="+", help="questions with `answers`: JSON or JSONL files, or lab:NAME")
-    add("--perplexity", default=[], nargs="+", help="questions with contexts, in SQuAD's form: files, lab:NAME, squad")
+    several: Any = {"default": [], "nargs": "+", "action": "extend"}
+    add("--probes", **several, help="questions with `answers`: JSON or JSONL files, or lab:NAME")
+    add("--perplexity", **several, help="questions with contexts, in SQuAD's form: files, lab:NAME, squad")
     add("--max_samples", type=int, help="so many of them for the perplexity")
     add("--qa_template", help="their prompt, with {context} and {question}, as in training")
     add("--split", default="validation", help="of a dataset from the Hub, for the perplexity")
     add("--seq_len", type=int, default=1024, help="longer ones are dropped and counted")
     add("--teacher", help="also ask this model open-book: with each probe's knowledge")
     add("--records", help="records whose knowledge is read, found by the probes' record_id: id, or place")
-    add("--open_book", default=[], nargs="+", help="questions put to the student with their knowledge")
+    add("--open_book", **several, help="questions put to the student with their knowledge")
     add("--before", help="the student before it was trained: what it knew, and what of it is kept")
     add(
         "--privilege",

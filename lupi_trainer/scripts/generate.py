@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.wording import counted
 from .flags import add_loading_arguments, add_prompt_arguments, refuse_renamed
 
 
@@ -26,7 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what drafts it: a model with the same tokenizer, {LOOKUP} (default: what the text says already, "
         f"without any model), or {HEADS} (its own)",
     )
-    add("--prompts", required=True, nargs="+", help="text, or records with `prompt`: JSON, JSONL, lab:NAME")
+    add(
+        "--prompts",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="text, or records with `prompt`: JSON, JSONL, lab:NAME",
+    )
     add("--output", type=Path, help="write completions to this JSONL file (default: to the screen)")
     add("--max_new_tokens", type=int, default=256)
     add("--num_draft_tokens", type=int, default=5, help="tokens that the draft proposes a round")
@@ -53,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="verify drafted tokens jointly, not one by one; above temperature 0",
     )
-    add("--stop", nargs="+", default=[], help="strings that end a completion")
+    add("--stop", nargs="+", action="extend", default=[], help="strings that end a completion")
     add("--with_knowledge", action="store_true", help="put each record's knowledge into its prompt")
     add("--system_prompt", help="persona, with --with_knowledge")
     add_prompt_arguments(parser)
@@ -132,8 +139,9 @@ def closing_lines(stats: "SpeculativeStats", rows: int, seconds: float) -> str:
     """What the drafts were worth."""
     lengths = ", ".join(f"{i}: {n / stats.blocks:.0%}" for i, n in enumerate(stats.accepted_lengths))
     return (
-        f"{rows} completions, {stats.committed} tokens: acceptance length {stats.acceptance_length:.2f}, "
-        f"{stats.acceptance_rate:.0%} of {stats.drafted} drafted tokens accepted, {stats.rounds} rounds, "
+        f"{counted(rows, 'completion')}, {counted(stats.committed, 'token')}: "
+        f"acceptance length {stats.acceptance_length:.2f}, "
+        f"{stats.acceptance_rate:.0%} of {stats.drafted} drafted tokens accepted, {counted(stats.rounds, 'round')}, "
         f"{stats.committed / seconds:.0f} tokens a second\n"
         f"accepted a round: {lengths}"
     )

@@ -1,11 +1,12 @@
-"""What `lupi skd --help` says of its keys: the twenty that matter, by group; `--help all` reads the others elsewhere.
+"""What `lupi skd --help` says of its keys: the twenty that matter, by group; `--help all` has the others, too.
 
 Nothing heavy is imported here; the tests hold names and defaults to those of the configurations.
 """
 
-import importlib
 import textwrap
 from dataclasses import dataclass
+
+from .dry_run.key_types import UNKNOWN, key_types
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,15 @@ def keys(command: str) -> str:
     return "\n".join(lines[1:])
 
 
-def all_keys(command: str, module: str) -> str:
-    """Every key, those that matter first, the others by name, as the configurations explain them."""
-    actions = importlib.import_module(module).make_parser().actions
+def all_keys(command: str) -> str:
+    """Every key, those that matter first, the others by name, as the configurations explain them in their source."""
     known = {key.name for members in KEYS[command].values() for key in members}
     lines = [keys(command), "", "All others:"]
-    for action in sorted(actions, key=lambda action: action.dest):
-        if action.dest not in known | {"help"} and not action.option_strings[0].startswith("--no_"):
-            choices = f" ({', '.join(map(str, action.choices))})" if action.choices else ""
-            lines.append(_entry(action.dest, as_text(action.default), " ".join((action.help or "").split()) + choices))
+    for name, key in sorted(key_types(command).items()):
+        if name not in known:
+            choices = f"({', '.join(map(str, key.choices))})" if key.choices else ""
+            default = "computed" if key.default is UNKNOWN else as_text(key.default)
+            lines.append(_entry(name, default, " ".join([*key.help.split(), choices]).strip()))
     return "\n".join(lines)
 
 

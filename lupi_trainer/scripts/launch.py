@@ -43,7 +43,7 @@ def explanation(command: str, everything: bool = False) -> str:
         "multi_gpu, paired_gpu, multi_node, zero2, zero3, fsdp2. Without it the script runs in this process.\n"
         "--check does everything short of a step: all records, packages, disk, and how long a step may take.\n"
         f"--KEY none leaves a key without a value.{short}\n\n"
-        f"{all_keys(command, module(command)) if everything else keys(command)}"
+        f"{all_keys(command) if everything else keys(command)}"
         + ("" if everything else f"\n\nAll keys: lupi {command} --help all")
     )
 
@@ -61,10 +61,13 @@ def train(command: str, rest: list[str]) -> int:
 
     Raises:
         FileNotFoundError: no such recipe or accelerate configuration.
-        ValueError: `--accelerate_config` without a name, or a recipe that is none.
+        ValueError: `--accelerate_config` without a name, either flag twice, or a recipe that is none.
     """
     own = ("--config=", "--accelerate_config=")
     args = [part for arg in rest for part in (arg.split("=", 1) if arg.startswith(own) else [arg])]
+    for flag in own:
+        if args.count(name := flag.rstrip("=")) > 1:
+            raise ValueError(f"{name} is given more than once: leave one of them")
     only_check, args = "--check" in args, [arg for arg in args if arg != "--check"]
     if command == "wmtp":
         args = expand_tiny(args)

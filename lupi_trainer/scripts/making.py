@@ -19,6 +19,7 @@ from rich.text import Text
 
 from ..data.prompts import TeacherPrompt, encode
 from ..data.records import normalize_record
+from ..data.wording import counted
 from ..documents.chunks import Chunk, Splitter
 from ..documents.coverage import by_document, chunk_rows, count
 from ..documents.hold_out import hold_out, never_taught
@@ -76,7 +77,8 @@ def make(args: argparse.Namespace) -> int:
     if not asked:
         raise ValueError(f"{args.folder}: there is no text in it that can be asked about")
     read = sum(not isinstance(one, LeftOut) for one in documents)
-    say(f"{read} documents, {len(asked)} chunks, {sum(chunk.tokens for chunk in asked):,} tokens")
+    tokens = sum(chunk.tokens for chunk in asked)
+    say(f"{counted(read, 'document')}, {counted(len(asked), 'chunk')}, {tokens:,} tokens")
     check_device(args.device)
     args.output.mkdir(parents=True, exist_ok=True)
     replies = Replies(args.output)
@@ -101,10 +103,10 @@ def make(args: argparse.Namespace) -> int:
     about = {"folder": args.folder.resolve().name, "settings": settings_of(args, settings, prompts, writer, reader)}
     counts = write(args.output, rows, data, texts, about | {"versions": versions()})
     show(rows)
-    say(f"{replies.new} requests; {known} replies were there before")
+    say(f"{counted(replies.new, 'request')}; there were {known} replies before")
     if not records:
         raise ValueError(f"nothing in {args.folder} can be taught; lupi data report {args.output} shows why")
-    print(f"{args.output}: {counts['records']} records, {counts['probes']} facts")
+    print(f"{args.output}: {counted(counts['records'], 'record')}, {counted(counts['probes'], 'fact')}")
     print("Next:", *next_commands(args, texts), sep="\n  ")
     return 0
 

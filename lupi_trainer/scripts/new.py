@@ -1,8 +1,11 @@
 """`lupi new`: a folder with a recipe for one's own records, a short one that says when to change what."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..data.wording import counted
 
 
 if TYPE_CHECKING:
@@ -57,7 +60,8 @@ def main(args: argparse.Namespace) -> int:
         found = make_examples(args.folder, found)
     model = args.model or MODELS[device]
     path.write_text(recipe_text(found, model, args.teacher, device, args.folder), encoding="utf-8")
-    print(f"{path}: {len(found.rows)} records" + (f", probes from {found.probes}" if found.probes else ", no probes"))
+    probes = f"probes from {found.probes}" if found.probes else "no probes"
+    print(f"{path}: {counted(len(found.rows), 'record')}, {probes}")
     print("Next:", *next_commands(args.folder, found, model, args.teacher), sep="\n  ")
     return 0
 
@@ -84,13 +88,17 @@ def make_of_documents(args: argparse.Namespace) -> int:
 
 def next_commands(folder: Path, found: "Found", model: str, teacher: str | None) -> list[str]:
     """From the records to a student that is asked."""
-    run, probes = (folder / "run").as_posix(), f" --probes {found.probes}" if found.probes else ""
-    commands = [f"lupi data check {found.records}{probes}", f"lupi skd --config {(folder / 'recipe.yaml').as_posix()}"]
-    if found.probes:
-        reader = "" if teacher and teacher.startswith("http") else f" --teacher {teacher or model}"
-        commands.append(f"lupi evaluate --model {run} --before {model}{reader}{probes} --records {found.records}")
-    merged = (folder / "student").as_posix()
-    return [*commands, f"lupi merge {run} --out {merged}", f'lupi ask {merged} "..."']
+    from .new_recipe import PERSONA
+
+    run, records = (folder / "run").as_posix(), str(found.records)
+    probes = ["--probes", found.probes] if found.probes else []
+    commands = [["data", "check", records, *probes], ["skd", "--config", (folder / "recipe.yaml").as_posix()]]
+    if probes:
+        reads = ["--teacher", teacher or model, "--teacher_system_prompt", PERSONA, "--records", records]
+        served = teacher is not None and teacher.startswith("http")
+        commands.append(["evaluate", "--model", run, "--before", model, *probes, *([] if served else reads)])
+    commands += [["merge", run, "--out", f"{run}-merged"], ["ask", f"{run}-merged", "A QUESTION"]]
+    return [shlex.join(["lupi", *words]) for words in commands]
 
 
 def default_device() -> str:

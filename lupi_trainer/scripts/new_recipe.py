@@ -11,6 +11,7 @@ from ..data.check import Problem, check_probes, check_records
 from ..data.files import DOCUMENTS, RECORD_FILES, read_records
 from ..data.probe_knowledge import NAMES, knowledge_in
 from ..data.records import last_user_text, normalize_record
+from ..data.wording import counted
 
 
 STEPS = 200  # of a first run, roughly
@@ -79,7 +80,7 @@ def find_files(folder: Path, records: str | None, probes: str | None) -> Found:
         documents = sum(path.suffix.lower() in DOCUMENTS for path in paths)
         if documents:
             print(
-                f"{folder} has {documents} document{'s' * (documents > 1)} and no records: a record is a question and "
+                f"{folder} has {counted(documents, 'document')} and no records: a record is a question and "
                 "the passage of a document that answers it, as in the examples that are written now; lupi new NAME "
                 f"--documents {folder} makes them of the documents"
             )
@@ -216,7 +217,7 @@ def recipe_text(
         "Training": [
             ("output_dir", text_of((folder / "run").as_posix()), "checkpoints, logs, and the student at the end"),
             ("learning_rate", "2.0e-4", "half of it if old knowledge goes, twice if nothing is learned"),
-            ("num_train_epochs", str(epochs), f"{steps} steps; more if facts are not learned"),
+            ("num_train_epochs", str(epochs), f"{counted(steps, 'step')}; more if facts are not learned"),
             ("per_device_train_batch_size", str(batch), "lower it where memory ends"),
             ("activation_checkpointing", "true" if gpu else "false", "true: less memory, a third more time"),
             ("bf16", "true" if gpu else "false", "false on a CPU, and on GPUs before Ampere"),

@@ -6,6 +6,8 @@ from typing import Any
 
 from accelerate.utils import is_peft_model
 
+from ..data.probe_knowledge import knowledge_in
+from ..data.wording import counted
 from ..training.run_log import MARKS, duration
 from .kd_flags import evaluation_source
 
@@ -32,14 +34,30 @@ def results(trainer: Any, metrics: dict[str, Any]) -> list[str]:
         lines.append(f"closed-book: {lenient} (strictly marked: {strict})")
     if (after := metrics.get("eval_perplexity")) is not None:
         before = next(log["eval_perplexity"] for log in trainer.state.log_history if "eval_perplexity" in log)
-        lines.append(f"Perplexity on {len(trainer.eval_dataset)} questions: {before:.4g} before, {after:.4g} after.")
+        questions = counted(len(trainer.eval_dataset), "question")
+        lines.append(f"Perplexity on {questions}: {before:.4g} before, {after:.4g} after.")
     return lines
+
+
+def _open_book(trainer: Any, data_args: Any, student: str) -> list[str]:
+    """Flags that have a run's teacher asked as it was before the first step; none where it was not, or is served."""
+    args = trainer.args
+    if not getattr(trainer, "open_book_probes", None) or args.teacher_model_server_url is not None:
+        return []
+    words = ["--teacher", args.teacher_model_name_or_path or student]
+    if args.teacher_system_prompt is not None:
+        words += ["--teacher_system_prompt", args.teacher_system_prompt]
+    if (examples := args.few_shot_examples) is not None:
+        words += ["--few_shot_examples", examples if isinstance(examples, str) else json.dumps(examples)]
+    if any(knowledge_in(probe) is None for probe in trainer.probes):
+        words += ["--records", data_args.dataset_name]
+    return words
 
 
 def _evaluation(trainer: Any, data_args: Any, student: str) -> str | None:
     """The command that marks a run's student on the run's own questions; `None` where it has none."""
     if (probes := getattr(data_args, "probes", None)) is not None:
-        words = ["--probes", probes, "--before", student]
+        words = ["--probes", probes, "--before", student, *_open_book(trainer, data_args, student)]
         kwargs = trainer.chat_template_kwargs
         words += ["--chat_template_kwargs", json.dumps(kwargs)] if kwargs else []
     elif (template := getattr(data_args, "qa_template", None)) is not None:
@@ -96,13 +114,13 @@ def summary(
     history = trainer.state.log_history
     losses = [float(log["loss"]) for log in history if log.get("loss") is not None]
     if losses:
-        loss = f"loss {losses[-1]:.3f} at the end ({losses[0]:.3f} at the beginning)"
+        loss = f"loss {losses[-1]:.3f}" + (f" at the end ({losses[0]:.3f} at the beginning)" if losses[1:] else "")
     else:
         loss = f"mean loss {next(log['train_loss'] for log in reversed(history) if 'train_loss' in log):.3f}"
     steps = trainer.state.global_step
     resumed = f", the last {steps - first_step} of them" if first_step else ""
     return [
-        f"{steps} steps{resumed} in {duration(seconds)}, {loss}",
+        f"{counted(steps, 'step')}{resumed} in {duration(seconds)}, {loss}",
         *results(trainer, metrics),
         f"Student saved to {trainer.args.output_dir}. Next:",
         *(f"  {line}" for line in next_commands(trainer, data_args, student)),

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_dirs", type=Path, nargs="+", metavar="RUN", help="output_dir of a run")
     add("--output_dir", type=Path, default=Path("plots"), help="folder of the pictures")
-    add("--curves", nargs="+", help="loss, acceptance, gamma, ... (default: all that were logged)")
+    add("--curves", nargs="+", action="extend", help="loss, acceptance, gamma, ... (default: all that were logged)")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -123,6 +123,8 @@ class RecipeParser(TrlParser):
         args, variables, where = list(args), {}, ""
         args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
         args = [self.installed_option(arg) if arg.startswith("--") else arg for arg in args]
+        if args.count("--config") > 1:
+            raise RecipeError("--config is given more than once: leave one of them")
         if "--config" in args:
             at = args.index("--config")
             if at + 1 == len(args):

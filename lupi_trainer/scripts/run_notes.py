@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -20,15 +22,33 @@ MOST = 200  # warnings that are kept
 
 
 class Collected(logging.Handler):
-    """Keeps the warnings of this package, each text once."""
+    """Keeps the warnings of this package, each text once, and shows those that no other handler does.
+
+    Python's own handler of last resort writes only where a logger has no handler at all.
+    """
 
     def __init__(self):
         super().__init__(logging.WARNING)
         self.texts: dict[str, None] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self.texts) < MOST:
-            self.texts[" ".join(record.getMessage().split())] = None
+        text = " ".join(record.getMessage().split())
+        if text in self.texts or len(self.texts) >= MOST:
+            return
+        self.texts[text] = None
+        if os.environ.get("RANK", "0") == "0" and not self.is_shown(record):
+            print(f"warning: {text}", file=sys.stderr, flush=True)  # above the bar that is shown, if any is
+
+    def is_shown(self, record: logging.LogRecord) -> bool:
+        """Whether another handler takes the record."""
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        while logger is not None:
+            for handler in logger.handlers:
+                if handler is not self and handler.level <= record.levelno:
+                    if not isinstance(handler, logging.NullHandler):
+                        return True
+            logger = logger.parent if logger.propagate else None
+        return False
 
 
 _collected = Collected()

@@ -103,7 +103,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: str | Path) -> str | 
     if resume is True:
         folder = last_complete_checkpoint(output_dir)
         if folder is None:
-            logger.warning(f"{output_dir} has no complete checkpoint: the run starts from the beginning.")
+            logger.warning(f"there is no complete checkpoint in {output_dir} to resume from: the run starts at step 0")
         return folder
     reason = flaw(resume)
     if reason is not None:
@@ -201,6 +201,12 @@ class SealedCheckpoints(TrainerHooks):
         self.accelerator.wait_for_everyone()
         wrap_in_training(self)
         return super().train(folder, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As the parent's; none where the run has all its steps: resumed there, the parent would take one more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def save_checkpoint(self, model, trial) -> None:
         run_dir = self.run_dir(trial)

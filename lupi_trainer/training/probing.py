@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+from ..data.wording import counted
 from ..evaluation import closed_book
 from .given_data import GivenData
 from .private import unwrap_model_for_generation
@@ -51,7 +52,7 @@ class Probed(GivenData):
         """
         assert self.probes is not None
         if self.say is not None:
-            self.say(f"asking {len(self.probes)} probe{'s' * (len(self.probes) != 1)} closed-book")
+            self.say(f"asking {counted(len(self.probes), 'probe')} closed-book")
         processes = self.accelerator.num_processes
         mine = self.probes[self.accelerator.process_index :: processes]
         # as many on every process: sharded weights are gathered by all

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ..data.wording import counted
 from .advice import Advice, open_book_advice
 from .progress import Bar, WorkBar, quiet_bars
 from .reporting import open_trackio
@@ -65,6 +66,13 @@ def evaluation_line(step: int, logs: Mapping[str, Any]) -> str | None:
     return f"evaluated at step {step}: {', '.join(told)}" if told else None
 
 
+def resumed_line(step: int, steps: int, folder: str | None) -> str:
+    """Where a run goes on: after `step` of `steps`, from a checkpoint's folder."""
+    if step > steps:
+        return f"Resumed from {folder}, at step {step}: this run ends at step {steps}, and nothing is left to train"
+    return f"Resumed at step {step} of {steps} from {folder}" + (": nothing is left to train" if step == steps else "")
+
+
 class RunLog(TrainerCallback):
     """Prints what a training does, on its main process, in place of transformers' bars and dictionaries.
 
@@ -97,7 +105,7 @@ class RunLog(TrainerCallback):
         if not trainer.args.eval_on_start:
             self.ask_probes()
         if probes := getattr(trainer, "open_book_probes", None):
-            self.say(f"asking the teacher {len(probes)} probe{'s' * (len(probes) != 1)} open-book")
+            self.say(f"asking the teacher {counted(len(probes), 'probe')} open-book")
             warning = open_book_advice(*trainer.ask_teacher(), trainer.args)
             self.warn([] if warning is None else [warning])
 
@@ -123,9 +131,8 @@ class RunLog(TrainerCallback):
         self.bar.__enter__()
         self.first_step = state.global_step
         if state.global_step:
-            nothing = ": nothing is left to train" if state.global_step >= state.max_steps else ""
             folder = getattr(self.trainer, "resumed_from", None)
-            self.say(f"Resumed at step {state.global_step} of {state.max_steps} from {folder}{nothing}")
+            self.say(resumed_line(state.global_step, state.max_steps, folder))
         else:
             self.tokens = 0
             if self.asks:

@@ -48,7 +48,7 @@ def write(tmp_path, content, name="qa.json") -> str:
 def test_squad_records_load_from_files(tmp_path, name, caplog):
     records = load_qa_records(write(tmp_path, SQUAD, name))
     assert [(r["id"], r["answer"]) for r in records] == [("a1", "Kuzu"), ("a3", "the capital Kuzu")]
-    assert "1 questions without an answer are left out" in caplog.text
+    assert "1 question left out, without an answer" in caplog.text
 
 
 def test_so_many_are_drawn_however_many_have_no_answer(tmp_path):

@@ -59,8 +59,8 @@ def test_curves_and_figures_are_those_of_the_run(tmp_path, page):
     assert seen["title"] == "island run"
     names = ("loss", "acceptance", "gamma", "closed_book", "speed", "teacher_share")
     assert seen["curves"] == [f"curve-{name}" for name in names]
-    assert seen["last"] == "all: 0.4" and seen["dots"] == 4 + 1 and seen["dot"] == "step 10: rollout 1,510"
-    assert seen["figures"] == [["student_after: 0.9931", "0.993"], ["acceptance_last: 0.4", "0.4"]]
+    assert seen["last"] == "all: 40%" and seen["dots"] == 4 + 1 and seen["dot"] == "step 10: rollout 1,510"
+    assert seen["figures"] == [["student_after: 0.9931", "0.993"], ["acceptance_last: 0.4", "40%"]]
 
 
 def test_words_explain_themselves_and_nothing_of_the_run_is_read_as_html(tmp_path, page):

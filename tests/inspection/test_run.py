@@ -76,7 +76,9 @@ def test_a_page_shows_marks_warnings_and_settings_and_explains_its_words(tmp_pat
     }
     assert rows["marks"][0] == ["", "first", "last", "change"]
     assert ["training loss", "0.1 step 10", "0.025 step 40", "-0.075"] in rows["marks"]
-    assert ["closed-book, strict", "0.25 step 40", "0.25 step 40", ""] in rows["marks"]
+    assert ["closed-book, strict", "25.0% step 40", "25.0% step 40", ""] in rows["marks"]
+    assert ["accepted drafts", "10.0% step 10", "40.0% step 40", "+30.0 points"] in rows["marks"]
+    assert ["validation loss", "0.5 step 40", "0.5 step 40", ""] in rows["marks"]
     assert rows["settings"][1:] == [
         ["gamma", "8"],
         ["teacher_system_prompt", "</script><b>You</b>"],
@@ -160,7 +162,7 @@ def test_values_that_are_not_finite_are_left_out_of_curves_and_told(tmp_path):
     run = read_run(folder)
     assert [step for step, _ in run.points("loss")] == [10, 30, 40]
     page = write_page(run, tmp_path / "page.html").read_text()
-    assert "1 values of loss are NaN or infinite" in page
+    assert "1 value of loss left out of its curve: NaN or infinite." in page
     assert page_data(run)["metrics"] == {"perplexity": "inf", "loss": 0.5}
     assert page_data(run)["rollouts"][0]["divergence"][:2] == [None, 0.0]
     plot_runs([run], tmp_path / "plots", ["loss"])
@@ -187,16 +189,18 @@ def test_half_a_line_is_counted_and_told(tmp_path):
         file.write('{"step": 3, "comp')
     run = read_run(folder)
     assert len(run.rollouts) == 4 and run.broken_lines == 1
-    assert page_data(run)["notes"] == ["1 lines of rollouts.jsonl were cut off while they were written."]
+    assert page_data(run)["notes"] == ["1 line of rollouts.jsonl left out: cut off in writing."]
 
 
 def test_the_page_holds_its_figures_and_needs_no_network(tmp_path):
-    folder = make_run(tmp_path / "run", rollouts=20, closed_book_after=0.9931)
+    folder = make_run(tmp_path / "run", rollouts=20, closed_book_after=0.9931, seconds=2)
     page = write_page(read_run(folder), tmp_path / "page.html", max_rollouts=5).read_text(encoding="utf-8")
     addresses = set(re.findall(r"https?://[^\"' )]+|(?:src|href)=", page))
     assert addresses == {"http://www.w3.org/2000/svg"}
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert data["metrics"] == {"closed_book_after": 0.9931}
+    assert data["metrics"] == {"closed_book_after": 0.9931, "seconds": 2} and data["shares"] == ["closed_book_after"]
+    shares = {"acceptance": True, "closed_book": True, "teacher_share": True, "loss": False, "gamma": False}
+    assert {curve["name"]: curve["share"] for curve in data["curves"]} == shares | {"speed": False}
     assert [r["row_id"] for r in data["rollouts"]] == [0, 2, 5, 7, 9]
     assert data["notes"] == ["5 of 20 recorded rollouts are shown."]
     assert "prefers-color-scheme: dark" in page

@@ -1,9 +1,10 @@
 import json
+import os
 
 import pytest
 import torch
 
-from lupi_trainer.cli import main
+from lupi_trainer.cli import main, make_parser
 from lupi_trainer.scripts.recipe_files import list_recipes
 
 
@@ -52,6 +53,8 @@ def test_evaluate_gives_the_open_book_ceiling(tmp_path):
         (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--gamma", "0"], "gamma must be at least 1"),
         (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--dataset_name", "lab:x"], "no 'lab:x' in the lab"),
         (["skd", "--config", "lab/lupi_skd/config_full.yaml", "--accelerate_config", "x"], "no accelerate config"),
+        (["skd", "--config", "a.yaml", "--config=b.yaml"], "--config is given more than once: leave one of them"),
+        (["skd", "--accelerate_config=a", "--accelerate_config", "b"], "--accelerate_config is given more than once"),
         (["skd", "--config=nothing.yaml"], "no recipe 'nothing.yaml'"),
         (["skd", "--config=lab/lupi_skd/config_full.yaml", "--gamma", "0"], "gamma must be at least 1"),
         (["skd", "--config=lab/lupi_skd/config_full.yaml", "--accelerate_config=x"], "no accelerate config"),
@@ -89,8 +92,6 @@ def test_every_command_answers_help_within_two_seconds():
     import subprocess
     import sys
 
-    from lupi_trainer.cli import make_parser
-
     def actions_of(parser) -> dict:
         return next(action.choices for action in parser._actions if action.choices)
 
@@ -125,9 +126,11 @@ def test_an_old_flag_is_refused_with_the_new_name(old, complete, capsys):
             ["plot", "runs/a", "--curve_name", "loss"],
             "unrecognized arguments: --curve_name loss; did you mean --curves?",
         ),
+        (["evaluate", "--model", "a", "--probe", "b"], "unrecognized arguments: --probe b; did you mean --probes?"),
         (["sdk", "--config", "a.yaml"], "no command 'sdk'; did you mean 'skd'? There are: skd, kd, "),
         (["train"], "no command 'train'; did you mean 'skd'?"),
-        (["zzz"], "no command 'zzz'; There are: skd, kd, "),
+        (["trian"], "no command 'trian'; did you mean 'skd'? There are: skd, kd, "),
+        (["zzz"], "no command 'zzz'; there are: skd, kd, "),
         (["recipes", "list"], "no action 'list'; did you mean 'ls'? There are: ls, cat, cp\n"),
         (
             ["data", "check", "--schema", "kultur"],
@@ -141,7 +144,9 @@ def test_what_is_unknown_is_refused_by_name_with_what_may_have_been_meant(argume
     assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["skd", "--help"], ["recipes", "ls"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["skd", "--help", "all"], ["recipes", "ls"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     import subprocess
     import sys
@@ -176,6 +181,23 @@ def test_help_has_the_keys_that_matter_and_all_of_them_on_request(command, capsy
     assert main([command, "--help", "all"]) == 0
     long = capsys.readouterr().out
     assert all(long.count(f"\n  {name} (") == 1 for name in actions if name not in ("help", "config"))
+    assert "%%" not in long and "~20%" in long and "overwrite_output_dir (false)" in long
+
+
+@pytest.mark.parametrize("command", [["skd", "--help", "all"], ["evaluate", "--help"], ["recipes", "ls"]])
+def test_output_that_nobody_reads_is_no_fault(command, monkeypatch, capsys):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main(command) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_with_several_values_may_be_given_more_than_once():
+    parsed = make_parser().parse_args(["evaluate", "--model", "a", "--probes", "b", "c", "--probes", "d"])
+    assert parsed.probes == ["b", "c", "d"]
+    assert make_parser().parse_args(["compare", "--config", "a", "--config", "b"]).config == ["a", "b"]
 
 
 def test_public_names_are_there():

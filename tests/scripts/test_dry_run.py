@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ import yaml
 from lupi_trainer.cli import main
 from lupi_trainer.scripts.dry_run.key_types import CLASSES, UNKNOWN, key_types
 from lupi_trainer.scripts.dry_run.look import look
+from lupi_trainer.scripts.dry_run.machine import check_disk
+from lupi_trainer.scripts.dry_run.report import Report
 from lupi_trainer.scripts.dry_run.settings import read_settings
 from lupi_trainer.scripts.launch import TRAINING
 from lupi_trainer.scripts.recipe_files import find_recipe, list_recipes
@@ -37,11 +40,14 @@ def faults_of(command, *args, recipe=FULL):
 def test_keys_are_read_from_the_source_as_the_parser_has_them(command):
     kinds, actions = key_types(command), {action.dest: action for action in reversed(parser_of(command).actions)}
     assert kinds.keys() == actions.keys() - {"help"}
+    texts = {key: " ".join((action.help or "").replace("%%", "%").split()) for key, action in actions.items()}
     for key, kind in kinds.items():
+        assert " ".join(kind.help.split()) == texts[key] or not kind.help, key
         default = getattr(actions[key].default, "value", actions[key].default)
         assert kind.default in (UNKNOWN, default) or key == "debug", key  # which transformers leaves out of its parser
         assert set(kind.choices) <= set(actions[key].choices or ()), key
     read = [key for key, kind in kinds.items() if kind.default is not UNKNOWN]
+    assert sum(not kind.help and bool(texts[key]) for key, kind in kinds.items()) < 5
     assert len(read) > 0.95 * len(kinds) and sum("Any" in kind.kinds for kind in kinds.values()) < 5
 
 
@@ -108,6 +114,34 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
         "load_in_4bit needs bitsandbytes: pip install bitsandbytes",
         "optim: paged_adamw_8bit needs bitsandbytes: pip install bitsandbytes",
     ]
+
+
+def test_a_finished_run_is_not_written_over_unasked(tmp_path, monkeypatch):
+    recipes = {"skd": FULL, "sft": "lab/sft/config_full.yaml", "wmtp": "lab/wmtp/config_tiny.yaml"}
+    recipes["kd"] = "lab/kd_lora/config_teacher.yaml"
+    folder = tmp_path / "run"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    (folder / "checkpoint-2" / "model.safetensors").write_text("")
+    for command, recipe in recipes.items():
+        here = command, "--output_dir", str(folder)
+        assert not [f for f in faults_of(*here, recipe=recipe) if "output_dir" in f], "a run that was cut off"
+        for name in ("trainer_state.json", "adapter_model.safetensors"):
+            (folder / name).write_text("")
+            (fault,) = [f for f in faults_of(*here, recipe=recipe) if "output_dir" in f]
+            assert fault.startswith(f"output_dir: {folder} holds a finished run") and "\n" not in fault
+            for way in ("--overwrite_output_dir true", "--resume_from_checkpoint true"):
+                assert way in fault and not [
+                    f for f in faults_of(*here, *way.split(), recipe=recipe) if "finished" in f
+                ]
+            assert fault in faults_of(*here, "--resume_from_checkpoint", "false", recipe=recipe)
+            monkeypatch.setenv("RESUME_CHECKPOINT", str(folder / "checkpoint-2"))
+            assert fault not in faults_of(*here, recipe=recipe)
+            monkeypatch.delenv("RESUME_CHECKPOINT")
+            (folder / name).unlink()
+    (folder / "checkpoint-2" / "model.safetensors").rename(folder / "model.safetensors")
+    (folder / "checkpoint-2").rmdir()
+    (fault,) = [f for f in faults_of("skd", "--output_dir", str(folder)) if "output_dir" in f]
+    assert "take another --output_dir, or replace it" in fault and "resume" not in fault, "there is no checkpoint"
 
 
 def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):
@@ -212,6 +246,15 @@ def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
     assert status == 1 and len(faults) == 2 and "not measured" in table["time"]
     assert "push_to_hub: the Hub wants a token" in faults[0]
     assert "are free: set save_total_limit: 1" in faults[1]
+
+
+def test_one_checkpoint_is_not_several(tmp_path):
+    keys = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "save_only_model": False}
+    args = SimpleNamespace(**keys, load_best_model_at_end=False, optim="adamw_torch")
+    for steps, said in (2, "1 checkpoint at a time "), (4, "2 checkpoints at a time "):
+        report = Report()
+        check_disk(str(tmp_path), args, (10, 10, 4), False, steps, report)
+        assert report.rows[0][1].startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,9 @@ def test_a_dataset_of_the_hub_ends_with_its_perplexity_without_another_word(tmp_
     assert f"Perplexity on 8 questions: {said}" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["eval_perplexity"] == result["perplexity"]
-    assert main([*command, "--qa_dataset", "lab:qa"]) == 2  # one set of questions, and no other split of it
+    assert (
+        main([*command, "--qa_dataset", "lab:qa", "--overwrite_output_dir", "true"]) == 2
+    )  # one set of questions, and no other split of it
     assert "`max_eval_samples` needs questions to evaluate on: set `eval_dataset_name`" in capsys.readouterr().err
     assert main([*command, "--qa_dataset", "lab:qa", "--eval_strategy", "epoch"]) == 2
     assert "`eval_strategy` needs questions to evaluate on" in capsys.readouterr().err

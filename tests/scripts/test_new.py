@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 import yaml
@@ -29,8 +30,12 @@ def test_from_an_empty_folder_to_a_student_that_is_asked(tmp_path, monkeypatch, 
     assert main(["new", "own/book", "--model", "lab:student", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "has 1 document and no records" in out
-    commands = [line.split() for line in out.split("Next:\n")[1].splitlines()]
+    commands = [shlex.split(line) for line in out.split("Next:\n")[1].splitlines()]
     assert [words[1] for words in commands] == ["data", "skd", "evaluate", "merge", "ask"]
+    recipe = yaml.safe_load((tmp_path / "own" / "book" / "recipe.yaml").read_text())
+    evaluate, merge, ask = (words[2:] for words in commands[2:])
+    assert evaluate[evaluate.index("--teacher_system_prompt") + 1] == recipe["teacher_system_prompt"]
+    assert merge == ["own/book/run", "--out", "own/book/run-merged"] and ask[0] == "own/book/run-merged"
     less = {"skd": "--max_steps 1 --max_completion_length 4 --record_rollouts 0", "evaluate": "--max_new_tokens 2"}
     for _, *words in commands:
         assert main([*words, *less.get(words[0], "").split()]) == 0, words

@@ -218,7 +218,17 @@ def test_the_main_process_chooses_the_checkpoint_and_all_must_see_it(tmp_path, m
 def test_without_a_checkpoint_the_run_says_that_it_starts(tmp_path, caplog):
     assert find_checkpoint(None, tmp_path) is find_checkpoint("false", tmp_path) is None
     assert find_checkpoint(True, tmp_path / "none") is None
-    assert "starts from the beginning" in caplog.text
+    assert f"no complete checkpoint in {tmp_path / 'none'} to resume from: the run starts at step 0" in caplog.text
+
+
+def test_a_run_that_has_all_its_steps_takes_no_more(tmp_path):
+    """Though the epoch, ten steps long, has some left."""
+    settings = {"config_save_strategy": "steps", "config_save_steps": 2}
+    make_trainer(tmp_path, **settings, config_max_steps=2)[0].train()
+    for steps in (2, 1):
+        trainer, losses = make_trainer(tmp_path, **settings, config_max_steps=steps)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+        assert trainer.state.global_step == 2 and losses.logs == []
 
 
 def test_a_changed_batch_is_said(tmp_path, caplog):

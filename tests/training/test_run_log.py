@@ -7,17 +7,19 @@ import shlex
 import sys
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 from torch import nn
 from transformers.utils import logging as of_transformers
 
 from lupi_trainer.cli import main, make_parser
 from lupi_trainer.lab import load_lab_records
-from lupi_trainer.scripts import lupi_skd
+from lupi_trainer.scripts import lupi_skd, next_steps, setting_up, stopped
+from lupi_trainer.scripts.run_notes import collect_warnings
 from lupi_trainer.training import progress
 from lupi_trainer.training.progress import Bar, WorkBar, quiet_bars
-from lupi_trainer.training.run_log import duration, evaluation_line, step_line
-from lupi_trainer.training.stopping import how_to_go_on
+from lupi_trainer.training.run_log import duration, evaluation_line, resumed_line, step_line
+from lupi_trainer.training.stopping import Stopped, how_to_go_on
 from tests.lupi_skd.training import make_trainer
 
 
@@ -82,8 +84,13 @@ def test_ctrl_c_says_from_where_the_same_command_goes_on_and_it_does(tmp_path, m
     }
     inspect, evaluate = commands(out)
     assert inspect == ["inspect", str(run)] and evaluate[:3] == ["evaluate", "--model", str(run)]
-    assert evaluate[3:] == ["--probes", str(tmp_path / "probes.json"), "--before", "lab:student"]
+    assert evaluate[3:] == [
+        *("--probes", str(tmp_path / "probes.json"), "--before", "lab:student", "--teacher", "lab:teacher"),
+        *("--teacher_system_prompt", "You are an expert on the islands."),
+    ]
     assert main([*evaluate, "--max_new_tokens", "4"]) == 0
+    assert main(skd(tmp_path, "--max_steps", "4")) == 2
+    assert f"output_dir: {run} holds a finished run" in capsys.readouterr().err
 
 
 def test_weights_that_are_missing_are_named_and_tied_ones_are_not(tmp_path, caplog):
@@ -129,6 +136,71 @@ def test_lines_tell_what_there_is():
     )
     assert evaluation_line(8, {"train_runtime": 3.0}) is None
 
+    assert resumed_line(2, 4, "a") == "Resumed at step 2 of 4 from a"
+    assert resumed_line(4, 4, "a") == "Resumed at step 4 of 4 from a: nothing is left to train"
+    assert resumed_line(16, 4, "a").startswith("Resumed from a, at step 16: this run ends at step 4, and nothing")
+
+
+def test_a_summary_has_one_number_where_one_was_logged(monkeypatch):
+    monkeypatch.setattr(next_steps, "next_commands", lambda *args: [])
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir="run"))
+    for losses, said in (
+        ([0.5], "1 step in 3 s, loss 0.500"),
+        ([0.5, 0.25], "2 steps in 3 s, loss 0.250 at the end (0.500 at the beginning)"),
+    ):
+        history = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+        trainer.state = SimpleNamespace(log_history=history, global_step=len(losses))
+        assert next_steps.summary(trainer, None, "lab:student", 0, 3.0, {})[0] == said
+
+
+def test_the_evaluation_asks_the_teacher_as_the_run_did():
+    keys = {
+        "teacher_model_name_or_path": None,
+        "teacher_model_server_url": None,
+        "teacher_system_prompt": 'Be "short".',
+    }
+    args = SimpleNamespace(**keys, few_shot_examples=[{"query": "A?", "answer": "B."}], output_dir="run")
+    probes = [{"question": "Where?", "answers": ["Tamo"], "record_id": "0"}]
+    trainer = SimpleNamespace(args=args, probes=probes, open_book_probes=probes, chat_template_kwargs={})
+    data = SimpleNamespace(probes="probes.json", dataset_name="my records.json")
+
+    def asked() -> SimpleNamespace:
+        (_, *words) = shlex.split(next_steps._evaluation(trainer, data, "lab:student"))
+        return make_parser().parse_args(words)
+
+    told = asked()
+    assert told.teacher == told.before == "lab:student" and told.records == "my records.json"
+    assert told.teacher_system_prompt == 'Be "short".' and json.loads(told.few_shot_examples) == args.few_shot_examples
+    probes[0]["knowledge"], args.teacher_model_name_or_path = "Tamo is there.", "lab:teacher"
+    assert asked().records is None and asked().teacher == "lab:teacher"
+    args.teacher_model_server_url = "http://localhost:1"
+    assert asked().teacher is None and asked().teacher_system_prompt is None
+    args.teacher_model_server_url, trainer.open_book_probes = None, []
+    assert asked().teacher is None
+
+
+def test_ctrl_c_says_no_more_than_is_true(capsys):
+    assert stopped(KeyboardInterrupt()) == 130 and capsys.readouterr().err == "stopped\n"
+    with pytest.raises(Stopped, match="^stopped before the first step$"), setting_up():
+        raise KeyboardInterrupt
+
+
+def test_a_warning_of_this_package_is_shown_once_where_nothing_else_shows_it(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [logging.NullHandler()])
+    collect_warnings()
+    logger = logging.getLogger("lupi_trainer.training")
+    for _ in range(2):
+        logger.warning("out of\n the way")
+        logger.info("no warning")
+    assert capsys.readouterr().err == "warning: out of the way\n"
+    monkeypatch.setenv("RANK", "1")
+    logger.warning("of another process")
+    monkeypatch.delenv("RANK")
+    seen = io.StringIO()
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler(seen)])
+    logger.warning("seen already")
+    assert capsys.readouterr().err == "" and seen.getvalue() == "seen already\n"
+
 
 def test_without_a_checkpoint_nothing_is_promised(tmp_path):
     args = SimpleNamespace(output_dir=str(tmp_path), save_strategy="no", save_steps=500)
@@ -149,6 +221,8 @@ class Terminal(io.StringIO):
 
 def test_there_is_one_bar_and_whatever_is_printed_comes_above_it_in_complete_lines(monkeypatch):
     screen = Terminal()
+    monkeypatch.setattr(logging.root, "handlers", [])
+    collect_warnings()
     of_transformers.enable_progress_bar()  # whatever other tests have left
     monkeypatch.setattr(progress, "REDRAWN_EVERY", 0.0)
     monkeypatch.setattr(sys, "stderr", screen)
@@ -163,13 +237,14 @@ def test_there_is_one_bar_and_whatever_is_printed_comes_above_it_in_complete_lin
         print("step 1 of 4   loss 0.5")
         logger.warning("said by a logger")
         print("said by a library", file=sys.stderr)
+        logging.getLogger("lupi_trainer.data").warning("said by this package")
         assert not of_transformers.is_progress_bar_enabled()
     assert of_transformers.is_progress_bar_enabled()
     logger.warning("said afterwards")
     logger.removeHandler(handler)
     text = screen.getvalue()
     assert "rollout 3 of 8" in text and "1/4" in text and text.count("\x1b[?25l") == 1, "there is another bar"
-    for said in ("step 1 of 4   loss 0.5", "said by a logger", "said by a library"):
+    for said in ("step 1 of 4   loss 0.5", "said by a logger", "said by a library", "warning: said by this package"):
         (line,) = [line for line in text.split("\n") if said in line]
         assert "━" not in line.rpartition("\x1b[2K")[2], "it is written into the bar"
     assert text.endswith("said afterwards\n")

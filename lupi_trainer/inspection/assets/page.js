@@ -13,6 +13,8 @@ function element(tag, properties = {}, ...children) {
 const short = (x) => (x === null ? "?" : Math.abs(x) >= 1000 ? x.toLocaleString("en", { maximumFractionDigits: 0 })
   : String(Number(x.toPrecision(3))));
 
+const share = (x) => `${Number((100 * x).toFixed(1))}%`;
+
 function svg(tag, attributes) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -20,6 +22,7 @@ function svg(tag, attributes) {
 }
 
 function drawCurve(curve) {
+  const shown = curve.share ? share : short;
   const width = 380, height = 190, left = 46, right = 10, top = 8, bottom = 22;
   const lines = Object.entries(curve.lines), points = lines.flatMap(([, line]) => line);
   const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
@@ -28,11 +31,11 @@ function drawCurve(curve) {
   const x = (v) => left + (width - left - right) * (x1 > x0 ? (v - x0) / (x1 - x0) : 0.5);
   const y = (v) => top + (height - top - bottom) * (1 - (v - low) / (y1 - low));
   const image = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": curve.title });
-  for (const share of [0, 0.5, 1]) {
-    const value = low + share * (y1 - low);
+  for (const part of [0, 0.5, 1]) {
+    const value = low + part * (y1 - low);
     image.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
     const label = svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" });
-    label.textContent = short(value);
+    label.textContent = shown(value);
     image.append(label);
   }
   for (const [value, anchor] of x1 > x0 ? [[x0, "start"], [x1, "end"]] : [[x0, "middle"]]) {
@@ -47,14 +50,14 @@ function drawCurve(curve) {
     for (const [step, value] of line) {
       const dot = svg("circle", { cx: x(step), cy: y(value), r: line.length > 60 ? 1.5 : 3, fill: color });
       const title = svg("title", {});
-      title.textContent = `step ${step}: ${name} ${short(value)}`;
+      title.textContent = `step ${step}: ${name} ${shown(value)}`;
       dot.append(title);
       image.append(dot);
     }
     const mark = element("i");
     mark.style.background = color;
     legend.append(element("span", {}, mark, element("abbr", { title: curve.words[name], tabIndex: 0, textContent: name }),
-      `: ${short(last)}`));
+      `: ${shown(last)}`));
   });
   const figure = element("figure", { id: `curve-${curve.name}` }, element("figcaption", {},
     element("abbr", { title: curve.about, tabIndex: 0, textContent: curve.title })));
@@ -89,7 +92,7 @@ function list() {
   const found = rollouts
     .filter((r) => !wanted || `${r.id ?? ""} ${r.question} ${r.text}`.toLocaleLowerCase().includes(wanted))
     .sort(orders[$("sort").value]);
-  $("count").textContent = `${found.length} of ${rollouts.length} rollouts`;
+  $("count").textContent = `${found.length} of ${rollouts.length} rollout${rollouts.length === 1 ? "" : "s"}`;
   $("list").replaceChildren(...found.map((r) => {
     const note = `${name(r)} · ${nats(r.mean, 2)} · teacher ${(100 * r.share).toFixed(0)}%`;
     const button = element("button", { type: "button" }, element("span", { className: "line", textContent: r.question }),
@@ -168,8 +171,9 @@ function columns() {
 $("name").textContent = run.name;
 $("notes").textContent = run.notes.join(" ");
 $("curves").append(...run.curves.map(drawCurve));
+const figure = (what, value) => (typeof value !== "number" ? value : run.shares.includes(what) ? share(value) : short(value));
 $("figures").append(...Object.entries(run.metrics).map(([what, value]) => element("div", { title: `${what}: ${value}` },
-  element("b", { textContent: typeof value === "number" ? short(value) : value }), what.replaceAll("_", " "))));
+  element("b", { textContent: figure(what, value) }), what.replaceAll("_", " "))));
 if (rollouts.length) {
   $("search").oninput = $("sort").onchange = list;
   $("color").onchange = $("compare").onchange = columns;

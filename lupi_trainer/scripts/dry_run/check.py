@@ -11,6 +11,7 @@ from typing import Any
 from trl import get_peft_config
 
 from ...data.mixing import mixture_length, parse_mixing
+from ...data.wording import counted
 from ...training import reporters
 from .. import setting_up
 from ..recipe_words import one_line
@@ -36,7 +37,7 @@ def _check_batch(args: Any, records: int, processes: int, report: Report) -> Non
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     if records < batch:
         report.refuse(
-            f"the training set has {records} records, fewer than one batch of {batch} "
+            f"the training set has {counted(records, 'record')}, fewer than one batch of {batch} "
             f"(per_device_train_batch_size={args.per_device_train_batch_size} x {processes} processes x "
             f"gradient_accumulation_steps={args.gradient_accumulation_steps}): nothing would be trained"
         )
@@ -66,8 +67,8 @@ def _time(script: Any, arguments: tuple[Any, Any, Any], steps: int, report: Repo
         how += f", {accumulation} times over"
     report.add(
         "time",
-        f"about {duration(seconds)} a step and {duration(seconds * steps)} for {steps} steps, evaluations apart (an "
-        f"estimate, from {how})",
+        f"about {duration(seconds)} a step and {duration(seconds * steps)} for {counted(steps, 'step')}, evaluations "
+        f"apart (an estimate, from {how})",
     )
 
 

@@ -6,7 +6,7 @@ What cannot be read so (a type of their own, a computed default) is left open, a
 
 import ast
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,13 @@ class KeyType:
         kinds: names of the types that its value may have; `Any` where that cannot be read.
         default: its default, or `UNKNOWN`.
         choices: the values that it may have; none where any will do.
+        help: what it does; empty where that is computed.
     """
 
     kinds: frozenset[str] = frozenset({"Any"})
     default: Any = UNKNOWN
     choices: tuple[Any, ...] = field(default=())
+    help: str = ""
 
 
 @lru_cache
@@ -133,7 +135,7 @@ def _kinds(node: ast.AST) -> set[str]:
 
 
 def _key_type(module: str, node: ast.AnnAssign) -> KeyType:
-    kinds, choices, default = _kinds(node.annotation), (), UNKNOWN
+    kinds, choices, default, about = _kinds(node.annotation), (), UNKNOWN, ""
     call = node.value
     if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "field":
         words = {word.arg: word.value for word in call.keywords}
@@ -146,6 +148,8 @@ def _key_type(module: str, node: ast.AnnAssign) -> KeyType:
             if isinstance(key, ast.Constant) and key.value == "choices":
                 given = _value(module, value)
                 choices = () if given is UNKNOWN else tuple(given)
+            if isinstance(key, ast.Constant) and key.value == "help":
+                about = _text(module, value)
     elif call is not None:
         default = _value(module, call)
     others = kinds - SIMPLE
@@ -153,7 +157,21 @@ def _key_type(module: str, node: ast.AnnAssign) -> KeyType:
         choices = choices or _members(module, name)
     if others:
         kinds = {"str"} | (kinds & {"None"}) if choices else {"Any"}
-    return KeyType(frozenset(kinds), default, choices)
+    return KeyType(frozenset(kinds), default, choices, about)
+
+
+def _text(module: str, node: ast.AST) -> str:
+    """A text for argparse, whose `%%` is a percent sign; what is computed in it is left out, but for a joined list."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _text(module, node.left) + _text(module, node.right)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(module, part) for part in node.values)
+    node = node.value if isinstance(node, ast.FormattedValue) else node
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "join" and node.args:
+        parts = _value(module, node.args[0])
+        return "" if parts is UNKNOWN else _text(module, node.func.value).join(map(str, parts))
+    value = _value(module, node)
+    return "" if value is UNKNOWN else str(value).replace("%%", "%")
 
 
 @cache
@@ -182,5 +200,5 @@ def key_types(command: str) -> dict[str, KeyType]:
     for module, name in CLASSES[command]:
         keys |= _fields(module, name)
     for name, default in DEFAULTS.get(command, {}).items():
-        keys[name] = KeyType(keys[name].kinds, default, keys[name].choices)
+        keys[name] = replace(keys[name], default=default)
     return keys

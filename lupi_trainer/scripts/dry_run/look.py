@@ -102,6 +102,16 @@ def _is_cached(name: str, revision: str | None) -> bool:
         return False
 
 
+def holds_student(folder: Path) -> bool:
+    """Whether a run has ended in a folder: it leaves its model and its log there; one that was cut off, neither."""
+    return (folder / "trainer_state.json").is_file() or any(folder.glob("*.safetensors"))
+
+
+def _resumes(settings: Settings) -> bool:
+    resume = os.environ.get("RESUME_CHECKPOINT") or settings.get("resume_from_checkpoint")
+    return bool(resume) and str(resume).lower() != "false"
+
+
 def _folder(settings: Settings) -> Iterator[str]:
     output = Path(settings.get("output_dir") or "trainer_output").expanduser()
     above = next(path for path in (output, *output.absolute().parents) if path.exists())
@@ -111,6 +121,13 @@ def _folder(settings: Settings) -> Iterator[str]:
         yield f"output_dir: {above} is a file, and {output} would lie below it"
     elif not os.access(above, os.W_OK | os.X_OK):
         yield f"output_dir: {above} cannot be written to"
+    elif holds_student(output) and not settings.get("overwrite_output_dir") and not _resumes(settings):
+        saved = any(output.glob("checkpoint-*"))
+        goes_on = "go on from its last checkpoint with --resume_from_checkpoint true, " if saved else ""
+        yield (
+            f"output_dir: {output} holds a finished run, and nothing is written over it: take another --output_dir, "
+            f"{goes_on}or replace it with --overwrite_output_dir true"
+        )
     resume = settings.get("resume_from_checkpoint")
     if isinstance(resume, str) and resume.lower() not in ("true", "false") and not Path(resume).is_dir():
         yield f"resume_from_checkpoint: no such checkpoint: {resume}"

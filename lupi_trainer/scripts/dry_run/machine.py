@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import get_token
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ...data.wording import counted
 from ...lab import resolve_model
 from ...models.loading import check_device
 from ...publishing.push import check_name
@@ -28,7 +29,7 @@ def check_devices(args: Any, processes: int, report: Report) -> None:
         except ValueError as error:
             report.refuse(f"teacher_device: {error}")
     threads = torch.get_num_threads()
-    cpu = f"the CPU, {threads} thread{'s' * (threads != 1)}"
+    cpu = f"the CPU, {counted(threads, 'thread')}"
     where = f"{args.device}" if args.device.type != "cpu" else cpu
     kind = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
     several = f"{processes} processes, each on " if processes > 1 else ""
@@ -97,12 +98,12 @@ def check_disk(output_dir: str, args: Any, sizes: tuple[int, int, int], is_adapt
     needed = kept * (student + state) + student
     folder = Path(output_dir).absolute()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
-    counted = (
+    limited = (
         f"save_total_limit={args.save_total_limit}, one more while it is written" if limit else "no save_total_limit"
     )
     said = (
-        f"{kept} checkpoints at a time ({counted}) of {amount(student + state)}, and the student, {amount(student)}: "
-        f"{amount(needed)} of the {amount(free)} that are free"
+        f"{counted(kept, 'checkpoint')} at a time ({limited}) of {amount(student + state)}, and the student, "
+        f"{amount(student)}: {amount(needed)} of the {amount(free)} that are free"
         if kept
         else f"the student, {amount(student)}, and no checkpoints: {amount(free)} are free"
     )
