@@ -86,12 +86,17 @@ def ask_all(trainer) -> dict[str, float]:
 
 
 @quiet_bars(everywhere=True)
-def run_demo(output_dir: Path) -> None:
-    """Run the demo from its recipe; writes the student, `metrics.json` (fractions of 1) and `rollout.svg`."""
+def run_demo(output_dir: Path, *flags: str) -> None:
+    """Run the demo from its recipe; writes the student, `metrics.json` (fractions of 1) and `rollout.svg`.
+
+    Args:
+        output_dir: for all of it.
+        flags: `--KEY VALUE` of the recipe, for a shorter one.
+    """
     torch.set_num_threads(1)  # these models are too small to share out: a second thread only waits for the first
     console, start = Console(), time.perf_counter()
     recipe = str(recipes_dir() / RECIPE)
-    overrides = ["--output_dir", str(output_dir), "--record_rollouts", "300"]
+    overrides = ["--output_dir", str(output_dir), "--record_rollouts", "300", *flags]
     trainer = build_trainer(*make_parser().parse_args_and_config(["--config", recipe, *overrides]))
 
     island = world.NEW[0]

@@ -38,28 +38,30 @@ def worth(draft, folder, capsys) -> float:
 
 
 @pytest.mark.slow
-def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys):
-    run_demo(tmp_path / "demo")
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.lab)])
+def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys, steps):
+    """The first steps, and all of them, after which the student knows what the teacher reads."""
+    run_demo(tmp_path / "demo", "--max_steps", str(steps))
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["teacher_open_book"] >= 0.95
     assert metrics["student_closed_book_before"] <= 0.05
-    taught = 0.95 * metrics["teacher_open_book"]
-    assert metrics["student_closed_book_after"] >= taught
-    assert metrics["student_unseen_phrasing_after"] >= taught
-    assert metrics["common_facts_after"] >= 0.95
+    taught, kept, more = {60: (0.15, 0.7, 0.2), 200: (0.95, 0.95, 0.5)}[steps]
+    assert metrics["student_closed_book_after"] >= taught * metrics["teacher_open_book"]
+    assert metrics["student_unseen_phrasing_after"] >= taught * metrics["teacher_open_book"]
+    assert metrics["common_facts_after"] >= kept
     assert metrics["acceptance_last"] > metrics["acceptance_first"] + 0.1
     out = capsys.readouterr().out
-    assert "warning: " not in out and "\nstep 200 of 200   loss " in out
+    assert "warning: " not in out and f"\nstep {steps} of {steps}   loss " in out
     assert "The student, closed-book" in out and "It has the capital [" in out
     assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
     run = read_run(tmp_path / "demo")  # the pages' figures are those of metrics.json
     shown = {curve["name"]: curve["lines"] for curve in page_data(run)["curves"]}
     assert shown["acceptance"]["all"][0] == (10, metrics["acceptance_first"])
-    assert shown["acceptance"]["all"][-1] == (200, metrics["acceptance_last"])
-    assert shown["closed_book"]["lenient"][-1] == (200, metrics["student_closed_book_after"])
+    assert shown["acceptance"]["all"][-1] == (steps, metrics["acceptance_last"])
+    assert shown["closed_book"]["lenient"][-1] == (steps, metrics["student_closed_book_after"])
     assert page_data(run)["metrics"] == metrics and len(run.rollouts) > 200
     before, after = (worth(draft, tmp_path, capsys) for draft in ("lab:student", tmp_path / "demo" / "student"))
-    assert after > before + 0.5, "the student is no better draft for its teacher than it was"
+    assert after > before + more, "the student is no better draft for its teacher than it was"
     svg = (tmp_path / "demo" / "rollout.svg").read_text()
     assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
 
