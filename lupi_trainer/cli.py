@@ -30,6 +30,7 @@ from .scripts import (
     sweep,
 )
 from .scripts.launch import TRAINING, explanation, summary, train
+from .scripts.recipe_words import one_line
 
 
 # What other tools call a command.
@@ -134,7 +135,7 @@ def start(argv: list[str]) -> int:
     try:
         return args.run(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

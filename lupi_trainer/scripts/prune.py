@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from .flags import check_models
 from .model_folders import check_free, copy_tokenizer
 
 
@@ -89,6 +90,7 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
 
 def main(args: argparse.Namespace) -> int:
     """Write `OUT/base` and `OUT/bundles/NAME`."""
+    check_models({"--model": args.model})
     from ..models.loading import load_complete
     from ..pruning.layers import describe_numbers, drop_layers, kept_layers, save_bundle
 
