@@ -117,7 +117,8 @@ def test_a_mistyped_folder_of_a_model_is_refused_at_once_by_every_command(key, t
         [*MAKE, "--teacher", "me/none", "--student", "me/none"],
     ],
 )
-def test_a_device_that_is_not_there_is_refused_before_anything_is_read(words, capsys):
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert main([*words, "--device", "cuda:77"]) == 2
     assert capsys.readouterr().err.startswith("error: the device 'cuda:77' is not there: this machine has ")
 
