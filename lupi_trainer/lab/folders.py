@@ -19,8 +19,8 @@ _HUB_NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+", re.ASCII)
 def find_folder(name: str, needs_model: bool = True) -> Path | None:
     """The folder that a model's name means, or `None` for a name of the Hub.
 
-    A name such as `runs/mine` may be both: where there is no such folder, but `runs` is one, the Hub is asked once
-    whether it knows the name, and only for a moment.
+    A name such as `runs/mine` may be both: where there is no such folder, but `runs` is one, or nearly one, the Hub is
+    asked once whether it knows the name, and only for a moment.
 
     Args:
         name: a path, or a name of the Hub.
@@ -38,7 +38,10 @@ def find_folder(name: str, needs_model: bool = True) -> Path | None:
         return path
     if name.startswith((".", "~")) or len(name) > LONGEST or not _HUB_NAME.fullmatch(name) or path.exists():
         raise ValueError(no_folder(name))
-    has_neighbors = _is_folder(path.parent) if "/" in name else any(map(_holds_model, _near(path)))
+    if "/" in name:
+        has_neighbors = _is_folder(path.parent) or bool(_near(path.parent))
+    else:
+        has_neighbors = any(map(_holds_model, _near(path)))
     if has_neighbors and not _is_known(name):
         raise ValueError(f"{no_folder(name)} (and the Hub, asked for it, named no such model)")
     return None

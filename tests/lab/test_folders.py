@@ -86,6 +86,9 @@ def test_of_a_name_that_may_be_both_the_hub_is_asked_once(asked, tmp_path, monke
     with pytest.raises(ValueError, match=r"runs/studnet; did you mean runs/student\? \(and the Hub, asked for it, "):
         resolve_model("runs/studnet")
     assert asked == ["runs/known", "runs/studnet"]
+    with pytest.raises(ValueError, match=r"rusn/student; did you mean runs/student\? \(and the Hub"):
+        resolve_model("rusn/student")
+    assert asked.pop() == "rusn/student"
     (tmp_path / "cache" / "models--runs--studnet").mkdir(parents=True)
     assert resolve_model("runs/studnet") == "runs/studnet" and len(asked) == 2  # it was downloaded before
     monkeypatch.chdir(tmp_path / "runs")
