@@ -123,6 +123,20 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(words, tm
     assert capsys.readouterr().err.startswith("error: the device 'cuda:77' is not there: this machine has ")
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--drop", "x"], "--drop takes a range of layers such as 21-28"),
+        (["--drop", "least:x", "--data", "lab:qa"], "--drop least:N takes a number of layers, got 'least:x'"),
+        (["--drop", "least:2", "--data", "nowhere.json"], "no such data file: nowhere.json"),
+    ],
+)
+def test_prune_says_what_it_knows_before_the_model_is_loaded(tmp_path, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("lupi_trainer.models.loading.load_complete", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert main(["prune", "--model", "lab:teacher", "--out", str(tmp_path / "out"), "--bundle", "B", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag, name", [("--probes", "a.md"), ("--unseen", "b.json"), ("--general", "c.json")])
 def test_compare_reads_all_questions_before_the_first_run(flag, name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
