@@ -94,7 +94,9 @@ def check_device(name: str | None) -> None:
     count = counts.get(device.type, 1)
     if (device.index or 0) >= count:
         here = f"{count} of them" if count else "none"
-        raise ValueError(f"the device {name!r} is not there: this machine has {here}, as far as PyTorch can see")
+        raise ValueError(
+            f"the device {name!r} is not there: this machine has {here}, as far as PyTorch can see; 'cpu' is there"
+        )
 
 
 def load_tokenizer(path: str, *, chat: bool = True):

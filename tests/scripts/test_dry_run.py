@@ -62,10 +62,13 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
         ("--bf16 maybe", "--bf16 takes true or false, got 'maybe'"),
         ("--eval_strategy sometimes", "must be one of ['no', 'steps', 'epoch'], got 'sometimes'"),
         ("--rollout_policy none", "--rollout_policy must be one of ['speculative', 'student', 'teacher'], got 'none'"),
-        ("--gamma none", "--gamma cannot be left without a value: give it a whole number, or leave it out for 20"),
+        (
+            "--gamma none",
+            "--gamma cannot be left without a value: give it a whole number, or leave it out for its default, 20",
+        ),
         (
             "--use_cpu null",
-            "--use_cpu cannot be left without a value: give it true or false, or leave it out for False",
+            "--use_cpu cannot be left without a value: give it true or false, or leave it out for its default, False",
         ),
         ("--device cuda", "unknown option --device: training takes the GPU where there is one, and `use_cpu: true`"),
         ("--no_cuda", "unknown option --no_cuda; did you mean 'use_cpu'?"),
@@ -124,7 +127,7 @@ def test_no_number_of_steps_and_no_value_are_explained(tmp_path):
         yaml.safe_dump({**yaml.safe_load(find_recipe(FULL).read_text()), "gamma": None})
     )
     faults = read_settings("skd", ["--config", str(tmp_path / "recipe.yaml"), "--max_steps", "none"]).faults
-    unset = "cannot be left without a value: give it a whole number, or leave it out for"
+    unset = "cannot be left without a value: give it a whole number, or leave it out for its default,"
     assert faults == [f"{tmp_path / 'recipe.yaml'}: 'gamma' {unset} 20", f"--max_steps {unset} -1"]
     assert faults_of("skd", "--max_steps", "0") == [
         "max_steps must be at least 1, or left out for num_train_epochs=5.0; got 0"
@@ -160,6 +163,9 @@ def test_probes_are_read_before_anything_heavy_is(command, recipe, tmp_path):
         "['answer', 'question']; did you mean `answers` by `answer`?",
         f"{probes}: probe of record number 1: the question is empty, got ' '",
     ]
+    probes.write_text(json.dumps([{"question": " ", "answers": ["Mo"]}] * 2))
+    (fault,) = faults_of(command, "--probes", str(probes), recipe=recipe)
+    assert fault.startswith(f"{probes}: 2 probes, the first: the question is empty, got ' '. They are probe of record")
     probes.write_text("[]")
     assert faults_of(command, "--probes", str(probes), recipe=recipe) == [f"{probes}: there are no probe questions"]
     probes.write_text("[")

@@ -69,7 +69,7 @@ def wanted(kind: KeyType) -> str:
 
 def cannot_be_unset(kind: KeyType) -> str:
     """What is said where a key is to be left without a value, and needs one; it goes on from the key's name."""
-    default = "" if kind.default is UNKNOWN else f", or leave it out for {kind.default!r}"
+    default = "" if kind.default is UNKNOWN else f", or leave it out for its default, {kind.default!r}"
     return f"cannot be left without a value: give it {wanted(kind)}{default}"
 
 
