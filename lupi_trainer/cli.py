@@ -31,6 +31,7 @@ from .scripts import (
     sweep,
 )
 from .scripts.launch import TRAINING, explanation, summary, train
+from .scripts.recipe_words import one_line
 
 
 CLOSED = 141  # exit status where nobody reads the output, as shells have it
@@ -161,7 +162,7 @@ def start(argv: list[str]) -> int:
     except BrokenPipeError:  # whose output it was, `main` finds out
         raise
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

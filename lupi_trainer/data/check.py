@@ -1,7 +1,8 @@
 """What is wrong with a file of records, and with its probes, before anything is trained on them.
 
-A *problem* is what training or an evaluation would refuse. A *doubt* is what they accept, though marks made of it
-mislead: a question that says its own answer, or one whose answer is not in the knowledge that it is asked about.
+A *problem* is what training or an evaluation would refuse. A *doubt* is what they accept, though it is hardly meant:
+empty knowledge, a misspelled field, a question that says its own answer, or one whose answer is not in the knowledge
+that it is asked about.
 """
 
 from collections.abc import Iterable
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import contains, normalize
-from .probe_knowledge import KnowledgeOf
-from .records import RecordError, check_probe, normalize_record, record_name, to_columns
+from .probe_knowledge import NAMES, KnowledgeOf, knowledge_in
+from .probes import RecordError, check_probe, misspelled, record_name
+from .records import normalize_record, to_columns
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,33 @@ def accepted(probe: dict[str, Any]) -> list[str]:
 
 
 def check_records(records: list[dict[str, Any]]) -> list[Problem]:
-    """Everything for which training would refuse a list of records, in their order.
+    """Every fault of a list of records, in their order.
 
     Returns:
         Problems of the kinds `field` (missing, or of a wrong type) and, of all records together, `type` (a column
-        that holds values of several).
+        that holds values of several); doubts of the kind `empty` (knowledge that is text without a word).
     """
-    found = []
+    found: list[Problem] = []
     for number, record in enumerate(records):
+        name = record_name(record, number)
         try:
             normalize_record(record, number)
         except RecordError as error:
-            found.append(Problem("field", record_name(record, number), error.fault, error.found))
-    if not found:
+            found.append(Problem("field", name, error.fault, error.found))
+        else:
+            blank = "so the teacher sees only what the student sees; null says that it is meant"
+            found += [Problem("empty", name, f"its `{key}` is empty, {blank}", doubt=True) for key in empty(record)]
+    if all(problem.doubt for problem in found):
         try:
             to_columns(records)
         except ValueError as error:
             found.append(Problem("type", "all records", str(error)))
     return found
+
+
+def empty(record: dict[str, Any]) -> list[str]:
+    """The names under which a record or a probe has knowledge that is text without a word."""
+    return [name for name in NAMES if isinstance(record.get(name), str) and not record[name].strip()]
 
 
 def check_probes(probes: list[dict[str, Any]], records: Iterable[dict[str, Any]] | None = None) -> list[Problem]:
@@ -79,9 +90,10 @@ def check_probes(probes: list[dict[str, Any]], records: Iterable[dict[str, Any]]
         records: those that the questions are about; `None` for general questions, which need none.
 
     Returns:
-        Problems of the kind `field`, in the order of the probes, and doubts of the kinds `record` (no knowledge is
-        found for it), `answer` (the first accepted answer does not occur in the knowledge), `leak` (an accepted answer
-        occurs in the question) and `duplicate` (a question asked twice).
+        Problems of the kind `field`, in the order of the probes, and doubts of the kinds `empty` (knowledge that is
+        text without a word), `field` (a misspelled one, which is not read), `record` (no knowledge is found for it),
+        `answer` (the first accepted answer does not occur in the knowledge), `leak` (an accepted answer occurs in the
+        question) and `duplicate` (a question asked twice).
     """
     known = None if records is None else KnowledgeOf(records)
     found: list[Problem] = []
@@ -96,6 +108,11 @@ def check_probes(probes: list[dict[str, Any]], records: Iterable[dict[str, Any]]
             check_probe(probe, number)
         except RecordError as error:
             found.append(Problem("field", name, error.fault, error.found))
+        for key in empty(probe):
+            doubt("empty", f"its `{key}` is empty")
+        if knowledge_in(probe) is None:
+            for key, field in misspelled(probe, (*NAMES, "record_id")).items():
+                doubt("field", f"`{key}` is not read; did you mean `{field}`?")
         question, answers = asked(probe), accepted(probe)
         earlier = first.setdefault(normalize(question), number) if question else number
         if earlier != number:

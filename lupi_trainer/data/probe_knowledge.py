@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from .records import ALIASES
+from .probes import ALIASES
 
 
 NAMES = ("privileged_context", *(alias for alias, column in ALIASES.items() if column == "privileged_context"))

@@ -13,27 +13,13 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 
 from ..lab import LAB_PREFIX, load_lab_records
 from .files import names_records, read_records
+from .probes import ALIASES, RecordError, check_probes, meant, record_name
 
 
 logger = logging.getLogger(__name__)
 
-ALIASES = {"query": "prompt", "knowledge": "privileged_context"}
 # what other trainers read of a record, and the models here would not see
 UNREAD = ("image", "images", "video", "videos", "audio", "audios", "tools", "chat_template_kwargs")
-PROBE_COLUMNS = ("question", "answers")
-
-
-class RecordError(ValueError):
-    """One record that cannot be used.
-
-    Attributes:
-        fault: what is wrong, in the same words for every record of which it is true.
-        found: what this record has instead, the end of the message.
-    """
-
-    def __init__(self, where: str, fault: str, found: str = ""):
-        super().__init__(f"{where}: {fault}{found}")
-        self.fault, self.found = fault, found
 
 
 @contextmanager
@@ -56,19 +42,6 @@ def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
     except Exception as error:  # pyarrow's many
         what = " ".join(str(error).split())
         raise ValueError(f"the records do not agree on the type of a column: {what}") from error
-
-
-def record_name(record: dict[str, Any], number: int | None = None) -> str:
-    """How every message names a record: by `id` (a probe by `record_id`), and by its place.
-
-    Args:
-        record: a record or probe, of whatever columns.
-        number: its place among those that were given; without it, a record without a name is named by `row_id`.
-    """
-    name = next((n for n in (record.get("id"), record.get("record_id")) if n not in (None, "")), None)
-    if name is None:
-        return f"record number {record.get('row_id', '?') if number is None else number}"
-    return f"record {name!r}" if number is None else f"record {name!r} (number {number})"
 
 
 def last_user_text(prompt: str | list[dict[str, str]]) -> str:
@@ -108,9 +81,11 @@ def normalize_record(record: dict[str, Any], number: int, needs_context: bool = 
             record[column] = record.pop(alias)
     for column in UNREAD:
         if record.get(column) not in (None, [], {}, ""):
-            raise ValueError(f"{where}: its `{column}` would not be read: text alone is; leave that column out")
+            raise RecordError(where, f"its `{column}` would not be read: text alone is; leave that column out")
     if "prompt" not in record:
-        raise RecordError(where, "no `prompt` (`query` is read as well)", f"; found {given}")
+        raise RecordError(
+            where, "no `prompt` (`query` is read as well)", f"; found {given}{meant(record, 'prompt', 'query')}"
+        )
     if "privileged_context" not in record and not needs_context:
         record["privileged_context"] = None
     if "privileged_context" not in record:
@@ -118,7 +93,7 @@ def normalize_record(record: dict[str, Any], number: int, needs_context: bool = 
             where,
             "no `privileged_context` (`knowledge` is read as well), which is null where the teacher should see only "
             "what the student sees",
-            f"; found {given}",
+            f"; found {given}{meant(record, 'privileged_context', 'knowledge')}",
         )
     _check_prompt(record["prompt"], where)
     if isinstance(record["prompt"], str):
@@ -264,27 +239,3 @@ def load_probes(source: str) -> list[dict[str, Any]]:
     probes = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
     with named(source):
         return check_probes(probes)
-
-
-def check_probes(probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return `probes` unchanged if every one of them can be asked and marked."""
-    if not probes:
-        raise ValueError("there are no probe questions")
-    for number, probe in enumerate(probes):
-        check_probe(probe, number)
-    return probes
-
-
-def check_probe(probe: dict[str, Any], number: int) -> None:
-    """Raises RecordError for a probe that cannot be asked and marked."""
-    where = f"probe of {record_name(probe, number)}"
-    for column in PROBE_COLUMNS:
-        if column not in probe:
-            raise RecordError(where, f"no `{column}`", f"; found {sorted(probe)}")
-    if not isinstance(probe["question"], str) or not probe["question"].strip():
-        raise RecordError(where, "the question is empty", f", got {probe['question']!r}")
-    answers = probe["answers"]
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise RecordError(where, "`answers` must be a list of accepted strings", f", got {answers!r}")
-    if not isinstance(probe.get("knowledge") or "", str):
-        raise RecordError(where, "`knowledge` must be text or null", f", got {type(probe['knowledge']).__name__}")

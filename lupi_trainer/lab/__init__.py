@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import world
+from .folders import find_folder
 
 
 LAB_PREFIX = "lab:"
@@ -77,7 +78,7 @@ def find_lab_records(name: str) -> Callable[[], list[dict[str, Any]]]:
     return _RECORDS[key]
 
 
-def resolve_model(name_or_path: str) -> str:
+def lab_path(name_or_path: str) -> str:
     """The path of a model of the lab; any other name or path unchanged.
 
     Raises:
@@ -97,3 +98,19 @@ def resolve_model(name_or_path: str) -> str:
         known = ", ".join(LAB_PREFIX + name for name in (*MODELS, REAL_MODEL))
         raise ValueError(f"no model {name_or_path!r} in the lab; it has {known}")
     return str(_ASSETS / key)
+
+
+def resolve_model(name_or_path: str, needs_model: bool = True) -> str:
+    """The path of a model of the lab; any other path, or name of the Hub, as it is.
+
+    Args:
+        name_or_path: of a model.
+        needs_model: whether a folder must hold a model or an adapter; a tokenizer may be alone in one.
+
+    Raises:
+        ValueError: the lab has no model of that name, there is no such folder, or no model in it.
+    """
+    if name_or_path.startswith(LAB_PREFIX):
+        return lab_path(name_or_path)
+    folder = find_folder(name_or_path, needs_model)
+    return str(folder) if folder is not None and name_or_path.startswith("~") else name_or_path

@@ -32,7 +32,7 @@ def adopt_chat_template(args: Any, student: Any, tokenizer: Any) -> None:
     name = args.chat_template_path
     if name is None or (os.path.isfile(name) and name.endswith((".jinja", ".j2"))):
         return
-    args.chat_template_path = path = resolve_model(name)
+    args.chat_template_path = path = resolve_model(name, needs_model=False)
     source: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
     if not source.chat_template:
         raise ValueError(f"chat_template_path: {name} has no chat template")

@@ -5,8 +5,10 @@ pickled weights; every `from_pretrained` of this package says something.
 """
 
 import copy
+import json
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,7 +94,9 @@ def check_device(name: str | None) -> None:
     count = counts.get(device.type, 1)
     if (device.index or 0) >= count:
         here = f"{count} of them" if count else "none"
-        raise ValueError(f"the device {name!r} is not there: this machine has {here}, as far as PyTorch can see")
+        raise ValueError(
+            f"the device {name!r} is not there: this machine has {here}, as far as PyTorch can see; 'cpu' is there"
+        )
 
 
 def load_tokenizer(path: str, *, chat: bool = True):
@@ -115,21 +119,31 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
 
     Raises:
         ValueError: the tokenizer has no chat template or pad token, where the model shall chat; the model is code
-            of its own; or there is no such device.
-        OSError: there is no such model, or its weights are not safetensors.
+            of its own; there is no such device, no such folder, or no model in it; or an adapter's base is gone.
+        OSError: the Hub has no such model, or its weights are not safetensors.
     """
     check_device(device)
     path = resolve_model(name)
     tokenizer = load_tokenizer(path, chat=chat)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if find_adapter_config_file(path) is not None:
+    if (adapter := find_adapter_config_file(path)) is not None:
         from peft import AutoPeftModelForCausalLM
 
+        _check_base(name, adapter)
         cached_file(path, "adapter_model.safetensors")  # raises where there is none: PEFT would read a pickle
         model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
     return model.to(device).eval(), tokenizer
+
+
+def _check_base(name: str, config: str) -> None:
+    """Raise ValueError for an adapter whose configuration file names a base model that is not where it was."""
+    base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        resolve_model(base or "")
+    except ValueError as error:
+        raise ValueError(f"{name} is an adapter, and its base model is not here: {error}") from error
 
 
 def refuse_quantized(config: Any, role: str) -> None:

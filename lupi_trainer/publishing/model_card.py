@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.wording import counted
-from ..lab import LAB_PREFIX, MODELS, resolve_model
+from ..lab import LAB_PREFIX, MODELS, lab_path
 from .papers import Paper
 
 
@@ -92,7 +92,7 @@ def is_hub_name(name: str) -> bool:
 def public_name(name: str) -> str:
     """A model's or data set's name as others may read it: of a path its last part, of a shipped model `lab:NAME`."""
     for model in MODELS:
-        if name == resolve_model(LAB_PREFIX + model):
+        if name == lab_path(LAB_PREFIX + model):
             return LAB_PREFIX + model
     return name if name.startswith(LAB_PREFIX) or is_hub_name(name) else Path(name).name
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..lab.folders import folders_with, no_folder
 from ..training.reporters import FOLDERS
 from .credentials import known_secrets, looks_secret
 
@@ -42,7 +43,7 @@ def student_files(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
+        raise FileNotFoundError(no_folder(folder, "folder"))
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     files = {p.relative_to(folder).as_posix(): p for p in paths if _belongs(p.relative_to(folder))}
     root = folder.resolve()
@@ -66,14 +67,11 @@ def _check_weights(folder: Path, files: dict[str, Path]) -> None:
             raise ValueError(f"{folder}: {WEIGHTS_INDEX} names files that are not there: {missing}")
     elif ADAPTER not in files and WEIGHTS not in files:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        students = sorted(p.parent.name for p in folder.glob("*/*.safetensors") if p.name in (WEIGHTS, ADAPTER))
-        if students:
-            raise ValueError(
-                f"{folder} holds no student itself, but {', '.join(students)} inside it: push one of these"
-            )
         if pickled:
             raise ValueError(f"{folder} has pickled files alone ({', '.join(pickled)}): weights are safetensors here")
-        raise ValueError(f"{folder} holds no student: neither {WEIGHTS} nor {ADAPTER}")
+        inside = [str(folder / name) for name in folders_with(folder, (WEIGHTS, WEIGHTS_INDEX, ADAPTER))]
+        elsewhere = f", but {' and '.join(inside)} inside it: push one of these" if inside else ""
+        raise ValueError(f"{folder} holds no student: neither {WEIGHTS} nor {ADAPTER}{elsewhere}")
     config = "adapter_config.json" if ADAPTER in files else "config.json"
     if config not in files:
         raise ValueError(f"{folder} has weights, but no {config}")

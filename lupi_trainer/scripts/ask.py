@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..data.answers import MAX_ANSWER_TOKENS
-from .flags import add_loading_arguments, add_prompt_arguments
+from .flags import add_loading_arguments, add_prompt_arguments, check_models
 
 
 HELP = "ask a model a question: lupi ask MODEL QUESTION"
@@ -50,17 +50,17 @@ def main(args: argparse.Namespace) -> int:
     """
     import sys
 
-    from transformers import TextStreamer
-
-    from ..evaluation import generate_answers
-    from ..lab import resolve_model
-    from ..models.loading import check_device, load_model, load_tokenizer
-
     if args.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens must be at least 1, got {args.max_new_tokens}")
     if args.knowledge is not None and not args.knowledge.strip():
         raise ValueError("--knowledge is empty")
-    check_device(args.device)
+    check_models({"MODEL": args.model}, args.device)
+    from transformers import TextStreamer
+
+    from ..evaluation import generate_answers
+    from ..lab import resolve_model
+    from ..models.loading import load_model, load_tokenizer
+
     tokenizer = load_tokenizer(resolve_model(args.model), chat=False)
     asked = prompts(args, tokenizer)
     if not getattr(tokenizer, "chat_template", None):

@@ -38,6 +38,28 @@ def main(args: argparse.Namespace) -> int:
     return run(lambda: compare(args))
 
 
+def look_first(args: argparse.Namespace, recipes: list[Path]) -> None:
+    """Refuse, before anything heavy is imported, models and questions that files alone show to be none.
+
+    Raises:
+        ValueError: the first of them, with its key or flag.
+    """
+    from .dry_run.look import faulty_probes, missing_probes, models
+    from .dry_run.settings import read_settings, variables
+
+    for recipe in recipes:
+        settings = read_settings("skd", ["--config", str(recipe), *args.recipe_flags])
+        with variables(settings.env):
+            found = list(models(settings))
+        asked = {"--probes": args.probes, "--unseen": args.unseen, "--general": args.general}
+        asked |= {} if args.probes else {"probes": settings.get("probes")}
+        for key, name in asked.items():
+            if name is not None:
+                found += [*missing_probes(key, name), *faulty_probes(name)]
+        if found:
+            raise ValueError(found[0])
+
+
 def compare(args: argparse.Namespace) -> None:
     """Run what has no result yet, then write `table.md`, `results.json` and `curves.svg` over all that have one.
 
@@ -45,17 +67,18 @@ def compare(args: argparse.Namespace) -> None:
         ValueError: an arm that does not exist, no questions, what an arm needs is missing, or a result in the folder
             with other settings.
     """
+    if args.config is None:
+        for key, value in LAB.items():
+            setattr(args, key, getattr(args, key) or value)
+    recipes, runs = [find_recipe(name) for name in args.config], []
+    look_first(args, recipes)
     from ..experiments import read_result, write_comparison
     from ..training.checkpoints import write_atomically
     from . import arms
 
-    if args.config is None:
-        for key, value in LAB.items():
-            setattr(args, key, getattr(args, key) or value)
     args.arms = args.arms or list(arms.ARMS)
     if unknown := set(args.arms) - set(arms.ARMS):
         raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
-    recipes, runs = [find_recipe(name) for name in args.config], []
     students = args.output_dir / "students"
     for recipe in recipes:
         first = arms.parse(recipe, args.arms[0], args.seeds[0], students, args.recipe_flags)

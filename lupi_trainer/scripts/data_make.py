@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .flags import add_loading_arguments, json_object
+from .flags import add_loading_arguments, check_models, json_object
 
 
 HELP = "make records, probes and a recipe of a folder of documents"
@@ -70,6 +70,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--seed must be from 0 to {2**31 - 1}, got {args.seed}")
     if args.teacher is None and args.teacher_server is None:
         raise ValueError("who writes the questions? Name a --teacher, or the --teacher_server that it is on")
+    teacher = None if args.teacher_server else args.teacher
+    check_models({"--student": args.student, "--reader": args.reader, "--teacher": teacher}, args.device)
     from . import run
     from .making import make
 

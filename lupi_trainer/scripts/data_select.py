@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .flags import add_loading_arguments, json_object
+from .flags import add_loading_arguments, check_models, json_object
 
 
 HELP = "keep the questions that the teacher reads and the student does not know, as records and probes"
@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> int:
     for name in ("max_new_tokens", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_models({"--student": args.student, "--teacher": args.teacher}, args.device)
     from .selection import select
 
     select(args)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.answers import MAX_ANSWER_TOKENS
-from .flags import add_loading_arguments, add_prompt_arguments
+from .flags import add_loading_arguments, add_prompt_arguments, check_models
 
 
 HELP = "ask a model closed-book questions, or measure its perplexity"
@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("nothing to ask: --probes, --open_book, --privilege or --perplexity is needed")
     if args.privilege and not (args.teacher and args.records):
         raise ValueError("--privilege needs a --teacher, and --records whose knowledge it reads")
+    check_models({"--model": args.model, "--teacher": args.teacher, "--before": args.before}, args.device)
     from ..data.records import load_probes, load_training_data
     from . import reports
     from .marks import marks

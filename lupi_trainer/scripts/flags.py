@@ -2,6 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Mapping
+
+from ..lab import resolve_model
 
 
 class _Renamed(argparse.Action):
@@ -22,6 +25,28 @@ def refuse_renamed(parser: argparse.ArgumentParser, renamed: dict[str, str]) -> 
         parser.add_argument(
             old, action=_Renamed, const=new, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
+
+
+def check_models(models: Mapping[str, str | None], device: str | None = None) -> None:
+    """Refuse names of models that are none, and a device that is not there, before anything is loaded.
+
+    Args:
+        models: what a command calls each model, and the name that was given, if any.
+        device: of the models.
+
+    Raises:
+        ValueError: the first that cannot be; the message names the flag and the path.
+    """
+    for flag, name in models.items():
+        if name is not None:
+            try:
+                resolve_model(name)
+            except ValueError as error:
+                raise ValueError(f"{flag}: {error}") from error
+    if device is not None:
+        from ..models.loading import check_device
+
+        check_device(device)
 
 
 def json_object(text: str) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.wording import counted
-from .flags import add_loading_arguments, add_prompt_arguments, refuse_renamed
+from .flags import add_loading_arguments, add_prompt_arguments, check_models, refuse_renamed
 
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     refuse_renamed(parser, RENAMED)
 
 
+def draft_model(args: argparse.Namespace) -> str | None:
+    """The name of the model that drafts, if one does."""
+    return None if args.draft in (LOOKUP, HEADS) else args.draft
+
+
 def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
     """Checks, before the weights of any model are read, what settings, tokenizers and configurations tell.
 
@@ -91,7 +96,8 @@ def look_ahead(args: argparse.Namespace, records: list[dict]) -> None:
     check_sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     if "" in args.stop:
         raise ValueError("--stop holds an empty string, which would end every completion before it begins")
-    models = {"target": args.target} | ({} if args.draft in (LOOKUP, HEADS) else {"draft": args.draft})
+    draft = draft_model(args)
+    models = {"target": args.target} | ({} if draft is None else {"draft": draft})
     paths = {role: resolve_model(name) for role, name in models.items()}
     tokenizers = {role: AutoTokenizer.from_pretrained(path, **NO_CODE) for role, path in paths.items()}
     if "draft" in tokenizers:
@@ -149,6 +155,7 @@ def closing_lines(stats: "SpeculativeStats", rows: int, seconds: float) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """Complete every prompt and print what the drafts were worth."""
+    check_models({"--target": args.target, "--draft": draft_model(args)}, args.device)
     from rich.console import Console
     from rich.progress import Progress
 

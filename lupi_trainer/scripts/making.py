@@ -43,7 +43,7 @@ from ..documents.write import (
     write,
 )
 from ..lab import resolve_model
-from ..models.loading import check_device, load_tokenizer
+from ..models.loading import load_tokenizer
 from ..models.vocabulary import check_same_tokenizer
 from .new import default_device
 from .new_recipe import Found, recipe_text
@@ -79,7 +79,6 @@ def make(args: argparse.Namespace) -> int:
     read = sum(not isinstance(one, LeftOut) for one in documents)
     tokens = sum(chunk.tokens for chunk in asked)
     say(f"{counted(read, 'document')}, {counted(len(asked), 'chunk')}, {tokens:,} tokens")
-    check_device(args.device)
     args.output.mkdir(parents=True, exist_ok=True)
     replies = Replies(args.output)
     known = len(replies.known)
@@ -122,7 +121,13 @@ def load_splitter(args: argparse.Namespace) -> Splitter:
     measure = args.tokenizer or (args.student if args.teacher_server else args.teacher)
     if args.teacher_server and not args.tokenizer:
         say(f"chunks are measured by the tokenizer of {measure}; --tokenizer names another")
-    loaded = {name: load_tokenizer(resolve_model(name), chat=name != args.tokenizer) for name in {*names, measure}}
+    loaded = {}
+    for name in {*names, measure}:
+        own = name == args.tokenizer  # it may be alone in its folder
+        try:
+            loaded[name] = load_tokenizer(resolve_model(name, needs_model=not own), chat=not own)
+        except ValueError as error:
+            raise ValueError(f"--tokenizer: {error}" if own else str(error)) from error
     return Splitter(loaded[measure], args.chunk_tokens, [loaded[name] for name in sorted(loaded)], args.language)
 
 

@@ -11,7 +11,7 @@ from ..data.prompts import TeacherPrompt, load_few_shot_examples
 from ..data.records import record_name
 from ..evaluation import ClosedBookResult, closed_book, kept
 from ..lab import resolve_model
-from ..models.loading import check_device, load_model, load_tokenizer
+from ..models.loading import load_model, load_tokenizer
 from ..training.progress import WorkBar
 from .evaluate import COLUMNS
 from .tables import legend, table
@@ -100,7 +100,6 @@ def marks(args: argparse.Namespace, probe_sets: dict[str, list], rows) -> dict[s
         ValueError: a question that cannot be asked (its file and place are named), or a model that cannot chat.
     """
     opened = open_book_sets(args, probe_sets, KnowledgeOf(rows if rows is not None else []))
-    check_device(args.device)
     asking = askers(args, opened)
     for asker in asking:
         load_tokenizer(resolve_model(asker.model))

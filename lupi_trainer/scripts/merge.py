@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from ..lab.folders import ADAPTER_CONFIG, folders_with, no_folder
+from .flags import check_models
 from .model_folders import check_free, copy_tokenizer
 
 
@@ -45,9 +47,14 @@ def find_adapter(args: argparse.Namespace) -> Path:
     if (args.folder is None) == (args.adapter is None):
         raise ValueError("name the folder of one adapter: lupi merge RUN --out FOLDER")
     folder = Path(args.folder or args.adapter)
-    if not (folder / "adapter_config.json").is_file():
-        hint = ": it holds a complete model, which needs no merging" if (folder / "config.json").is_file() else ""
-        raise FileNotFoundError(f"no adapter in {folder}: there is no adapter_config.json{hint}")
+    if not folder.is_dir():
+        raise FileNotFoundError(no_folder(folder, "folder"))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        inside = [str(folder / name) for name in folders_with(folder, (ADAPTER_CONFIG,))]
+        hint = f", but in {' and '.join(inside)}" if inside else ""
+        if (folder / "config.json").is_file():
+            hint = ": it holds a complete model, which needs no merging"
+        raise FileNotFoundError(f"no adapter in {folder}: there is no {ADAPTER_CONFIG}{hint}")
     return folder
 
 
@@ -55,17 +62,20 @@ def find_base(args: argparse.Namespace, adapter: Path) -> str:
     """The model that the adapter was trained on.
 
     Raises:
-        ValueError: neither the command nor the adapter names one, or the adapter's file cannot be read.
+        ValueError: neither the command nor the adapter names one, the adapter's file cannot be read, or the model is
+            not where it is said to be.
     """
     if args.base_dir:
+        check_models({"--base_dir": args.base_dir})
         return args.base_dir
-    path = adapter / "adapter_config.json"
+    path = adapter / ADAPTER_CONFIG
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a configuration of an adapter ({error})") from error
     if not named or args.stage > 1:
         raise ValueError("--base_dir is needed: the model that the adapter was trained on")
+    check_models({f"{path} names the base (--base_dir names another)": named})
     return named
 
 

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
         FileExistsError: there is a recipe already.
         ValueError: a file that cannot be read, or several files that may be meant.
     """
-    from .new_recipe import find_files, make_examples, recipe_text
+    from .new_recipe import find_files, make_examples, missing_gpu, recipe_text
 
     path = args.folder / "recipe.yaml"
     if args.folder.exists() and not args.folder.is_dir():
@@ -62,6 +62,8 @@ def main(args: argparse.Namespace) -> int:
     path.write_text(recipe_text(found, model, args.teacher, device, args.folder), encoding="utf-8")
     probes = f"probes from {found.probes}" if found.probes else "no probes"
     print(f"{path}: {counted(len(found.rows), 'record')}, {probes}")
+    if line := missing_gpu(device):
+        print(line)
     print("Next:", *next_commands(args.folder, found, model, args.teacher), sep="\n  ")
     return 0
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.check import Problem, check_probes, check_records
 from ..data.files import DOCUMENTS, RECORD_FILES, read_records
 from ..data.probe_knowledge import NAMES, knowledge_in
+from ..data.probes import misspelled
 from ..data.records import last_user_text, normalize_record
 from ..data.wording import counted
 
@@ -72,7 +73,8 @@ def find_files(folder: Path, records: str | None, probes: str | None) -> Found:
     for kind, names in kinds.items():
         if len(names) > 1:
             how = "take one of them away" if kind == "base" else f"name one with --{kind}"
-            raise ValueError(f"several files of {kind} records: {', '.join(names)}; {how}")
+            what = {"base": "records without knowledge"}.get(kind, kind)
+            raise ValueError(f"several files of {what}: {', '.join(names)}; {how}")
     first = {kind: next(iter(names), None) for kind, names in kinds.items()}
     if first["probes"]:
         check_usable(first["probes"], check_probes(read_records(first["probes"])))
@@ -102,7 +104,8 @@ def kind_of(rows: list[dict[str, Any]]) -> str:
     """`records`, `probes`, `base` (records without any knowledge), or nothing known."""
     keys = set.intersection(*(set(row) for row in rows)) if rows else set()
     if keys & {"prompt", "query"}:
-        return "records" if any(name in row for row in rows for name in NAMES) else "base"
+        # a misspelled name is said to be one when the records are read
+        return "records" if any({*NAMES} & {*row} or misspelled(row, NAMES) for row in rows) else "base"
     return "probes" if {"question", "answers"} <= keys else ""
 
 
@@ -124,6 +127,17 @@ def make_examples(folder: Path, found: Found) -> Found:
     records, probes = (path.as_posix() for path in (folder / "records.jsonl", folder / "probes.jsonl"))
     rows = [normalize_record(row, number) for number, row in enumerate(EXAMPLE_RECORDS)]
     return Found(records, found.probes or probes, found.base, rows)
+
+
+def missing_gpu(device: str) -> str:
+    """A line for a recipe that this machine cannot train, and nothing for another."""
+    if device != "cuda":
+        return ""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return "this machine has no GPU, as far as PyTorch can see, and the recipe needs one (--device cpu writes another)"
 
 
 def text_of(value: str) -> str:

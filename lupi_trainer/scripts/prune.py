@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from .flags import check_models
 from .model_folders import check_free, copy_tokenizer
 
 
@@ -43,19 +44,12 @@ def parse_range(text: str) -> list[int]:
     return numbers
 
 
-def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
-    """Bundle name to layers, as `--drop` and `--bundle` say; `least:N` is measured on `--data`.
+def read_drops(args: argparse.Namespace) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """(bundle name to layers, bundle name to how many layers are to be found by their influence), as `--drop` says.
 
     Raises:
         ValueError: drops without names, names that cannot be, or nothing to measure on.
     """
-    from transformers import AutoTokenizer
-
-    from ..data.squad import load_qa_records, tokenize_qa
-    from ..lab import resolve_model
-    from ..models.loading import NO_CODE
-    from ..pruning.influence import block_influence, choose_block
-    from ..pruning.layers import describe_numbers, kept_layers
     from ..pruning.stages import MERGED
 
     drops, names = args.drop, args.bundle
@@ -68,33 +62,55 @@ def choose_layers(args: argparse.Namespace, model) -> dict[str, list[int]]:
             raise ValueError(f"--bundle {name}: names in {MERGED} are those of the bundles that `lupi merge` writes")
     bundles = {name: parse_range(text) for name, text in zip(names, drops) if not text.startswith(LEAST)}
     sizes = {name: text.removeprefix(LEAST) for name, text in zip(names, drops) if text.startswith(LEAST)}
-    if not sizes:
-        return bundles
-    if args.data is None:
+    if sizes and args.data is None:
         raise ValueError("--drop least:N measures the influence of layers on text: name it with --data")
+    for size in sizes.values():
+        if not size.isdigit():
+            raise ValueError(f"--drop least:N takes a number of layers, got {LEAST + size!r}")
+    return bundles, {name: int(size) for name, size in sizes.items()}
+
+
+def measure(args: argparse.Namespace, model, bundles: dict[str, list[int]], sizes: dict[str, int], records: list):
+    """Add the layers of least influence to `bundles`; returns it in the order of the command line.
+
+    Args:
+        model: whose layers they are.
+        bundles, sizes: of [`read_drops`].
+        records: questions that the influence is measured on.
+    """
+    from transformers import AutoTokenizer
+
+    from ..data.squad import tokenize_qa
+    from ..lab import resolve_model
+    from ..models.loading import NO_CODE
+    from ..pruning.influence import block_influence, choose_block
+    from ..pruning.layers import describe_numbers, kept_layers
+
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(args.model), **NO_CODE)
-    records = load_qa_records(args.data, max_samples=args.samples)
     rows = tokenize_qa(records, tokenizer, seq_len=args.seq_len).dataset["input_ids"]
     influence = block_influence(model, rows)
     for name, size in sizes.items():
         taken = {number for numbers in bundles.values() for number in numbers}
-        if not size.isdigit():
-            raise ValueError(f"--drop least:N takes a number of layers, got {LEAST + size!r}")
-        bundles[name] = choose_block(influence, model.config, int(size), taken)
+        bundles[name] = choose_block(influence, model.config, size, taken)
         at = kept_layers(model.config).index(bundles[name][0])
-        score = influence[at, at + int(size)].item()
+        score = influence[at, at + size].item()
         print(f"bundle {name}: layers {describe_numbers(bundles[name])}, influence {score:.4f}")
-    return {name: bundles[name] for name in names}
+    return {name: bundles[name] for name in args.bundle}
 
 
 def main(args: argparse.Namespace) -> int:
     """Write `OUT/base` and `OUT/bundles/NAME`."""
+    check_models({"--model": args.model})
+    check_free(args.out)
+    from ..data.squad import load_qa_records
     from ..models.loading import load_complete
     from ..pruning.layers import describe_numbers, drop_layers, kept_layers, save_bundle
 
-    check_free(args.out)
+    bundles, sizes = read_drops(args)
+    records = load_qa_records(args.data, max_samples=args.samples) if sizes else []
     model = load_complete(args.model, "model", dtype=args.dtype)
-    bundles = choose_layers(args, model)
+    if sizes:
+        bundles = measure(args, model, bundles, sizes, records)
     base = drop_layers(model, bundles)
     base.save_pretrained(args.out / "base")
     copy_tokenizer(args.model, args.out / "base")

@@ -16,6 +16,11 @@ from ..publishing.credentials import refuse_secrets
 from .recipe_words import MEANS_NONE, NOTHING, RecipeError, hint, installed_name, load_recipe, one_line, refuse_secret
 
 
+# in place of what transformers says, which names no key of a recipe
+NO_BF16 = (
+    "bf16: true, its default, needs a GPU with bfloat16, and there is none, as far as PyTorch can see: set "
+    "`bf16: false`, and `use_cpu: true` to train on the CPU"
+)
 _type_hints = lru_cache(get_type_hints)
 
 
@@ -171,7 +176,8 @@ class RecipeParser(TrlParser):
                 raise
             # the checks of the configurations: those of this package, and those of the libraries they extend
             # whose a bad value is cannot be known, so the recipe is named where there is nothing else
-            raise RecipeError(("" if args else where) + one_line(error)) from error
+            said = one_line(error)
+            raise RecipeError(("" if args else where) + (NO_BF16 if "support bf16/gpu" in said else said)) from error
         return parsed
 
     @staticmethod

@@ -17,6 +17,7 @@ RENAMED = {
 }
 # What other tools call something like it.
 ELSEWHERE = {
+    "no_cuda": "use_cpu",
     "max_new_tokens": "max_completion_length",
     "max_prompt_length": "max_teacher_prompt_length",
     "warmup_ratio": "warmup_steps",
@@ -25,6 +26,11 @@ ELSEWHERE = {
     "teacher_model": "teacher_model_name_or_path",
     "model": "model_name_or_path",
 }
+# What is no key, and what does the same.
+UNNEEDED = {
+    "device": "training takes the GPU where there is one, and `use_cpu: true` keeps it on the CPU",
+}
+UNNEEDED |= dict.fromkeys(("cuda", "gpu", "device_map"), UNNEEDED["device"])
 # Two names of one key, of which each release of transformers has the first, or warns of it and wants the second.
 SAME = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -63,6 +69,8 @@ def hint(key: str, known: set[str]) -> str:
     """What an unknown key is called now, or may have been meant to be, as the end of a message."""
     if RENAMED.get(key) in known:
         return f": it is now called {RENAMED[key]!r}"
+    if key in UNNEEDED:
+        return f": {UNNEEDED[key]}"
     names = known | {"config", "accelerate_config"}
     near = [ELSEWHERE[key]] if ELSEWHERE.get(key) in known else difflib.get_close_matches(key, names, 1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -39,10 +39,10 @@ def perplexities(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: questions that cannot be read.
     """
+    asked = {name: load_qa_records(name, split=args.split, max_samples=args.max_samples) for name in args.perplexity}
     model, tokenizer = load_model(args.model, args.dtype, args.device, chat=False)
     header, lines, report = ["questions", *PERPLEXITY], [], {}
-    for name in args.perplexity:
-        records = load_qa_records(name, split=args.split, max_samples=args.max_samples)
+    for name, records in asked.items():
         questions = tokenize_qa(
             records,
             tokenizer,
@@ -67,13 +67,14 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
         raise ValueError(f"{args.records}: no record has knowledge")
     # spread over the file, so that all of its subjects are in it
     rows = rows[:: max(1, len(rows) // args.samples)][: args.samples]
+    prompt = teacher_prompt(args)
+    gold = load_sft_data(args.records, args.gold)["completion"] if args.gold else []
     student, tokenizer = load_model(args.model, args.dtype, args.device)
     teacher, teacher_tokenizer = load_model(args.teacher, args.dtype, args.device)
     configs = student.config, teacher.config
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
     special = SpecialTokens(tokenizer, args.allow_special_tokens)
     special.check_prompts(rows)
-    prompt = teacher_prompt(args)
     kwargs = args.chat_template_kwargs
     with_knowledge = [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
     asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
@@ -93,7 +94,6 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     )
     texts = {"the student's text": own.completion_ids}
     if args.gold:
-        gold = load_sft_data(args.records, args.gold)["completion"]
         answers = [gold[row["place"]][0]["content"] for row in rows]
         for row, answer in zip(rows, answers):
             special.check(record_name(row), answer)

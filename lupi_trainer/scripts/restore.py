@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from .flags import check_models
 from .model_folders import check_free, copy_tokenizer
 
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Write the base with bundles back at their places."""
+    check_models({"--base": args.base})
     from ..models.loading import load_complete
     from ..pruning.layers import describe_numbers, kept_layers, restore_bundles
 

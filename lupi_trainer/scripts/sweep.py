@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .flags import check_models
 from .kd_flags import FLAGS
 from .recipe_files import find_recipe, find_recipes
 
 
 HELP = "a set of KD-LoRA recipes one after another: table and plot"
 RECIPE = "sweep_recipe.yaml"
+MODELS = ("model_name_or_path", "teacher_model_name_or_path")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +97,9 @@ def main(args: argparse.Namespace) -> int:
     override = find_recipe(str(args.override)) if args.override else None
     plans = {recipe.stem: merge(recipe, override, flags) for recipe in recipes}
     done = {name: is_done(args.output_dir / name, settings) for name, (_, settings) in plans.items()}
+    for name, (_, settings) in plans.items():
+        if not done[name]:
+            check_models({f"{name}: {key}": settings.get(key) for key in MODELS})
     failed = []
     for name, (merged, settings) in plans.items():
         folder = args.output_dir / name

@@ -17,12 +17,12 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import rotate_checkpoints
 
+from .manifest import MANIFEST, flaw
 from .private import TrainerHooks, wrap_in_training
 
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "checkpoint_manifest.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -52,26 +52,6 @@ def seal(folder: str | Path) -> None:
     files = {str(p.relative_to(folder)): p.stat().st_size for p in paths if p.is_file()}
     files.pop(MANIFEST, None)
     write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1))
-
-
-def flaw(folder: str | Path) -> str | None:
-    """What a checkpoint lacks to be complete, in words; `None` if it lacks nothing."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return "there is no such folder"
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}: its writing was cut off"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} cannot be read"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-    return None
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

@@ -3,6 +3,7 @@
 Nothing heavy is imported here; the tests hold the names to those of transformers.
 """
 
+import difflib
 import importlib.util
 import netrc
 import os
@@ -123,7 +124,9 @@ def faults(report_to: Any, env: Mapping[str, str] = os.environ) -> Iterator[str]
     """What keeps a run from reporting where its recipe says, one line each."""
     for name in chosen(report_to):
         if name not in REPORTERS:
-            yield f"report_to: no reporter {name!r}; there are {', '.join(REPORTERS)}, all and none"
+            near = difflib.get_close_matches(str(name), [*REPORTERS, "all", "none"], 1)
+            hint = f"did you mean {near[0]!r}? There" if near else "there"
+            yield f"report_to: no reporter {name!r}; {hint} are {', '.join(REPORTERS)}, all and none"
             continue
         reporter = REPORTERS[name]
         if missing := _missing(reporter):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ..lab import resolve_model
+from ..lab import lab_path
 
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def _place(model: Any) -> str:
     """Where a model, or what is named so, was or would be loaded from; a model made otherwise has none."""
     if not isinstance(model, str):
         model = getattr(getattr(model, "config", None), "name_or_path", None) or f"{id(model)}"
-    name = resolve_model(model)
+    name = lab_path(model)
     return os.path.realpath(name) if os.path.isdir(name) else name
 
 

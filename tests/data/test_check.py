@@ -208,6 +208,44 @@ def test_what_training_refuses_is_grouped_and_doubts_are_no_problem(tmp_path, ca
     assert "--min_words has no effect without --schema culture" in capsys.readouterr().err
 
 
+def test_what_is_empty_or_misspelled_is_named_by_record(tmp_path, capsys):
+    rows = [
+        {"prompt": "Who is Mo?", "privileged_context": " "},
+        {"query": "Who is Ku?", "knowledge": ""},
+        {"prompt": "Who is Ti?", "privileged_context": "\n"},
+        {"prompt": "Who is Fo?", "privileged_contxt": "Fo is a king."},
+        {"Prompt": "Who is Ra?", "knowledge": "Ra is a king."},
+        {"prompt": "Who is La?", "knowledge": None, "tools": ["x"]},
+    ]
+    probes = [
+        {"question": "Who is Mo?", "answers": ["king"], "knowledge": ""},
+        {"question": "Who is Fo?", "answers": ["king"], "knowlege": "Fo is a king."},
+        {"question": "Who is Ti?", "answers": "king", "knowledge": "Ti is a king."},
+        {"question": "Who is Ra?", "answer": ["king"], "knowledge": "Ra is a king."},
+    ]
+    records, asked = write(tmp_path / "own.jsonl", rows), write(tmp_path / "probes.jsonl", probes)
+    assert main(["data", "check", records]) == 1
+    blank = "is empty, so the teacher sees only what the student sees; null says that it is meant"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{records}: record number 3: field: no `privileged_context` (`knowledge` is read as well), which is null "
+        "where the teacher should see only what the student sees; found ['privileged_contxt', 'prompt']; did you mean "
+        "`privileged_context` by `privileged_contxt`?",
+        f"{records}: record number 4: field: no `prompt` (`query` is read as well); found ['Prompt', 'knowledge']; "
+        "did you mean `prompt` by `Prompt`?",
+        f"{records}: record number 5: field: its `tools` would not be read: text alone is; leave that column out",
+        f"{records}: doubt: 2 records: empty: its `privileged_context` {blank}, first: number 0",
+        f"{records}: doubt: record number 1: empty: its `knowledge` {blank}",
+        "6 records: 3 problems, 3 doubts",
+    ]
+    assert main(["data", "check", "--probes", asked]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{asked}: 2 probes: field: `answers` must be a list of accepted strings, first: number 2, got 'king'",
+        f"{asked}: doubt: probe of record number 0: empty: its `knowledge` is empty",
+        f"{asked}: doubt: probe of record number 1: field: `knowlege` is not read; did you mean `knowledge`?",
+        "4 probes: 2 problems, 2 doubts",
+    ]
+
+
 def test_columns_that_do_not_agree_are_a_problem(tmp_path, capsys):
     rows = [{"prompt": "a", "knowledge": None, "id": name} for name in ("one", 2)]
     assert main(["data", "check", write(tmp_path / "own.jsonl", rows)]) == 1

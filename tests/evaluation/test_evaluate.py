@@ -215,6 +215,9 @@ def test_gold_answers_are_those_of_their_records_whatever_the_row_ids(tmp_path, 
         assert [tokenizer.decode(ids) for ids in texts.pop()] == [records[n]["answer"] for n in (0, 3, 5)]
 
 
+PRIVILEGE = ["--privilege", "--teacher", "lab:teacher", "--records", "lab:eval"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -225,9 +228,14 @@ def test_gold_answers_are_those_of_their_records_whatever_the_row_ids(tmp_path, 
         (["--open_book", "data/probes_en.json", "--records", "lab:new"], "there is no record of its `record_id`)"),
         (["--probes", "lab:probes", "--device", "cuda:77"], "the device 'cuda:77' is not there: this machine has"),
         (["--probes", "lab:probes", "--device", "gpu"], "there is no device 'gpu'"),
+        (["--perplexity", "lab:qa-eval", "nowhere.json"], "no such data file: nowhere.json"),
+        ([*PRIVILEGE, "--gold", "nothing"], "no text in the column 'nothing' to learn"),
+        ([*PRIVILEGE, "--few_shot_examples", "nowhere.json"], "no such data file: nowhere.json"),
     ],
 )
-def test_what_evaluate_lacks_is_named(arguments, message, capsys):
+def test_what_evaluate_lacks_is_named(arguments, message, capsys, monkeypatch):
+    for module in ("marks", "reports"):
+        monkeypatch.setattr(f"lupi_trainer.scripts.{module}.load_model", lambda *args, **kw: pytest.fail("loaded"))
     assert main(["evaluate", "--model", "lab:student", "--device", "cpu", *arguments]) == 2
     said = capsys.readouterr()
     assert message in said.err and said.out == ""

@@ -146,6 +146,7 @@ def test_the_shipped_set_is_the_seven_experiments():
     [
         (["nowhere"], "no recipe in 'nowhere'"),
         (["recipes/kd_lora", "--override", "nowhere.yaml"], "no recipe 'nowhere.yaml'"),
+        (["FOLDER", "--eval_dataset_name", "lab:qa", "--base_dir", "./nobody"], "no such model folder: ./nobody"),
         (["recipes/kd_lora", "stray"], "expected --KEY VALUE, got 'stray'"),
         (["recipes/kd_lora", "--hub_token", "hf_secret"], "'hub_token' does not belong here"),
         (["recipes/kd_lora", "--qa_dataset", "lab:qa"], "without `eval_dataset_name` there is none"),

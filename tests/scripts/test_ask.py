@@ -1,5 +1,7 @@
 """`lupi ask`: what `lupi evaluate` would mark, of a model or an adapter, with knowledge or without."""
 
+import json
+
 import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,6 +40,11 @@ def test_an_adapter_answers_by_its_folder(tmp_path, capsys):
         assert main(["ask", model, question, "--device", "cpu"]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != ""
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": f"{tmp_path}/gone"}))
+    assert main(["ask", str(tmp_path), question, "--device", "cpu"]) == 2
+    gone = f"no such model folder: {tmp_path}/gone"
+    assert f"error: {tmp_path} is an adapter, and its base model is not here: {gone}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 import json
 import os
+import sys
 
 import pytest
 import torch
 
 from lupi_trainer.cli import main, make_parser
+from lupi_trainer.scripts.dry_run.key_types import key_types
+from lupi_trainer.scripts.launch import TRAINING
 from lupi_trainer.scripts.recipe_files import list_recipes
 
 
@@ -66,6 +69,90 @@ def test_what_the_user_can_mend_is_said_in_one_line(arguments, message, capsys, 
     error = capsys.readouterr().err
     assert "error: " in error and message in error and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+MAKE = ["data", "make", "docs", "--output", "out"]
+SELECT = ["data", "select", "--probes", "lab:probes", "--output_dir", "out"]
+NAMED = {
+    "MODEL": ["ask", "./nobody", "Who?"],
+    "--model": ["evaluate", "--probes", "lab:probes", "--model"],
+    "--teacher": ["evaluate", "--probes", "lab:probes", "--model", "lab:student", "--teacher"],
+    "--before": ["evaluate", "--probes", "lab:probes", "--model", "lab:student", "--before"],
+    "--target": ["generate", "--prompts", "Hi", "--target"],
+    "--draft": ["generate", "--prompts", "Hi", "--target", "lab:teacher", "--draft"],
+    "--model ": ["prune", "--drop", "1", "--bundle", "a", "--out", "out", "--model"],
+    "--base": ["restore", "--bundle", "a", "--out", "out", "--base"],
+    "--student": [*MAKE, "--teacher", "lab:teacher", "--student"],
+    "--teacher ": [*MAKE, "--student", "lab:student", "--teacher"],
+    "--reader": [*MAKE, "--teacher", "lab:teacher", "--student", "lab:student", "--reader"],
+    "--student ": [*SELECT, "--student"],
+    "--teacher  ": [*SELECT, "--student", "lab:student", "--teacher"],
+    "model_name_or_path": ["skd", "--config", "lab/lupi_skd/config_full.yaml", "--model_name_or_path"],
+    "model_name_or_path ": ["sft", "--config", "lab/sft/config_full.yaml", "--model_name_or_path"],
+    "model_name_or_path  ": ["kd", "--config", "lab/kd_lora/config_teacher.yaml", "--base_dir"],
+    "model_name_or_path   ": ["wmtp", "--config", "lab/wmtp/config_tiny.yaml", "--model_name_or_path"],
+    "teacher_model_name_or_path": ["compare", "--arms", "skd", "--teacher_model_name_or_path"],
+}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_a_mistyped_folder_of_a_model_is_refused_at_once_by_every_command(key, tmp_path, monkeypatch, capsys):
+    """Before what it needs is loaded; with the key, the path, and what has nearly that name."""
+    monkeypatch.chdir(tmp_path)
+    for command in TRAINING:
+        key_types(command)  # which are kept, and read from the source of transformers
+    monkeypatch.setitem(sys.modules, "transformers", None)  # which no command imports by then
+    (tmp_path / "nobodies").mkdir()
+    words = NAMED[key]
+    assert main(words if "./nobody" in words else [*words, "./nobody"]) == 2
+    said = f"error: {key.strip()}: no such model folder: ./nobody; did you mean nobodies?\n"
+    assert capsys.readouterr().err == said
+    assert [path.name for path in tmp_path.iterdir()] == ["nobodies"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ask", "me/none", "Who?"],
+        ["evaluate", "--model", "me/none", "--perplexity", "nowhere.json"],
+        ["generate", "--target", "me/none", "--prompts", "Hi"],
+        [*SELECT, "--student", "me/none"],
+        [*MAKE, "--teacher", "me/none", "--student", "me/none"],
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--device", "cuda:77"]) == 2
+    assert capsys.readouterr().err.startswith("error: the device 'cuda:77' is not there: this machine has ")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--drop", "x"], "--drop takes a range of layers such as 21-28"),
+        (["--drop", "least:x", "--data", "lab:qa"], "--drop least:N takes a number of layers, got 'least:x'"),
+        (["--drop", "least:2", "--data", "nowhere.json"], "no such data file: nowhere.json"),
+    ],
+)
+def test_prune_says_what_it_knows_before_the_model_is_loaded(tmp_path, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("lupi_trainer.models.loading.load_complete", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert main(["prune", "--model", "lab:teacher", "--out", str(tmp_path / "out"), "--bundle", "B", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag, name", [("--probes", "a.md"), ("--unseen", "b.json"), ("--general", "c.json")])
+def test_compare_reads_all_questions_before_the_first_run(flag, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lupi_trainer.scripts.arms.run", lambda *args: pytest.fail("an arm was run"))
+    (tmp_path / "a.md").write_text("")
+    (tmp_path / "c.json").write_text('[{"question": "Who?", "answers": "Mo"}]')
+    said = {
+        "--probes": "--probes: a.md is a file of another kind",
+        "--unseen": "--unseen: no such data file: b.json",
+        "--general": "c.json: probe of record number 0: `answers` must be a list of accepted strings, got 'Mo'",
+    }
+    assert main(["compare", flag, name]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said[flag]}")
 
 
 @pytest.mark.parametrize("command", [["skd", "--config"], ["compare", "--arms", "skd", "--config"]])

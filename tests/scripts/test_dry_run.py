@@ -19,6 +19,7 @@ from lupi_trainer.scripts.dry_run.report import Report
 from lupi_trainer.scripts.dry_run.settings import read_settings
 from lupi_trainer.scripts.launch import TRAINING
 from lupi_trainer.scripts.recipe_files import find_recipe, list_recipes
+from lupi_trainer.training.manifest import MANIFEST
 
 
 ALONE = "--mixing none --base_dataset_name none --per_device_train_batch_size 200".split()
@@ -67,7 +68,18 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
         ("--bf16 maybe", "--bf16 takes true or false, got 'maybe'"),
         ("--eval_strategy sometimes", "must be one of ['no', 'steps', 'epoch'], got 'sometimes'"),
         ("--rollout_policy none", "--rollout_policy must be one of ['speculative', 'student', 'teacher'], got 'none'"),
-        ("--gamma none", "--gamma takes a whole number, got 'none'"),
+        (
+            "--gamma none",
+            "--gamma cannot be left without a value: give it a whole number, or leave it out for its default, 20",
+        ),
+        (
+            "--use_cpu null",
+            "--use_cpu cannot be left without a value: give it true or false, or leave it out for its default, False",
+        ),
+        ("--device cuda", "unknown option --device: training takes the GPU where there is one, and `use_cpu: true`"),
+        ("--no_cuda", "unknown option --no_cuda; did you mean 'use_cpu'?"),
+        ("--probes notes.md", "probes: notes.md is a file of another kind"),
+        ("--report_to tensorbord", "no reporter 'tensorbord'; did you mean 'tensorboard'? There are azure_ml,"),
         ("--gamma", "--gamma needs a value"),
         ("--gamma 3 4", "--gamma takes one value, got '3 4'"),
         ("--report_to wandb trackio", "--report_to takes one value, got 'wandb trackio'; a recipe may have a list"),
@@ -144,6 +156,70 @@ def test_a_finished_run_is_not_written_over_unasked(tmp_path, monkeypatch):
     assert "take another --output_dir, or replace it" in fault and "resume" not in fault, "there is no checkpoint"
 
 
+def test_no_number_of_steps_and_no_value_are_explained(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**yaml.safe_load(find_recipe(FULL).read_text()), "gamma": None})
+    )
+    faults = read_settings("skd", ["--config", str(tmp_path / "recipe.yaml"), "--max_steps", "none"]).faults
+    unset = "cannot be left without a value: give it a whole number, or leave it out for its default,"
+    assert faults == [f"{tmp_path / 'recipe.yaml'}: 'gamma' {unset} 20", f"--max_steps {unset} -1"]
+    assert faults_of("skd", "--max_steps", "0") == [
+        "max_steps must be at least 1, or left out for num_train_epochs=5.0; got 0"
+    ]
+
+
+def test_a_checkpoint_to_resume_from_is_looked_at(tmp_path, monkeypatch):
+    good, cut = tmp_path / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-8"
+    for folder in (good, cut):
+        folder.mkdir(parents=True)
+    (good / MANIFEST).write_text('{"files": {}}')
+    assert faults_of("skd", "--resume_from_checkpoint", str(good)) == []
+    said = {
+        cut: f"cannot resume from {cut}: it has no {MANIFEST}: its writing was cut off",
+        good.parent: f"cannot resume from {good.parent}: name {good}",
+    }
+    for folder, fault in said.items():
+        assert faults_of("skd", "--resume_from_checkpoint", str(folder)) == [f"resume_from_checkpoint: {fault}"]
+        monkeypatch.setenv("RESUME_CHECKPOINT", str(folder))
+        assert faults_of("skd") == [f"RESUME_CHECKPOINT: {fault}"]
+        monkeypatch.delenv("RESUME_CHECKPOINT")
+    monkeypatch.setenv("RESUME_CHECKPOINT", f"{good}0")
+    (fault,) = faults_of("skd")
+    assert fault.startswith(f"RESUME_CHECKPOINT: no such checkpoint: {good}0; did you mean {good}")
+
+
+@pytest.mark.parametrize("command, recipe", [("skd", FULL), ("sft", "lab/sft/config_full.yaml")])
+def test_probes_are_read_before_anything_heavy_is(command, recipe, tmp_path):
+    probes = tmp_path / "probes.json"
+    probes.write_text(json.dumps([{"question": "Who?", "answer": ["Mo"]}, {"question": " ", "answers": ["Mo"]}]))
+    assert faults_of(command, "--probes", str(probes), recipe=recipe) == [
+        f"{probes}: probe of record number 0: `answers` must be a list of accepted strings; found "
+        "['answer', 'question']; did you mean `answers` by `answer`?",
+        f"{probes}: probe of record number 1: the question is empty, got ' '",
+    ]
+    probes.write_text(json.dumps([{"question": " ", "answers": ["Mo"]}] * 2))
+    (fault,) = faults_of(command, "--probes", str(probes), recipe=recipe)
+    assert fault.startswith(f"{probes}: 2 probes, the first: the question is empty, got ' '. They are probe of record")
+    probes.write_text("[]")
+    assert faults_of(command, "--probes", str(probes), recipe=recipe) == [f"{probes}: there are no probe questions"]
+    probes.write_text("[")
+    (fault,) = faults_of(command, "--probes", str(probes), recipe=recipe)
+    assert fault.startswith(f"probes: {probes}: not valid JSON")
+
+
+def test_a_chat_template_is_a_file_or_another_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "mine.jinja").write_text("")
+    said = {
+        "own.jinja": "no such file: own.jinja",
+        "./tokenizr": "no such model folder: ./tokenizr; did you mean tokenizer?",
+    }
+    for name in ("mine.jinja", "tokenizer", *said):
+        found = [f"chat_template_path: {said[name]}"] if name in said else []
+        assert faults_of("sft", "--chat_template_path", name, recipe="lab/sft/config_full.yaml") == found
+
+
 def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):
     recipe = yaml.safe_load(find_recipe(FULL).read_text()) | {"env": {"KUBEFLOW_TRAINER_SERVER_URL": "http://x"}}
     for key, said in ("KUBEFLOW_TRAINER_SERVER_URL", ""), ("OTHER", "kubeflow needs KUBEFLOW_TRAINER_SERVER_URL in"):
@@ -198,14 +274,14 @@ def test_every_record_beyond_a_limit_is_listed(tmp_path, capsys, monkeypatch):
     assert warned == []
     assert status == 1
     records, probes = (f"error: {tmp_path / name}: " for name in ("records.json", "probes.json"))
-    assert faults[0] == f"{records}record number 1: the prompt is empty"
-    assert faults[1].startswith(
+    assert faults[0] == f"{probes}probe of record number 0: `answers` must be a list of accepted strings, got []"
+    assert faults[1] == f"{records}record number 1: the prompt is empty"
+    assert faults[2].startswith(
         f"{records}25 records, the first: its teacher prompt has 655 tokens, beyond max_teacher"
     )
-    assert "They are record number 0, record number 4, record number 8," in faults[1]
-    assert faults[1].endswith("record number 76, and 5 more")
-    assert faults[2].startswith(f"{records}record 'two' (number 2): its text holds the special token")
-    assert faults[3] == f"{probes}probe of record number 0: `answers` must be a list of accepted strings, got []"
+    assert "They are record number 0, record number 4, record number 8," in faults[2]
+    assert faults[2].endswith("record number 76, and 5 more")
+    assert faults[3].startswith(f"{records}record 'two' (number 2): its text holds the special token")
     assert "99 records, fewer than one batch of 200" in faults[4] and len(faults) == 5
     assert "the longest is the teacher's of record number 0" in table["prompts"]
     assert "not measured" in table["time"]

@@ -91,11 +91,24 @@ def test_merge_is_explained_and_refuses_before_anything_is_loaded(adapter, tmp_p
             ["merge", resolve_model(BASE), "--out", str(tmp_path / "x")],
             "holds a complete model, which needs no merging",
         ),
-        (["merge", str(tmp_path / "no"), "--out", str(tmp_path / "x")], "there is no adapter_config.json"),
+        (
+            ["merge", f"{adapter}s", "--out", str(tmp_path / "x")],
+            f"no such folder: {adapter}s; did you mean {adapter}?",
+        ),
+        (["merge", str(tmp_path), "--out", str(tmp_path / "x")], f"there is no adapter_config.json, but in {adapter}"),
+        (
+            ["merge", str(adapter), "--out", str(tmp_path / "x"), "--base_dir", f"{adapter}s"],
+            f"--base_dir: no such model folder: {adapter}s; did you mean {adapter}?",
+        ),
         (["merge", str(adapter), "--stage", "2", "--bundles_dir", str(tmp_path)], "--base_dir is needed"),
     ):
         assert main(run) == 2, run
         assert message in capsys.readouterr().err
-    (adapter / "adapter_config.json").write_text("{")
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/base"}))
+    assert main(["merge", str(adapter), "--out", str(tmp_path / "x")]) == 2
+    gone = "names the base (--base_dir names another): no such model folder: /gone/base"
+    assert f"error: {config} {gone}" in capsys.readouterr().err
+    config.write_text("{")
     assert main(["merge", str(adapter), "--out", str(tmp_path / "x")]) == 2
     assert "adapter_config.json: not a configuration of an adapter" in capsys.readouterr().err

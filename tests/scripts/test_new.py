@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pytest
+import torch
 import yaml
 
 from lupi_trainer.cli import main
@@ -56,6 +57,8 @@ def test_a_recipe_is_for_the_files_of_the_folder_and_explains_its_keys(tmp_path,
     write(tmp_path / "old.jsonl", [{"prompt": r["query"]} for r in load_lab_records("lab:common")[:3]])
     (tmp_path / "other.json").write_text("[]")
     assert main(["new", str(tmp_path), "--device", device, *(["--teacher", teacher] if teacher else [])]) == 0
+    without = "this machine has no GPU, as far as PyTorch can see, and the recipe needs one (--device cpu"
+    assert (without in capsys.readouterr().out) == (device == "cuda" and not torch.cuda.is_available())
     text = (tmp_path / "recipe.yaml").read_text()
     keys = yaml.safe_load(text)
     data, args, model = parsed(tmp_path, "--load_in_4bit", "false")
@@ -94,6 +97,7 @@ def test_what_may_be_meant_twice_or_cannot_be_used_is_named(tmp_path, capsys):
     for name in ("a", "b"):
         write(folder / f"{name}.jsonl", [{"prompt": "Who?", "knowledge": "Mo."}])
     write(other, [{"prompt": " ", "knowledge": "Mo."}])
+    write(misspelled := tmp_path / "own.jsonl", [{"prompt": "Who?", "knowlege": "Mo."}])
     run = ["new", str(folder), "--device", "cpu"]
     for extra, message in (
         ([], "a.jsonl, "),
@@ -104,10 +108,21 @@ def test_what_may_be_meant_twice_or_cannot_be_used_is_named(tmp_path, capsys):
         ),
         (["--records", str(tmp_path / "none.jsonl")], "no such data file"),
         (["--probes", str(other), "--records", str(folder / "a.jsonl")], "probe of record number 0: no `question`"),
+        (["--records", str(misspelled)], "did you mean `knowledge` by `knowlege`?; lupi data check names all faults"),
     ):
         assert main([*run, *extra]) == 2
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.jsonl"]
+    two = tmp_path / "two"
+    two.mkdir()
+    for name in ("a", "b"):
+        write(two / f"{name}.jsonl", [{"question": "Who?", "answers": ["Mo"]}])
+    assert main(["new", str(two), "--device", "cpu"]) == 2
+    names = f"{two / 'a.jsonl'}, {two / 'b.jsonl'}"
+    assert capsys.readouterr().err == f"error: several files of probes: {names}; name one with --probes\n"
+    write(two / "a.jsonl", [{"prompt": "Who?", "knowlege": "Mo."}])
+    assert main(["new", str(two), "--device", "cpu"]) == 2  # not taken for a file without any knowledge
+    assert "a.jsonl: record number 0: no `privileged_context`" in capsys.readouterr().err
     assert main([*run, "--records", str(folder / "a.jsonl")]) == 0
     assert main(["new", str(other)]) == 2
     assert "is a file: name a folder for the recipe" in capsys.readouterr().err

@@ -200,6 +200,12 @@ def test_values_out_of_range_are_named(tmp_path, text, message):
         parse(write(tmp_path, text))
 
 
+def test_bfloat16_without_its_hardware_names_the_keys_to_change(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(RecipeError, match="^bf16: true, its default, needs a GPU .*: set `bf16: false`, and `use_cpu"):
+        parse([*write(tmp_path, "dataset_name: lab:new"), "--bf16", "true", "--use_cpu", "false"])
+
+
 def test_a_missing_recipe_names_the_nearest():
     with pytest.raises(FileNotFoundError, match="did you mean lab/lupi_skd/config_full.yaml"):
         find_recipe("lab/lupi_skd/config_ful.yaml")

@@ -5,15 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...data.files import find_data, names_records
+from ...data.files import find_data, names_records, read_records
+from ...data.probes import RecordError, check_probe, record_name
 from ...lab import LAB_PREFIX, find_lab_records, resolve_model
+from ...lab.folders import ADAPTER_CONFIG, folders_with, no_folder
 from ...lupi_skd.unread import refused_settings
 from ...lupi_skd.values import value_faults
 from ...training import reporters
+from ...training.manifest import MANIFEST, flaw
+from .report import Report
 from .settings import Settings
 
 
-DATA = ("dataset_name", "base_dataset_name", "eval_dataset_name", "probes")
+DATA = ("dataset_name", "base_dataset_name", "eval_dataset_name")
 # model -> the key of its revision
 REVISIONS = {
     "model_name_or_path": "model_revision",
@@ -56,16 +60,50 @@ def _data(settings: Settings) -> Iterator[str]:
         try:
             if name.startswith(LAB_PREFIX):
                 find_lab_records(name)
-            elif (key == "probes" or names_records(name)) and not find_data(name).is_file():
+            elif names_records(name) and not find_data(name).is_file():
                 yield f"{key}: no such data file: {name}"
         except ValueError as error:
             yield f"{key}: {error}"
+    if settings.get("probes") is not None:
+        yield from missing_probes("probes", settings.get("probes"))
     examples = settings.get("few_shot_examples")
     if isinstance(examples, str) and not examples.lstrip().startswith("[") and not find_data(examples).is_file():
         yield f"few_shot_examples: no such data file: {examples}"
 
 
-def _models(settings: Settings) -> Iterator[str]:
+def missing_probes(key: str, name: str) -> Iterator[str]:
+    """Why there are no probes where a key says, if that is so."""
+    try:
+        if name.startswith(LAB_PREFIX):
+            find_lab_records(name)
+        else:
+            read_records(name)
+    except (ValueError, OSError) as error:
+        yield f"{key}: {error}"
+
+
+def faulty_probes(name: str) -> list[str]:
+    """What is wrong with the probes of a file that can be read: each fault once, with those that have it."""
+    if name.startswith(LAB_PREFIX):
+        return []
+    try:
+        probes = read_records(name)
+    except (ValueError, OSError):  # see `missing_probes`
+        return []
+    report, faults = Report(), []
+    for number, probe in enumerate(probes):
+        try:
+            check_probe(probe, number)
+        except RecordError as error:
+            faults.append((f"probe of {record_name(probe, number)}", error.fault + error.found))
+    report.refuse_records(name, faults)
+    if not probes:
+        report.refuse(f"{name}: there are no probe questions")
+    return report.faults
+
+
+def models(settings: Settings) -> Iterator[str]:
+    """What is wrong with the models that a run names, as far as their names and folders tell."""
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     for key in REVISIONS:
         name = settings.get(key)
@@ -77,19 +115,29 @@ def _models(settings: Settings) -> Iterator[str]:
             yield f"{key}: {error}"
             continue
         if path.is_dir():
-            if (path / "adapter_config.json").is_file():
+            if (path / ADAPTER_CONFIG).is_file():
                 yield (
                     f"{key}: {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
                     f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
                 )
-            elif not (path / "config.json").is_file():
-                yield f"{key}: {name} is a folder without a config.json: no model is in it"
             elif not any(path.glob("*.safetensors")):
                 yield f"{key}: {name} has no weights as safetensors"
-        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-            yield f"{key}: no such model folder: {name}"
         elif offline and not _is_cached(name, settings.get(REVISIONS[key])):
             yield f"{key}: {name} is no folder here, HF_HUB_OFFLINE is set, and its cache has no such model"
+
+
+def _template(settings: Settings) -> Iterator[str]:
+    """What is wrong with the chat template that a run takes over, of a file or of another model."""
+    name = settings.get("chat_template_path")
+    if name is None or Path(name).is_file():
+        return
+    if name.endswith((".jinja", ".j2")):
+        yield f"chat_template_path: no such file: {name}"
+        return
+    try:
+        resolve_model(name, needs_model=False)
+    except ValueError as error:
+        yield f"chat_template_path: {error}"
 
 
 def _is_cached(name: str, revision: str | None) -> bool:
@@ -133,6 +181,21 @@ def _folder(settings: Settings) -> Iterator[str]:
         yield f"resume_from_checkpoint: no such checkpoint: {resume}"
 
 
+def _resume(settings: Settings) -> Iterator[str]:
+    """What is wrong with the checkpoint that a run is to go on from."""
+    key, name = "RESUME_CHECKPOINT", os.environ.get("RESUME_CHECKPOINT")
+    if not name:
+        key, name = "resume_from_checkpoint", settings.get("resume_from_checkpoint")
+    if not isinstance(name, str) or name.lower() in ("", "true", "false"):
+        return
+    if Path(name).is_dir():
+        reason, inside = flaw(name), [str(Path(name) / part) for part in folders_with(Path(name), (MANIFEST,))]
+        if reason is not None:
+            yield f"{key}: cannot resume from {name}: " + (f"name {' or '.join(inside)}" if inside else reason)
+    elif key == "RESUME_CHECKPOINT":  # of the other it is known
+        yield f"{key}: {no_folder(name, 'checkpoint')}"
+
+
 def _packages(settings: Settings) -> Iterator[str]:
     yield from reporters.faults(settings.get("report_to"))
     for key, (values, module, package) in PACKAGES.items():
@@ -159,6 +222,8 @@ def _together(settings: Settings) -> Iterator[str]:
         yield "`mixing` and `base_dataset_name` belong together: set both, or neither"
     if get("load_in_4bit") and get("load_in_8bit"):
         yield "load_in_4bit and load_in_8bit exclude each other"
+    if get("max_steps") == 0:
+        yield f"max_steps must be at least 1, or left out for num_train_epochs={get('num_train_epochs')}; got 0"
     if get("bf16") and get("fp16"):
         yield "bf16 and fp16 exclude each other"
     if command != "kd" and get("eval_strategy") not in (None, "no") and get("eval_dataset_name") is None:
@@ -195,5 +260,9 @@ def look(settings: Settings) -> tuple[list[str], list[str]]:
         found += value_faults(arguments)
         found += refused_settings(arguments)
     found += _data(settings)
-    found += _models(settings)
-    return list(dict.fromkeys(found)), [*_folder(settings), *_packages(settings)]
+    found += models(settings)
+    found += _template(settings)
+    other = [*_folder(settings), *_resume(settings), *_packages(settings)]
+    if settings.get("probes") is not None:
+        other += faulty_probes(settings.get("probes"))
+    return list(dict.fromkeys(found)), other

@@ -109,10 +109,8 @@ def _prompt_lengths(readings: list[Any], args: Any, report: Report) -> None:
 
 def _probes(source: str, tokenizer: Any, args: Any, report: Report) -> None:
     probes: list[Record] = list(load_lab_records(source) if source.startswith(LAB_PREFIX) else load_records(source))
-    problems = [problem for problem in check_probes(probes) if not problem.doubt]
-    report.refuse_records(source, [(p.record, p.message + p.found) for p in problems])
     special = SpecialTokens(tokenizer, args.allow_special_tokens)
-    if not problems:
+    if all(problem.doubt for problem in check_probes(probes)):  # what is wrong with the others is known
 
         def name(probe: Record, number: int) -> str:
             return f"probe of {record_name(probe, number)}"

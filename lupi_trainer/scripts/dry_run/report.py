@@ -40,9 +40,10 @@ class Report:
             if len(found) == 1:
                 self.refuse(f"{source}: {names[0]}: {fault}")
                 continue
+            what = "probes" if names[0].startswith("probe of ") else "records"
             others = f", and {len(names) - MOST} more" if len(names) > MOST else ""
             self.refuse(
-                f"{source}: {len(names)} records, the first: {fault}{end} They are {', '.join(names[:MOST])}{others}"
+                f"{source}: {len(names)} {what}, the first: {fault}{end} They are {', '.join(names[:MOST])}{others}"
             )
 
     def show(self) -> int:

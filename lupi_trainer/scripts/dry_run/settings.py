@@ -58,6 +58,21 @@ def variables(env: dict[str, str]) -> Generator[None]:
                 os.environ[name] = value
 
 
+def wanted(kind: KeyType) -> str:
+    """What a key takes, in words."""
+    if kind.choices:
+        return f"one of {list(kind.choices)}"
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping"}
+    names |= {"list": "a list", "str": "text"}
+    return " or ".join(words for name, words in names.items() if name in kind.kinds) or "a value"
+
+
+def cannot_be_unset(kind: KeyType) -> str:
+    """What is said where a key is to be left without a value, and needs one; it goes on from the key's name."""
+    default = "" if kind.default is UNKNOWN else f", or leave it out for its default, {kind.default!r}"
+    return f"cannot be left without a value: give it {wanted(kind)}{default}"
+
+
 def typed(value: Any, kind: KeyType) -> Any:
     """A value as its key has it.
 
@@ -67,7 +82,7 @@ def typed(value: Any, kind: KeyType) -> Any:
     kinds = kind.kinds
     if value is None:
         if not kinds & {"None", "Any", "object"}:
-            raise ValueError("takes one value, got null")
+            raise ValueError(cannot_be_unset(kind))
         return None
     name = "list" if isinstance(value, list) else "dict" if isinstance(value, dict) else None
     if name is not None:
@@ -81,9 +96,13 @@ def typed(value: Any, kind: KeyType) -> Any:
         raise ValueError("is not a number")
     if kind.choices and value not in kind.choices and str(value) not in kind.choices:
         raise ValueError(f"must be one of {list(kind.choices)}, got {value!r}")
+    text = str(value)
+    if kinds <= {"str", "None"}:
+        return text
     if kinds & {"str", "Any", "object", "list", "dict"}:
         return value
-    text = str(value)
+    if text.lower() in NOTHING:
+        raise ValueError(cannot_be_unset(kind))
     if "bool" in kinds:
         if text.lower() not in TRUE + FALSE:
             raise ValueError(f"takes true or false, got {value!r}")
