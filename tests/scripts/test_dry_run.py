@@ -19,7 +19,6 @@ from lupi_trainer.scripts.dry_run.report import Report
 from lupi_trainer.scripts.dry_run.settings import read_settings
 from lupi_trainer.scripts.launch import TRAINING
 from lupi_trainer.scripts.recipe_files import find_recipe, list_recipes
-from lupi_trainer.training.manifest import MANIFEST
 
 
 ALONE = "--mixing none --base_dataset_name none --per_device_train_batch_size 200".split()
@@ -128,34 +127,6 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
     ]
 
 
-def test_a_finished_run_is_not_written_over_unasked(tmp_path, monkeypatch):
-    recipes = {"skd": FULL, "sft": "lab/sft/config_full.yaml", "wmtp": "lab/wmtp/config_tiny.yaml"}
-    recipes["kd"] = "lab/kd_lora/config_teacher.yaml"
-    folder = tmp_path / "run"
-    (folder / "checkpoint-2").mkdir(parents=True)
-    (folder / "checkpoint-2" / "model.safetensors").write_text("")
-    for command, recipe in recipes.items():
-        here = command, "--output_dir", str(folder)
-        assert not [f for f in faults_of(*here, recipe=recipe) if "output_dir" in f], "a run that was cut off"
-        for name in ("trainer_state.json", "adapter_model.safetensors"):
-            (folder / name).write_text("")
-            (fault,) = [f for f in faults_of(*here, recipe=recipe) if "output_dir" in f]
-            assert fault.startswith(f"output_dir: {folder} holds a finished run") and "\n" not in fault
-            for way in ("--overwrite_output_dir true", "--resume_from_checkpoint true"):
-                assert way in fault and not [
-                    f for f in faults_of(*here, *way.split(), recipe=recipe) if "finished" in f
-                ]
-            assert fault in faults_of(*here, "--resume_from_checkpoint", "false", recipe=recipe)
-            monkeypatch.setenv("RESUME_CHECKPOINT", str(folder / "checkpoint-2"))
-            assert fault not in faults_of(*here, recipe=recipe)
-            monkeypatch.delenv("RESUME_CHECKPOINT")
-            (folder / name).unlink()
-    (folder / "checkpoint-2" / "model.safetensors").rename(folder / "model.safetensors")
-    (folder / "checkpoint-2").rmdir()
-    (fault,) = [f for f in faults_of("skd", "--output_dir", str(folder)) if "output_dir" in f]
-    assert "take another --output_dir, or replace it" in fault and "resume" not in fault, "there is no checkpoint"
-
-
 def test_no_number_of_steps_and_no_value_are_explained(tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         yaml.safe_dump({**yaml.safe_load(find_recipe(FULL).read_text()), "gamma": None})
@@ -166,58 +137,6 @@ def test_no_number_of_steps_and_no_value_are_explained(tmp_path):
     assert faults_of("skd", "--max_steps", "0") == [
         "max_steps must be at least 1, or left out for num_train_epochs=5.0; got 0"
     ]
-
-
-def test_a_checkpoint_to_resume_from_is_looked_at(tmp_path, monkeypatch):
-    good, cut = tmp_path / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-8"
-    for folder in (good, cut):
-        folder.mkdir(parents=True)
-    (good / MANIFEST).write_text('{"files": {}}')
-    assert faults_of("skd", "--resume_from_checkpoint", str(good)) == []
-    said = {
-        cut: f"cannot resume from {cut}: it has no {MANIFEST}: its writing was cut off",
-        good.parent: f"cannot resume from {good.parent}: name {good}",
-    }
-    for folder, fault in said.items():
-        assert faults_of("skd", "--resume_from_checkpoint", str(folder)) == [f"resume_from_checkpoint: {fault}"]
-        monkeypatch.setenv("RESUME_CHECKPOINT", str(folder))
-        assert faults_of("skd") == [f"RESUME_CHECKPOINT: {fault}"]
-        monkeypatch.delenv("RESUME_CHECKPOINT")
-    monkeypatch.setenv("RESUME_CHECKPOINT", f"{good}0")
-    (fault,) = faults_of("skd")
-    assert fault.startswith(f"RESUME_CHECKPOINT: no such checkpoint: {good}0; did you mean {good}")
-
-
-@pytest.mark.parametrize("command, recipe", [("skd", FULL), ("sft", "lab/sft/config_full.yaml")])
-def test_probes_are_read_before_anything_heavy_is(command, recipe, tmp_path):
-    probes = tmp_path / "probes.json"
-    probes.write_text(json.dumps([{"question": "Who?", "answer": ["Mo"]}, {"question": " ", "answers": ["Mo"]}]))
-    assert faults_of(command, "--probes", str(probes), recipe=recipe) == [
-        f"{probes}: probe of record number 0: `answers` must be a list of accepted strings; found "
-        "['answer', 'question']; did you mean `answers` by `answer`?",
-        f"{probes}: probe of record number 1: the question is empty, got ' '",
-    ]
-    probes.write_text(json.dumps([{"question": " ", "answers": ["Mo"]}] * 2))
-    (fault,) = faults_of(command, "--probes", str(probes), recipe=recipe)
-    assert fault.startswith(f"{probes}: 2 probes, the first: the question is empty, got ' '. They are probe of record")
-    probes.write_text("[]")
-    assert faults_of(command, "--probes", str(probes), recipe=recipe) == [f"{probes}: there are no probe questions"]
-    probes.write_text("[")
-    (fault,) = faults_of(command, "--probes", str(probes), recipe=recipe)
-    assert fault.startswith(f"probes: {probes}: not valid JSON")
-
-
-def test_a_chat_template_is_a_file_or_another_models(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "mine.jinja").write_text("")
-    said = {
-        "own.jinja": "no such file: own.jinja",
-        "./tokenizr": "no such model folder: ./tokenizr; did you mean tokenizer?",
-    }
-    for name in ("mine.jinja", "tokenizer", *said):
-        found = [f"chat_template_path: {said[name]}"] if name in said else []
-        assert faults_of("sft", "--chat_template_path", name, recipe="lab/sft/config_full.yaml") == found
 
 
 def test_variables_of_a_recipe_hold_while_it_is_looked_at(tmp_path, capsys, monkeypatch):
