@@ -93,8 +93,8 @@ test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with e
 	set -e; for name in $(VERSIONS); do \
 		.venv-versions/$$name/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK); done
 
-test-lab: .venv/.ready  ## The pair, trained anew, is as good as the shipped one; LoRA teaches it; wrong facts teach nothing
-	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py tests/documents
+test-lab: .venv/.ready  ## The pair, trained anew, is as good as the shipped one; the demo, LoRA and documents teach it; wrong facts do not
+	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py tests/documents tests/test_readme.py
 
 test-real: .venv/.ready  ## SmolLM2-135M is gotten, converted, taught for a few steps, merged and saved
 	$(BIN)/python -m pytest -m real tests/scripts/test_real.py

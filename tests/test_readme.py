@@ -100,15 +100,15 @@ def test_commands_of_a_block(chain, after_the_demo, small_lab):
                 assert (after_the_demo / arguments[place + 1]).exists()
 
 
-def launched(command: str, folder: Path) -> list[float]:
+def launched(command: str, folder: Path, forked: bool) -> list[float]:
     """The losses of two steps of a command that starts processes."""
     program, *arguments = shlex.split(command)
     module = {"lupi": "lupi_trainer.cli", "accelerate": "accelerate.commands.accelerate_cli"}[program]
     run = [sys.executable, "-m", module, *arguments, "--output_dir", str(folder), "--record_rollouts", "100"]
-    run += "--max_steps 2 --eval_strategy no --logging_steps 1 --save_strategy steps --save_steps 2".split()
-    if program == "lupi":
+    run += "--max_steps 2 --max_completion_length 16 --eval_strategy no --logging_steps 1 --save_strategy steps --save_steps 2".split()
+    if forked:
         done = forks.run(*run[1:], cwd=ROOT)
-    else:  # one launch is a user's in all
+    else:
         done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (folder / "model.safetensors").is_file()
@@ -120,11 +120,12 @@ def launched(command: str, folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_launched_commands_train_alike(tmp_path):
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.lab)], ids=["forks", "as a user does"])
+def test_launched_commands_train_alike(tmp_path, forked):
     """On one and on two processes: the same records in the same order, shared out, so the same losses."""
     (two,) = [command for command in LAUNCHED if "multi_cpu" in command]
     (one,) = [command for command in LAUNCHED if "single_cpu" in command]
-    losses = {name: launched(command, tmp_path / name) for name, command in (("two", two), ("one", one))}
+    losses = {name: launched(command, tmp_path / name, forked) for name, command in (("two", two), ("one", one))}
     assert sorted(LAUNCHED) == sorted((one, two)) and len(set(losses["one"])) == 2
     assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
 

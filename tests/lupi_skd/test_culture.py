@@ -38,7 +38,7 @@ def save_pair(folder: Path):
 
 @pytest.mark.slow
 def test_the_recipe_trains_on_every_record_whole(tmp_path, monkeypatch):
-    """Every record is read twice and none is cut.
+    """Every record is read once and none is cut.
 
     The loss falls because these random models differ by what `save_pair` gives the teacher everywhere; it says that
     the recipe trains, not that any knowledge is learned.
@@ -69,30 +69,30 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path, monkeypatch):
         "gradient_checkpointing": "false",
         "report_to": "none",
         "per_device_train_batch_size": 20,
-        "num_train_epochs": 2,
+        "num_train_epochs": 1,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "max_completion_length": 6,
         "max_teacher_prompt_length": lengths[longest],
         "logging_steps": 1,
-        "save_steps": 20,
+        "save_steps": 10,
         "log_completions": "true",
         "gamma": 4,
     }
     arguments = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
     monkeypatch.chdir(DATA.parent)  # where the recipe's files are
     assert main(["skd", "--config", RECIPE, "--output_dir", str(tmp_path / "run"), *arguments]) == 0
-    state = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "run" / "checkpoint-10" / "trainer_state.json").read_text())
     history = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    assert len(history) == 20  # two epochs of 200 records, 20 a step
-    assert sum(history[-5:]) < 0.7 * sum(history[:5])
+    assert len(history) == 10  # 200 records, 20 a step
+    assert sum(history[-3:]) < 0.8 * sum(history[:3])
 
     queries = Counter()
     for path in sorted((tmp_path / "run" / "completions").glob("*.parquet")):
         for text in pandas.read_parquet(path)["prompt"]:
             queries[text.split("user\n")[-1].split("<|im_end|>")[0].removesuffix("\nassistant\n").strip()] += 1
-    assert queries == Counter({row["prompt"][0]["content"]: 2 for row in rows})
+    assert queries == Counter({row["prompt"][0]["content"]: 1 for row in rows})
 
     # one token less, and the run is refused before it starts, with the name of the record that would have to be cut
     overrides["max_teacher_prompt_length"] -= 1
