@@ -105,7 +105,8 @@ def launched(command: str, folder: Path, forked: bool) -> list[float]:
     program, *arguments = shlex.split(command)
     module = {"lupi": "lupi_trainer.cli", "accelerate": "accelerate.commands.accelerate_cli"}[program]
     run = [sys.executable, "-m", module, *arguments, "--output_dir", str(folder), "--record_rollouts", "100"]
-    run += "--max_steps 2 --max_completion_length 16 --eval_strategy no --logging_steps 1 --save_strategy steps --save_steps 2".split()
+    run += "--max_steps 2 --max_completion_length 16 --eval_strategy no --logging_steps 1".split()
+    run += "--save_strategy steps --save_steps 2".split()
     if forked:
         done = forks.run(*run[1:], cwd=ROOT)
     else:
