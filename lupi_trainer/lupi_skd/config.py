@@ -9,6 +9,7 @@ from trl import DistillationConfig
 
 from ..data.prompts import KNOWLEDGE_TEMPLATE
 from ..speculative.runners.packed_weights import pack_setting
+from ..training.field_types import check_types
 from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
@@ -242,6 +243,7 @@ class LUPISKDConfig(DistillationConfig):
     )
 
     def __post_init__(self):
+        check_types(self)
         super().__post_init__()
         for fault in value_faults(self):
             raise ValueError(fault)

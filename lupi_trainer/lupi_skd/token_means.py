@@ -16,6 +16,8 @@ class TokenMeans(DistillationHooks):
     model: Any
     token_sums: dict[str, torch.Tensor | None]
     """Of "train" and of "eval": [3] float64, loss and entropy in nats, and tokens, of this process."""
+    rows_evaluated: dict[int, int] | None = None
+    """During an evaluation, how often each `row_id` came in any of its batches: copies have noise of their own."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.token_sums = {"train": None, "eval": None}
@@ -49,9 +51,12 @@ class TokenMeans(DistillationHooks):
         return loss / tokens.clamp(min=1), entropy, tokens
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        self.token_sums["eval"] = None
+        self.token_sums["eval"], self.rows_evaluated = None, {}
         self.metric_lists["eval"].clear()  # what a prediction has left
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.rows_evaluated = None
         if (means := self._take_means("eval")) is None:
             return output
         self.metric_lists["eval"]["entropy"] = [means[1]]

@@ -28,12 +28,19 @@ def adopt_chat_template(args: Any, student: Any, tokenizer: Any) -> None:
     Raises:
         ValueError: the model has no chat template, or tokens that the student's tokenizer lacks though its padded
             embeddings have room for them.
+        OSError: there is no such file or model.
     """
     name = args.chat_template_path
     if name is None or (os.path.isfile(name) and name.endswith((".jinja", ".j2"))):
         return
-    args.chat_template_path = path = resolve_model(name)
-    source: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+    try:
+        args.chat_template_path = path = resolve_model(name)
+        source: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"chat_template_path: {name} is neither the file of a template (.jinja or .j2) nor a model with a "
+            f"tokenizer: {str(error).strip().splitlines()[0]}"
+        ) from error
     if not source.chat_template:
         raise ValueError(f"chat_template_path: {name} has no chat template")
     known = tokenizer.get_vocab()

@@ -81,7 +81,7 @@ def make_savable(model: Any) -> None:
 
     What has no effect and therefore is invalid (a temperature without sampling, a length penalty without beams) is
     taken out, numbers of torch or numpy become Python's, and what was put into the model's own configuration moves
-    here. What `generate` writes stays the same.
+    here. What `generate` writes stays the same. Numbers in the model's own configuration become Python's, too.
 
     Args:
         model: with or without an adapter; nothing is done for one that does not generate.
@@ -89,6 +89,8 @@ def make_savable(model: Any) -> None:
     Raises:
         ValueError: what is invalid otherwise, with transformers' reason.
     """
+    for own in _model_configs(model):
+        _plain_numbers(own)
     config = getattr(model, "generation_config", None)
     if config is None:
         return
@@ -121,6 +123,13 @@ def _move_settings(model_config: Any, config: Any) -> list[str]:
             setattr(config, name, value)
         moved.append(f"{name}={value!r} belongs into it, not into the model's configuration")
     return moved
+
+
+def _model_configs(model: Any) -> list[Any]:
+    """A model's configuration, and that of its text part if it has one; none of a model that is given by name."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    return [part for part in (config, None if text is config else text) if part is not None]
 
 
 def _plain_numbers(config: Any) -> list[str]:

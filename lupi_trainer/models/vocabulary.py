@@ -92,11 +92,17 @@ def check_known_tokens(ids: Iterable[int], known: int, tokenizer: Any, where: st
     Raises:
         ValueError: there is one; it is named.
     """
-    if (highest := max(ids, default=0)) >= known:
+    strange = next((i for i in ids if not 0 <= i < known), None)
+    if strange is not None and 0 <= strange < len(tokenizer):
         raise ValueError(
-            f"{where} holds the token {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), but of the "
+            f"{where} holds the token {tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}), but of the "
             f"tokenizer's {len(tokenizer)} tokens the models have the first {known} alone: take it out of the text, "
             "or use models with that token"
+        )
+    if strange is not None:
+        raise ValueError(
+            f"{where} holds the token id {strange}, but the models have those from 0 to {known - 1} alone: write its "
+            "ids with the tokenizer of these models"
         )
 
 

@@ -2,16 +2,17 @@
 
 import copy
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from ..data.records import make_dataset
 from ..models.vocabulary import check_known_tokens
 from .private import SFTHooks, TrainerHooks
-from .settings import OF_METRICS, check_run_settings, say_unread
+from .settings import OF_METRICS, check_optimization, check_run_settings, say_unread
 
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,36 @@ def given_parts(data: dict[str, Any], name: str) -> dict[str, Any]:
         if part is None:
             raise TypeError(f"{name}[{key!r}] is None: give a dataset, or leave {key!r} out")
     return data
+
+
+def check_last_batch(args: Any, dataset: Any, training: bool = False) -> None:
+    """Refuse a set of which `dataloader_drop_last` would leave nothing.
+
+    Args:
+        args: the run's configuration.
+        dataset: a dataset, a dictionary of such, or `None`; the rows of a stream are not known.
+        training: whether it is trained on; else it is evaluated.
+
+    Raises:
+        ValueError: it has fewer rows than a batch.
+    """
+    for name, part in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
+        size = args.train_batch_size if training else args.eval_batch_size
+        batch, key = size * args.world_size, f"per_device_{'train' if training else 'eval'}_batch_size"
+        if args.dataloader_drop_last and isinstance(part, Dataset) and len(part) < batch:
+            what = f"{'training' if training else 'evaluation'} set{f' {name!r}' if name else ''}"
+            raise ValueError(
+                f"the {what} has {len(part)} rows, fewer than one batch of {batch} ({key}={getattr(args, key)}, "
+                f"{args.world_size} processes), and dataloader_drop_last=True leaves them out: lower {key}, or leave "
+                "dataloader_drop_last out"
+            )
+
+
+def _batches(dataset: Dataset, column: str, size: int = 1000) -> Iterator[tuple[int, Any]]:
+    """A column in parts: the number of the first row, and the rows as an Arrow array."""
+    tables = dataset.select_columns(column).with_format("arrow").iter(size)
+    for place, table in enumerate(tables):
+        yield place * size, table[column]
 
 
 class GivenData(TrainerHooks):
@@ -105,6 +136,8 @@ class GivenData(TrainerHooks):
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
+        named = self._named(eval_dataset) if isinstance(eval_dataset, str) else eval_dataset
+        check_last_batch(self.args, self.eval_dataset if named is None else named)
         with self._workers_may_stay(own):
             return super().get_eval_dataloader(eval_dataset)
 
@@ -130,10 +163,14 @@ class GivenTexts(GivenData, SFTHooks):
         if isinstance(train_dataset, dict):
             raise TypeError(f"train_dataset must be one dataset, got {sorted(train_dataset)}: pass one of these")
         check_run_settings(kwargs["args"])
+        check_optimization(kwargs["args"], kwargs.get("optimizers"), kwargs.get("optimizer_cls_and_kwargs"))
         if kwargs.get("compute_metrics") is None:
             say_unread(kwargs["args"], OF_METRICS, "no `compute_metrics` was given")
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(*args, **{name: as_dataset(part, name) for name, part in data.items()}, **kwargs)
+        check_last_batch(self.args, self.train_dataset, training=True)
+        if self.args.eval_strategy != "no":
+            check_last_batch(self.args, self.eval_dataset)
 
     def prepare_texts(self, dataset, tokenizer, args, packing, to_text, name):
         made = super().prepare_texts(dataset, tokenizer, args, packing, to_text, name)
@@ -172,12 +209,19 @@ class GivenTexts(GivenData, SFTHooks):
             self._check_tokens(dataset)
 
     def _check_tokens(self, dataset: Any) -> None:
-        tokenizer, known = self.processing_class, self.known_tokens
-        columns = getattr(dataset, "column_names", None) or ()
-        if known is None or known >= len(tokenizer) or not isinstance(dataset, Dataset) or "input_ids" not in columns:
+        known = self.known_tokens
+        if known is None or not isinstance(dataset, Dataset):
             return
-        for number, ids in enumerate(dataset["input_ids"]):
-            check_known_tokens(ids, known, tokenizer, f"row number {number}")
+        for column in [name for name in ("input_ids", "labels") if name in dataset.column_names]:
+            for start, rows in _batches(dataset, column):
+                flat = pc.list_flatten(rows)
+                seen = flat if column == "input_ids" else flat.filter(pc.not_equal(flat, -100))
+                ends = pc.min_max(seen).as_py()
+                if ends["min"] is None or (ends["min"] >= 0 and ends["max"] < known):
+                    continue
+                for number, ids in enumerate(rows.to_pylist(), start):
+                    ids = [i for i in ids or () if column == "input_ids" or i != -100]
+                    check_known_tokens(ids, known, self.processing_class, f"row number {number}")
 
     def ready(self, dataset: Any) -> Any:
         return as_dataset(dataset, "the dataset")

@@ -70,10 +70,11 @@ def test_workers_that_stay_read_what_is_given(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(own)
 
 
-def make_sft_trainer(tmp_path, **settings):
+def make_sft_trainer(tmp_path, model_args=None, **settings):
+    model_args = model_args or ModelConfig("lab:student")
     config = {"max_length": 128} | {k.removeprefix("config_"): value for k, value in settings.items()}
     args = SFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, report_to="none", **config)
-    return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, ModelConfig("lab:student")), None
+    return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, model_args), None
 
 
 @pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer])
@@ -143,6 +144,20 @@ def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
     for rows in (texts.to_list(), {"a": texts.to_list()}):
         assert losses(trainer.evaluate(rows), "eval") == pytest.approx([expected])
     assert trainer.predict(texts.to_list()).metrics["test_loss"] == pytest.approx(expected)
+    tokens = trainer.train_dataset[0]["input_ids"]
+    constructors = [lambda data: make(tmp_path, train_dataset=data), lambda data: make(tmp_path, eval_dataset=data)]
+    for wrong in (len(trainer.processing_class), 10**6, -1):
+        rows = [{"input_ids": tokens, "labels": tokens}] * 3
+        for column in ("input_ids", "labels"):
+            raw = [*rows, {**rows[0], column: [*tokens[:-1], wrong]}]
+            for give in (
+                trainer.evaluate,
+                trainer.predict,
+                lambda data: trainer.evaluate({"b": data}),
+                *(constructors if make is not make_sft_trainer else ()),
+            ):
+                with pytest.raises(ValueError, match=f"row number 3 holds the token id {wrong}, but .* from 0 to "):
+                    give(Dataset.from_list(raw))
     if make is make_kd_trainer:
         tokens = trainer.train_dataset[0]["input_ids"] * 9
         long = Dataset.from_list([{"input_ids": tokens, "labels": tokens}])
@@ -174,3 +189,21 @@ def test_a_token_that_the_models_lack_is_refused_only_where_a_text_has_it(tmp_pa
             give(seen)
     with pytest.raises(ValueError, match=message):
         make(tmp_path, train_dataset=seen, **settings)
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer])
+def test_batches_that_would_all_be_left_out_are_refused(tmp_path, make):
+    data = RECORDS if make is make_trainer else load_sft_data("lab:common").select(range(6)).to_list()
+    settings = {"config_dataloader_drop_last": True, "config_per_device_eval_batch_size": 4}
+    trainer, _ = make(tmp_path, **settings)
+    assert losses(trainer.evaluate(data), "eval")[0] > 0
+    message = "the evaluation set has 3 rows, fewer than one batch of 4 .per_device_eval_batch_size=4, .*_drop_last"
+    for give in (trainer.evaluate, trainer.predict, lambda few: trainer.evaluate({"a": data, "b": few})):
+        with pytest.raises(ValueError, match=message):
+            give(data[:3])
+    if make is make_sft_trainer:
+        return
+    with pytest.raises(ValueError, match="the evaluation set 'b' has 3 rows"):
+        make(tmp_path, eval_dataset={"a": data, "b": data[:3]}, config_eval_strategy="steps", **settings)
+    with pytest.raises(ValueError, match="the training set has 3 r.*_train_batch_size=4"):
+        make(tmp_path, train_dataset=data[:3], **settings)

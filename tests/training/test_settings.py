@@ -240,7 +240,7 @@ def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path, cap
         with pytest.raises(ValueError, match="activation_offloading=True has no effect on a CPU"):
             make(tmp_path, config_activation_offloading=True)
     wrong = {"learning_rate": math.nan, "max_grad_norm": -1.0, "weight_decay": -0.1, "gradient_accumulation_steps": 0}
-    wrong |= {"per_device_train_batch_size": 0, "per_device_eval_batch_size": 0}
+    wrong |= {"per_device_train_batch_size": 0, "per_device_eval_batch_size": 0, "pad_to_multiple_of": -3}
     wrong |= {"lr_scheduler_type": "warmup_stable_decay"}
     for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer):
         for name, value in wrong.items():

@@ -13,9 +13,11 @@ from ..runners.support import text_config, usable_positions
 def integer(name: str, value, least: int | None = None) -> int:
     """Returns an integer, of any library, as an int; `least` is the smallest that is valid."""
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+        number = None
+    if number is None:
+        raise ValueError(f"{name} must be an integer, got {value!r}")
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return number
@@ -39,7 +41,7 @@ def check_sampling(temperature, top_k, top_p, repetition_penalty) -> Sampling:
 
 
 def token_ids(name: str, value) -> list[int]:
-    """Returns a list of ids from None, one id or several, be they numbers, or of torch or numpy."""
+    """Returns a list of ids, of tokens or rows, from None, one id or several, be they numbers, or of torch or numpy."""
     value = value.tolist() if hasattr(value, "tolist") else value
     several = [] if value is None else list(value) if isinstance(value, Iterable) else [value]
     return [integer(name, number) for number in several]

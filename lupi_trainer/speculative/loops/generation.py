@@ -9,7 +9,7 @@ from ..rules.gamma import GammaPolicy
 from ..runners.attention import ragged_attention
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
-from .checks import check_sampling, refuse_former, token_ids
+from .checks import check_sampling, integer, refuse_former, token_ids
 from .decoder import Decoder
 from .request import DecodingRequest
 from .results import SpeculativeOutput
@@ -79,7 +79,7 @@ def speculative_generate(
         gamma_policy=gamma_policy,
         sampling=check_sampling(temperature, top_k, top_p, repetition_penalty),
         eos_token_ids=token_ids("eos_token_id", eos_token_id),
-        seed=seed,
+        seed=integer("seed", seed),
         slots=rows if max_slots is None else min(max_slots, rows),
         compile=compile,
         block_verification=block_verification,

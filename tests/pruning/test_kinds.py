@@ -1,0 +1,44 @@
+"""Families whose modules or weights change when a model is used."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BigBirdConfig, RecurrentGemmaConfig, RwkvConfig
+
+from lupi_trainer.cli import main
+from lupi_trainer.pruning.influence import block_influence
+from lupi_trainer.pruning.layers import drop_layers, restore_bundle, save_bundle
+
+
+WIDTHS = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+
+
+def test_what_forwards_leave_in_a_model_is_no_difference(tmp_path):
+    for name, config, dropped in (
+        ("recurrent", RecurrentGemmaConfig(**WIDTHS, num_hidden_layers=6, lru_width=32), [3, 4, 5]),
+        ("big_bird", BigBirdConfig(**WIDTHS, num_hidden_layers=3, is_decoder=True, use_cache=True), [1]),
+        ("sparse", BigBirdConfig(**WIDTHS, num_hidden_layers=3, attention_type="block_sparse", block_size=4), [1]),
+    ):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        ids = torch.randint(0, 120, (2, 12), generator=torch.Generator().manual_seed(0))
+        before = model(ids).logits
+        base = drop_layers(model, {"B": dropped})
+        base(ids)
+        save_bundle(tmp_path / name, "B", model, dropped)
+        back = restore_bundle(base, tmp_path / name)
+        assert torch.equal(back(ids).logits, before), name
+        assert all(torch.equal(value, back.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_that_divides_its_weights_is_refused_before_it_reads(tmp_path, capsys):
+    model = AutoModelForCausalLM.from_config(RwkvConfig(**WIDTHS, num_hidden_layers=4, rescale_every=2)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = "RwkvForCausalLM cannot lose layers: in eval mode it divides their weights .*rescale_every=2"
+    for refused in (lambda: drop_layers(model, {"B": [1]}), lambda: block_influence(model, [[1, 2, 3]])):
+        with pytest.raises(ValueError, match=said):
+            refused()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    command = ["prune", "--model", str(tmp_path / "model"), "--bundle", "B", "--out", str(out), "--drop", "1"]
+    assert main(command) == 2 and "RwkvForCausalLM cannot lose layers" in capsys.readouterr().err and not out.exists()
