@@ -67,12 +67,18 @@ def load_few_shot_examples(source: str | list | None) -> tuple[tuple[str, str], 
     """Worked examples from a recipe: a list of `{query, answer}`, the same as JSON text, or a JSON file.
 
     Raises:
-        ValueError: an example without a `query` or an `answer`; the message says which.
+        ValueError: an example without a `query` or an `answer`; the message says which. Or neither JSON nor records.
+        FileNotFoundError: there is no such file.
     """
     if source is None:
         return ()
     if isinstance(source, str):
-        source = json.loads(source) if source.lstrip().startswith("[") else read_records(Path(source))
+        try:
+            source = json.loads(source) if source.lstrip().startswith("[") else read_records(Path(source))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"few_shot_examples: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"few_shot_examples: {error}") from error
     examples = []
     for number, example in enumerate(source):
         query, answer = (example.get(key) if isinstance(example, dict) else None for key in ("query", "answer"))

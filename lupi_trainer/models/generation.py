@@ -34,7 +34,8 @@ def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
         tokenizer: adds its own `eos_token_id`, if it has one.
     """
     config = getattr(model_or_config, "generation_config", model_or_config)
-    return sorted({*id_list(config.eos_token_id), *id_list(None if tokenizer is None else tokenizer.eos_token_id)})
+    own = None if config is None else config.eos_token_id
+    return sorted({*id_list(own), *id_list(None if tokenizer is None else tokenizer.eos_token_id)})
 
 
 def common_ends(
@@ -81,7 +82,8 @@ def make_savable(model: Any) -> None:
 
     What has no effect and therefore is invalid (a temperature without sampling, a length penalty without beams) is
     taken out, numbers of torch or numpy become Python's, and what was put into the model's own configuration moves
-    here. What `generate` writes stays the same. Numbers in the model's own configuration become Python's, too.
+    here. What `generate` writes stays the same. Numbers in the model's own configuration become Python's, too; and a
+    model whose generation config was taken away gets one, as it is made with.
 
     Args:
         model: with or without an adapter; nothing is done for one that does not generate.
@@ -91,6 +93,9 @@ def make_savable(model: Any) -> None:
     """
     for own in _model_configs(model):
         _plain_numbers(own)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base, "generation_config", 0) is None and base.can_generate():
+        base.generation_config = GenerationConfig.from_model_config(base.config)  # as a model is made with
     config = getattr(model, "generation_config", None)
     if config is None:
         return

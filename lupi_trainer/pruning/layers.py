@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.generation import make_savable
+from ..models.head_check import refuse_rescaled
 from ..models.loading import refuse_quantized
 from ..models.private import attn_implementation, set_attn_implementation
 from .checks import check_same_layers, check_same_states
@@ -55,11 +56,7 @@ def check_prunable(model: Any) -> None:
         ValueError: adapters in it, quantized weights, weights that change with what the model is used for, or no
             single list of decoder layers.
     """
-    if getattr(model.config, "rescale_every", 0):
-        raise ValueError(
-            f"{type(model).__name__} cannot lose layers: in eval mode it divides their weights by a number that "
-            f"depends on their places (rescale_every={model.config.rescale_every}), so they are not what they were"
-        )
+    refuse_rescaled(model.config, type(model).__name__)
     if getattr(model, "peft_config", None):
         raise ValueError(f"{type(model).__name__} has an adapter in its layers: merge it first (`merge_and_unload`)")
     refuse_quantized(model.config, type(model).__name__)

@@ -16,6 +16,8 @@ from .settings import OF_METRICS, check_optimization, check_run_settings, say_un
 
 
 logger = logging.getLogger(__name__)
+_TOKENS = ("input_ids", "labels")
+_ROWS = 1000  # that are looked at together
 
 
 def as_dataset(data: Any, name: str) -> Any:
@@ -78,11 +80,10 @@ def check_last_batch(args: Any, dataset: Any, training: bool = False) -> None:
             )
 
 
-def _batches(dataset: Dataset, column: str, size: int = 1000) -> Iterator[tuple[int, Any]]:
+def _batches(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
     """A column in parts: the number of the first row, and the rows as an Arrow array."""
-    tables = dataset.select_columns(column).with_format("arrow").iter(size)
-    for place, table in enumerate(tables):
-        yield place * size, table[column]
+    for place, table in enumerate(dataset.select_columns(column).with_format("arrow").iter(_ROWS)):
+        yield place * _ROWS, table[column]
 
 
 class GivenData(TrainerHooks):
@@ -212,7 +213,16 @@ class GivenTexts(GivenData, SFTHooks):
         known = self.known_tokens
         if known is None or not isinstance(dataset, Dataset):
             return
-        for column in [name for name in ("input_ids", "labels") if name in dataset.column_names]:
+        if {"input_ids", "labels"} <= set(dataset.column_names):
+            sizes = ([pc.list_value_length(rows) for _, rows in _batches(dataset, name)] for name in _TOKENS)
+            for part, (ids, labels) in enumerate(zip(*sizes)):
+                if not ids.equals(labels):
+                    number = next(i for i, pair in enumerate(zip(ids, labels)) if pair[0] != pair[1])
+                    raise ValueError(
+                        f"row number {part * _ROWS + number} has {ids[number]} tokens and {labels[number]} labels: "
+                        "every token needs one, which is -100 where it is not learned"
+                    )
+        for column in [name for name in _TOKENS if name in dataset.column_names]:
             for start, rows in _batches(dataset, column):
                 flat = pc.list_flatten(rows)
                 seen = flat if column == "input_ids" else flat.filter(pc.not_equal(flat, -100))

@@ -40,6 +40,10 @@ LEAST = {  # where transformers and TRL look at nothing, or fail without the nam
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "pad_to_multiple_of": 1,
+    "max_length": 1,
+    "eval_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "dataset_num_proc": 0,
 }
 OF_METRICS = ("include_for_metrics", "batch_eval_metrics")
 
@@ -113,7 +117,12 @@ def check_run_settings(args: Any) -> None:
         value = getattr(args, name, None)
         if isinstance(value, int) and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise ValueError(
+            f"max_steps={args.max_steps} with num_train_epochs={args.num_train_epochs} says of no step that it is "
+            "trained: set max_steps to at least 1, or to -1 with num_train_epochs above 0"
+        )
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"):
         if not 0 <= (getattr(args, name) or 0.0) < math.inf:
             raise ValueError(f"{name} must be a finite number from 0, got {getattr(args, name)}")
     if getattr(args, "activation_offloading", False) and args.device.type == "cpu":

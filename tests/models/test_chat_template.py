@@ -48,6 +48,12 @@ def test_a_template_whose_tokens_would_cut_the_embeddings_is_refused(tmp_path, p
         for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
             with pytest.raises((OSError, ValueError), match=f"chat_template_path: {missing} is neither the file of a"):
                 make(tmp_path, config_chat_template_path=missing)
+    file = tmp_path / "broken.jinja"
+    for content in (b"{% for m in messages %}", b"\xff\xfe{{ messages }}", b" \n"):
+        file.write_bytes(content)
+        for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
+            with pytest.raises(ValueError, match=f"chat_template_path: {file} is no template: "):
+                make(tmp_path, config_chat_template_path=str(file))
     source.chat_template = None
     source.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="chat_template_path: .*bare has no chat template"):

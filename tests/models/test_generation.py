@@ -101,7 +101,9 @@ def test_a_generation_config_that_nobody_can_put_right_is_refused():
 @pytest.mark.parametrize("own", [np.int64(2), torch.tensor(2), np.array([2, 5]), [np.int32(2), torch.tensor(5)]])
 def test_trainers_take_ends_that_are_numbers_of_another_library(tmp_path, student, teacher, make, own):
     for model in (student, teacher):
-        model.generation_config.eos_token_id = vars(model.config)["eos_token_id"] = own  # past the checks of a strict one
+        model.generation_config.eos_token_id = vars(model.config)["eos_token_id"] = (
+            own  # past the checks of a strict one
+        )
     beside = {} if make is make_wmtp_trainer else {"teacher_model": teacher}
     trainer, losses = make(tmp_path, model=student, config_max_steps=1, **beside)
     trainer.train()
@@ -109,3 +111,14 @@ def test_trainers_take_ends_that_are_numbers_of_another_library(tmp_path, studen
     assert losses.losses[0] > 0
     assert set(eos_token_ids(GenerationConfig.from_pretrained(tmp_path / "run"))) >= {2}
     assert teacher.config.eos_token_id is own
+
+
+@pytest.mark.parametrize("make", [make_trainer, make_kd_trainer, make_wmtp_trainer])
+def test_a_generation_config_that_was_taken_away_is_made_anew(tmp_path, student, teacher, make):
+    student.generation_config = teacher.generation_config = None
+    beside = {} if make is make_wmtp_trainer else {"teacher_model": teacher}
+    trainer, _ = make(tmp_path, model=student, config_max_steps=1, **beside)
+    trainer.train()
+    trainer.save_model()
+    assert GenerationConfig.from_pretrained(tmp_path / "run").eos_token_id is not None
+    assert teacher.generation_config is None and eos_token_ids(teacher) == []

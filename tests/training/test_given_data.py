@@ -158,6 +158,10 @@ def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
             ):
                 with pytest.raises(ValueError, match=f"row number 3 holds the token id {wrong}, but .* from 0 to "):
                     give(Dataset.from_list(raw))
+    uneven = [{"input_ids": tokens, "labels": tokens}] * 2 + [{"input_ids": tokens, "labels": tokens[1:]}]
+    for give in (trainer.evaluate, trainer.predict, *(constructors if make is not make_sft_trainer else ())):
+        with pytest.raises(ValueError, match=f"row number 2 has {len(tokens)} tokens and {len(tokens) - 1} labels"):
+            give(Dataset.from_list(uneven))
     if make is make_kd_trainer:
         tokens = trainer.train_dataset[0]["input_ids"] * 9
         long = Dataset.from_list([{"input_ids": tokens, "labels": tokens}])

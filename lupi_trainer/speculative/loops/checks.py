@@ -41,10 +41,20 @@ def check_sampling(temperature, top_k, top_p, repetition_penalty) -> Sampling:
 
 
 def token_ids(name: str, value) -> list[int]:
-    """Returns a list of ids, of tokens or rows, from None, one id or several, be they numbers, or of torch or numpy."""
+    """Returns a list of ids, of tokens or rows, from None, one or several, be they numbers, or of torch or numpy."""
     value = value.tolist() if hasattr(value, "tolist") else value
     several = [] if value is None else list(value) if isinstance(value, Iterable) else [value]
     return [integer(name, number) for number in several]
+
+
+def prompt_lists(name: str, prompts) -> list[list[int]]:
+    """Returns B prompts as lists of ids, be they of torch or numpy."""
+    found = []
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str) or not isinstance(prompt, Iterable) or getattr(prompt, "ndim", 1) != 1:
+            raise ValueError(f"{name}[{i}] must be a list of token ids, got {prompt!r}")
+        found.append(token_ids(f"{name}[{i}]", prompt))
+    return found
 
 
 def check_prompts(role: str, model, prompts: list[list[int]], max_new_tokens: int) -> None:

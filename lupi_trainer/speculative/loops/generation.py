@@ -9,7 +9,7 @@ from ..rules.gamma import GammaPolicy
 from ..runners.attention import ragged_attention
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
-from .checks import check_sampling, integer, refuse_former, token_ids
+from .checks import check_sampling, integer, prompt_lists, refuse_former, token_ids
 from .decoder import Decoder
 from .request import DecodingRequest
 from .results import SpeculativeOutput
@@ -73,7 +73,7 @@ def speculative_generate(
     refuse_former(verification=verification, draft_length=draft_length)
     rows = len(prompt_ids)
     request = DecodingRequest(
-        prompts=[list(prompt) for prompt in prompt_ids],
+        prompts=prompt_lists("prompt_ids", prompt_ids),
         max_new_tokens=max_new_tokens,
         num_draft_tokens=num_draft_tokens,
         gamma_policy=gamma_policy,
