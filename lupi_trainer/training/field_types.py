@@ -15,7 +15,7 @@ _WORDS = ("auto", "none", "null")
 
 
 @cache
-def _kinds(config: type) -> dict[str, set[type]]:
+def _kinds(config: Any) -> dict[str, set[type]]:
     """The fields that hold numbers or truth values and nothing else, and which of these."""
     found, hints = {}, get_type_hints(config)
     for name in (field.name for field in fields(config)):

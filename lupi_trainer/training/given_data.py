@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets import Dataset, IterableDataset
 
 from ..data.records import make_dataset
@@ -16,6 +16,7 @@ from .settings import OF_METRICS, check_optimization, check_run_settings, say_un
 
 
 logger = logging.getLogger(__name__)
+_arrow: Any = pyarrow.compute  # whose functions are made as it is imported
 _TOKENS = ("input_ids", "labels")
 _ROWS = 1000  # that are looked at together
 
@@ -214,7 +215,7 @@ class GivenTexts(GivenData, SFTHooks):
         if known is None or not isinstance(dataset, Dataset):
             return
         if {"input_ids", "labels"} <= set(dataset.column_names):
-            sizes = ([pc.list_value_length(rows) for _, rows in _batches(dataset, name)] for name in _TOKENS)
+            sizes = ([_arrow.list_value_length(rows) for _, rows in _batches(dataset, name)] for name in _TOKENS)
             for part, (ids, labels) in enumerate(zip(*sizes)):
                 if not ids.equals(labels):
                     number = next(i for i, pair in enumerate(zip(ids, labels)) if pair[0] != pair[1])
@@ -224,9 +225,9 @@ class GivenTexts(GivenData, SFTHooks):
                     )
         for column in [name for name in _TOKENS if name in dataset.column_names]:
             for start, rows in _batches(dataset, column):
-                flat = pc.list_flatten(rows)
-                seen = flat if column == "input_ids" else flat.filter(pc.not_equal(flat, -100))
-                ends = pc.min_max(seen).as_py()
+                flat = _arrow.list_flatten(rows)
+                seen = flat if column == "input_ids" else flat.filter(_arrow.not_equal(flat, -100))
+                ends = _arrow.min_max(seen).as_py()
                 if ends["min"] is None or (ends["min"] >= 0 and ends["max"] < known):
                     continue
                 for number, ids in enumerate(rows.to_pylist(), start):

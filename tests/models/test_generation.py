@@ -97,13 +97,12 @@ def test_a_generation_config_that_nobody_can_put_right_is_refused():
         make_savable(model)
 
 
+@pytest.mark.filterwarnings("ignore:the generation config of")
 @pytest.mark.parametrize("make", [make_trainer, make_kd_trainer, make_wmtp_trainer])
 @pytest.mark.parametrize("own", [np.int64(2), torch.tensor(2), np.array([2, 5]), [np.int32(2), torch.tensor(5)]])
 def test_trainers_take_ends_that_are_numbers_of_another_library(tmp_path, student, teacher, make, own):
     for model in (student, teacher):
-        model.generation_config.eos_token_id = vars(model.config)["eos_token_id"] = (
-            own  # past the checks of a strict one
-        )
+        vars(model.config)["eos_token_id"] = model.generation_config.eos_token_id = own  # past a strict one's checks
     beside = {} if make is make_wmtp_trainer else {"teacher_model": teacher}
     trainer, losses = make(tmp_path, model=student, config_max_steps=1, **beside)
     trainer.train()
