@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .records import read_records
-from .templates import fault_of_template
+from .templates import check_template_kwargs, fault_of_template
 
 
 Messages = list[dict[str, str]]
@@ -109,7 +109,9 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
 
     Raises:
         TemplateError: the template refuses a conversation, or fails on it.
+        ValueError: `template_kwargs` that are no variables of a template.
     """
+    check_template_kwargs(template_kwargs)
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_kwargs}
     try:
         return tokenizer.apply_chat_template(conversations, **options)["input_ids"]

@@ -35,7 +35,8 @@ def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
     """
     config = getattr(model_or_config, "generation_config", model_or_config)
     own = None if config is None else config.eos_token_id
-    return sorted({*id_list(own), *id_list(None if tokenizer is None else tokenizer.eos_token_id)})
+    found = {*id_list(own), *id_list(None if tokenizer is None else tokenizer.eos_token_id)}
+    return sorted(i for i in found if i >= 0)  # -1, as some configurations have it, is no token
 
 
 def common_ends(

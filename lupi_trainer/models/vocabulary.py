@@ -68,7 +68,7 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
         ours, theirs = ({i: t for t, i in tok.get_vocab().items()} for tok in (tokenizer, teacher_tokenizer))
         differing = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
         missing = min(ours.keys() - theirs.keys(), default=known)
-        if differing or missing <= tokenizer.eos_token_id:
+        if differing or missing <= (-1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id):
             i = differing[0] if differing else missing
             raise ValueError(
                 f"the vocabularies do not match: {len(differing)} token ids differ, and the student's tokenizer has "

@@ -20,6 +20,8 @@ from tests.wmtp.training import make_wmtp_trainer
         (None, 5, [5]),
         (0, None, [0]),
         (7, 5, [5, 7]),
+        (-1, 5, [5]),
+        ([-1, 7], None, [7]),
         ([7, 2], 7, [2, 7]),
         ((7, 2, 7), 9, [2, 7, 9]),
         (torch.tensor([7, 2]), None, [2, 7]),

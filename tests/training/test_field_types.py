@@ -8,6 +8,8 @@ import pytest
 
 from lupi_trainer.pruning.layers import drop_layers, save_bundle
 from lupi_trainer.pruning.stages import load_stage
+from lupi_trainer.scripts.kd_lora import QAArguments
+from lupi_trainer.scripts.sft import SFTDataArguments
 from tests.kd_lora.training import make_kd_config
 from tests.lupi_skd.training import make_config
 from tests.training.test_given_data import make_sft_trainer
@@ -55,6 +57,18 @@ def test_layers_and_stages_are_whole_numbers(tmp_path, teacher):
     assert not (tmp_path / "B").exists()
     drop_layers(teacher, {"B": np.array([1])})
     save_bundle(tmp_path / "B", "B", teacher, np.array([1]))
+
+
+def test_which_data_a_command_reads_is_of_its_type_too():
+    for make, key, value in (
+        (QAArguments, "max_samples", 1.5),
+        (QAArguments, "stage", True),
+        (QAArguments, "allow_special_tokens", "false"),
+        (SFTDataArguments, "verbose", "no"),
+        (SFTDataArguments, "allow_special_tokens", "no"),
+    ):
+        with pytest.raises(ValueError, match=f"{key} must be"):
+            make("lab:qa", **{key: value})
 
 
 def test_settings_that_were_changed_later_are_looked_at_too(tmp_path):
