@@ -35,11 +35,6 @@ class TokenMeans(DistillationHooks):
         loss, entropy, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
         return (loss / tokens, entropy / tokens) if tokens else None
 
-    def counted_rows(self, rows: int) -> torch.Tensor:
-        """[B] bool: which rows of an evaluation batch do not merely fill up the last one of several processes."""
-        numbers = torch.arange(rows, device=self.accelerator.device) + self.accelerator.process_index * rows
-        return torch.isin(numbers, self.accelerator.gather_for_metrics(numbers))
-
     def distillation_loss(self, student, batch, count):
         if self.model.training:
             loss, entropy, tokens = super().distillation_loss(student, batch, count)

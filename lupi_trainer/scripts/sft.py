@@ -13,6 +13,7 @@ from ..models.chat_template import adopt_chat_template
 from ..models.loading import repository_options
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
+from ..training.evaluated_tokens import EvaluatedTokens
 from ..training.finite_steps import FiniteSteps
 from ..training.given_data import GivenTexts
 from ..training.log_sums import LogSums
@@ -58,7 +59,9 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     from transformers import AutoTokenizer
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, Probed, GivenTexts, SFTTrainer):
+    class SealedSFTTrainer(
+        Published, SealedCheckpoints, LogSums, FiniteSteps, Probed, EvaluatedTokens, GivenTexts, SFTTrainer
+    ):
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 

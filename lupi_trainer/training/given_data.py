@@ -175,6 +175,16 @@ class GivenTexts(GivenData, SFTHooks):
             check_last_batch(self.args, self.eval_dataset)
 
     def prepare_texts(self, dataset, tokenizer, args, packing, to_text, name):
+        columns = set(getattr(dataset, "column_names", None) or ())
+        if (
+            {"input_ids", "completion_mask"} <= columns
+            and "labels" not in columns
+            and args.completion_only_loss is None
+        ):
+            raise ValueError(
+                f"{name} dataset: its `completion_mask` is read only with `completion_only_loss: true`: set that, or "
+                "false where every token is to be learned"
+            )
         made = super().prepare_texts(dataset, tokenizer, args, packing, to_text, name)
         if not isinstance(dataset, Dataset) or not isinstance(made, Dataset):
             return made

@@ -5,8 +5,10 @@ from datasets import Dataset, DatasetDict
 from trl import ModelConfig, SFTConfig
 
 from lupi_trainer.data.records import load_sft_data, prepare_columns
+from lupi_trainer.evaluation import perplexity
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts import sft
+from lupi_trainer.training.given_data import as_dataset
 from tests.kd_lora.training import make_kd_trainer
 from tests.lupi_skd.training import make_trainer
 from tests.wmtp.training import make_wmtp_trainer
@@ -211,3 +213,30 @@ def test_batches_that_would_all_be_left_out_are_refused(tmp_path, make):
         make(tmp_path, eval_dataset={"a": data, "b": data[:3]}, config_eval_strategy="steps", **settings)
     with pytest.raises(ValueError, match="the training set has 3 r.*_train_batch_size=4"):
         make(tmp_path, train_dataset=data[:3], **settings)
+
+
+def test_an_evaluation_of_texts_is_a_mean_over_its_tokens(tmp_path):
+    texts = load_sft_data("lab:common").select(range(7)).to_list()
+    for number, row in enumerate(texts):
+        row["completion"][0]["content"] = " ".join([row["completion"][0]["content"]] * (1 + number % 3))
+    trainer, _ = make_sft_trainer(tmp_path)
+    (rows,) = [trainer.prepare_texts(as_dataset(texts, "t"), trainer.processing_class, trainer.args, False, None, "t")]
+    expected = perplexity(trainer.model, rows).nll
+    found = []
+    for size in (1, 3, 7):
+        trainer.args.per_device_eval_batch_size = size
+        trainer.predict(texts[:1])  # leaves nothing in the next evaluation's figures
+        metrics = trainer.evaluate(texts)
+        assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5), size
+        found.append([metrics["eval_entropy"], metrics["eval_mean_token_accuracy"]])
+        assert trainer.state.log_history[-1]["eval_loss"] == metrics["eval_loss"]
+    assert found[1:] == [pytest.approx(found[0], rel=1e-5)] * 2
+
+
+def test_a_mask_that_would_not_be_read_is_refused(tmp_path):
+    rows = [{"input_ids": [5, 6, 7, 8], "completion_mask": [0, 0, 1, 1]}] * 4
+    with pytest.raises(ValueError, match="its `completion_mask` is read only with `completion_only_loss: true`"):
+        make_kd_trainer(tmp_path, train_dataset=Dataset.from_list(rows))
+    for only, labels in ((True, [-100, -100, 7, 8]), (False, [5, 6, 7, 8])):
+        trainer, _ = make_kd_trainer(tmp_path, train_dataset=Dataset.from_list(rows), config_completion_only_loss=only)
+        assert trainer.train_dataset[0]["labels"] == labels
