@@ -58,7 +58,7 @@ def block_influence(model, rows: Iterable[list[int]]) -> torch.Tensor:
 
 
 def _state(output) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def choose_block(influence: torch.Tensor, config, size: int, taken: set[int]) -> list[int]:

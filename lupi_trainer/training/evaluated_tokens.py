@@ -13,6 +13,7 @@ MEANS = ("entropy", "mean_token_accuracy")  # which the parent logs as means ove
 class EvaluatedTokens(SFTHooks):
     """For a [`~trl.SFTTrainer`] with the loss of its parent, which is a mean over the tokens of a batch."""
 
+    model: Any
     _batches: list[torch.Tensor] | None = None  # during an evaluation: [2] sum of losses and tokens, of all processes
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
