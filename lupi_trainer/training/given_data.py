@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow.compute
@@ -85,6 +86,13 @@ def _batches(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
     """A column in parts: the number of the first row, and the rows as an Arrow array."""
     for place, table in enumerate(dataset.select_columns(column).with_format("arrow").iter(_ROWS)):
         yield place * _ROWS, table[column]
+
+
+def _check_streamed(row: dict[str, Any], known: int, tokenizer: Any) -> dict[str, Any]:
+    for column in [name for name in _TOKENS if row.get(name) is not None]:
+        ids = [i for i in row[column] if column == "input_ids" or i != -100]
+        check_known_tokens(ids, known, tokenizer, "a row of the stream")
+    return row
 
 
 class GivenData(TrainerHooks):
@@ -247,9 +255,25 @@ class GivenTexts(GivenData, SFTHooks):
     def ready(self, dataset: Any) -> Any:
         return as_dataset(dataset, "the dataset")
 
+    def _checked_stream(self, dataset: Any) -> Any:
+        """A stream whose rows are checked as they are read; whatever else as it is."""
+        if self.known_tokens is None or not isinstance(dataset, IterableDataset):
+            return dataset
+        return dataset.map(partial(_check_streamed, known=self.known_tokens, tokenizer=self.processing_class))
+
+    def get_train_dataloader(self):
+        own = self.train_dataset
+        self.train_dataset = self._checked_stream(own)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = own
+
     def get_eval_dataloader(self, eval_dataset: Any = None):
         self._check_tokens(eval_dataset)
-        return super().get_eval_dataloader(eval_dataset)
+        named = self._named(eval_dataset) if isinstance(eval_dataset, str) else eval_dataset
+        read = self._checked_stream(self.eval_dataset if named is None else named)
+        return super().get_eval_dataloader(read if isinstance(read, IterableDataset) else eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any):
         return super().get_test_dataloader(self.tokenized(test_dataset))

@@ -160,6 +160,15 @@ def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
             ):
                 with pytest.raises(ValueError, match=f"row number 3 holds the token id {wrong}, but .* from 0 to "):
                     give(Dataset.from_list(raw))
+        stream = Dataset.from_list(raw).to_iterable_dataset()
+        for give in (trainer.evaluate, trainer.predict):
+            with pytest.raises(ValueError, match=f"a row of the stream holds the token id {wrong}, but"):
+                give(stream)
+        if make is not make_sft_trainer:
+            streaming, _ = make(tmp_path, train_dataset=stream, eval_dataset={"a": stream})
+            for read in (streaming.train, streaming.evaluate):
+                with pytest.raises(ValueError, match=f"a row of the stream holds the token id {wrong}, but"):
+                    read()
     uneven = [{"input_ids": tokens, "labels": tokens}] * 2 + [{"input_ids": tokens, "labels": tokens[1:]}]
     for give in (trainer.evaluate, trainer.predict, *(constructors if make is not make_sft_trainer else ())):
         with pytest.raises(ValueError, match=f"row number 2 has {len(tokens)} tokens and {len(tokens) - 1} labels"):
