@@ -20,6 +20,11 @@ _LETTER = re.compile(rf"[^\W_{_JOINED}]|[+#]|(?<={CLOSE})년대")  # a decade is
 _IN_WORD = r"(?<=[^\W_])[-'](?=[^\W_])"
 _CURRENCIES = "$€£¥₩"
 _SIGNS = rf"(?<=[^\W_])[+#]+|[{_CURRENCIES}]"  # C++, C#
+# of a unit that is by another one: 3 km/h are no 3 km
+_RATIO = re.compile(
+    rf"(?<={CLOSE})( ?[a-zµμ]{{1,3}})(?: ?/ ?| per )"
+    r"(?=(?:h|hr|hour|m|min|minute|s|sec|second|d|day|wk|week|month|yr|year|l|dl|ml|mol|g|kg|km|cm|mm|ha)(?![a-z]))"
+)
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\u2796"), "-") | {0x2019: "'", 0x2044: "/"}
 # A counted number: a number or numeral and its counter. What may follow that is a particle and no longer counter.
 _NUMERAL = "한 두 세 네 섯 곱 덟 홉 열 물 른 흔 쉰 순 일 이 삼 사 오 육 칠 팔 구 십 백 천 만".replace(" ", "|")
@@ -44,6 +49,7 @@ def _spell(text: str) -> str:
     text = re.sub(r"(?<=\d)(?=[\u207a\u207b]?[\u00b2\u00b3\u00b9\u2070-\u2079])", "^", text)  # and 102 of a power
     text = re.sub(r"(?<!\d )[\u2212\u2796] +(?=[$€£¥₩]?\.?\d)", "-", text)  # no dash of a pause, as a hyphen may be
     text = mark_numbers(unicodedata.normalize("NFKC", text).casefold().translate(_DASHES))
+    text = _RATIO.sub(r"\1#", text)
     return " ".join(re.sub(rf"({_IN_WORD}|{_SIGNS})|[\W_]", lambda found: found[1] or " ", text).split())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .records import read_records
-from .templates import fault_of_template
+from .templates import check_template_kwargs, fault_of_template
 
 
 Messages = list[dict[str, str]]
@@ -67,12 +67,18 @@ def load_few_shot_examples(source: str | list | None) -> tuple[tuple[str, str], 
     """Worked examples from a recipe: a list of `{query, answer}`, the same as JSON text, or a JSON file.
 
     Raises:
-        ValueError: an example without a `query` or an `answer`; the message says which.
+        ValueError: an example without a `query` or an `answer`; the message says which. Or neither JSON nor records.
+        FileNotFoundError: there is no such file.
     """
     if source is None:
         return ()
     if isinstance(source, str):
-        source = json.loads(source) if source.lstrip().startswith("[") else read_records(Path(source))
+        try:
+            source = json.loads(source) if source.lstrip().startswith("[") else read_records(Path(source))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"few_shot_examples: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"few_shot_examples: {error}") from error
     examples = []
     for number, example in enumerate(source):
         query, answer = (example.get(key) if isinstance(example, dict) else None for key in ("query", "answer"))
@@ -103,7 +109,9 @@ def encode(tokenizer: Any, conversations: list[Messages], **template_kwargs: Any
 
     Raises:
         TemplateError: the template refuses a conversation, or fails on it.
+        ValueError: `template_kwargs` that are no variables of a template.
     """
+    check_template_kwargs(template_kwargs)
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_kwargs}
     try:
         return tokenizer.apply_chat_template(conversations, **options)["input_ids"]

@@ -7,6 +7,7 @@ sees what the student sees). `query` and `knowledge` are read too.
 import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
@@ -40,8 +41,13 @@ def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
     try:
         return Dataset.from_list(rows)
     except Exception as error:  # pyarrow's many
+        kinds: dict[str, set[str]] = {}
+        for row in rows:
+            for name, value in row.items():
+                kinds.setdefault(name, set()).update([] if value is None else [type(value).__name__])
+        of = next((f" {name!r} ({', '.join(sorted(found))})" for name, found in kinds.items() if len(found) > 1), "")
         what = " ".join(str(error).split())
-        raise ValueError(f"the records do not agree on the type of a column: {what}") from error
+        raise ValueError(f"the records do not agree on the type of a column{of}: {what}") from error
 
 
 def last_user_text(prompt: str | list[dict[str, str]]) -> str:
@@ -102,9 +108,11 @@ def normalize_record(record: dict[str, Any], number: int, needs_context: bool = 
     if context is not None and not isinstance(context, str):
         raise RecordError(where, "`privileged_context` must be text or null", f", got {type(context).__name__}")
     record["privileged_context"] = context if context and context.strip() else None
-    row_id = record.setdefault("row_id", number)  # the address of its rollout noise, wherever it is shuffled to
-    if not isinstance(row_id, int) or isinstance(row_id, bool) or not 0 <= row_id < 2**63:
+    row_id = record.get("row_id")  # the address of its rollout noise, wherever it is shuffled to
+    row_id = number if row_id is None else row_id
+    if not isinstance(row_id, Integral) or isinstance(row_id, bool) or not 0 <= row_id < 2**63:
         raise RecordError(where, "`row_id` must be a whole number from 0", f", got {row_id!r}")
+    record["row_id"] = int(row_id)
     return record
 
 

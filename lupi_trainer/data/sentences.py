@@ -69,8 +69,9 @@ def _is_initial(before: str, following: str, after: str) -> bool:
 
 
 def _is_inside(end: str, after: str) -> bool:
-    """Whether marks between two texts of one line are a pause ("Wait... it"), or part of a name ("Yahoo! Inc.")."""
-    if re.match(r"\.{2,}|\u2026", end):
+    """Whether marks between two texts of one line are a pause ("Wait... it"), a quoted sentence's ("Who?" by him), or
+    part of a name ("Yahoo! Inc.")."""
+    if re.match(r"\.{2,}|\u2026|[!?][\"'\u201d\u2019]", end):
         return after[:1].islower()
     word = re.match(r"[^\W\d_]+(?=\.)", after)
     return end.startswith("!") and word is not None and word[0].casefold() in _SHORT

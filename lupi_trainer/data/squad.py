@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from datasets import Dataset
@@ -102,6 +103,8 @@ def load_qa_records(
         FileNotFoundError: a file that does not exist.
         ValueError: no record, a record that is not of that form (named), or `max_samples` below 1.
     """
+    if max_samples is not None and (isinstance(max_samples, bool) or not isinstance(max_samples, Integral)):
+        raise ValueError(f"max_samples must be a whole number or null, got {max_samples!r}")
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples must be at least 1, got {max_samples}")
     records = raw_questions(source, split)

@@ -1,11 +1,31 @@
 """What a chat template does, seen from the outside: it is asked to write a conversation whose texts are known."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError as JinjaError
 
 
 _SENTENCES = "Some words, and more: here. Are these read? They are!\n\n" * 40
+
+
+# arguments of `apply_chat_template` that are no variables of a template: they say how its text becomes tokens
+_OF_THE_CALL = {"conversation", "tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"}
+_OF_THE_CALL |= {"return_tensors", "return_dict", "return_assistant_tokens_mask", "continue_final_message"}
+
+
+def check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what would cut, pad or not tokenize the prompts, in place of being read by the chat template.
+
+    Raises:
+        ValueError: one of `chat_template_kwargs`, by name.
+    """
+    for name in template_kwargs:
+        if name in _OF_THE_CALL:
+            raise ValueError(
+                f"chat_template_kwargs: {name!r} is no variable of a chat template, but an argument of the call that "
+                "makes tokens of its text, which are set here: leave it out"
+            )
 
 
 def _mark(place: int) -> str:

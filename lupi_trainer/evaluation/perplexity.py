@@ -29,6 +29,16 @@ class PerplexityResult:
         return asdict(self)
 
 
+def _check_row(row: dict[str, Any], number: int, known: int) -> None:
+    """Raise ValueError, with its number, for a row whose labels are not those of its tokens, or beyond the model's."""
+    ids, labels = list(row["input_ids"]), list(row["labels"])
+    if len(ids) != len(labels):
+        raise ValueError(f"row number {number} has {len(ids)} tokens and {len(labels)} labels")
+    strange = [i for i in (*ids, *(label for label in labels if label != -100)) if not 0 <= i < known]
+    if strange:
+        raise ValueError(f"row number {number} holds the token id {strange[0]}; the model has those below {known}")
+
+
 @torch.no_grad()
 def perplexity(
     model: Any, rows: Sequence[dict[str, Any]] | Dataset, *, pad_token_id: int = 0, batch_size: int = 8
@@ -44,10 +54,15 @@ def perplexity(
         batch_size: rows a forward, the longest ones first.
 
     Raises:
-        ValueError: no token is labeled, a row is longer than the model's context, or the model's logits are not its
+        ValueError: no token is labeled, a row is longer than the model's context, holds a token that the model lacks
+            or has more or fewer labels than tokens, or the model's logits are not its
             `lm_head` on its last hidden states.
     """
     check_head(model, "model")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    for number, row in enumerate(rows):
+        _check_row(row, number, model.config.get_text_config().vocab_size)
     was_training = model.training
     model.eval()
     head = Head(model, model.config.get_text_config().vocab_size)

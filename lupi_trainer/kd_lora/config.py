@@ -6,6 +6,7 @@ from typing import Any
 from trl import SFTConfig
 
 from ..losses.reference import check_kd_arguments
+from ..training.field_types import check_types
 from ..training.private import json_fields
 from ..training.settings import say_unread, say_unread_for_scripts
 
@@ -100,6 +101,7 @@ class KDLoRAConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        check_types(self)
         super().__post_init__()
         check_kd_arguments(self.kd_alpha, self.kd_temperature)
         if self.teacher_bnb_4bit_quant_type not in ("nf4", "fp4"):

@@ -8,7 +8,9 @@ from typing import Any
 from trl import DistillationConfig
 
 from ..data.prompts import KNOWLEDGE_TEMPLATE
+from ..data.templates import check_template_kwargs
 from ..speculative.runners.packed_weights import pack_setting
+from ..training.field_types import check_types
 from ..training.private import json_fields
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
@@ -242,7 +244,10 @@ class LUPISKDConfig(DistillationConfig):
     )
 
     def __post_init__(self):
+        check_types(self)
         super().__post_init__()
+        template_kwargs: Any = self.chat_template_kwargs  # parsed by now
+        check_template_kwargs(template_kwargs or {})
         for fault in value_faults(self):
             raise ValueError(fault)
         if pack_setting(self.pack_weights) is True:

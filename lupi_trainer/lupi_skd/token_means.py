@@ -16,6 +16,8 @@ class TokenMeans(DistillationHooks):
     model: Any
     token_sums: dict[str, torch.Tensor | None]
     """Of "train" and of "eval": [3] float64, loss and entropy in nats, and tokens, of this process."""
+    rows_evaluated: dict[int, int] | None = None
+    """During an evaluation, how often each `row_id` came in any of its batches: copies have noise of their own."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.token_sums = {"train": None, "eval": None}
@@ -33,11 +35,6 @@ class TokenMeans(DistillationHooks):
         loss, entropy, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
         return (loss / tokens, entropy / tokens) if tokens else None
 
-    def counted_rows(self, rows: int) -> torch.Tensor:
-        """[B] bool: which rows of an evaluation batch do not merely fill up the last one of several processes."""
-        numbers = torch.arange(rows, device=self.accelerator.device) + self.accelerator.process_index * rows
-        return torch.isin(numbers, self.accelerator.gather_for_metrics(numbers))
-
     def distillation_loss(self, student, batch, count):
         if self.model.training:
             loss, entropy, tokens = super().distillation_loss(student, batch, count)
@@ -49,9 +46,12 @@ class TokenMeans(DistillationHooks):
         return loss / tokens.clamp(min=1), entropy, tokens
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        self.token_sums["eval"] = None
+        self.token_sums["eval"], self.rows_evaluated = None, {}
         self.metric_lists["eval"].clear()  # what a prediction has left
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.rows_evaluated = None
         if (means := self._take_means("eval")) is None:
             return output
         self.metric_lists["eval"]["entropy"] = [means[1]]

@@ -26,9 +26,17 @@ from ..teachers.loaded import load_teacher, teacher_generation_config
 from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
+from ..training.given_data import check_last_batch
 from ..training.private import pad, unwrap_model_for_generation
 from ..training.reporting import RolloutReport
-from ..training.settings import check_run_settings, check_teacher_settings, one_name, refuse_settings, require_config
+from ..training.settings import (
+    check_optimization,
+    check_run_settings,
+    check_teacher_settings,
+    one_name,
+    refuse_settings,
+    require_config,
+)
 from ..training.token_text import mark_teacher, token_texts
 from .checks import check_batch, check_length, ready_records
 from .config import LUPISKDConfig
@@ -137,6 +145,7 @@ class LUPISKDTrainer(
         require_config(args, LUPISKDConfig)
         student, _, args = resolve_student(model, args, lambda name: LUPISKDConfig(f"{name}-LUPI-SKD"), peft_config)
         check_run_settings(args)
+        check_optimization(args, optimizers)
         named = args.teacher_model_name_or_path
         teacher: Any = to_source(one_name("teacher_model_name_or_path", teacher_model, named))
         kind = teacher_kind(teacher, args, student, peft_config)
@@ -161,6 +170,8 @@ class LUPISKDTrainer(
             for data in (train_dataset, eval_dataset)
         )
         check_batch(train_dataset, args)
+        if args.eval_strategy != "no":
+            check_last_batch(args, eval_dataset)
 
         if kind is TeacherKind.LOCAL:
             teacher = load_teacher(teacher, args, args.device)
@@ -233,9 +244,10 @@ class LUPISKDTrainer(
         return (self.args.seed << 32) | step
 
     def _noise_addresses(self) -> list[int]:
-        """A row id for each record that is being rolled out; of equal ones in the batch of all processes, several."""
+        """A row id for each record that is being rolled out; of equal ones in the batch of all processes (in an
+        evaluation: in all batches), several."""
         of_processes = gather_object([[row["row_id"] for row in self._rows]])
-        found = addresses(chain.from_iterable(of_processes))
+        found = addresses(chain.from_iterable(of_processes), self.rows_evaluated)
         start = sum(map(len, of_processes[: self.accelerator.process_index]))
         return found[start : start + len(self._rows)]
 

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoConfig, AutoTokenizer
 
 from ..lab import resolve_model
@@ -10,6 +11,20 @@ from .loading import repository_options
 
 
 _STEP = 64  # TRL resizes embeddings to a multiple of it
+
+
+def _check_template_file(path: str, tokenizer: Any) -> None:
+    """Raise ValueError if a file holds no template that can be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            template = file.read()
+        if not template.strip():
+            raise ValueError("it is empty")
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, tokenize=False)
+    except (ValueError, TemplateSyntaxError) as error:
+        raise ValueError(f"chat_template_path: {path} is no template: {error}") from error
+    except TemplateError:
+        pass  # one that refuses such a conversation
 
 
 def adopt_chat_template(args: Any, student: Any, tokenizer: Any) -> None:
@@ -28,12 +43,23 @@ def adopt_chat_template(args: Any, student: Any, tokenizer: Any) -> None:
     Raises:
         ValueError: the model has no chat template, or tokens that the student's tokenizer lacks though its padded
             embeddings have room for them.
+        OSError: there is no such file or model.
     """
     name = args.chat_template_path
-    if name is None or (os.path.isfile(name) and name.endswith((".jinja", ".j2"))):
+    if name is None:
         return
-    args.chat_template_path = path = resolve_model(name, needs_model=False)
-    source: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+    if os.path.isfile(name) and name.endswith((".jinja", ".j2")):
+        _check_template_file(name, tokenizer)
+        return
+    try:
+        args.chat_template_path = path = resolve_model(name, needs_model=False)
+        source: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(
+            f"chat_template_path: {name} is neither the file of a template (.jinja or .j2) nor a model with a "
+            f"tokenizer: {str(error).strip().splitlines()[0]}"
+        ) from error
     if not source.chat_template:
         raise ValueError(f"chat_template_path: {name} has no chat template")
     known = tokenizer.get_vocab()

@@ -34,7 +34,9 @@ def eos_token_ids(model_or_config, tokenizer=None) -> list[int]:
         tokenizer: adds its own `eos_token_id`, if it has one.
     """
     config = getattr(model_or_config, "generation_config", model_or_config)
-    return sorted({*id_list(config.eos_token_id), *id_list(None if tokenizer is None else tokenizer.eos_token_id)})
+    own = None if config is None else config.eos_token_id
+    found = {*id_list(own), *id_list(None if tokenizer is None else tokenizer.eos_token_id)}
+    return sorted(i for i in found if i >= 0)  # -1, as some configurations have it, is no token
 
 
 def common_ends(
@@ -81,7 +83,8 @@ def make_savable(model: Any) -> None:
 
     What has no effect and therefore is invalid (a temperature without sampling, a length penalty without beams) is
     taken out, numbers of torch or numpy become Python's, and what was put into the model's own configuration moves
-    here. What `generate` writes stays the same.
+    here. What `generate` writes stays the same. Numbers in the model's own configuration become Python's, too; and a
+    model whose generation config was taken away gets one, as it is made with.
 
     Args:
         model: with or without an adapter; nothing is done for one that does not generate.
@@ -89,6 +92,11 @@ def make_savable(model: Any) -> None:
     Raises:
         ValueError: what is invalid otherwise, with transformers' reason.
     """
+    for own in _model_configs(model):
+        _plain_numbers(own)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(base, "generation_config", 0) is None and base.can_generate():
+        base.generation_config = GenerationConfig.from_model_config(base.config)  # as a model is made with
     config = getattr(model, "generation_config", None)
     if config is None:
         return
@@ -121,6 +129,13 @@ def _move_settings(model_config: Any, config: Any) -> list[str]:
             setattr(config, name, value)
         moved.append(f"{name}={value!r} belongs into it, not into the model's configuration")
     return moved
+
+
+def _model_configs(model: Any) -> list[Any]:
+    """A model's configuration, and that of its text part if it has one; none of a model that is given by name."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    return [part for part in (config, None if text is config else text) if part is not None]
 
 
 def _plain_numbers(config: Any) -> list[str]:

@@ -27,6 +27,16 @@ def refuse_encoder_decoder(config: Any, role: str) -> None:
         )
 
 
+def refuse_rescaled(config: Any, role: str) -> None:
+    """Raise ValueError for a model that divides its weights where they are when it is in eval mode, as RWKV does."""
+    if every := getattr(config, "rescale_every", 0):
+        raise ValueError(
+            f"the {role} is a {config.model_type} model, which in eval mode divides the weights of its layers by a "
+            f"number that depends on their places (rescale_every={every}): saved after that, they are not what they "
+            "were. Such a model is not supported here"
+        )
+
+
 @torch.no_grad()
 def check_head(model: Any, role: str) -> None:
     """Compare the logits that are computed here with the model's own; where ZeRO-3 has sharded its weights, that it is
@@ -37,10 +47,13 @@ def check_head(model: Any, role: str) -> None:
         role: what the model is called in errors.
 
     Raises:
-        ValueError: an adapter that cannot be merged, an encoder-decoder, a model that reads what comes after a token,
+        ValueError: an adapter that cannot be merged, an encoder-decoder, a student that divides its own weights, a
+            model that reads what comes after a token,
             or one whose head is not its `lm_head` alone; it is named.
     """
     refuse_encoder_decoder(model.config, role)
+    if role == "student":  # others are not saved
+        refuse_rescaled(model.config, role)
     check_mergeable(model)
     inner = getattr(model, "get_base_model", lambda: model)()
     name, vocab_size = type(inner).__name__, model.config.get_text_config().vocab_size

@@ -7,7 +7,8 @@ pickled weights; every `from_pretrained` of this package says something.
 import copy
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ from .vocabulary import check_tokenizer
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 SAFE_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+
+
+@contextmanager
+def key_named(key: str) -> Generator[None]:
+    """Put the key that names a file or model before what is wrong where there is none, or it cannot be read.
+
+    Raises:
+        OSError: as inside, in one line with the key.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(f"{key}: {str(error).strip().splitlines()[0]}") from error
 
 
 def own_arguments(args: Any) -> Any:

@@ -199,7 +199,7 @@ class MTPHeads(_SavedHead):
         """New heads in the model's size, on its device and in its dtype (that of its `lm_head`)."""
         weight = model.get_output_embeddings().weight
         config = text_config(model)
-        kwargs.setdefault("num_attention_heads", config.num_attention_heads)
+        kwargs.setdefault("num_attention_heads", getattr(config, "num_attention_heads", None) or 1)
         heads = cls(horizon, head_type, hidden_size=config.hidden_size, **kwargs)
         return heads.to(weight.device, weight.dtype if weight.is_floating_point() else None)
 

@@ -68,7 +68,7 @@ def check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokeni
         ours, theirs = ({i: t for t, i in tok.get_vocab().items()} for tok in (tokenizer, teacher_tokenizer))
         differing = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
         missing = min(ours.keys() - theirs.keys(), default=known)
-        if differing or missing <= tokenizer.eos_token_id:
+        if differing or missing <= (-1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id):
             i = differing[0] if differing else missing
             raise ValueError(
                 f"the vocabularies do not match: {len(differing)} token ids differ, and the student's tokenizer has "
@@ -92,11 +92,17 @@ def check_known_tokens(ids: Iterable[int], known: int, tokenizer: Any, where: st
     Raises:
         ValueError: there is one; it is named.
     """
-    if (highest := max(ids, default=0)) >= known:
+    strange = next((i for i in ids if not 0 <= i < known), None)
+    if strange is not None and 0 <= strange < len(tokenizer):
         raise ValueError(
-            f"{where} holds the token {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), but of the "
+            f"{where} holds the token {tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}), but of the "
             f"tokenizer's {len(tokenizer)} tokens the models have the first {known} alone: take it out of the text, "
             "or use models with that token"
+        )
+    if strange is not None:
+        raise ValueError(
+            f"{where} holds the token id {strange}, but the models have those from 0 to {known - 1} alone: write its "
+            "ids with the tokenizer of these models"
         )
 
 

@@ -79,8 +79,8 @@ def _states(model: Any, layers: Layers, passed: set[int], ids: torch.Tensor) -> 
     def write(number: int, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if number in passed:
             read = args[0] if args else kwargs["hidden_states"]
-            return (read, *output[1:]) if isinstance(output, tuple) else read
-        states.append(output[0] if isinstance(output, tuple) else output)
+            return type(output)([read, *output[1:]]) if isinstance(output, (tuple, list)) else read
+        states.append(output[0] if isinstance(output, (tuple, list)) else output)
         return None
 
     hooks = [
@@ -98,15 +98,34 @@ def _states(model: Any, layers: Layers, passed: set[int], ids: torch.Tensor) -> 
     return [*states, logits]
 
 
+@torch.no_grad()
+def _failure(model: Any, ids: torch.Tensor) -> Exception | None:
+    """Why a model does not read a text as `generate` has it read, with a cache; `None`: it does."""
+    was_training = model.training
+    model.eval()
+    try:
+        model(input_ids=ids.to(model.device))
+    except Exception as error:  # of code that a model comes with
+        return error
+    finally:
+        model.train(was_training)
+    return None
+
+
 def check_same_states(ours: Any, our_layers: Layers, theirs: Any, their_layers: Layers) -> None:
     """Refuse a model whose layers do not compute what they did, where those that it lacks or has in addition pass on
     what they read.
 
     Raises:
-        ValueError: a hidden state or the logits differ by more than rounding.
+        ValueError: a hidden state or the logits differ by more than rounding, or the other model does not run.
     """
     common = our_layers.keys() & their_layers.keys()
     ids = torch.arange(READ)[None] % ours.config.get_text_config().vocab_size
+    if _failure(ours, ids) is None and (error := _failure(theirs, ids)) is not None:
+        raise ValueError(
+            f"{type(theirs).__name__} does not run on the layers {sorted(their_layers)} alone: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     pairs = zip(
         _states(ours, our_layers, set(our_layers) - common, ids),
         _states(theirs, their_layers, set(their_layers) - common, ids),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-from .layers import kept_layers, layers_prefix
+from .layers import check_prunable, kept_layers, layers_prefix
 
 
 @torch.no_grad()
@@ -25,8 +25,9 @@ def block_influence(model, rows: Iterable[list[int]]) -> torch.Tensor:
         [L, L + 1] float64: the influence of the layers from l up to (not with) m, at [l, m]; 0 where m <= l.
 
     Raises:
-        ValueError: no row.
+        ValueError: no row, or a model that cannot lose layers.
     """
+    check_prunable(model)
     layers = model.get_submodule(layers_prefix(model).rstrip("."))
     states: list[torch.Tensor] = []
     hooks = [
@@ -57,7 +58,7 @@ def block_influence(model, rows: Iterable[list[int]]) -> torch.Tensor:
 
 
 def _state(output) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def choose_block(influence: torch.Tensor, config, size: int, taken: set[int]) -> list[int]:

@@ -8,7 +8,8 @@ was dropped from; the base keeps the numbers of its own under `kept_layers` in i
 
 import copy
 import json
-from collections.abc import Set
+from collections.abc import Iterable, Set
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.generation import make_savable
+from ..models.head_check import refuse_rescaled
 from ..models.loading import refuse_quantized
 from ..models.private import attn_implementation, set_attn_implementation
 from .checks import check_same_layers, check_same_states
@@ -47,16 +49,31 @@ def layers_prefix(model: PreTrainedModel) -> str:
     return f"{found[0]}."
 
 
-def _check_kind(model: Any) -> None:
+def check_prunable(model: Any) -> None:
     """Refuse a model whose layers cannot be taken apart as they are.
 
     Raises:
-        ValueError: adapters in it, quantized weights, or no single list of decoder layers.
+        ValueError: adapters in it, quantized weights, weights that change with what the model is used for, or no
+            single list of decoder layers.
     """
+    refuse_rescaled(model.config, type(model).__name__)
     if getattr(model, "peft_config", None):
         raise ValueError(f"{type(model).__name__} has an adapter in its layers: merge it first (`merge_and_unload`)")
     refuse_quantized(model.config, type(model).__name__)
     layers_prefix(model)
+
+
+def whole_numbers(numbers: Iterable[Any], where: str) -> list[int]:
+    """Layers or stages as they are counted; `where` begins the message of the error.
+
+    Raises:
+        ValueError: one is no whole number.
+    """
+    numbers = list(numbers)
+    for number in numbers:
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise ValueError(f"{where}: {number!r} is no whole number")
+    return [int(number) for number in numbers]
 
 
 def kept_layers(config: Any) -> list[int]:
@@ -138,6 +155,11 @@ def _skeleton(model: PreTrainedModel, numbers: list[int], entries: dict[str, dic
         return _layers(type(model)(config))
 
 
+def _built(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """A model's layers as its configuration builds them, without weights and without what its forwards have left."""
+    return _skeleton(model, kept_layers(model.config), _entries(model.config))
+
+
 def _check_same_weights(model: PreTrainedModel, state: State) -> None:
     made = model.state_dict()
     if strange := sorted(made.keys() ^ state.keys()):
@@ -186,7 +208,7 @@ def _assemble(
     made.config.name_or_path = model.config.name_or_path
     make_savable(made)
     made.to(model.device).train(model.training)
-    check_same_layers(_layers(model), _layers(made))
+    check_same_layers(_built(model), _layers(made))
     check_same_states(model, _layers(model), made, _layers(made))
     return made
 
@@ -197,7 +219,7 @@ def _check_restorable(model: PreTrainedModel, bundles: dict[str, list[int]]) -> 
     Raises:
         ValueError: a layer would be another one on the way.
     """
-    ours, entries = _layers(model), _entries(model.config)
+    ours, entries = _built(model), _entries(model.config)
     base = set(ours) - {number for numbers in bundles.values() for number in numbers}
     names = sorted(bundles)
     for together in ((), *((name,) for name in names), *(names[:end] for end in range(2, len(names)))):
@@ -216,8 +238,9 @@ def drop_layers(model: PreTrainedModel, bundles: dict[str, list[int]]) -> PreTra
         ValueError: a number that the model does not have or that is in two bundles, no layer left, or layers that
             would not be the same in the base, or with a bundle put back.
     """
-    _check_kind(model)
+    check_prunable(model)
     numbers, owner = kept_layers(model.config), {}
+    bundles = {name: whole_numbers(dropped, f"bundle {name!r}") for name, dropped in bundles.items()}
     for name, dropped in bundles.items():
         for number in dropped:
             if number not in numbers:
@@ -250,9 +273,11 @@ def save_bundle(folder: Path, name: str, model: PreTrainedModel, numbers: list[i
 
     Raises:
         FileExistsError: there is a bundle already; nothing is written.
+        ValueError: what should be a number is none.
     """
     if (folder / META).exists():
         raise FileExistsError(f"there is a bundle in {folder} already; nothing was written")
+    numbers = whole_numbers(numbers, f"bundle {name!r}")
     folder.mkdir(parents=True, exist_ok=True)
     layers, config = _split(model)[1], model.config
     for number in numbers:
@@ -319,7 +344,7 @@ def restore_bundles(model: PreTrainedModel, folders: list[Path]) -> PreTrainedMo
         ValueError: one belongs to another model, a number is out of range or there already, weights are missing, or a
             layer would be another one.
     """
-    _check_kind(model)
+    check_prunable(model)
     rest, layers = _split(model)
     entries, files = _entries(model.config), {}
     for folder in folders:
@@ -332,7 +357,7 @@ def restore_bundles(model: PreTrainedModel, folders: list[Path]) -> PreTrainedMo
             for key, entry in entries.items():
                 entry[number] = meta["config_entries"][key][str(number)]
     wanted = _skeleton(model, sorted(layers.keys() | files.keys()), entries)
-    check_same_layers(_layers(model), wanted)
+    check_same_layers(_built(model), wanted)
     layers |= {number: _read_layer(path, wanted[number]) for number, path in files.items()}
     return _assemble(model, rest, layers, entries)
 

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from ..models.adapters import load_adapter, merge_adapter
 from ..models.generation import make_savable
 from ..models.loading import load_complete
-from .layers import META, layers_prefix, positions, read_meta, restore_bundles, save_bundle
+from .layers import META, layers_prefix, positions, read_meta, restore_bundles, save_bundle, whole_numbers
 
 
 MERGED = "_merged"
@@ -62,6 +62,7 @@ def load_stage(base_dir: str, bundles_dir: str | None, stage: int, **model_kwarg
         ValueError: no such stage, a base that is an adapter, quantized or incomplete, or a bundle that does not
             belong to it.
     """
+    (stage,) = whole_numbers([stage], "stage")
     if stage < 1:
         raise ValueError(f"stages are counted from 1, got stage={stage}")
     folders = []

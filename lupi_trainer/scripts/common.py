@@ -13,11 +13,13 @@ from datasets import Dataset
 
 from ..data.mixing import mix, mixture_length, parse_mixing
 from ..data.special_tokens import SpecialTokens
+from ..data.templates import check_template_kwargs
 from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
 from ..training import reporters
 from ..training.checkpoints import write_atomically
+from ..training.field_types import check_types
 from ..training.run_log import speaking
 from .flags import json_object
 from .next_steps import summary
@@ -62,6 +64,7 @@ class DataArguments(ShownArguments):
     probes: str | None = field(default=None, metadata={"help": "Closed-book questions: a JSON file or lab:NAME."})
 
     def __post_init__(self):
+        check_types(self)
         if self.dataset_name is None:
             raise ValueError("`dataset_name` is required: a JSON or JSONL file, lab:NAME, or a dataset name")
 
@@ -157,7 +160,7 @@ class TextArguments(ShownArguments):
         allow_special_tokens: let records spell out special tokens, which become control tokens.
 
     Raises:
-        ValueError: `chat_template_kwargs` that are no JSON object.
+        ValueError: `chat_template_kwargs` that are no JSON object of a template's variables.
     """
 
     completion_column: str = field(default="answer", metadata={"help": "Column that holds the text to learn."})
@@ -169,11 +172,13 @@ class TextArguments(ShownArguments):
     )
 
     def __post_init__(self):
+        check_types(self)
         if isinstance(self.chat_template_kwargs, str):
             try:
                 self.chat_template_kwargs = json_object(self.chat_template_kwargs)
             except ArgumentTypeError as error:
                 raise ValueError(f"chat_template_kwargs: {error}") from error
+        check_template_kwargs(self.chat_template_kwargs or {})
 
     def prepare(self, rows: Dataset, special: SpecialTokens) -> Dataset:
         """Rows with the column that TRL reads the keyword arguments from.

@@ -17,6 +17,7 @@ from ..experiments.sweep_results import RESULT
 from ..kd_lora import KDLoRAConfig, KDLoRATrainer
 from ..pruning.stages import Stage, check_trained, load_stage, restrict_adapter
 from ..training.checkpoints import write_atomically
+from ..training.field_types import check_types
 from . import setting_up
 from .common import ShownArguments, student_arguments, train_and_save
 from .kd_flags import FLAGS, evaluation_source
@@ -62,6 +63,7 @@ class QAArguments(ShownArguments):
     expected_perplexity: str | None = field(default=None, metadata={"help": "Only shown by `lupi sweep`."})
 
     def __post_init__(self):
+        check_types(self)
         if self.dataset_name is None:
             raise ValueError("`dataset_name` is required: a JSON or JSONL file, lab:NAME, or a dataset name")
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.records import load_probes, load_sft_data
+from ..models.chat_template import adopt_chat_template
+from ..models.loading import repository_options
 from ..publishing.trainer import Published
 from ..training.checkpoints import SealedCheckpoints
+from ..training.evaluated_tokens import EvaluatedTokens
 from ..training.finite_steps import FiniteSteps
 from ..training.given_data import GivenTexts
 from ..training.log_sums import LogSums
@@ -53,9 +56,12 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     Raises:
         ValueError: no student is named, or a record without an answer or with a special token in its text (named).
     """
+    from transformers import AutoTokenizer
     from trl import SFTTrainer
 
-    class SealedSFTTrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, Probed, GivenTexts, SFTTrainer):
+    class SealedSFTTrainer(
+        Published, SealedCheckpoints, LogSums, FiniteSteps, Probed, EvaluatedTokens, GivenTexts, SFTTrainer
+    ):
         method_name = "SFT"
         model_tags = ["trl", "sft"]
 
@@ -67,11 +73,18 @@ def build_trainer(data_args: SFTDataArguments, training_args, model_args):
     assert data_args.dataset_name is not None  # or `DataArguments` had raised
     probes = load_probes(data_args.probes) if data_args.probes else None
     special.check_probes(probes or [])
+    arguments = student_arguments(training_args, model_args)
+    if training_args.chat_template_path is not None:
+        arguments["processing_class"] = AutoTokenizer.from_pretrained(
+            arguments["model"], **repository_options(training_args)
+        )
+        adopt_chat_template(training_args, arguments["model"], arguments["processing_class"])
     trainer = SealedSFTTrainer(
-        **student_arguments(training_args, model_args),
+        **arguments,
         train_dataset=mix_in_base(load(data_args.dataset_name), load, data_args, training_args),
         eval_dataset=load(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
     )
+    trainer.limit_tokens(trainer.model.config.get_text_config().vocab_size)
     template_kwargs: Any = data_args.chat_template_kwargs  # parsed by now
     trainer.probes, trainer.chat_template_kwargs = probes, template_kwargs or {}
     return trainer

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, G
 from transformers.integrations import deepspeed
 
 from ..models.adapters import refuse_adapter
-from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact
+from ..models.head_check import refuse_rescaled
+from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact, key_named
 from ..models.private import deepspeed_config, use_one_gpu_at_most
 from ..models.vocabulary import tokenizer_beside
 
@@ -119,6 +120,7 @@ def refuse_shared(student: Any, teacher: Any, role: str) -> None:
 
 def frozen_twin(model: Any) -> Any:
     """A model with the same weights in the same memory, frozen; what is set on it is not set on the caller's."""
+    refuse_rescaled(getattr(model, "config", None), "model that is passed as an object")
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         twin: Any
@@ -188,13 +190,15 @@ def load_teacher_config(teacher: str | PreTrainedModel, args: Any, tokenizer: An
 
     Raises:
         ValueError: the folder of an adapter.
+        OSError: there is no such model.
     """
     if not isinstance(teacher, str):
         return teacher.config, tokenizer
     options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
-    refuse_adapter(teacher, "teacher", args.teacher_model_revision)
-    config = AutoConfig.from_pretrained(teacher, **options)
-    return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer
+    with key_named(f"the teacher {teacher!r} (teacher_model_name_or_path)"):
+        refuse_adapter(teacher, "teacher", args.teacher_model_revision)
+        config = AutoConfig.from_pretrained(teacher, **options)
+        return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer
 
 
 def teacher_generation_config(teacher: str, args: Any) -> GenerationConfig | None:

@@ -2,19 +2,24 @@
 
 import copy
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import pyarrow.compute
 from datasets import Dataset, IterableDataset
 
 from ..data.records import make_dataset
 from ..models.vocabulary import check_known_tokens
 from .private import SFTHooks, TrainerHooks
-from .settings import OF_METRICS, check_run_settings, say_unread
+from .settings import OF_METRICS, check_optimization, check_run_settings, say_unread
 
 
 logger = logging.getLogger(__name__)
+_arrow: Any = pyarrow.compute  # whose functions are made as it is imported
+_TOKENS = ("input_ids", "labels")
+_ROWS = 1000  # that are looked at together
 
 
 def as_dataset(data: Any, name: str) -> Any:
@@ -52,6 +57,42 @@ def given_parts(data: dict[str, Any], name: str) -> dict[str, Any]:
         if part is None:
             raise TypeError(f"{name}[{key!r}] is None: give a dataset, or leave {key!r} out")
     return data
+
+
+def check_last_batch(args: Any, dataset: Any, training: bool = False) -> None:
+    """Refuse a set of which `dataloader_drop_last` would leave nothing.
+
+    Args:
+        args: the run's configuration.
+        dataset: a dataset, a dictionary of such, or `None`; the rows of a stream are not known.
+        training: whether it is trained on; else it is evaluated.
+
+    Raises:
+        ValueError: it has fewer rows than a batch.
+    """
+    for name, part in dataset.items() if isinstance(dataset, dict) else [("", dataset)]:
+        size = args.train_batch_size if training else args.eval_batch_size
+        batch, key = size * args.world_size, f"per_device_{'train' if training else 'eval'}_batch_size"
+        if args.dataloader_drop_last and isinstance(part, Dataset) and len(part) < batch:
+            what = f"{'training' if training else 'evaluation'} set{f' {name!r}' if name else ''}"
+            raise ValueError(
+                f"the {what} has {len(part)} rows, fewer than one batch of {batch} ({key}={getattr(args, key)}, "
+                f"{args.world_size} processes), and dataloader_drop_last=True leaves them out: lower {key}, or leave "
+                "dataloader_drop_last out"
+            )
+
+
+def _batches(dataset: Dataset, column: str) -> Iterator[tuple[int, Any]]:
+    """A column in parts: the number of the first row, and the rows as an Arrow array."""
+    for place, table in enumerate(dataset.select_columns(column).with_format("arrow").iter(_ROWS)):
+        yield place * _ROWS, table[column]
+
+
+def _check_streamed(row: dict[str, Any], known: int, tokenizer: Any) -> dict[str, Any]:
+    for column in [name for name in _TOKENS if row.get(name) is not None]:
+        ids = [i for i in row[column] if column == "input_ids" or i != -100]
+        check_known_tokens(ids, known, tokenizer, "a row of the stream")
+    return row
 
 
 class GivenData(TrainerHooks):
@@ -105,6 +146,8 @@ class GivenData(TrainerHooks):
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         own = eval_dataset is None or isinstance(eval_dataset, str) or eval_dataset is self.eval_dataset
+        named = self._named(eval_dataset) if isinstance(eval_dataset, str) else eval_dataset
+        check_last_batch(self.args, self.eval_dataset if named is None else named)
         with self._workers_may_stay(own):
             return super().get_eval_dataloader(eval_dataset)
 
@@ -130,12 +173,26 @@ class GivenTexts(GivenData, SFTHooks):
         if isinstance(train_dataset, dict):
             raise TypeError(f"train_dataset must be one dataset, got {sorted(train_dataset)}: pass one of these")
         check_run_settings(kwargs["args"])
+        check_optimization(kwargs["args"], kwargs.get("optimizers"), kwargs.get("optimizer_cls_and_kwargs"))
         if kwargs.get("compute_metrics") is None:
             say_unread(kwargs["args"], OF_METRICS, "no `compute_metrics` was given")
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(*args, **{name: as_dataset(part, name) for name, part in data.items()}, **kwargs)
+        check_last_batch(self.args, self.train_dataset, training=True)
+        if self.args.eval_strategy != "no":
+            check_last_batch(self.args, self.eval_dataset)
 
     def prepare_texts(self, dataset, tokenizer, args, packing, to_text, name):
+        columns = set(getattr(dataset, "column_names", None) or ())
+        if (
+            {"input_ids", "completion_mask"} <= columns
+            and "labels" not in columns
+            and args.completion_only_loss is None
+        ):
+            raise ValueError(
+                f"{name} dataset: its `completion_mask` is read only with `completion_only_loss: true`: set that, or "
+                "false where every token is to be learned"
+            )
         made = super().prepare_texts(dataset, tokenizer, args, packing, to_text, name)
         if not isinstance(dataset, Dataset) or not isinstance(made, Dataset):
             return made
@@ -172,19 +229,51 @@ class GivenTexts(GivenData, SFTHooks):
             self._check_tokens(dataset)
 
     def _check_tokens(self, dataset: Any) -> None:
-        tokenizer, known = self.processing_class, self.known_tokens
-        columns = getattr(dataset, "column_names", None) or ()
-        if known is None or known >= len(tokenizer) or not isinstance(dataset, Dataset) or "input_ids" not in columns:
+        known = self.known_tokens
+        if known is None or not isinstance(dataset, Dataset):
             return
-        for number, ids in enumerate(dataset["input_ids"]):
-            check_known_tokens(ids, known, tokenizer, f"row number {number}")
+        if {"input_ids", "labels"} <= set(dataset.column_names):
+            sizes = ([_arrow.list_value_length(rows) for _, rows in _batches(dataset, name)] for name in _TOKENS)
+            for part, (ids, labels) in enumerate(zip(*sizes)):
+                if not ids.equals(labels):
+                    number = next(i for i, pair in enumerate(zip(ids, labels)) if pair[0] != pair[1])
+                    raise ValueError(
+                        f"row number {part * _ROWS + number} has {ids[number]} tokens and {labels[number]} labels: "
+                        "every token needs one, which is -100 where it is not learned"
+                    )
+        for column in [name for name in _TOKENS if name in dataset.column_names]:
+            for start, rows in _batches(dataset, column):
+                flat = _arrow.list_flatten(rows)
+                seen = flat if column == "input_ids" else flat.filter(_arrow.not_equal(flat, -100))
+                ends = _arrow.min_max(seen).as_py()
+                if ends["min"] is None or (ends["min"] >= 0 and ends["max"] < known):
+                    continue
+                for number, ids in enumerate(rows.to_pylist(), start):
+                    ids = [i for i in ids or () if column == "input_ids" or i != -100]
+                    check_known_tokens(ids, known, self.processing_class, f"row number {number}")
 
     def ready(self, dataset: Any) -> Any:
         return as_dataset(dataset, "the dataset")
 
+    def _checked_stream(self, dataset: Any) -> Any:
+        """A stream whose rows are checked as they are read; whatever else as it is."""
+        if self.known_tokens is None or not isinstance(dataset, IterableDataset):
+            return dataset
+        return dataset.map(partial(_check_streamed, known=self.known_tokens, tokenizer=self.processing_class))
+
+    def get_train_dataloader(self):
+        own = self.train_dataset
+        self.train_dataset = self._checked_stream(own)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = own
+
     def get_eval_dataloader(self, eval_dataset: Any = None):
         self._check_tokens(eval_dataset)
-        return super().get_eval_dataloader(eval_dataset)
+        named = self._named(eval_dataset) if isinstance(eval_dataset, str) else eval_dataset
+        read = self._checked_stream(self.eval_dataset if named is None else named)
+        return super().get_eval_dataloader(read if isinstance(read, IterableDataset) else eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any):
         return super().get_test_dataloader(self.tokenized(test_dataset))

@@ -226,6 +226,11 @@ class TrainerHooks(TrainerMixin):
 
     # What subclasses call
 
+    def counted_rows(self, rows: int) -> torch.Tensor:
+        """[B] bool: which rows of an evaluation batch do not merely fill up the last one of several processes."""
+        numbers = torch.arange(rows, device=self.accelerator.device) + self.accelerator.process_index * rows
+        return torch.isin(numbers, self.accelerator.gather_for_metrics(numbers))
+
     def run_dir(self, trial: Any) -> str:
         """The folder that checkpoints are written to."""
         return self._get_output_dir(trial=trial)

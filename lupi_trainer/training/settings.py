@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ..lab import lab_path
+from .field_types import check_types
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,18 @@ LOADING = (
 QUANTIZATION = ("teacher_bnb_4bit_quant_type", "teacher_use_bnb_nested_quant")
 
 OF_OPTIMIZERS = ("optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
+OF_SCHEDULES = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
 TORCH_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+LEAST = {  # where transformers and TRL look at nothing, or fail without the name
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "pad_to_multiple_of": 1,
+    "max_length": 1,
+    "eval_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "dataset_num_proc": 0,
+}
 OF_METRICS = ("include_for_metrics", "batch_eval_metrics")
 
 
@@ -100,20 +112,55 @@ def check_run_settings(args: Any) -> None:
     Raises:
         ValueError: the setting, by name.
     """
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+    check_types(args)
+    for name, least in LEAST.items():
+        value = getattr(args, name, None)
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise ValueError(
+            f"max_steps={args.max_steps} with num_train_epochs={args.num_train_epochs} says of no step that it is "
+            "trained: set max_steps to at least 1, or to -1 with num_train_epochs above 0"
+        )
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "label_smoothing_factor"):
         if not 0 <= (getattr(args, name) or 0.0) < math.inf:
             raise ValueError(f"{name} must be a finite number from 0, got {getattr(args, name)}")
-    _check_schedule(args)
-    _say_unread_by_optimizer(args)
     if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
         raise ValueError(
             "activation_offloading=True has no effect on a CPU: activations are in its memory already. Leave it out"
         )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16=True has no effect on a CPU: the run would be in float32. Leave it out or set bf16")
+
+
+def check_optimization(args: Any, optimizers: tuple[Any, Any] | None = None, made_as: Any = None) -> None:
+    """Refuse an optimizer and a schedule that cannot be; say which settings these do not read.
+
+    Args:
+        args: a configuration.
+        optimizers: optimizer and scheduler that were passed in place of those that the settings describe.
+        made_as: class and arguments of the optimizer, if these were passed.
+
+    Raises:
+        ValueError: the schedule lacks an argument or has an unknown one, or a scheduler was passed that is not the
+            optimizer's.
+    """
+    optimizer, scheduler = optimizers or (None, None)
+    if optimizer is not None:
+        say_unread(args, ("learning_rate", "weight_decay", "optim", *OF_OPTIMIZERS), "an optimizer was passed")
+    elif made_as is not None:
+        say_unread(args, ("learning_rate", "optim", *OF_OPTIMIZERS), "the class of an optimizer was passed")
+    else:
+        _say_unread_by_optimizer(args)
+    if scheduler is None:
+        _check_schedule(args)
+        return
+    say_unread(args, OF_SCHEDULES, "a scheduler was passed")
+    if optimizer is None or getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            "optimizers: the scheduler is of another optimizer than the one that trains, so it would change no "
+            "learning rate. Pass both, (optimizer, scheduler), or leave the scheduler out"
+        )
 
 
 def _check_schedule(args: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import SFTConfig
 
+from ..training.field_types import check_types
 from ..training.private import json_fields
 from ..training.settings import refuse_settings, say_unread, say_unread_for_scripts
 
@@ -145,6 +146,7 @@ class WMTPConfig(SFTConfig):
     draft_eval_new_tokens: int = field(default=64, metadata={"help": "Tokens of each answer."})
 
     def __post_init__(self):
+        check_types(self)
         super().__post_init__()
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:

@@ -11,6 +11,7 @@ from ..losses.chunked_mtp import chunked_ce
 from ..losses.token_weights import accumulated_rewards, critic_weights
 from ..models.backbone import backbone_states
 from ..models.lm_head import Head, gathered_for_reading
+from ..models.loading import key_named
 from ..models.mtp_heads import ValueHead
 from ..training.checkpoints import agree_on_checkpoint
 from ..training.settings import require_config
@@ -64,7 +65,8 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         self.reference: Reference | None = None
         self.value_head: ValueHead | None = None
         if self.args.value_head_name_or_path is not None:
-            self._take_value_head(self.args.value_head_name_or_path, size)
+            with key_named("value_head_name_or_path"):
+                self._take_value_head(self.args.value_head_name_or_path, size)
         elif self._rewarded:
             if self.args.packing or self.padding_free:
                 raise ValueError("records with a `reward` cannot be packed: their texts must stay apart")

@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import is_peft_model, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..models.loading import key_named
 from ..models.mtp_heads import MTPHeads, attach_mtp_heads
 from .config import WMTPConfig
 
@@ -20,7 +21,8 @@ def starting_heads(heads: MTPHeads | None, args: WMTPConfig) -> MTPHeads | None:
     if args.heads_name_or_path is not None:
         if heads is not None:
             raise ValueError("heads_name_or_path has no effect here: heads were passed. Leave one of them out")
-        heads = MTPHeads.from_pretrained(args.heads_name_or_path)
+        with key_named("heads_name_or_path"):
+            heads = MTPHeads.from_pretrained(args.heads_name_or_path)
     if heads is None:
         return None
     given = {"horizon": heads.horizon, "head_type": heads.head_type}

@@ -17,7 +17,7 @@ from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_states, inputs_on_device
 from ..models.head_check import check_head
 from ..models.lm_head import Head
-from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact
+from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact, key_named
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
 from ..teachers.loaded import frozen_twin, refuse_shared, require_unsharded, unsharded_weights
 from ..training.settings import one_name, refuse_settings
@@ -143,7 +143,10 @@ def require_reference(model: str | nn.Module | None, args: Any, student: str | n
         raise ValueError("no reference: pass `reference_model`, or set `reference_model_name_or_path`")
     if isinstance(model, str):
         options = getattr(args, "reference_model_init_kwargs", None) or {}
-        refuse_adapter(resolve_model(model), "reference", options.get("revision"))
+        path = resolve_model(model)
+        with key_named(f"the reference {model!r} (reference_model_name_or_path)"):
+            refuse_adapter(path, "reference", options.get("revision"))
+            AutoConfig.from_pretrained(path, revision=options.get("revision"), **NO_CODE)
     refuse_shared(student, model, "reference")
 
 

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, concatenate_datasets
 
@@ -170,3 +171,10 @@ def test_parts_that_a_file_does_not_have_are_named(caplog):
     assert not caplog.records
     load_training_data("lab:new", config="en", split="train[:5]")
     assert "lab:new: configuration 'en', split 'train[:5]': no effect" in caplog.text
+
+
+def test_a_row_id_may_be_numpy_s_or_missing_and_a_column_of_two_types_is_named():
+    records = [{"query": "q", "knowledge": "k", "row_id": row_id} for row_id in (np.int64(9), None, 4)]
+    assert to_columns(records)["row_id"][:] == [9, 1, 4]
+    with pytest.raises(ValueError, match=r"the type of a column 'id' \(int, str\): "):
+        to_columns([{**record, "id": name} for record, name in zip(records, (5, "a", "b"))])

@@ -187,6 +187,9 @@ def test_bad_records_are_named(tmp_path, content, message):
 def test_bad_requests_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such data file"):
         load_qa_records(str(tmp_path / "nowhere.json"))
+    for wrong in (1.5, True, "3"):
+        with pytest.raises(ValueError, match=f"max_samples must be a whole number or null, got {wrong!r}"):
+            load_qa_records("lab:qa", max_samples=wrong)
     with pytest.raises(ValueError, match="max_samples must be at least 1, got 0"):
         load_qa_records("lab:qa", max_samples=0)
     with pytest.raises(ValueError, match=r"lacks \{question\}"):

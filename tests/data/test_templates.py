@@ -1,15 +1,18 @@
 """A chat template that would hide something from a model is refused; those that models come with are not."""
 
+import json
+
 import pytest
 from datasets import Dataset
 
 from lupi_trainer.data.completions import encode_prompts
-from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, check_turns
+from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, check_turns, encode
 from lupi_trainer.data.records import prepare_columns
 from lupi_trainer.data.templates import end_of_turn
 from lupi_trainer.evaluation import closed_book
 from lupi_trainer.lab import load_lab_records
-from tests.lupi_skd.training import make_trainer
+from lupi_trainer.scripts.common import TextArguments
+from tests.lupi_skd.training import make_config, make_trainer
 
 
 ASKED = [{"role": "user", "content": "Where?"}]
@@ -111,3 +114,18 @@ def test_the_teacher_must_read_its_persona(tmp_path, tokenizer):
     trainer, _ = make_trainer(tmp_path, train_dataset=stream, processing_class=tokenizer)
     with pytest.raises(ValueError, match="it leaves out the system turn"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kwargs", [{"padding": True}, {"truncation": True, "max_length": 2}, {"tokenize": False}])
+def test_arguments_of_the_call_are_no_variables_of_a_template(tmp_path, tokenizer, kwargs):
+    said = f"chat_template_kwargs: '{next(iter(kwargs))}' is no variable of a chat template"
+    for refused in (
+        lambda: encode(tokenizer, [[{"role": "user", "content": "a"}]], **kwargs),
+        lambda: make_config(tmp_path, chat_template_kwargs=kwargs),
+        lambda: make_config(tmp_path, chat_template_kwargs=json.dumps(kwargs)),
+        lambda: TextArguments(chat_template_kwargs=kwargs),
+        lambda: TextArguments(chat_template_kwargs=json.dumps(kwargs)),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refused()
+    make_config(tmp_path, chat_template_kwargs={"enable_thinking": False})

@@ -95,3 +95,19 @@ def test_nothing_labeled_is_an_error():
     model = tiny_model("llama", lab_tokenizer())
     with pytest.raises(ValueError, match="no token is labeled"):
         perplexity(model, [{"input_ids": [5, 6], "labels": [-100, -100]}])
+
+
+def test_rows_that_cannot_be_read_are_named():
+    model = tiny_model("llama", lab_tokenizer())
+    known = model.config.vocab_size
+    good = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    for changes, said in (
+        ({"input_ids": [5, 6, known]}, f"row number 1 holds the token id {known}; the model has those below {known}"),
+        ({"labels": [-100, 6, known]}, f"row number 1 holds the token id {known}"),
+        ({"labels": [-100, 6, -1]}, "row number 1 holds the token id -1"),
+        ({"labels": [6, 7]}, "row number 1 has 3 tokens and 2 labels"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            perplexity(model, [good, {**good, **changes}])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        perplexity(model, [good], batch_size=0)

@@ -36,6 +36,14 @@ def test_an_evaluation_is_the_mean_over_its_tokens(tmp_path):
     assert evaluated(trainer, 7)["eval_completions/mean_length"] == marks[7]["eval_completions/mean_length"]
 
 
+def test_copies_of_a_record_count_alike_in_one_batch_and_in_several(tmp_path):
+    trainer, _ = make_trainer(tmp_path, eval_dataset=[{**RECORDS[0], "row_id": 3}] * 6, **UNEVEN)
+    marks = [evaluated(trainer, size)["eval_loss"] for size in (6, 2, 1, 6)]
+    assert marks == pytest.approx([marks[0]] * 4, abs=1e-6)
+    trainer, _ = make_trainer(tmp_path, eval_dataset=[{**RECORDS[0], "row_id": 3}], **UNEVEN)
+    assert abs(trainer.evaluate()["eval_loss"] - marks[0]) > 1e-3, "all copies wrote the same text"
+
+
 def test_rows_that_fill_up_a_last_batch_do_not_count(tmp_path, monkeypatch):
     """As on the second of two processes, whose last row of three is there again."""
     trainer, _ = make_trainer(tmp_path, eval_dataset=RECORDS, **UNEVEN)

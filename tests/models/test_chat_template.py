@@ -1,8 +1,10 @@
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig
 
 from lupi_trainer.lab import resolve_model
 from tests.kd_lora.training import make_kd_trainer
+from tests.training.test_given_data import make_sft_trainer
 from tests.wmtp.training import make_wmtp_trainer
 
 
@@ -26,9 +28,13 @@ def test_another_models_template_leaves_padded_embeddings_as_they_are(tmp_path, 
     assert trainer.processing_class.chat_template.startswith("{# another #}")
     assert len(trainer.processing_class) < 1024
     trainer.train()
-    trainer = make_wmtp_trainer(tmp_path, model=student, config_chat_template_path=template)[0]
-    assert trainer.model.config.vocab_size == 1024
-    assert trainer.processing_class.chat_template.startswith("{# another #}")
+    of_sft = {"model_args": ModelConfig(student), "config_chat_template_path": template}
+    for trainer, _ in (
+        make_wmtp_trainer(tmp_path, model=student, config_chat_template_path=template),
+        make_sft_trainer(tmp_path, **of_sft),
+    ):
+        assert trainer.model.config.vocab_size == 1024
+        assert trainer.processing_class.chat_template.startswith("{# another #}")
 
 
 def test_a_template_whose_tokens_would_cut_the_embeddings_is_refused(tmp_path, padded):
@@ -38,6 +44,16 @@ def test_a_template_whose_tokens_would_cut_the_embeddings_is_refused(tmp_path, p
     source.save_pretrained(template)
     with pytest.raises(ValueError, match=r"has 1 tokens that .* lacks \('<.think.>', ...\).* cut the student's 1024"):
         make_kd_trainer(tmp_path, model=student, teacher_model=teacher, config_chat_template_path=template)
+    for missing in (f"{tmp_path}/none.jinja", f"{tmp_path}/nowhere", "lab:nobody", str(tmp_path)):
+        for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
+            with pytest.raises((OSError, ValueError), match=f"chat_template_path: {missing} is neither the file of a"):
+                make(tmp_path, config_chat_template_path=missing)
+    file = tmp_path / "broken.jinja"
+    for content in (b"{% for m in messages %}", b"\xff\xfe{{ messages }}", b" \n"):
+        file.write_bytes(content)
+        for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
+            with pytest.raises(ValueError, match=f"chat_template_path: {file} is no template: "):
+                make(tmp_path, config_chat_template_path=str(file))
     source.chat_template = None
     source.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="chat_template_path: .*bare has no chat template"):

@@ -7,7 +7,10 @@ import torch
 from transformers import GenerationConfig
 
 from lupi_trainer.models.generation import eos_token_ids, make_savable
+from tests.kd_lora.training import make_kd_trainer
+from tests.lupi_skd.training import make_trainer
 from tests.speculative.toy_models import toy
+from tests.wmtp.training import make_wmtp_trainer
 
 
 @pytest.mark.parametrize(
@@ -17,6 +20,8 @@ from tests.speculative.toy_models import toy
         (None, 5, [5]),
         (0, None, [0]),
         (7, 5, [5, 7]),
+        (-1, 5, [5]),
+        ([-1, 7], None, [7]),
         ([7, 2], 7, [2, 7]),
         ((7, 2, 7), 9, [2, 7, 9]),
         (torch.tensor([7, 2]), None, [2, 7]),
@@ -92,3 +97,29 @@ def test_a_generation_config_that_nobody_can_put_right_is_refused():
     model.generation_config.num_return_sequences, model.generation_config.top_p = 3, 0.5
     with pytest.raises(ValueError, match="LlamaForCausalLM is invalid, and the model could not be saved.*num_return"):
         make_savable(model)
+
+
+@pytest.mark.filterwarnings("ignore:the generation config of")
+@pytest.mark.parametrize("make", [make_trainer, make_kd_trainer, make_wmtp_trainer])
+@pytest.mark.parametrize("own", [np.int64(2), torch.tensor(2), np.array([2, 5]), [np.int32(2), torch.tensor(5)]])
+def test_trainers_take_ends_that_are_numbers_of_another_library(tmp_path, student, teacher, make, own):
+    for model in (student, teacher):
+        vars(model.config)["eos_token_id"] = model.generation_config.eos_token_id = own  # past a strict one's checks
+    beside = {} if make is make_wmtp_trainer else {"teacher_model": teacher}
+    trainer, losses = make(tmp_path, model=student, config_max_steps=1, **beside)
+    trainer.train()
+    trainer.save_model()
+    assert losses.losses[0] > 0
+    assert set(eos_token_ids(GenerationConfig.from_pretrained(tmp_path / "run"))) >= {2}
+    assert teacher.config.eos_token_id is own
+
+
+@pytest.mark.parametrize("make", [make_trainer, make_kd_trainer, make_wmtp_trainer])
+def test_a_generation_config_that_was_taken_away_is_made_anew(tmp_path, student, teacher, make):
+    student.generation_config = teacher.generation_config = None
+    beside = {} if make is make_wmtp_trainer else {"teacher_model": teacher}
+    trainer, _ = make(tmp_path, model=student, config_max_steps=1, **beside)
+    trainer.train()
+    trainer.save_model()
+    assert GenerationConfig.from_pretrained(tmp_path / "run").eos_token_id is not None
+    assert teacher.generation_config is None and eos_token_ids(teacher) == []

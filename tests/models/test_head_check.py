@@ -20,6 +20,7 @@ from transformers import (
     ProphetNetConfig,
     RecurrentGemmaConfig,
     RobertaConfig,
+    RwkvConfig,
     T5Config,
     T5ForConditionalGeneration,
     XLNetConfig,
@@ -176,3 +177,15 @@ def test_a_model_that_no_rollout_is_made_with_is_refused_before_it_is_loaded(tmp
         role = "teacher" if "teacher_model" in models else "student"
         with pytest.raises(ValueError, match=rf"the {role} MambaForCausalLM .*keeps a state that rejected tokens"):
             make_trainer(tmp_path, **models)
+
+
+def test_a_model_that_divides_its_weights_is_neither_a_student_nor_touched(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(lab_tokenizer()), "hidden_size": 32, "num_hidden_layers": 4, "rescale_every": 2}
+    model = AutoModelForCausalLM.from_config(RwkvConfig(**sizes))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = "is a rwkv model, which in eval mode divides the weights of its layers .*rescale_every=2"
+    for given in ({"model": model, "peft_config": None}, {"teacher_model": model}):
+        with pytest.raises(ValueError, match=said):
+            make_kd_trainer(tmp_path, processing_class=lab_tokenizer(), **given)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -71,3 +71,11 @@ def test_a_folder_without_a_tokenizer_has_none(tokenizer, tmp_path):
     assert tokenizer_beside(str(tmp_path)) is None
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_beside(str(tmp_path)).get_vocab() == tokenizer.get_vocab()
+
+
+def test_tokenizers_without_an_end_of_text_are_compared_too(tokenizer):
+    config, more = AutoConfig.for_model("llama", vocab_size=len(tokenizer)), copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    assert check_vocabularies(config, config, tokenizer, more) == len(tokenizer)
+    more.add_tokens(["<image>"])
+    assert check_vocabularies(config, config, more, tokenizer) == len(tokenizer)

@@ -5,8 +5,10 @@ from datasets import Dataset, DatasetDict
 from trl import ModelConfig, SFTConfig
 
 from lupi_trainer.data.records import load_sft_data, prepare_columns
+from lupi_trainer.evaluation import perplexity
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts import sft
+from lupi_trainer.training.given_data import as_dataset
 from tests.kd_lora.training import make_kd_trainer
 from tests.lupi_skd.training import make_trainer
 from tests.wmtp.training import make_wmtp_trainer
@@ -70,10 +72,11 @@ def test_workers_that_stay_read_what_is_given(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(own)
 
 
-def make_sft_trainer(tmp_path, **settings):
+def make_sft_trainer(tmp_path, model_args=None, **settings):
+    model_args = model_args or ModelConfig("lab:student")
     config = {"max_length": 128} | {k.removeprefix("config_"): value for k, value in settings.items()}
     args = SFTConfig(str(tmp_path / "run"), bf16=False, use_cpu=True, report_to="none", **config)
-    return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, ModelConfig("lab:student")), None
+    return sft.build_trainer(sft.SFTDataArguments("lab:common"), args, model_args), None
 
 
 @pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer])
@@ -143,6 +146,33 @@ def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
     for rows in (texts.to_list(), {"a": texts.to_list()}):
         assert losses(trainer.evaluate(rows), "eval") == pytest.approx([expected])
     assert trainer.predict(texts.to_list()).metrics["test_loss"] == pytest.approx(expected)
+    tokens = trainer.train_dataset[0]["input_ids"]
+    constructors = [lambda data: make(tmp_path, train_dataset=data), lambda data: make(tmp_path, eval_dataset=data)]
+    for wrong in (len(trainer.processing_class), 10**6, -1):
+        rows = [{"input_ids": tokens, "labels": tokens}] * 3
+        for column in ("input_ids", "labels"):
+            raw = [*rows, {**rows[0], column: [*tokens[:-1], wrong]}]
+            for give in (
+                trainer.evaluate,
+                trainer.predict,
+                lambda data: trainer.evaluate({"b": data}),
+                *(constructors if make is not make_sft_trainer else ()),
+            ):
+                with pytest.raises(ValueError, match=f"row number 3 holds the token id {wrong}, but .* from 0 to "):
+                    give(Dataset.from_list(raw))
+        stream = Dataset.from_list(raw).to_iterable_dataset()
+        for give in (trainer.evaluate, trainer.predict):
+            with pytest.raises(ValueError, match=f"a row of the stream holds the token id {wrong}, but"):
+                give(stream)
+        if make is not make_sft_trainer:
+            streaming, _ = make(tmp_path, train_dataset=stream, eval_dataset={"a": stream})
+            for read in (streaming.train, streaming.evaluate):
+                with pytest.raises(ValueError, match=f"a row of the stream holds the token id {wrong}, but"):
+                    read()
+    uneven = [{"input_ids": tokens, "labels": tokens}] * 2 + [{"input_ids": tokens, "labels": tokens[1:]}]
+    for give in (trainer.evaluate, trainer.predict, *(constructors if make is not make_sft_trainer else ())):
+        with pytest.raises(ValueError, match=f"row number 2 has {len(tokens)} tokens and {len(tokens) - 1} labels"):
+            give(Dataset.from_list(uneven))
     if make is make_kd_trainer:
         tokens = trainer.train_dataset[0]["input_ids"] * 9
         long = Dataset.from_list([{"input_ids": tokens, "labels": tokens}])
@@ -174,3 +204,48 @@ def test_a_token_that_the_models_lack_is_refused_only_where_a_text_has_it(tmp_pa
             give(seen)
     with pytest.raises(ValueError, match=message):
         make(tmp_path, train_dataset=seen, **settings)
+
+
+@pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer])
+def test_batches_that_would_all_be_left_out_are_refused(tmp_path, make):
+    data = RECORDS if make is make_trainer else load_sft_data("lab:common").select(range(6)).to_list()
+    settings = {"config_dataloader_drop_last": True, "config_per_device_eval_batch_size": 4}
+    trainer, _ = make(tmp_path, **settings)
+    assert losses(trainer.evaluate(data), "eval")[0] > 0
+    message = "the evaluation set has 3 rows, fewer than one batch of 4 .per_device_eval_batch_size=4, .*_drop_last"
+    for give in (trainer.evaluate, trainer.predict, lambda few: trainer.evaluate({"a": data, "b": few})):
+        with pytest.raises(ValueError, match=message):
+            give(data[:3])
+    if make is make_sft_trainer:
+        return
+    with pytest.raises(ValueError, match="the evaluation set 'b' has 3 rows"):
+        make(tmp_path, eval_dataset={"a": data, "b": data[:3]}, config_eval_strategy="steps", **settings)
+    with pytest.raises(ValueError, match="the training set has 3 r.*_train_batch_size=4"):
+        make(tmp_path, train_dataset=data[:3], **settings)
+
+
+def test_an_evaluation_of_texts_is_a_mean_over_its_tokens(tmp_path):
+    texts = load_sft_data("lab:common").select(range(7)).to_list()
+    for number, row in enumerate(texts):
+        row["completion"][0]["content"] = " ".join([row["completion"][0]["content"]] * (1 + number % 3))
+    trainer, _ = make_sft_trainer(tmp_path)
+    (rows,) = [trainer.prepare_texts(as_dataset(texts, "t"), trainer.processing_class, trainer.args, False, None, "t")]
+    expected = perplexity(trainer.model, rows).nll
+    found = []
+    for size in (1, 3, 7):
+        trainer.args.per_device_eval_batch_size = size
+        trainer.predict(texts[:1])  # leaves nothing in the next evaluation's figures
+        metrics = trainer.evaluate(texts)
+        assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5), size
+        found.append([metrics["eval_entropy"], metrics["eval_mean_token_accuracy"]])
+        assert trainer.state.log_history[-1]["eval_loss"] == metrics["eval_loss"]
+    assert found[1:] == [pytest.approx(found[0], rel=1e-5)] * 2
+
+
+def test_a_mask_that_would_not_be_read_is_refused(tmp_path):
+    rows = [{"input_ids": [5, 6, 7, 8], "completion_mask": [0, 0, 1, 1]}] * 4
+    with pytest.raises(ValueError, match="its `completion_mask` is read only with `completion_only_loss: true`"):
+        make_kd_trainer(tmp_path, train_dataset=Dataset.from_list(rows))
+    for only, labels in ((True, [-100, -100, 7, 8]), (False, [5, 6, 7, 8])):
+        trainer, _ = make_kd_trainer(tmp_path, train_dataset=Dataset.from_list(rows), config_completion_only_loss=only)
+        assert trainer.train_dataset[0]["labels"] == labels

@@ -239,13 +239,18 @@ def test_what_does_not_work_on_this_device_or_with_text_is_refused(tmp_path, cap
     for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer):
         with pytest.raises(ValueError, match="activation_offloading=True has no effect on a CPU"):
             make(tmp_path, config_activation_offloading=True)
+        with pytest.raises(ValueError, match="max_length must be at least 1, got -1"):
+            make(tmp_path, config_max_length=-1)
     wrong = {"learning_rate": math.nan, "max_grad_norm": -1.0, "weight_decay": -0.1, "gradient_accumulation_steps": 0}
-    wrong |= {"per_device_train_batch_size": 0, "per_device_eval_batch_size": 0}
+    wrong |= {"per_device_train_batch_size": 0, "per_device_eval_batch_size": 0, "pad_to_multiple_of": -3}
+    wrong |= {"max_steps": 0, "dataloader_num_workers": -1, "eval_accumulation_steps": 0}
     wrong |= {"lr_scheduler_type": "warmup_stable_decay"}
     for make in (make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer):
         for name, value in wrong.items():
             with pytest.raises(ValueError, match=name):
                 make(tmp_path, **{f"config_{name}": value})
+        with pytest.raises(ValueError, match="max_steps=-1 with num_train_epochs=0.0 says of no step"):
+            make(tmp_path, config_max_steps=-1, config_num_train_epochs=0.0)
         with pytest.raises(ValueError, match="fp16=True has no effect on a CPU"):
             make(tmp_path, config_fp16=True)
     unknown = {"config_lr_scheduler_kwargs": {"nope": 1}}

@@ -13,9 +13,11 @@ from ..runners.support import text_config, usable_positions
 def integer(name: str, value, least: int | None = None) -> int:
     """Returns an integer, of any library, as an int; `least` is the smallest that is valid."""
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+        number = None
+    if number is None:
+        raise ValueError(f"{name} must be an integer, got {value!r}")
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return number
@@ -39,10 +41,20 @@ def check_sampling(temperature, top_k, top_p, repetition_penalty) -> Sampling:
 
 
 def token_ids(name: str, value) -> list[int]:
-    """Returns a list of ids from None, one id or several, be they numbers, or of torch or numpy."""
+    """Returns a list of ids, of tokens or rows, from None, one or several, be they numbers, or of torch or numpy."""
     value = value.tolist() if hasattr(value, "tolist") else value
     several = [] if value is None else list(value) if isinstance(value, Iterable) else [value]
     return [integer(name, number) for number in several]
+
+
+def prompt_lists(name: str, prompts) -> list[list[int]]:
+    """Returns B prompts as lists of ids, be they of torch or numpy."""
+    found = []
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str) or not isinstance(prompt, Iterable) or getattr(prompt, "ndim", 1) != 1:
+            raise ValueError(f"{name}[{i}] must be a list of token ids, got {prompt!r}")
+        found.append(token_ids(f"{name}[{i}]", prompt))
+    return found
 
 
 def check_prompts(role: str, model, prompts: list[list[int]], max_new_tokens: int) -> None:

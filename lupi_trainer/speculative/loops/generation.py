@@ -9,7 +9,7 @@ from ..rules.gamma import GammaPolicy
 from ..runners.attention import ragged_attention
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
-from .checks import check_sampling, refuse_former, token_ids
+from .checks import check_sampling, integer, prompt_lists, refuse_former, token_ids
 from .decoder import Decoder
 from .request import DecodingRequest
 from .results import SpeculativeOutput
@@ -73,13 +73,13 @@ def speculative_generate(
     refuse_former(verification=verification, draft_length=draft_length)
     rows = len(prompt_ids)
     request = DecodingRequest(
-        prompts=[list(prompt) for prompt in prompt_ids],
+        prompts=prompt_lists("prompt_ids", prompt_ids),
         max_new_tokens=max_new_tokens,
         num_draft_tokens=num_draft_tokens,
         gamma_policy=gamma_policy,
         sampling=check_sampling(temperature, top_k, top_p, repetition_penalty),
         eos_token_ids=token_ids("eos_token_id", eos_token_id),
-        seed=seed,
+        seed=integer("seed", seed),
         slots=rows if max_slots is None else min(max_slots, rows),
         compile=compile,
         block_verification=block_verification,

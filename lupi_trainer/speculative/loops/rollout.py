@@ -11,7 +11,7 @@ from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.prompt_store import PromptStore
 from ..runners.support import evaluating
-from .checks import token_ids
+from .checks import integer, prompt_lists, token_ids
 from .request import Request
 from .results import Rollout
 from .skd import SKD
@@ -93,8 +93,8 @@ def skd_rollout(
     """
     rows = len(student_prompt_ids)
     request = Request(
-        student_prompts=[list(prompt) for prompt in student_prompt_ids],
-        teacher_prompts=[list(prompt) for prompt in teacher_prompt_ids],
+        student_prompts=prompt_lists("student_prompt_ids", student_prompt_ids),
+        teacher_prompts=prompt_lists("teacher_prompt_ids", teacher_prompt_ids),
         max_new_tokens=max_new_tokens,
         gamma=gamma,
         gamma_policy=gamma_policy,
@@ -102,13 +102,13 @@ def skd_rollout(
         student_temperature=float(student_temperature),
         teacher_temperature=float(teacher_temperature),
         eos_token_ids=token_ids("eos_token_id", eos_token_id),
-        seed=seed,
-        row_ids=list(range(rows)) if row_ids is None else list(row_ids),
+        seed=integer("seed", seed),
+        row_ids=list(range(rows)) if row_ids is None else token_ids("row_ids", row_ids),
         slots=rows if max_slots is None else min(max_slots, rows),
         verification=verification,
-        vocab_size=vocab_size,
+        vocab_size=None if vocab_size is None else integer("vocab_size", vocab_size),
         return_teacher_hidden=return_teacher_hidden,
-        trace_rows=sorted(set(trace_rows)),
+        trace_rows=sorted(set(token_ids("trace_rows", trace_rows))),
         lockstep=Alone() if lockstep is None else lockstep,
         compile=compile,
         teacher_prompt_store=teacher_prompt_store,

@@ -41,10 +41,12 @@ def _mix64(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift(x, 31, 64)
 
 
-def addresses(row_ids: Iterable[int]) -> list[int]:
-    """Returns row ids, all different: one that has come before gets an address of its own at every further time."""
-    times: dict[int, int] = {}
-    found = []
+def addresses(row_ids: Iterable[int], times: dict[int, int] | None = None) -> list[int]:
+    """Returns row ids, all different: one that has come before gets an address of its own at every further time.
+
+    `times` holds how often ids came in earlier calls, beyond the first time; these are counted in it.
+    """
+    times, found = {} if times is None else times, []
     for row in (row_id & _MASK64 for row_id in row_ids):
         times[row] = times.get(row, -1) + 1
         found.append((row + times[row] * _AGAIN) & _MASK64)

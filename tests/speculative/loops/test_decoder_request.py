@@ -25,6 +25,8 @@ def model():
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"num_draft_tokens": 0}, "num_draft_tokens must be at least 1, got 0"),
         ({"num_draft_tokens": 2.5}, "num_draft_tokens must be an integer, got 2.5"),
+        ({"num_draft_tokens": True}, "num_draft_tokens must be an integer, got True"),
+        ({"seed": 0.5}, "seed must be an integer, got 0.5"),
         ({"max_new_tokens": "8"}, "max_new_tokens must be an integer, got '8'"),
         ({"top_k": 0.5}, "top_k must be an integer, got 0.5"),
         ({"eos_token_id": [7, 1.5]}, "eos_token_id must be an integer, got 1.5"),

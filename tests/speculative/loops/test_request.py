@@ -1,5 +1,6 @@
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -40,6 +41,15 @@ def roll(model, student_prompts=([3, 4],), teacher_prompts=([5, 6],), **options)
         ({"gamma_policy": "clever"}, "gamma_policy must be one of fixed, adaptive, goodput, got 'clever'"),
         ({"verification": "none"}, "verification must be one of parallel, sequential, got 'none'"),
         ({"vocab_size": 62}, r"vocab_size must lie in \[1, 61\]"),
+        ({"vocab_size": 60.5}, "vocab_size must be an integer, got 60.5"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"row_ids": [0.5]}, "row_ids must be an integer, got 0.5"),
+        ({"trace_rows": [0.0]}, "trace_rows must be an integer, got 0.0"),
+        ({"student_prompts": [[3.0, 4]]}, r"student_prompt_ids\[0\] must be an integer, got 3.0"),
+        ({"teacher_prompts": ["abc"]}, r"teacher_prompt_ids\[0\] must be a list of token ids, got 'abc'"),
+        ({"student_prompts": [3]}, r"student_prompt_ids\[0\] must be a list of token ids, got 3"),
+        ({"student_prompts": [[True]]}, r"student_prompt_ids\[0\] must be an integer, got True"),
+        ({"gamma": True}, "gamma must be an integer, got True"),
         ({"row_ids": [1, 2]}, "1 student prompts, but 2 row_ids"),
         ({"student_prompts": []}, "student_prompt_ids is empty"),
         ({"teacher_prompts": [[1], [2]]}, "1 student prompts, but 2 teacher prompts"),
@@ -53,6 +63,14 @@ def test_bad_requests_are_refused_before_anything_runs(model, options, message, 
     monkeypatch.setattr(model, "forward", lambda **_: pytest.fail("a model ran"))
     with pytest.raises(ValueError, match=message):
         roll(model, **options)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda n: [torch.tensor(i) for i in n]])
+def test_numbers_may_come_from_torch_or_numpy(model, kind):
+    prompts = {"student_prompts": [[3, 4], [5]], "teacher_prompts": [[5, 6], [7]]}
+    expected = roll(model, **prompts, seed=2**40, row_ids=[9, 4]).completion_ids
+    prompts = {name: [kind(ids) for ids in rows] for name, rows in prompts.items()}
+    assert roll(model, **prompts, seed=np.int64(2**40), row_ids=kind([9, 4])).completion_ids == expected
 
 
 @pytest.mark.parametrize("values", [{"k": 0}, {"min_prob": -0.1}, {"min_prob": 1.1}])
