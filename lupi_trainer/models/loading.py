@@ -31,10 +31,14 @@ def key_named(key: str) -> Generator[None]:
     """Put the key that names a file or model before what is wrong where there is none, or it cannot be read.
 
     Raises:
-        OSError: as inside, in one line with the key.
+        OSError, ValueError: as inside, with the key; an OSError in one line.
     """
     try:
         yield
+    except ValueError as error:
+        if key in str(error):
+            raise
+        raise ValueError(f"{key}: {error}") from error
     except OSError as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
         raise kind(f"{key}: {str(error).strip().splitlines()[0]}") from error
