@@ -16,7 +16,7 @@ from ..models.backbone import labeled_states, teacher_states
 from ..models.chat_template import adopt_chat_template
 from ..models.head_check import check_head
 from ..models.lm_head import Head
-from ..models.loading import repository_options, resolve_student
+from ..models.loading import key_named, repository_options, resolve_student
 from ..models.vocabulary import check_vocabularies
 from ..publishing.papers import DISTILLATION, KD_LORA
 from ..publishing.trainer import Published
@@ -138,7 +138,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLo
                     "off with `use_kd: false`"
                 )
             if isinstance(teacher_model, str):
-                teacher_model = resolve_model(teacher_model)
+                with key_named("teacher_model_name_or_path"):
+                    teacher_model = resolve_model(teacher_model)
             refuse_shared(model, teacher_model, "teacher")
             check_teacher_settings(args, teacher_model)
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from ..lab import resolve_model
 from ..models.adapters import check_base_untouched
 from ..models.backbone import context_length
-from ..models.loading import repository_options
+from ..models.loading import key_named, repository_options
 from ..models.vocabulary import check_tokenizer, check_vocabularies
 from ..speculative.runners.support import require_config_support
 from ..teachers.loaded import load_teacher_config, refuse_shared
@@ -32,13 +32,16 @@ class TeacherKind(Enum):
     SELF = "self"  # the student itself, its adapter switched off
 
 
-def to_source(model: Model | str) -> Model | str:
+def to_source(model: Model | str, key: str) -> Model | str:
     """A model's *source*: its path, or its name on the Hub, if it was given by name; else the model as it was given.
 
     Raises:
-        ValueError: a `lab:` name that the lab does not have.
+        ValueError: a `lab:` name that the lab does not have, or a folder that is not there; the message has the key.
     """
-    return resolve_model(model) if isinstance(model, str) else model
+    if not isinstance(model, str):
+        return model
+    with key_named(key):
+        return resolve_model(model)
 
 
 def name_of(student: str | PreTrainedModel) -> str:

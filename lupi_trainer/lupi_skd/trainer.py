@@ -147,7 +147,8 @@ class LUPISKDTrainer(
         check_run_settings(args)
         check_optimization(args, optimizers)
         named = args.teacher_model_name_or_path
-        teacher: Any = to_source(one_name("teacher_model_name_or_path", teacher_model, named))
+        key = "teacher_model_name_or_path"
+        teacher: Any = to_source(one_name(key, teacher_model, named), key)
         kind = teacher_kind(teacher, args, student, peft_config)
         check_teacher_settings(args, teacher)
         if kind is TeacherKind.SELF:

@@ -143,8 +143,8 @@ def require_reference(model: str | nn.Module | None, args: Any, student: str | n
         raise ValueError("no reference: pass `reference_model`, or set `reference_model_name_or_path`")
     if isinstance(model, str):
         options = getattr(args, "reference_model_init_kwargs", None) or {}
-        path = resolve_model(model)
         with key_named(f"the reference {model!r} (reference_model_name_or_path)"):
+            path = resolve_model(model)
             refuse_adapter(path, "reference", options.get("revision"))
             AutoConfig.from_pretrained(path, revision=options.get("revision"), **NO_CODE)
     refuse_shared(student, model, "reference")

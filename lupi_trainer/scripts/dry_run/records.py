@@ -61,8 +61,9 @@ def round_up(tokens: int) -> int:
 
 def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, report: Report) -> int:
     """Records of `lupi skd`; returns how many the training set has, base records apart."""
-    student = to_source(model_args.model_name_or_path)
-    teacher: Any = args.teacher_model_name_or_path and to_source(args.teacher_model_name_or_path)
+    student = to_source(model_args.model_name_or_path, "model_name_or_path")
+    key = "teacher_model_name_or_path"
+    teacher: Any = args.teacher_model_name_or_path and to_source(args.teacher_model_name_or_path, key)
     kind = teacher_kind(teacher, args, student, peft_config)
     tokenizer = student_tokenizer(student, args, None)
     # the positions of both models are looked at for every record, so that this is no line of transformers
