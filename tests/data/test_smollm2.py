@@ -76,6 +76,21 @@ def test_each_fact_has_two_unseen_phrasings_that_are_not_nearly_the_trained_one(
         assert probe["answers"] == trained[fact(probe)]["answers"]
 
 
+def test_each_fact_has_three_trained_phrasings_that_are_not_nearly_the_unseen_ones():
+    asked, unseen = probes("probes"), probes("probes_unseen")
+    rows = load_training_data(str(FOLDER / "records_phrased.json"))
+    queries = [prompt[0]["content"] for prompt in rows["prompt"]]
+    assert len({*rows["id"]}) == len({normalize(query) for query in queries}) == len(rows) == 3 * len(asked)
+    assert queries[::3] == [probe["question"] for probe in asked]
+    for place, probe in enumerate(asked):
+        others = [letter_runs(normalize(p["question"])) for p in unseen if fact(p) == fact(probe)]
+        for query in queries[3 * place : 3 * place + 3]:
+            assert not any(contains(query, answer) for answer in probe["answers"]), query
+            runs = letter_runs(normalize(query))
+            assert all(len(runs & other) / len(runs | other) < 0.5 for other in others), query
+        assert {*rows["privileged_context"][3 * place : 3 * place + 3]} == {SOURCE[probe["record_id"]]["knowledge"]}
+
+
 def test_general_questions_and_the_text_have_nothing_to_do_with_it():
     general, text = probes("general"), (FOLDER / "text.txt").read_text(encoding="utf-8")
     assert len({normalize(p["question"]) for p in general}) == 100 and not check_probes(general)
