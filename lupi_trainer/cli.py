@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from .data.credentials import guard_output, without_secrets
 from .scripts import (
     ask,
     compare,
@@ -86,7 +87,7 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {names[near[0]]!r}? There are" if near else "there are"
             what = f"{what}: no" if what.startswith("-") else f"no {what.lower()}"
             message = f"{what} {given!r}; {hint}: {', '.join(choices)}"
-        super().error(message)
+        super().error(without_secrets(message))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -119,6 +120,7 @@ def make_command(command: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
+    guard_output()
     try:
         try:
             return start(sys.argv[1:] if argv is None else argv)

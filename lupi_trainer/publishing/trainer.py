@@ -13,9 +13,9 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from ..data.credentials import refuse_secrets
 from ..models.generation import make_savable
 from ..training.private import TrainerHooks
-from .credentials import refuse_secrets
 from .model_card import ADAPTER_SETTINGS, SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
 from .push import create_repository, push_folder

@@ -3,11 +3,11 @@
 import atexit
 import os
 import sys
-import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from ..data.credentials import guard_output, without_secrets
 from .quiet import quiet_early
 
 
@@ -53,6 +53,7 @@ def run(main: Callable[[], int | None]) -> int:
     """Run a script and return its exit status; what the user can mend is said in one line, without a traceback."""
     from .recipe_words import RecipeError
 
+    guard_output()
     try:
         return main() or 0
     except KeyboardInterrupt as stop:
@@ -62,7 +63,7 @@ def run(main: Callable[[], int | None]) -> int:
         ours = isinstance(error, (ValueError, TypeError, ArithmeticError)) and _is_ours(error)
         if not ours and not isinstance(error, (RecipeError, FileNotFoundError)) and not _is_remote(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -86,7 +87,7 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = run(main)
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         status = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()

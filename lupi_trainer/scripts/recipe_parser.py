@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
-from ..publishing.credentials import refuse_secrets
+from ..data.credentials import refuse_secrets
 from .recipe_words import MEANS_NONE, NOTHING, RecipeError, hint, installed_name, load_recipe, one_line, refuse_secret
 
 

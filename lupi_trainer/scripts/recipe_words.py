@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..publishing.credentials import is_secret_name, looks_secret, without_secrets
+from ..data.credentials import is_secret_name, looks_secret, without_secrets
 
 
 # Keys of earlier versions, of TRL and transformers too, and what they are called now.

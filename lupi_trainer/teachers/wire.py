@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from ..data.credentials import guard_logs, header_secret, without_secrets
 from .remote import RemoteError, RemoteStats
 
 
@@ -22,7 +22,10 @@ _BROKEN_BY_ONE = 4  # failures of one question, with other questions answered in
 
 
 class TeacherServerError(RemoteError):
-    """A teacher server that cannot be used, or no longer, and what is wrong with it."""
+    """A teacher server that cannot be used, or no longer, and what is wrong with it; no secret is in its message."""
+
+    def __init__(self, message: str):
+        super().__init__(without_secrets(message))
 
 
 class OneTextFails(TeacherServerError):
@@ -37,7 +40,7 @@ class NoAnswer(Exception):
     """
 
     def __init__(self, message: str, status: int | None = None):
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.status = status
 
 
@@ -51,12 +54,13 @@ class Wire:
         stats: where requests and retries are counted.
 
     Raises:
-        ValueError: not an http address, or one with a password in it.
+        ValueError: not an http address, one with a password in it, or a key that no header can hold.
     """
 
     def __init__(self, url: str, timeout: float, request_timeout: float, stats: RemoteStats):
         self.url, self.timeout, self.stats = check_url(url), timeout, stats
-        key = os.environ.get("VLLM_API_KEY")
+        key = header_secret("VLLM_API_KEY")
+        guard_logs()
         self._lock = threading.Lock()
         self._http = httpx.Client(
             base_url=self.url,
