@@ -1,10 +1,14 @@
 """Requests to a server: what it may do wrong, and what is said of it."""
 
+import gzip
 import logging
+import threading
+import time
+import zlib
 
 import pytest
 
-from lupi_trainer.teachers import wire
+from lupi_trainer.teachers import fetch, wire
 from lupi_trainer.teachers.remote import RemoteStats
 from lupi_trainer.teachers.wire import TeacherServerError, Wire
 from tests.teachers.answers import Answers, http
@@ -64,3 +68,83 @@ def test_no_failure_shows_the_key_though_the_server_says_it(monkeypatch, caplog,
             said = f"{error!r}"
         assert f"Bearer {KEY}".encode() in server.heads[0]
     assert KEY not in str(said) and KEY not in caplog.text
+
+
+MODELS = {"data": [{"id": "a"}]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [http(MODELS), b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"],
+    ids=["from the first byte", "after the head"],
+)
+def test_a_request_has_one_deadline_however_slowly_bytes_come(answer):
+    begun = time.monotonic()
+    with (
+        Answers(answer, pause=0.02 if b"data" in answer else 0.001) as server,
+        pytest.raises(TeacherServerError, match=r"has not answered for .* no complete answer within 0\.2 seconds"),
+    ):
+        asked(server.url, timeout=0.1, request_timeout=0.2)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_slow_answer_delays_no_other():
+    with Answers(http(MODELS), pause=0.02) as slow, Answers(http(MODELS)) as quick:
+        said = []
+        thread = threading.Thread(target=lambda: said.append(asked(slow.url, request_timeout=5.0)))
+        thread.start()
+        assert asked(quick.url) == MODELS
+        thread.join()
+        assert said == [MODELS]
+
+
+BROKEN = {
+    "gzip": (http(b"no gzip", headers={"Content-Encoding": "gzip"}), "broken compression"),
+    "gzip, cut off": (http(gzip.compress(b"[]" * 99)[:-9], headers={"Content-Encoding": "gzip"}), "it is cut off"),
+    "deflate": (http(b"no zlib", headers={"Content-Encoding": "deflate"}), "broken compression"),
+    "another compression": (http(b"[]", headers={"Content-Encoding": "br"}), "compressed as 'br'"),
+    "deep": (http("[" * 200_000), "nested too deeply"),
+    "no JSON": (http("<html>"), "does not answer in JSON: is it a vLLM server"),
+    "no text": (http(b"\xff\xfe\x00"), "does not answer in JSON"),
+    "a number of many digits": (http("[" + "9" * 9999 + "]"), "does not answer in JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_answer_that_cannot_be_read_is_asked_for_again_and_then_named(name):
+    answer, message = BROKEN[name]
+    with Answers(answer, answer, http(MODELS)) as server:
+        assert asked(server.url, timeout=5.0, request_timeout=5.0) == MODELS
+    with Answers(answer) as server, pytest.raises(TeacherServerError, match=message + r".*\(4 times\)"):
+        asked(server.url, timeout=5.0, request_timeout=5.0)
+
+
+def test_compressed_answers_are_read():
+    for coding, compress in (("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress)):
+        with Answers(http(compress(b'["a"]'), headers={"Content-Encoding": coding})) as server:
+            assert asked(server.url, request_timeout=5.0) == ["a"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "compressed"])
+def test_an_answer_is_read_no_further_than_its_request_explains(monkeypatch, packed):
+    monkeypatch.setattr(wire, "_SHORT_ANSWER", 1000)
+    long = b'"' + b"x" * 5000 + b'"'
+    compressed = http(gzip.compress(long), headers={"Content-Encoding": "gzip"})
+    with Answers(compressed if packed else http(long)) as server:
+        with pytest.raises(TeacherServerError, match="an answer of more than 1,000 bytes, the most that the request"):
+            asked(server.url, timeout=5.0, request_timeout=5.0)
+        connection = Wire(server.url, 5.0, 5.0, RemoteStats())
+        assert connection.send("GET", "/v1/models", count=4) == "x" * 5000
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "302 Found", "404 Not Found"])
+def test_an_answer_of_another_status_is_none(status):
+    with Answers(http(MODELS, status)) as server, pytest.raises(TeacherServerError, match=f"HTTP {status[:3]}"):
+        asked(server.url)
+
+
+def test_a_forked_process_has_a_loop_of_its_own(monkeypatch):
+    before = fetch._loop()
+    monkeypatch.setattr(fetch, "_running", before)
+    fetch._forget()
+    assert fetch._loop() is not before
