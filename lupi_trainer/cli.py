@@ -33,6 +33,7 @@ from .scripts import (
 )
 from .scripts.launch import TRAINING, explanation, summary, train
 from .scripts.recipe_words import one_line
+from .training.signals import answering
 
 
 CLOSED = 141  # exit status where nobody reads the output, as shells have it
@@ -123,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     guard_output()
     try:
         try:
-            return start(sys.argv[1:] if argv is None else argv)
+            with answering():
+                return start(sys.argv[1:] if argv is None else argv)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
