@@ -10,6 +10,7 @@ from trl import DistillationConfig
 from ..data.prompts import KNOWLEDGE_TEMPLATE
 from ..speculative.runners.packed_weights import pack_setting
 from ..training.private import json_fields
+from ..training.settings import refuse_not_finite
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 from .unread import check_unread_settings
@@ -133,7 +134,7 @@ class LUPISKDConfig(DistillationConfig):
         teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for the teacher server to be up, or back after the connection was lost.
         teacher_server_request_timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds to wait for one answer before the request is sent again.
+            Seconds until the last byte of an answer, after which the request is sent again.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.DistillationConfig`]:
@@ -238,11 +239,13 @@ class LUPISKDConfig(DistillationConfig):
         default=240.0, metadata={"help": "Seconds to wait for the teacher server to be up, or back."}
     )
     teacher_server_request_timeout: float = field(
-        default=120.0, metadata={"help": "Seconds to wait for one answer of the teacher server."}
+        default=120.0, metadata={"help": "Seconds until the last byte of an answer of the teacher server."}
     )
 
     def __post_init__(self):
+        refuse_not_finite(self)
         super().__post_init__()
+        refuse_not_finite(self)  # in what was JSON
         for fault in value_faults(self):
             raise ValueError(fault)
         if pack_setting(self.pack_weights) is True:
