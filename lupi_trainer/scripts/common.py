@@ -17,7 +17,7 @@ from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
 from ..training import reporters
-from ..training.checkpoints import room_for, write_atomically
+from ..training.checkpoints import only_run, room_for, write_atomically
 from ..training.run_log import speaking
 from ..training.stopping import saving_on_sigterm
 from .flags import json_object
@@ -222,6 +222,7 @@ def train_and_save(trainer, data_args: Any, model_args: Any, evaluates: bool | N
 
     Raises:
         Stopped: Ctrl-C or another signal.
+        RunTaken: another run trains into `output_dir`.
         DiskFull: there is no room left; the message says what is whole.
     """
     args = trainer.args
@@ -230,6 +231,7 @@ def train_and_save(trainer, data_args: Any, model_args: Any, evaluates: bool | N
     evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
     trainer.dataset_name = data_args.dataset_name  # for the card
     with (
+        only_run(trainer),
         speaking(trainer, verbose=data_args.verbose, asks=True) as log,
         room_for(trainer),
         saving_on_sigterm(trainer, data_args.save_on_sigterm),

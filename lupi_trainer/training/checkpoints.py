@@ -10,9 +10,8 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,34 +19,16 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import rotate_checkpoints
 
+from ..data.files import write_atomically
 from .full_disk import DiskFull, is_full
 from .manifest import MANIFEST, checksums, flaw
 from .private import TrainerHooks, wrap_in_training
+from .run_lock import RunTaken, holding, require_held
 
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_UMASK = os.umask(0o077)
-os.umask(_UMASK)  # it cannot be read without being set
-
-
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file so that it is there with all of its text (UTF-8), or not at all.
-
-    Two that write it at the same time leave the text of one of them.
-    """
-    number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with open(number, "wb") as file:
-            file.write(text.encode("utf-8") if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_UMASK)  # a temporary file is its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def seal(folder: str | Path) -> None:
@@ -200,6 +181,27 @@ def tied_to_loaded(model: Any, missing: list[str]) -> set[str]:
     return {name for name in missing if name in weights and id(weights[name]) in loaded}
 
 
+@contextmanager
+def only_run(trainer: Any) -> Generator[None]:
+    """Inside, no other run writes into a trainer's folder; the main process holds its lock, for all.
+
+    Raises:
+        RunTaken: another run does, which the message names; on every process.
+    """
+    with ExitStack() as stack:
+        wrong: list[str | None] = [None]
+        if trainer.is_world_process_zero():
+            try:
+                stack.enter_context(holding(trainer.args.output_dir))
+            except RunTaken as error:
+                wrong[0] = str(error)
+        if trainer.accelerator.num_processes > 1:
+            broadcast_object_list(wrong)
+        if wrong[0] is not None:
+            raise RunTaken(wrong[0])
+        yield
+
+
 class SealedCheckpoints(TrainerHooks):
     """For a [`~transformers.Trainer`]: writes only sealed checkpoints, and resumes only from such.
 
@@ -221,14 +223,15 @@ class SealedCheckpoints(TrainerHooks):
 
         Raises:
             ValueError: a path that is not a complete checkpoint's, or one that not all processes see.
+            RunTaken: another run trains into `output_dir`.
             DiskFull: the disk has no room left; the message says what is whole.
         """
-        folder = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
-        if self.args.should_save:
-            put_aside(self.args.output_dir, folder)
-        self.accelerator.wait_for_everyone()
-        wrap_in_training(self)
-        with room_for(self):
+        with only_run(self), room_for(self):
+            folder = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
+            if self.args.should_save:
+                put_aside(self.args.output_dir, folder)
+            self.accelerator.wait_for_everyone()
+            wrap_in_training(self)
             return super().train(folder, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -239,6 +242,8 @@ class SealedCheckpoints(TrainerHooks):
 
     def save_checkpoint(self, model, trial) -> None:
         run_dir = self.run_dir(trial)
+        if self.args.should_save:
+            require_held(self.args.output_dir)
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder) if folder.is_dir() else folder.unlink()  # of a run that was cut off here

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lupi_trainer.data import files
 from lupi_trainer.lupi_skd.recorder import RolloutRecorder
 from lupi_trainer.scripts import run as script
 from lupi_trainer.speculative import Goodput
@@ -252,7 +253,7 @@ def test_a_device_without_room_is_known(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_atomically(path, "é")
-    assert path.read_bytes() == "é".encode() and path.stat().st_mode & 0o777 == 0o666 & ~checkpoints._UMASK
+    assert path.read_bytes() == "é".encode() and path.stat().st_mode & 0o777 == 0o666 & ~files._UMASK
     monkeypatch.setattr(os, "fsync", lambda file: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_atomically(path, b"other")
