@@ -94,15 +94,17 @@ def _traceback(error: BaseException) -> str:
 
 def _say_without_secrets(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if (clean := without_secrets(said := _traceback(error))) == said:
-        return _excepthook(kind, error, trace)
-    print(clean, end="", file=sys.stderr)
+        _excepthook(kind, error, trace)
+    else:
+        print(clean, end="", file=sys.stderr)
 
 
 def _say_of_thread(args: Any) -> None:
-    clean = None if args.exc_value is None else without_secrets(said := _traceback(args.exc_value))
-    if clean is None or clean == said:
-        return _thread_excepthook(args)
-    print(clean, end="", file=sys.stderr)
+    said = "" if args.exc_value is None else _traceback(args.exc_value)
+    if (clean := without_secrets(said)) == said:
+        _thread_excepthook(args)
+    else:
+        print(clean, end="", file=sys.stderr)
 
 
 def guard_logs() -> None:

@@ -95,8 +95,8 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(run(main))
     try:
         status = run(main)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -98,11 +98,14 @@ class Fetcher:
         """
         return asyncio.run_coroutine_threadsafe(self._fetch(method, path, body, most), _loop()).result()
 
+    async def _exchange(self, method: str, path: str, body: dict | None, most: int) -> Answer:
+        async with self._client.stream(method, path, json=body) as response:
+            return Answer(response.status_code, await _read(response, most))
+
     async def _fetch(self, method: str, path: str, body: dict | None, most: int) -> Answer:
         try:
-            async with asyncio.timeout(self.limit), self._client.stream(method, path, json=body) as response:
-                return Answer(response.status_code, await _read(response, most))
-        except TimeoutError:
+            return await asyncio.wait_for(self._exchange(method, path, body, most), self.limit)
+        except asyncio.TimeoutError:
             raise FetchError(f"no complete answer within {self.limit:g} seconds") from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise FetchError(f"{type(error).__name__} {error}".strip()) from None
