@@ -10,6 +10,7 @@ import re
 import sys
 from typing import Any, NoReturn
 
+from .data.credentials import guard_output, without_secrets
 from .scripts import (
     ask,
     compare,
@@ -32,6 +33,7 @@ from .scripts import (
 )
 from .scripts.launch import TRAINING, explanation, summary, train
 from .scripts.recipe_words import one_line
+from .training.signals import answering
 
 
 CLOSED = 141  # exit status where nobody reads the output, as shells have it
@@ -86,7 +88,7 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean {names[near[0]]!r}? There are" if near else "there are"
             what = f"{what}: no" if what.startswith("-") else f"no {what.lower()}"
             message = f"{what} {given!r}; {hint}: {', '.join(choices)}"
-        super().error(message)
+        super().error(without_secrets(message))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -119,9 +121,11 @@ def make_command(command: str) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console command; returns the exit status."""
+    guard_output()
     try:
         try:
-            return start(sys.argv[1:] if argv is None else argv)
+            with answering():
+                return start(sys.argv[1:] if argv is None else argv)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:

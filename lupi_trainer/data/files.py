@@ -1,6 +1,8 @@
 """Files of records: JSON, and what is said of a file that is something else."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,31 @@ def _has_half_characters(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_has_half_characters, value)) or any(map(_has_half_characters, value.values()))
     return isinstance(value, list) and any(map(_has_half_characters, value))
+
+
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # it cannot be read without being set
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file so that it is there with all of its text (UTF-8), or not at all.
+
+    Two that write it at the same time leave the text of one of them. What a link leads to is written, and what is no
+    file (`/dev/stdout`) is written to, and never replaced.
+    """
+    content = text.encode("utf-8") if isinstance(text, str) else text
+    if (path.exists() and not path.is_file()) or path.parent == Path("/dev"):
+        path.write_bytes(content)
+        return
+    path = path.resolve()
+    number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with open(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_UMASK)  # a temporary file is its owner's alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

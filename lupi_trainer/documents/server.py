@@ -21,7 +21,7 @@ class ServedModel(Model):
         name: of the served model; the only one there is unless given.
         in_flight: requests at the same time.
         timeout: seconds to wait for the server to be up, or back.
-        request_timeout: seconds to wait for one reply before it is asked for again.
+        request_timeout: seconds until the last byte of a reply, after which it is asked for again.
 
     Raises:
         TeacherServerError: nobody answers in time, or not as such servers do; several models, and no name.
@@ -38,7 +38,7 @@ class ServedModel(Model):
         self.identity = f"{self.name} (served)"
 
     def _only_one(self) -> str:
-        names = [card["id"] for card in self.wire.send("GET", "/v1/models")["data"]]
+        names = [str(card["id"]) for card in self.wire.send("GET", "/v1/models")["data"]]
         if len(names) != 1:
             raise TeacherServerError(
                 f"{self.wire.url} serves {', '.join(names) or 'nothing'}: say which with --teacher"
@@ -92,7 +92,9 @@ class ServedModel(Model):
             return reply
 
     def _send(self, body: dict[str, Any]) -> Reply:
-        choice = self.wire.send("POST", "/v1/chat/completions", body)["choices"][0]
+        (choice,) = self.wire.send("POST", "/v1/chat/completions", body, count=body["max_tokens"])["choices"]
         text = choice["message"]["content"]
-        text = ("" if text is None else str(text)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not isinstance(text, str | None):
+            raise TypeError(f"a reply that is a {type(text).__name__}")
+        text = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return Reply(text.strip(), choice["finish_reason"] == "stop")

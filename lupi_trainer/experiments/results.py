@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ..data.files import write_atomically
 from .plot import plot_curves
 from .summary import summarize, to_markdown
 
@@ -44,7 +45,7 @@ def write_comparison(runs: Sequence[dict[str, Any]], folder: Path) -> str:
     table = to_markdown(rows)
     for arm, ceiling in {run["arm"]: run["teacher_open_book"] for run in runs if "teacher_open_book" in run}.items():
         table += f"\nThe teacher, reading the knowledge ({arm}): {ceiling:.1%}\n"
-    (folder / "table.md").write_text(table, encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_atomically(folder / "table.md", table)
+    write_atomically(folder / "results.json", json.dumps(rows, indent=1))
     plot_curves(runs, folder / "curves.svg")
     return table

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..data.files import write_atomically
 from ..data.wording import counted
 from .run import CURVES, Run
 from .tables import marks, settings, warnings
@@ -101,5 +102,5 @@ def write_page(run: Run, output: str | Path, max_rollouts: int = 1000) -> Path:
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    write_atomically(output, page)
     return output

@@ -67,7 +67,7 @@ class Run:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -99,10 +99,10 @@ def _history(folder: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
 
 def _rollouts(path: Path) -> tuple[list[dict[str, Any]], int]:
     rollouts, broken = [], 0
-    for line in filter(None, path.read_text(encoding="utf-8").split("\n") if path.is_file() else []):
+    for line in filter(None, path.read_bytes().split(b"\n") if path.is_file() else []):
         try:
-            entry = json.loads(line, parse_constant=lambda name: None)
-        except json.JSONDecodeError:
+            entry = json.loads(line.decode("utf-8"), parse_constant=lambda name: None)
+        except (ValueError, RecursionError):
             entry = None
         if isinstance(entry, dict):
             rollouts.append(entry)

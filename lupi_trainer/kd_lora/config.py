@@ -8,7 +8,7 @@ from trl import SFTConfig
 from ..losses.reference import check_kd_arguments
 from ..training.field_types import check_types
 from ..training.private import json_fields
-from ..training.settings import say_unread, say_unread_for_scripts
+from ..training.settings import refuse_not_finite, say_unread, say_unread_for_scripts
 
 
 @json_fields("teacher_model_init_kwargs")
@@ -101,8 +101,10 @@ class KDLoRAConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        refuse_not_finite(self)
         check_types(self)
         super().__post_init__()
+        refuse_not_finite(self)  # in what was JSON
         check_kd_arguments(self.kd_alpha, self.kd_temperature)
         if self.teacher_bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise ValueError(

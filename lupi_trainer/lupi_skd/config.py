@@ -12,6 +12,7 @@ from ..data.templates import check_template_kwargs
 from ..speculative.runners.packed_weights import pack_setting
 from ..training.field_types import check_types
 from ..training.private import json_fields
+from ..training.settings import refuse_not_finite
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 from .unread import check_unread_settings
@@ -135,7 +136,7 @@ class LUPISKDConfig(DistillationConfig):
         teacher_server_timeout (`float`, *optional*, defaults to `240.0`):
             Seconds to wait for the teacher server to be up, or back after the connection was lost.
         teacher_server_request_timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds to wait for one answer before the request is sent again.
+            Seconds until the last byte of an answer, after which the request is sent again.
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.DistillationConfig`]:
@@ -240,12 +241,14 @@ class LUPISKDConfig(DistillationConfig):
         default=240.0, metadata={"help": "Seconds to wait for the teacher server to be up, or back."}
     )
     teacher_server_request_timeout: float = field(
-        default=120.0, metadata={"help": "Seconds to wait for one answer of the teacher server."}
+        default=120.0, metadata={"help": "Seconds until the last byte of an answer of the teacher server."}
     )
 
     def __post_init__(self):
+        refuse_not_finite(self)
         check_types(self)
         super().__post_init__()
+        refuse_not_finite(self)  # in what was JSON
         template_kwargs: Any = self.chat_template_kwargs  # parsed by now
         check_template_kwargs(template_kwargs or {})
         for fault in value_faults(self):

@@ -11,15 +11,20 @@ student's rejected token), `draft_student_probability`, `draft_teacher_probabili
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from ..data.wording import counted
 from ..speculative import Rollout
+from ..training.checkpoints import write_atomically
 from ..training.token_text import text_instead, token_texts
 
+
+logger = logging.getLogger(__name__)
 
 FILE = "rollouts.jsonl"
 EVAL_ROWS = 8  # records of an evaluation set that are recorded at every evaluation
@@ -35,7 +40,8 @@ class RolloutRecorder(TrainerCallback):
     Training records are chosen so that about `limit` of their rollouts fall into the run, the same records in every
     epoch, so that one prompt can be compared between checkpoints. Of an evaluation set the first 8 records are. No
     more than `limit` lines are written for training, and as many for evaluation. A resumed run goes on with its file;
-    what was recorded after the checkpoint is dropped, because it is rolled out again. Lines of an earlier run are put
+    what was recorded after the checkpoint is dropped, because it is rolled out again, and so is what cannot be read,
+    because its writing was cut off. Lines of an earlier run are put
     aside when training begins anew (`rollouts.previous.jsonl`, `rollouts.previous-2.jsonl`, ...); an evaluation alone
     goes on behind them.
 
@@ -50,6 +56,7 @@ class RolloutRecorder(TrainerCallback):
         self.path, self.tokenizer, self.limit, self.num_rows = Path(output_dir) / FILE, tokenizer, limit, num_rows
         self.every_row = self.every_epoch = 1
         self.written: dict[str, int] | None = None  # lines of each split; None until the file is open
+        self.at_checkpoint: dict[str, int] | None = None  # lines of each split that there were, where that is known
         self.earlier = 0  # bytes at the file's beginning that are of another run
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -125,19 +132,24 @@ class RolloutRecorder(TrainerCallback):
         if step == 0:  # another run's
             content = self.path.read_bytes()
             if content and not content.endswith(b"\n"):  # the process ended while it wrote this line
-                self.path.write_bytes(content + b"\n")
+                write_atomically(self.path, content + b"\n")
             self.earlier = self.path.stat().st_size
             return written
-        kept = []
-        for line in filter(None, self.path.read_text(encoding="utf-8").split("\n")):
+        kept, broken, most = [], 0, self.at_checkpoint
+        for line in filter(None, self.path.read_bytes().split(b"\n")):
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the process ended while it wrote this line
+                entry = json.loads(line.decode("utf-8"))
+                at, split = int(entry["step"]), str(entry["split"])
+            except (ValueError, KeyError, TypeError, RecursionError):  # the process ended while it wrote this line
+                broken += 1
                 continue
-            if entry["step"] < step or (entry["step"] == step and entry["split"] == "eval"):
-                kept.append(line + "\n")
-                written[entry["split"]] = written.get(entry["split"], 0) + 1
-        self._replace("".join(kept).encode())
+            before = at < step or (at == step and split == "eval")
+            if before and (most is None or written.get(split, 0) < most.get(split, 0)):
+                kept.append(line + b"\n")
+                written[split] = written.get(split, 0) + 1
+        if broken:
+            logger.warning(f"{self.path}: {counted(broken, 'line')} cut off in the writing, left out now")
+        write_atomically(self.path, b"".join(kept))
         return written
 
     def _put_aside(self) -> None:
@@ -147,11 +159,6 @@ class RolloutRecorder(TrainerCallback):
             number += 1
             aside = self.path.with_name(f"rollouts.previous-{number}.jsonl")
         content = self.path.read_bytes()
-        aside.write_bytes(content[: self.earlier])
-        self._replace(content[self.earlier :])
+        write_atomically(aside, content[: self.earlier])
+        write_atomically(self.path, content[self.earlier :])
         self.earlier = 0
-
-    def _replace(self, content: bytes) -> None:
-        part = self.path.with_name(FILE + ".part")
-        part.write_bytes(content)
-        part.replace(self.path)

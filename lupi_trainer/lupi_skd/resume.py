@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from ..training.loss_totals import LossTotals, read_state
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
+from .recorder import RolloutRecorder
 from .token_means import TokenMeans
 
 
@@ -54,6 +55,13 @@ class ExactResume(LossTotals, TokenMeans):
     train_dataset: Any
     _rollout_totals: dict[str, RolloutTotals]
     _gamma_policy: Any
+    _recorder: RolloutRecorder | None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        if self._recorder is not None and isinstance(resume_from_checkpoint, str):
+            state = read_state(resume_from_checkpoint, STATE_FILE, 0) or {}
+            self._recorder.at_checkpoint = state.get("recorded")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def train_sampler(self, dataset):
         return EpochSampler(super().train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
@@ -77,6 +85,7 @@ class ExactResume(LossTotals, TokenMeans):
         state = {
             "data_order": self._data_order(),
             "totals": {mode: asdict(totals) for mode, totals in self._rollout_totals.items()},
+            "recorded": None if self._recorder is None else self._recorder.written,
             "gamma_policy": self._gamma_policy.state() if hasattr(self._gamma_policy, "state") else None,
             "since_last_log": {
                 "tokens": None if (sums := self.token_sums["train"]) is None else sums.tolist(),

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from .credentials import known_secrets
+from ..data.credentials import known_secrets
 from .model_card import is_hub_name, with_base_model
 from .student_files import read_json, student_files
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..data.credentials import known_secrets, looks_secret
 from ..lab.folders import folders_with, no_folder
 from ..training.reporters import FOLDERS
-from .credentials import known_secrets, looks_secret
 
 
 WEIGHTS, WEIGHTS_INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"

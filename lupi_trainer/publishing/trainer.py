@@ -13,9 +13,10 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
+from ..data.credentials import refuse_secrets
+from ..data.files import write_atomically
 from ..models.generation import make_savable
 from ..training.private import TrainerHooks
-from .credentials import refuse_secrets
 from .model_card import ADAPTER_SETTINGS, SELF_TAUGHT, SETTINGS, ModelFacts, is_hub_name, render_card
 from .papers import Paper
 from .push import create_repository, push_folder
@@ -76,7 +77,7 @@ class Published(TrainerHooks):
 
     def _write_card(self, folder: str, name: str | None = None, tags: list[str] | None = None) -> None:
         card = render_card(self._facts(name, tags or []))
-        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        write_atomically(Path(folder) / "README.md", card)
 
     def _facts(self, name: str | None, tags: list[str]) -> ModelFacts:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

@@ -3,18 +3,16 @@
 import atexit
 import os
 import sys
-import traceback
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from ..data.credentials import guard_output, without_secrets
+from ..training.signals import answering, status_of
 from .quiet import quiet_early
 
 
 quiet_early()  # before what says it is imported
-
-
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 @contextmanager
@@ -23,7 +21,7 @@ def setting_up() -> Generator[None]:
 
     Raises:
         RecipeError: in place of a library's error (its cause); errors of this package pass as they are.
-        Stopped: Ctrl-C.
+        Stopped: Ctrl-C, or another signal that ends the process.
     """
     from ..training.progress import quiet_bars
     from ..training.stopping import Stopped
@@ -34,8 +32,8 @@ def setting_up() -> Generator[None]:
     try:
         with quiet_bars():
             yield
-    except KeyboardInterrupt:
-        raise Stopped("stopped before the first step") from None
+    except KeyboardInterrupt as stop:
+        raise Stopped("stopped before the first step", stop) from None
     except Exception as error:
         if _is_ours(error):
             raise
@@ -43,27 +41,39 @@ def setting_up() -> Generator[None]:
 
 
 def stopped(error: KeyboardInterrupt) -> int:
-    """The exit status after Ctrl-C, of which one process says where it came."""
+    """The exit status after Ctrl-C or another signal, of which one process says where it came."""
     if os.environ.get("RANK", "0") == "0":
-        print(str(error) or "stopped", file=sys.stderr, flush=True)
-    return INTERRUPTED
+        with suppress(OSError):  # a terminal that is gone
+            print(str(error) or "stopped", file=sys.stderr, flush=True)
+    return status_of(error)
 
 
 def run(main: Callable[[], int | None]) -> int:
     """Run a script and return its exit status; what the user can mend is said in one line, without a traceback."""
     from .recipe_words import RecipeError
 
+    guard_output()
     try:
-        return main() or 0
+        with answering():
+            return main() or 0
     except KeyboardInterrupt as stop:
         return stopped(stop)
     except Exception as error:
         # its message names the record or the key
-        ours = isinstance(error, (ValueError, TypeError, ArithmeticError)) and _is_ours(error)
-        if not ours and not isinstance(error, (RecipeError, FileNotFoundError)) and not _is_remote(error):
+        ours = isinstance(error, (ValueError, TypeError, ArithmeticError, RuntimeError)) and _is_ours(error)
+        if not ours and not isinstance(error, RecipeError) and not _is_of_a_file(error) and not _is_remote(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
+
+
+def _is_of_a_file(error: BaseException) -> bool:
+    """Whether it is an error of a file that it names, or of a disk without room."""
+    from ..training.full_disk import DiskFull
+
+    if isinstance(error, (DiskFull, FileNotFoundError)):
+        return True
+    return isinstance(error, OSError) and error.filename is not None
 
 
 def _is_remote(error: BaseException) -> bool:
@@ -85,8 +95,8 @@ def leave(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(run(main))
     try:
         status = run(main)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()

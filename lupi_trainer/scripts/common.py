@@ -18,9 +18,10 @@ from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.vocabulary import tokenizer_beside
 from ..training import reporters
-from ..training.checkpoints import write_atomically
+from ..training.checkpoints import only_run, room_for, write_atomically
 from ..training.field_types import check_types
 from ..training.run_log import speaking
+from ..training.stopping import saving_on_sigterm
 from .flags import json_object
 from .next_steps import summary
 from .run_notes import write_notes
@@ -33,6 +34,8 @@ class ShownArguments:
     Args:
         verbose: every log with all of its figures, beside the line that tells the most important ones.
         overwrite_output_dir: let `lupi` start a run in the folder of a finished one, whose files are replaced.
+        save_on_sigterm: on SIGTERM, which schedulers send some time before they kill, save a checkpoint after the
+            step that is being taken, and end there; without it, end at once.
     """
 
     verbose: bool = field(
@@ -40,6 +43,9 @@ class ShownArguments:
     )
     overwrite_output_dir: bool = field(
         default=False, kw_only=True, metadata={"help": "Write over the finished run in output_dir."}
+    )
+    save_on_sigterm: bool = field(
+        default=True, kw_only=True, metadata={"help": "On SIGTERM, save a checkpoint after this step, then end."}
     )
 
 
@@ -220,14 +226,21 @@ def train_and_save(trainer, data_args: Any, model_args: Any, evaluates: bool | N
     the recipe names: its path, or `true` for the last complete one in `output_dir`. Returns the last figures.
 
     Raises:
-        Stopped: Ctrl-C.
+        Stopped: Ctrl-C or another signal.
+        RunTaken: another run trains into `output_dir`.
+        DiskFull: there is no room left; the message says what is whole.
     """
     args = trainer.args
     resume = os.environ.get("RESUME_CHECKPOINT") or args.resume_from_checkpoint
     reporters.place_dvclive(trainer.callback_handler.callbacks, args.output_dir)
     evaluates = args.eval_strategy != "no" if evaluates is None else evaluates
     trainer.dataset_name = data_args.dataset_name  # for the card
-    with speaking(trainer, verbose=data_args.verbose, asks=True) as log:
+    with (
+        only_run(trainer),
+        speaking(trainer, verbose=data_args.verbose, asks=True) as log,
+        room_for(trainer),
+        saving_on_sigterm(trainer, data_args.save_on_sigterm),
+    ):
         start = time.perf_counter()
         write_notes(trainer, log.warned, model_args, data_args)
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.answers import MAX_ANSWER_TOKENS
+from ..data.files import write_atomically
 from .flags import add_loading_arguments, add_prompt_arguments, check_models
 
 
@@ -77,5 +78,5 @@ def main(args: argparse.Namespace) -> int:
         report |= reports.privilege(args, rows)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_atomically(args.output, json.dumps(report, ensure_ascii=False, indent=1))
     return 0

@@ -6,6 +6,7 @@ Their flags are the keys of their recipes, which the scripts themselves read (se
 import importlib
 import sys
 
+from ..data.credentials import without_secrets
 from ..training import reporters
 from .dry_run.launched import Launched
 from .dry_run.look import look
@@ -88,7 +89,7 @@ def train(command: str, rest: list[str]) -> int:
     other += launched.faults(settings.get("use_cpu"))
     if stopping or (other and not only_check):
         for fault in [*stopping, *other]:
-            print(f"error: {fault}", file=sys.stderr)
+            print(f"error: {without_secrets(fault)}", file=sys.stderr)
         return 1 if only_check else 2
     output_dir, report_to = settings.get("output_dir") or "trainer_output", settings.get("report_to")
     if only_check:

@@ -1,6 +1,5 @@
 """Recipes: YAML files of training keys, with command-line overrides, and clear words where one cannot be read."""
 
-import math
 import os
 import re
 from argparse import Action
@@ -12,8 +11,19 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
-from ..publishing.credentials import refuse_secrets
-from .recipe_words import MEANS_NONE, NOTHING, RecipeError, hint, installed_name, load_recipe, one_line, refuse_secret
+from ..data.credentials import refuse_secrets
+from ..training.settings import not_finite, refuse_not_finite
+from .recipe_words import (
+    MEANS_NONE,
+    NOTHING,
+    RecipeError,
+    as_written,
+    hint,
+    installed_name,
+    load_recipe,
+    one_line,
+    refuse_secret,
+)
 
 
 # in place of what transformers says, which names no key of a recipe
@@ -96,8 +106,8 @@ class RecipeParser(TrlParser):
         kind = next((kind for kind in (list, dict, type(None)) if isinstance(value, kind)), None)
         if kind is None and not isinstance(value, (str, bool, int, float)):
             raise RecipeError(f"{path}: {key!r} is read as a {type(value).__name__}; put it into quotes, as text")
-        if isinstance(value, float) and math.isnan(value):
-            raise RecipeError(f"{path}: {key!r} is not a number")
+        if (wrong := not_finite(value)) is not None:
+            raise RecipeError(f"{path}: {key!r} must be a finite number, got {wrong}")
         if kind is not None and not {kind, Any, object} & kinds:
             takes = "a list" if list in kinds else "a mapping" if dict in kinds else "one value"
             raise RecipeError(f"{path}: {key!r} takes {takes}, got {'null' if value is None else repr(value)}")
@@ -106,10 +116,17 @@ class RecipeParser(TrlParser):
         """The mapping in a recipe file, every key of it known.
 
         Raises:
-            RecipeError: no such file, not YAML, not a mapping, an unknown key, or a list where one value belongs.
+            RecipeError: no such file, not YAML, not a mapping, an unknown key, one that is given twice, a list where
+            one value belongs, or a word without quotes that would become another value.
         """
-        known = self.known_keys() | {"env"}
-        recipe = {installed_name(str(key), known): value for key, value in load_recipe(path).items()}
+        known, recipe, loaded = self.known_keys() | {"env"}, {}, load_recipe(path)
+        for given, value in loaded.items():
+            if (key := installed_name(str(given), known)) in recipe:
+                raise RecipeError(f"{path}: {key!r} is given twice, once as {given!r}: leave one of them")
+            kinds = self.kinds(key)
+            is_switch, is_text = bool in kinds and str not in kinds, kinds <= {str, type(None)}
+            where = f"{path}: {key!r}"
+            recipe[key] = as_written(where, loaded.texts.get(str(given)), value, is_switch, is_text)
         for key in recipe:
             self.refuse_secret(str(key), f"{path}: ", recipe[key])
             if key not in known:
@@ -169,6 +186,7 @@ class RecipeParser(TrlParser):
             parsed = super().parse_args_and_config(args, **kwargs)
             for arguments in parsed:
                 refuse_secrets(arguments)
+                refuse_not_finite(arguments)
         except BaseException as error:
             os.environ.clear()  # what is refused leaves nothing behind
             os.environ.update(before)

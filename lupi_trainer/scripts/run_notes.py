@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..data.credentials import without_secrets
 from ..inspection.run import NOTES
-from ..publishing.credentials import without_secrets
 from ..training.checkpoints import write_atomically
 from ..training.settings import is_set
 

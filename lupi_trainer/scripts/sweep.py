@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / SETTINGS, json.dumps(settings, indent=1))
         print(f"{name}: runs, log in {folder / 'log.txt'}", flush=True)
-        (folder / RECIPE).write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_atomically(folder / RECIPE, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
         command = [sys.executable, "-m", "lupi_trainer.cli", "kd", "--config", str(folder / RECIPE)]
         command += [part for key, values in flags.items() for part in (f"--{key}", *values)]
         command += ["--output_dir", str(folder), "--resume_from_checkpoint", "true"]
@@ -122,6 +122,6 @@ def main(args: argparse.Namespace) -> int:
     if results:
         table = markdown(results)
         print(table, end="")
-        (args.output_dir / "table.md").write_text(table, encoding="utf-8")
-        (args.output_dir / "plot.svg").write_text(plot(results), encoding="utf-8")
+        write_atomically(args.output_dir / "table.md", table)
+        write_atomically(args.output_dir / "plot.svg", plot(results))
     return 1 if failed else 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -22,6 +22,7 @@ from .wire import OneTextFails, TeacherServerError, Wire
 _SHORT = 6  # tokens of text for each place asked about, up to which `prompt_logprobs` is faster (measured)
 _IN_FLIGHT = 32  # requests at the same time
 _PROBE_TOKENS = 48
+_ROUNDED = 0.02  # by how much a sum of probabilities of half precision may be off
 
 
 class TeacherServer(RemoteTeacher):
@@ -36,7 +37,7 @@ class TeacherServer(RemoteTeacher):
         top_k: how many likeliest tokens are returned for each place (a vLLM server gives up to 20 unless started with
             `--max-logprobs`).
         timeout: seconds to wait for the server to be up, or back.
-        request_timeout: seconds to wait for one answer before the request is sent again.
+        request_timeout: seconds until the last byte of an answer, after which the request is sent again.
 
     Raises:
         TeacherServerError: nobody answers in time, or not as vLLM does; the model, its vocabulary, its tokenizer or
@@ -102,42 +103,89 @@ class TeacherServer(RemoteTeacher):
 
     def _by_prompt(self, text: list[int], count: int):
         # the last token of the prompt is not looked at, only what might have been there
-        choice = self._complete([*text, text[-1]], prompt_logprobs=self.top_k)[0]
-        places = choice["prompt_logprobs"][-count:]
-        return [self._top({int(i): entry["logprob"] for i, entry in place.items()}) for place in places]
+        prompt = [*text, text[-1]]
+        choice = self._complete(prompt, prompt_logprobs=self.top_k)[0]
+        if len(places := choice["prompt_logprobs"]) != len(prompt):
+            raise ValueError(f"{len(places)} places for a prompt of {len(prompt)} tokens")
+        return [
+            self._top(self._checked((name, entry["logprob"]) for name, entry in place.items()))
+            for place in places[-count:]
+        ]
 
     def _by_prefixes(self, text: list[int], count: int):
         prefixes = [text[: len(text) - i] for i in reversed(range(count))]
-        return [self._top(_by_id(choice)) for choice in self._complete(prefixes, logprobs=self.top_k)]
+        return [self._top(self._by_id(choice)) for choice in self._complete(prefixes, logprobs=self.top_k)]
 
     def _logprobs(self, text: list[int], tokens: list[int]) -> list[float]:
-        values = _by_id(self._complete(text, logprobs=1, logprob_token_ids=tokens)[0])
+        values = self._by_id(self._complete(text, logprobs=1, logprob_token_ids=tokens)[0])
         if not values.keys() >= set(tokens):
             raise TeacherServerError(f"{self.url} does not know logprob_token_ids: a newer vLLM is needed")
         return [values[token] for token in tokens]
 
+    def _by_id(self, choice: dict[str, Any]) -> dict[int, float]:
+        """Token ids and log-probabilities of a choice of one token."""
+        (values,) = choice["logprobs"]["top_logprobs"]
+        return self._checked((name.removeprefix("token_id:"), value) for name, value in values.items())
+
+    def _checked(self, entries: Iterable[tuple[str, Any]]) -> dict[int, float]:
+        """Token ids and log-probabilities as they were returned, if they can be such.
+
+        Raises:
+            ValueError: what should be a number is none.
+            OneTextFails: a number is not a log-probability, or all together are more than 1.
+        """
+        values: dict[int, float] = {}
+        for name, value in entries:
+            if not (name.isascii() and name.isdecimal() and len(name) < 10) or int(name) in values:
+                raise ValueError(f"{name[:20]!r} is not the id of a token, or is there twice")
+            if type(value) not in (int, float):
+                raise ValueError(f"{str(value)[:20]!r} is not a number")
+            if not -math.inf < value <= 1e-3:  # NaN is not, either; a rounded 0 may be above it
+                raise self._no_probability(f"{value} as a log-probability")
+            values[int(name)] = min(float(value), 0.0)
+        if (total := math.fsum(map(math.exp, values.values()))) > 1 + _ROUNDED:
+            raise self._no_probability(f"probabilities that sum to {total:.3g}")
+        return values
+
+    def _no_probability(self, what: str) -> OneTextFails:
+        return OneTextFails(
+            f"{self.url} returned {what}: the served model computes NaN, or the server was started with another "
+            "--logprobs-mode than raw_logprobs"
+        )
+
     def _top(self, values: dict[int, float]):
-        """The likeliest `top_k`, falling."""
-        if not all(value <= 1e-3 for value in values.values()):  # NaN is not, either
-            wrong = next(value for value in values.values() if not value <= 1e-3)
-            raise OneTextFails(
-                f"{self.url} returned {wrong} as a log-probability: the served model computes NaN, or "
-                "the server was started with another --logprobs-mode than raw_logprobs"
-            )
+        """The likeliest `top_k`, falling.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if len(values) < self.top_k:
+            raise ValueError(f"{len(values)} of the {self.top_k} likeliest tokens")
         ids = sorted(values, key=values.__getitem__, reverse=True)[: self.top_k]
         return ids, [values[i] for i in ids]
 
     def _complete(self, prompt, **options) -> list[dict[str, Any]]:
+        """One choice for each prompt, in their order."""
         body = {"model": self.name, "prompt": prompt, "max_tokens": 1, "temperature": 0, **options}
         if "logprobs" in options:
             body["return_tokens_as_token_ids"] = True
-        return sorted(self._wire.send("POST", "/v1/completions", body)["choices"], key=lambda choice: choice["index"])
+        prompts = prompt if isinstance(prompt[0], list) else [prompt]
+        each = max(options.get("logprobs", 0), len(options.get("logprob_token_ids", ()))) + 2
+        places = sum(map(len, prompts)) * (options.get("prompt_logprobs", 0) + 2)
+        answered = self._wire.send("POST", "/v1/completions", body, count=each * len(prompts) + places)["choices"]
+        choices = {choice["index"]: choice for choice in answered}
+        if len(answered) != len(prompts) or any(type(index) is not int for index in choices):
+            raise ValueError(f"{len(answered)} choices for {len(prompts)} prompts")
+        return [choices[index] for index in range(len(prompts))]
 
     # Is it the right model?
 
     def _card(self, wanted: str | None) -> dict[str, Any]:
         """What `/v1/models` says of the model to ask."""
         cards = self._wire.send("GET", "/v1/models")["data"]
+        for card in cards:
+            if not isinstance(card["id"], str) or type(card["max_model_len"]) is not int or card["max_model_len"] < 2:
+                raise ValueError(f"a model with id={card['id']!r}, max_model_len={card['max_model_len']!r}")
         named = [card for card in cards if wanted is None or _same_name(wanted, card)]
         if len(named) != 1:
             served = ", ".join(card["id"] for card in cards)
@@ -201,11 +249,6 @@ def _same_name(wanted: str, card: dict[str, Any]) -> bool:
     """The model's name, or a folder's under another path: the server's disk need not look like this one's."""
     names = [name for name in (card["id"], card.get("root")) if name]
     return wanted in names or os.path.basename(wanted) in [os.path.basename(name) for name in names]
-
-
-def _by_id(choice: dict[str, Any]) -> dict[int, float]:
-    values = choice["logprobs"]["top_logprobs"][0]
-    return {int(name.removeprefix("token_id:")): value for name, value in values.items()}
 
 
 def _differ(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
+from ..data.credentials import guard_logs, header_secret, without_secrets
+from .fetch import Answer, Fetcher, FetchError
 from .remote import RemoteError, RemoteStats
 
 
@@ -19,10 +22,16 @@ logger = logging.getLogger(__name__)
 _TRY_AGAIN = {429, 500, 502, 503, 504}
 _FIRST_PAUSE = 0.25  # seconds before another try
 _BROKEN_BY_ONE = 4  # failures of one question, with other questions answered in between, after which it is given up
+_MALFORMED = 4  # answers to one question that are none, after which no further is waited for
+_SHORT_ANSWER = 4 << 20  # bytes of one that holds nothing that was counted
+_EACH = 1 << 10  # bytes for each number, with the text of its token, or for each written token
 
 
 class TeacherServerError(RemoteError):
-    """A teacher server that cannot be used, or no longer, and what is wrong with it."""
+    """A teacher server that cannot be used, or no longer, and what is wrong with it; no secret is in its message."""
+
+    def __init__(self, message: str):
+        super().__init__(without_secrets(message))
 
 
 class OneTextFails(TeacherServerError):
@@ -34,11 +43,12 @@ class NoAnswer(Exception):
 
     Attributes:
         status: of the HTTP answer, if there was one.
+        malformed: whether there was one, and it is not what such a server says.
     """
 
-    def __init__(self, message: str, status: int | None = None):
-        super().__init__(message)
-        self.status = status
+    def __init__(self, message: str, status: int | None = None, malformed: bool = False):
+        super().__init__(without_secrets(message))
+        self.status, self.malformed = status, malformed
 
 
 class Wire:
@@ -47,46 +57,52 @@ class Wire:
     Args:
         url: its base address. The key that it may want is the environment variable `VLLM_API_KEY`.
         timeout: seconds without any answer after which it is given up.
-        request_timeout: seconds to wait for one answer before the request is sent again.
+        request_timeout: seconds until the last byte of an answer, after which the request is sent again.
         stats: where requests and retries are counted.
 
     Raises:
-        ValueError: not an http address, or one with a password in it.
+        ValueError: not an http address, one with a password in it, or a key that no header can hold.
     """
 
     def __init__(self, url: str, timeout: float, request_timeout: float, stats: RemoteStats):
         self.url, self.timeout, self.stats = check_url(url), timeout, stats
-        key = os.environ.get("VLLM_API_KEY")
+        key = header_secret("VLLM_API_KEY")
+        guard_logs()
         self._lock = threading.Lock()
-        self._http = httpx.Client(
-            base_url=self.url,
-            timeout=httpx.Timeout(request_timeout, connect=min(request_timeout, 10.0), pool=None),
-            headers={"Authorization": f"Bearer {key}"} if key else None,
-        )
+        self._fetcher = Fetcher(self.url, {"Authorization": f"Bearer {key}"} if key else {}, request_timeout)
 
-    def send(self, method: str, path: str, body: dict | None = None) -> Any:
+    def send(self, method: str, path: str, body: dict | None = None, count: int = 0) -> Any:
         """One request, once; returns its answer, read as JSON.
 
+        Args:
+            method, path: of the request.
+            body: sent as JSON.
+            count: numbers or written tokens that the answer holds; one that is much longer is not read.
+
         Raises:
-            NoAnswer: nobody there, a connection lost, a time-out, or a server that is busy or failing.
-            TeacherServerError: the request is refused, or the answer is not JSON.
+            NoAnswer: nobody there, a connection lost, a time-out, a server that is busy or failing, or an answer that
+                cannot be read.
+            TeacherServerError: the request is refused.
         """
         with self._lock:
             self.stats.requests += 1
         try:
-            response = self._http.request(method, path, json=body)
-        except httpx.TransportError as error:
-            raise NoAnswer(f"{type(error).__name__} {error}".strip()) from None
-        if response.status_code in _TRY_AGAIN:
-            raise NoAnswer(f"HTTP {response.status_code} {_message(response)}", response.status_code)
-        if response.status_code in (401, 403):
+            answer = self._fetcher.fetch(method, path, body, _SHORT_ANSWER + _EACH * count)
+        except FetchError as error:
+            raise NoAnswer(str(error), malformed=error.malformed) from None
+        if answer.status in _TRY_AGAIN:
+            raise NoAnswer(f"HTTP {answer.status} {_message(answer)}", answer.status)
+        if answer.status in (401, 403):
             raise TeacherServerError(f"{self.url} refuses the key: set VLLM_API_KEY in the environment")
-        if response.status_code >= 400:
-            raise TeacherServerError(f"{self.url} refused (HTTP {response.status_code}): {_message(response)}")
+        if answer.status != 200:
+            raise TeacherServerError(f"{self.url} refused (HTTP {answer.status}): {_message(answer)}")
         try:
-            return response.json()
+            return json.loads(answer.body)
+        except RecursionError:
+            raise NoAnswer(f"{path} answers in JSON that is nested too deeply", malformed=True) from None
         except ValueError:
-            raise TeacherServerError(f"{self.url}{path} does not answer in JSON: is it a vLLM server?") from None
+            said = f"{self.url}{path} does not answer in JSON: is it a vLLM server?"
+            raise NoAnswer(said, malformed=True) from None
 
     def patiently(self, ask: Callable, back: Callable | None = None, given_up: threading.Event | None = None):
         """Calls `ask()` until it gets an answer, with longer and longer pauses; `back()` before every further try.
@@ -97,21 +113,25 @@ class Wire:
             OneTextFails: `ask()` breaks the server four times over, and `back()` never does.
             TeacherServerError: no answer for `timeout` seconds, or one that is not what a vLLM server says.
         """
-        pause, since, broken = _FIRST_PAUSE, None, 0
+        pause, since, broken, malformed = _FIRST_PAUSE, None, 0, 0
         given_up = threading.Event() if given_up is None else given_up
         while True:
             asked = False
             try:
-                if back is not None and since is not None:
-                    back()
-                asked = True
-                return ask()
+                with _understood(self.url):
+                    if back is not None and since is not None:
+                        back()
+                    asked = True
+                    return ask()
             except NoAnswer as error:
-                broken += asked and error.status == 500
+                broken += asked and (error.status == 500 or error.malformed)
+                malformed += error.malformed
                 if broken == _BROKEN_BY_ONE and back is not None:
                     raise OneTextFails(
                         f"the teacher server {self.url} answers, but fails at this text again and again: {error}"
                     ) from None
+                if malformed == _MALFORMED:
+                    raise TeacherServerError(f"{error} ({malformed} times)") from None
                 now = time.monotonic()
                 since = now if since is None else since
                 if now - since + pause > self.timeout:
@@ -125,8 +145,19 @@ class Wire:
                 if given_up.wait(pause):
                     raise TeacherServerError(f"the teacher server {self.url} is not asked any more") from None
                 pause = min(2 * pause, 15.0)
-            except (KeyError, TypeError, IndexError, AttributeError) as error:
-                raise TeacherServerError(f"{self.url} does not answer as a vLLM server does ({error!r})") from error
+
+
+@contextmanager
+def _understood(url: str) -> Generator[None]:
+    """Inside, an answer is read; one of another form is as good as none.
+
+    Raises:
+        NoAnswer: something is missing in it, or of another type.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
+        raise NoAnswer(f"{url} does not answer as a vLLM server does ({error!r})"[:500], malformed=True) from error
 
 
 def check_url(url: str) -> str:
@@ -149,9 +180,11 @@ def check_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _message(response: httpx.Response) -> str:
+def _message(answer: Answer) -> str:
+    """What an answer with an error says, in one line."""
     try:
-        answer = response.json()
-        return str(answer["error"]["message"] if "error" in answer else answer)[:500]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]
+        said = json.loads(answer.body)
+        said = str(said["error"]["message"] if "error" in said else said)[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        said = answer.body[:200].decode("utf-8", "replace")
+    return " ".join(said.split())

@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,11 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import rotate_checkpoints
 
-from .manifest import MANIFEST, flaw
+from ..data.files import write_atomically
+from .full_disk import DiskFull, is_full
+from .manifest import MANIFEST, checksums, flaw
 from .private import TrainerHooks, wrap_in_training
+from .run_lock import RunTaken, holding, require_held
 
 
 logger = logging.getLogger(__name__)
@@ -26,18 +31,8 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is there with all of its text, or not at all."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def seal(folder: str | Path) -> None:
-    """Declare a checkpoint complete as it is now: its files and their sizes in bytes go into its manifest.
+    """Declare a checkpoint complete as it is now: its files, their sizes in bytes and checksums go into its manifest.
 
     All of it is on the disk before the manifest is, so that no loss of power leaves a manifest without its files.
     """
@@ -49,16 +44,22 @@ def seal(folder: str | Path) -> None:
             os.fsync(file)
         finally:
             os.close(file)
-    files = {str(p.relative_to(folder)): p.stat().st_size for p in paths if p.is_file()}
-    files.pop(MANIFEST, None)
-    write_atomically(folder / MANIFEST, json.dumps({"files": files}, indent=1))
+    sealed = {str(p.relative_to(folder)): p for p in paths if p.is_file() and p != folder / MANIFEST}
+    sizes = {name: path.stat().st_size for name, path in sealed.items()}
+    sums = dict(zip(sealed, checksums(list(sealed.values()))))
+    write_atomically(folder / MANIFEST, json.dumps({"files": sizes, "crc32": sums}, indent=1))
 
 
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint with the largest step, or `None`; later, incomplete ones are named in a warning."""
+def last_complete_checkpoint(output_dir: str | Path, content: bool = False) -> str | None:
+    """The complete checkpoint with the largest step, or `None`; later, incomplete ones are named in a warning.
+
+    Args:
+        output_dir: of the run.
+        content: as for [`flaw`].
+    """
     steps = {p: int(m[1]) for p in Path(output_dir).glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
     for folder in sorted(steps, key=steps.__getitem__, reverse=True):
-        reason = flaw(folder)
+        reason = flaw(folder, content)
         if reason is None:
             return str(folder)
         logger.warning(f"{folder} is not resumed from: {reason}.")
@@ -81,11 +82,11 @@ def find_checkpoint(resume: str | bool | None, output_dir: str | Path) -> str | 
     if resume is None or resume is False or resume == "":
         return None
     if resume is True:
-        folder = last_complete_checkpoint(output_dir)
+        folder = last_complete_checkpoint(output_dir, content=True)
         if folder is None:
             logger.warning(f"there is no complete checkpoint in {output_dir} to resume from: the run starts at step 0")
         return folder
-    reason = flaw(resume)
+    reason = flaw(resume, content=True)
     if reason is not None:
         raise ValueError(f"cannot resume from {resume}: {reason}")
     return str(resume)
@@ -146,11 +147,59 @@ def put_aside(output_dir: str | Path, resumed: str | None) -> None:
     logger.warning(f"checkpoints that this run does not come from ({names}) are out of the way now, in {aside}.")
 
 
+def what_is_whole(output_dir: str | Path, step: int) -> str:
+    """What is said of a run whose disk had no room at a step."""
+    said = f"the disk of {output_dir} has no room left, at step {step}"
+    folder = last_complete_checkpoint(output_dir)
+    if folder is None:
+        return f"{said}: no checkpoint is complete. Make room, and begin anew"
+    return (
+        f"{said}: {folder} is complete, and nothing after it. Make room; the same command with "
+        "--resume_from_checkpoint true goes on from there"
+    )
+
+
+@contextmanager
+def room_for(trainer: Any) -> Generator[None]:
+    """Inside, a trainer writes into its folder.
+
+    Raises:
+        DiskFull: in place of whatever a library raises where the disk has no room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFull) or not is_full(error):
+            raise
+        raise DiskFull(what_is_whole(trainer.args.output_dir, trainer.state.global_step)) from error
+
+
 def tied_to_loaded(model: Any, missing: list[str]) -> set[str]:
     """Those of the names that a checkpoint lacks whose weights came with another name: they are one parameter."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     loaded = {id(weight) for name, weight in weights.items() if name not in set(missing)}
     return {name for name in missing if name in weights and id(weights[name]) in loaded}
+
+
+@contextmanager
+def only_run(trainer: Any) -> Generator[None]:
+    """Inside, no other run writes into a trainer's folder; the main process holds its lock, for all.
+
+    Raises:
+        RunTaken: another run does, which the message names; on every process.
+    """
+    with ExitStack() as stack:
+        wrong: list[str | None] = [None]
+        if trainer.is_world_process_zero():
+            try:
+                stack.enter_context(holding(trainer.args.output_dir))
+            except RunTaken as error:
+                wrong[0] = str(error)
+        if trainer.accelerator.num_processes > 1:
+            broadcast_object_list(wrong)
+        if wrong[0] is not None:
+            raise RunTaken(wrong[0])
+        yield
 
 
 class SealedCheckpoints(TrainerHooks):
@@ -174,13 +223,16 @@ class SealedCheckpoints(TrainerHooks):
 
         Raises:
             ValueError: a path that is not a complete checkpoint's, or one that not all processes see.
+            RunTaken: another run trains into `output_dir`.
+            DiskFull: the disk has no room left; the message says what is whole.
         """
-        folder = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
-        if self.args.should_save:
-            put_aside(self.args.output_dir, folder)
-        self.accelerator.wait_for_everyone()
-        wrap_in_training(self)
-        return super().train(folder, *args, **kwargs)
+        with only_run(self), room_for(self):
+            folder = agree_on_checkpoint(self.accelerator, resume_from_checkpoint, self.args.output_dir)
+            if self.args.should_save:
+                put_aside(self.args.output_dir, folder)
+            self.accelerator.wait_for_everyone()
+            wrap_in_training(self)
+            return super().train(folder, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As the parent's; none where the run has all its steps: resumed there, the parent would take one more."""
@@ -190,13 +242,19 @@ class SealedCheckpoints(TrainerHooks):
 
     def save_checkpoint(self, model, trial) -> None:
         run_dir = self.run_dir(trial)
+        if self.args.should_save:
+            require_held(self.args.output_dir)
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # of a run that was cut off here
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()  # of a run that was cut off here
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super().save_checkpoint(model, trial)
+        except Exception as error:
+            if is_full(error):
+                shutil.rmtree(folder, ignore_errors=True)  # its part takes what room there is
+            raise
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()

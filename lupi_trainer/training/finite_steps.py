@@ -10,11 +10,13 @@ from .private import TrainerHooks
 
 
 _ROUNDING = 1e-5  # a student that is as its teacher has such a loss, and may have no gradient
+_FIRST = 5  # steps of a run that are not all without any effect
 
 
 class FiniteSteps(TrainerHooks):
     """Mix-in for a [`~transformers.Trainer`]: a loss or gradient that is NaN or infinite ends the run, with its step;
-    so does a gradient that is zero everywhere though the loss is not. 4-bit layers keep their backward on every CPU.
+    so does a gradient that is zero everywhere though the loss is not, and a loss or gradient that is exactly 0 in each
+    of the first five steps. 4-bit layers keep their backward on every CPU.
 
     One question to the device an optimizer step. With float16, whose loss scaler skips steps with overflown
     gradients by itself, gradients may be infinite.
@@ -22,12 +24,15 @@ class FiniteSteps(TrainerHooks):
     Raises:
         `ValueError`: at construction; the model has nothing that can be trained.
         `FloatingPointError`: from `train()`; the weights are those of the step before.
-        `RuntimeError`: from `train()`; the loss does not reach the weights, or a stream of records had none.
+        `RuntimeError`: from `train()`; the loss does not reach the weights or is always 0, or a stream of records had
+            none.
     """
 
     model: Any
     train_dataset: Any
-    _losses: torch.Tensor | None = None  # [2] bool, of the batches accumulated so far: all finite, any not zero
+    _losses: torch.Tensor | None = None
+    """[3] bool, of the batches accumulated so far: all finite, any beyond rounding, any not exactly 0."""
+    _zero_steps = 0  # of the run's first ones, all of which were without effect
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -55,6 +60,7 @@ class FiniteSteps(TrainerHooks):
             )
 
     def train(self, *args, **kwargs):
+        self._zero_steps = 0
         output = super().train(*args, **kwargs)
         if not self.state.global_step and not isinstance(self.train_dataset, Sized):
             raise RuntimeError("nothing was trained: the stream of records ended without a row that could be learned")
@@ -62,17 +68,17 @@ class FiniteSteps(TrainerHooks):
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        finite, moves = loss.isfinite().all(), (loss.abs() > _ROUNDING).any()
+        finite, moves, counts = loss.isfinite().all(), (loss.abs() > _ROUNDING).any(), (loss != 0).any()
         if self._losses is not None:
-            finite, moves = finite & self._losses[0], moves | self._losses[1]
-        self._losses = torch.stack([finite, moves])
+            finite, moves, counts = finite & self._losses[0], moves | self._losses[1], counts | self._losses[2]
+        self._losses = torch.stack([finite, moves, counts])
         return loss
 
     def gradient_norm(self, model, norm):
         norm = super().gradient_norm(model, norm)
         losses, self._losses = self._losses, None
         assert losses is not None  # a gradient comes of a loss
-        losses_finite, losses_move = losses.unbind()
+        losses_finite, losses_move, losses_count = losses.unbind()
         finite, moves = losses_finite, ~losses_move
         if norm is not None:
             gradient = torch.as_tensor(norm, device=losses.device)
@@ -81,7 +87,20 @@ class FiniteSteps(TrainerHooks):
                 finite = finite & gradient.isfinite()
         if not finite & moves:
             self._stop(bool(finite), bool(losses_finite))
+        if self.state.global_step == self._zero_steps < _FIRST:
+            self._look_for_zeros(losses_count, norm)
         return norm
+
+    def _look_for_zeros(self, losses_count: torch.Tensor, norm: Any) -> None:
+        """Count a step that had no effect, if all before it had none either."""
+        counts = self.accelerator.reduce(losses_count.float(), reduction="sum")
+        what = "loss" if counts == 0 else "gradient" if norm is not None and norm == 0 else None
+        self._zero_steps += what is not None
+        if self._zero_steps == _FIRST:
+            raise RuntimeError(
+                f"the {what} is exactly 0 in each of the first {_FIRST} steps: nothing is learned. A student that "
+                "is its own teacher learns from records with knowledge alone; else look for a loss with weights of 0"
+            )
 
     def _stop(self, finite: bool, losses_finite: bool) -> None:
         step = self.state.global_step

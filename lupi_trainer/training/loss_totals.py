@@ -15,10 +15,21 @@ STATE_FILE = "loss_state_{process}.json"
 
 def read_state(checkpoint: str | Path, file: str, process: int) -> dict[str, Any] | None:
     """What a process has left in a checkpoint in `file` (with the place `{process}`); of a run of fewer processes the
-    first one's, and `None` where there is none."""
+    first one's, and `None` where there is none.
+
+    Raises:
+        ValueError: it is damaged; the message names the file.
+    """
     paths = [Path(checkpoint) / file.format(process=number) for number in (process, 0)]
     path = next((path for path in paths if path.is_file()), None)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): go on from an earlier checkpoint, by --resume_from_checkpoint FOLDER"
+        ) from error
 
 
 class LossTotals(TrainerHooks):
@@ -30,28 +41,24 @@ class LossTotals(TrainerHooks):
     args: Any
     state: Any
     _total_is_known = False  # the losses of all steps since the run began, also of those before it was resumed
+    _state_is_read = False  # of `resumed_from`
     resumed_from: str | None = None  # the checkpoint
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        self._total_is_known = False
+        self._total_is_known = self._state_is_read = False
         self.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "train_loss" in logs and (total := self._total()) is not None:
-            logs["train_loss"] = total / self.state.global_step  # the parent divides by its own steps
+        if "train_loss" in logs:
+            if self.resumed_from is not None and not self._state_is_read:
+                # it was cut off behind its last step, and the parent reads no state where it has no step to train
+                self.load_process_state(self.resumed_from)
+                self.loss_total += self.loss_since_log.item()  # as the parent has done, before there was any
+            if self._total_is_known:
+                logs["train_loss"] = self.loss_total / self.state.global_step  # the parent divides by its own steps
         super().log(logs, start_time)
-
-    def _total(self) -> float | None:
-        """The losses of all steps; `None`: the parent knows them, since this run is all there is."""
-        if self._total_is_known:
-            return self.loss_total
-        if self.resumed_from is None:
-            return None
-        # it was cut off behind its last step, and the parent reads no state where it has no step to train
-        state = read_state(self.resumed_from, STATE_FILE, self.args.process_index)
-        return None if state is None else state["total"] + state["since_log"]
 
     def totals(self) -> dict[str, Any]:
         """What a checkpoint holds, for JSON."""
@@ -74,6 +81,7 @@ class LossTotals(TrainerHooks):
         super().load_process_state(checkpoint)
         if checkpoint is None:
             return
+        self._state_is_read = True
         state = read_state(checkpoint, STATE_FILE, self.args.process_index)
         if state is None:
             logger.warning(f"{checkpoint} holds no sums of losses: the logged means begin anew.")

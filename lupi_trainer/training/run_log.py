@@ -202,18 +202,18 @@ class RunLog(TrainerCallback):
 
 @contextmanager
 def speaking(trainer: Any, verbose: bool = False, asks: bool = False) -> Generator[RunLog]:
-    """Inside, a training prints what it does ([`RunLog`]), and Ctrl-C ends it with how it goes on.
+    """Inside, a training prints what it does ([`RunLog`]), and Ctrl-C or a signal ends it with how it goes on.
 
     Raises:
-        Stopped: Ctrl-C; its text is for the main process, and empty on others.
+        Stopped: Ctrl-C or a signal; its text is for the main process, and empty on others.
     """
     log = RunLog(trainer, verbose, asks)
     try:
         with quiet_bars(everywhere=True):
             yield log
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         log.close()
         resumed_from = getattr(trainer, "resumed_from", None)
-        raise Stopped(how_to_go_on(trainer.args, trainer.state, resumed_from) if log.main else "") from None
+        raise Stopped(how_to_go_on(trainer.args, trainer.state, resumed_from) if log.main else "", stop) from None
     finally:
         log.close()

@@ -56,6 +56,29 @@ def is_set(args: Any, name: str) -> bool:
     return not (value == default or (not value and not default))
 
 
+def not_finite(value: Any) -> float | None:
+    """The first number in a value, a list or a mapping that is NaN or infinite; `None` where there is none."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next((wrong for part in value if (wrong := not_finite(part)) is not None), None)
+    return value if isinstance(value, float) and not math.isfinite(value) else None
+
+
+def refuse_not_finite(args: Any) -> None:
+    """Refuse NaN and infinity, whatever the key.
+
+    Args:
+        args: a configuration.
+
+    Raises:
+        ValueError: the key, by name.
+    """
+    for field in fields(args):
+        if (wrong := not_finite(getattr(args, field.name, None))) is not None:
+            raise ValueError(f"{field.name} must be a finite number, got {wrong}")
+
+
 def refuse_settings(args: Any, unread: Mapping[str, str]) -> None:
     """Refuse settings that have no effect.
 

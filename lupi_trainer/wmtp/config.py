@@ -8,7 +8,7 @@ from trl import SFTConfig
 
 from ..training.field_types import check_types
 from ..training.private import json_fields
-from ..training.settings import refuse_settings, say_unread, say_unread_for_scripts
+from ..training.settings import refuse_not_finite, refuse_settings, say_unread, say_unread_for_scripts
 
 
 # keys that not every algorithm reads
@@ -146,8 +146,10 @@ class WMTPConfig(SFTConfig):
     draft_eval_new_tokens: int = field(default=64, metadata={"help": "Tokens of each answer."})
 
     def __post_init__(self):
+        refuse_not_finite(self)
         check_types(self)
         super().__post_init__()
+        refuse_not_finite(self)  # in what was JSON
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")

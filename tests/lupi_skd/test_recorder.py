@@ -10,6 +10,7 @@ from lupi_trainer.inspection import read_run, write_page
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.lupi_skd.recorder import RolloutRecorder
 from lupi_trainer.publishing.student_files import student_files
+from lupi_trainer.scripts.common import last_evaluation
 from tests.lupi_skd.training import make_trainer
 
 
@@ -128,6 +129,57 @@ def test_resuming_drops_what_came_after_the_checkpoint_and_half_a_line(tmp_path)
         (3, "train"),
         (4, "train"),
     ]
+
+
+BROKEN = {
+    "half a character": '{"step": 1, "split": "train", "id": "한국'.encode()[:-1],
+    "half a number": b'{"step": 1, "split": "train", "x": 0.',
+    "a number alone": b"7",
+    "no step": b'{"split": "train"}',
+    "no split": b'{"step": 0}',
+    "no object": b'["step", "split"]',
+    "a step of another type": b'{"step": null, "split": "train"}',
+    "zeros": b"\0" * 40,
+    "depth": b"[" * 99_999,
+}
+
+
+@pytest.mark.parametrize("place", ["end", "middle"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_line_that_cannot_be_read_was_cut_off(tmp_path, caplog, name, place):
+    whole = [json.dumps(entry(step)).encode() for step in (0, 1)]
+    parts = [*whole, BROKEN[name]] if place == "end" else [whole[0], BROKEN[name], whole[1], b""]
+    (tmp_path / "rollouts.jsonl").write_bytes(b"\n".join(parts))
+    run = read_run(tmp_path)
+    if name not in ("no step", "no split", "a step of another type"):
+        assert run.rollouts == [entry(0), entry(1)] and run.broken_lines == 1
+    RolloutRecorder(tmp_path, None, 9).write([entry(2)], 2)
+    assert lines(tmp_path) == [entry(0), entry(1), entry(2)]
+    assert "rollouts.jsonl: 1 line cut off in the writing, left out now" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [{"eval_steps": 2}, {"eval_steps": 3}], ids=["on the way", "at the end"])
+def test_a_run_killed_behind_its_last_checkpoint_is_the_unbroken_one(tmp_path, steps):
+    """It has all its steps, and its last evaluation is made again, or read from its log."""
+    options = {"config_save_strategy": "steps", "config_save_steps": 1, "config_eval_strategy": "steps"}
+    options |= {f"config_{name}": value for name, value in steps.items()}
+    seen = []
+    for resume in (False, True, True):
+        trainer, _ = make_trainer(
+            tmp_path,
+            **options,
+            config_max_steps=2,
+            config_logging_steps=3,
+            config_record_rollouts=8,
+            train_dataset=load_lab_records("lab:new")[:8],
+            eval_dataset=load_lab_records("lab:eval")[:3],
+        )
+        output = trainer.train(resume_from_checkpoint=resume)
+        metrics = last_evaluation(trainer) or trainer.evaluate()
+        figures = {k: v for k, v in metrics.items() if not any(word in k for word in ("second", "runtime"))}
+        seen.append((output.training_loss, figures, lines(tmp_path / "run")))
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][0] > 0 and len([e for e in seen[0][2] if e["split"] == "eval"]) == 3
 
 
 def begins(folder, limit: int = 9) -> RolloutRecorder:

@@ -12,11 +12,11 @@ from transformers import AutoConfig
 
 import lupi_trainer
 from lupi_trainer.cli import make_parser as make_cli_parser
+from lupi_trainer.data.credentials import is_secret_name, looks_secret
 from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, encode
 from lupi_trainer.data.records import load_training_data
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.models.loading import load_model
-from lupi_trainer.publishing.credentials import is_secret_name, looks_secret
 from lupi_trainer.scripts import compare, sft
 from lupi_trainer.scripts.lupi_skd import make_parser
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, find_recipe

@@ -40,7 +40,8 @@ def test_a_checkpoint_to_resume_from_is_looked_at(tmp_path, monkeypatch):
     good, cut = tmp_path / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-8"
     for folder in (good, cut):
         folder.mkdir(parents=True)
-    (good / MANIFEST).write_text('{"files": {}}')
+    (good / "a").touch()
+    (good / MANIFEST).write_text('{"files": {"a": 0}}')
     assert faults_of("skd", "--resume_from_checkpoint", str(good)) == []
     said = {
         cut: f"cannot resume from {cut}: it has no {MANIFEST}: its writing was cut off",

@@ -1,5 +1,6 @@
 """Every shipped recipe parses, says how it is started and what its keys are; bad recipes are named."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,10 +11,12 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from lupi_trainer import KDLoRAConfig, LUPISKDConfig, WMTPConfig
 from lupi_trainer.cli import TRAINING, main, make_parser
 from lupi_trainer.data.prompts import load_few_shot_examples
 from lupi_trainer.data.records import load_probes, load_training_data, read_records
 from lupi_trainer.scripts import kd_lora, lupi_skd, sft, wmtp
+from lupi_trainer.scripts.dry_run.settings import read_settings
 from lupi_trainer.scripts.recipe_files import (
     SHIPPED,
     copy_recipe,
@@ -176,6 +179,80 @@ def test_bad_recipes_are_named(tmp_path, text, message):
     with pytest.raises(RecipeError, match=message):
         parse(write(tmp_path, text))
     assert not (tmp_path / "run").exists()
+
+
+REFUSED_WORDS = [
+    ("save_strategy: no", "'save_strategy': no without quotes is read as false: put it into quotes"),
+    ("report_to: OFF", "'report_to': OFF without quotes is read as false: put it into quotes"),
+    ("report_to: [none, off]", "'report_to.1': off without quotes is read as false"),
+    ("run_name: on", "'run_name': on without quotes is read as true"),
+    ("chat_template_kwargs: {think: yes}", "'chat_template_kwargs.think': yes without quotes is read as true"),
+    ("gamma: 010", "'gamma': 010 without quotes is read as 8: put it into quotes, or write what is meant"),
+    ("gamma: -0b11", "'gamma': -0b11 without quotes is read as -3"),
+    ("run_name: 1:30", "'run_name': 1:30 without quotes is read as 90"),
+    ("learning_rate: 1:30.5", "'learning_rate': 1:30.5 without quotes is read as 90.5"),
+    ("env: {A: 010}", "'env.A': 010 without quotes is read as 8"),
+    ("env: {A: off}", "'env.A': off without quotes is read as false"),
+    ("env: {A: true}", "'env.A': true without quotes is read as \"True\""),
+    ("env: {A: 1.10}", "'env.A': 1.10 without quotes is read as \"1.1\""),
+    ("run_name: 2026-11-29", "'run_name' is read as a date; put it into quotes"),
+    ("gamma: 3\ngamma: 4", "'gamma' is given twice, in lines 1 and 2: leave one of them"),
+    ("chat_template_kwargs:\n  a: 1\n  a: 1", "'a' is given twice, in lines 2 and 3"),
+    (
+        "gradient_checkpointing: true\nactivation_checkpointing: false",
+        "_checkpointing' is given twice, once as",
+    ),
+    ("learning_rate: .nan", "'learning_rate' must be a finite number, got nan"),
+    ("max_grad_norm: -.inf", "'max_grad_norm' must be a finite number, got -inf"),
+    ("mixing: [{share: .5, until: .inf}, {share: 1}]", "'mixing' must be a finite number, got inf"),
+    ("lr_scheduler_kwargs: {power: .nan}", "'lr_scheduler_kwargs' must be a finite number, got nan"),
+    ("learning_rate: nan", "learning_rate.? must be a finite number, got nan"),
+    ("learning_rate: 1e999", "learning_rate.? must be a finite number, got inf"),
+]
+
+
+@pytest.mark.parametrize("text, message", REFUSED_WORDS)
+def test_words_and_numbers_that_would_become_others_are_refused(tmp_path, text, message):
+    args = write(tmp_path, f"{text}\ndataset_name: lab:new\n")
+    with pytest.raises(RecipeError, match=message):
+        parse(args)
+    try:
+        faults = read_settings("skd", args).faults
+    except RecipeError as error:
+        faults = [str(error)]
+    assert len(faults) == 1 and re.search(message, faults[0])
+
+
+def test_words_that_mean_what_they_say_are_taken_as_they_are_written(tmp_path):
+    text = "run_name: 1.10\nmodel_revision: 1_0\nhub_model_id: 0x1F\nlogging_first_step: on\ngamma: 0x1F"
+    text += "\ndisable_tqdm: no\nmax_steps: 1_000\nreport_to: 'none'\ndataset_config: true"
+    text += "\nresume_from_checkpoint: true\nseed: 0"
+    args = write(tmp_path, f"{text}\ndataset_name: lab:new\nenv: {{LUPI_TEST_WORD: '010', LUPI_TEST_NUMBER: 3}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("LUPI_TEST_WORD", "LUPI_TEST_NUMBER"):
+            patch.setenv(name, "")  # what the recipe sets goes with it
+        data, training, model = parse(args)
+        assert (os.environ["LUPI_TEST_WORD"], os.environ["LUPI_TEST_NUMBER"]) == ("010", "3")
+    assert (training.run_name, model.model_revision, training.hub_model_id) == ("1.10", "1_0", "0x1F")
+    assert (training.gamma, training.max_steps, training.seed, data.dataset_config) == (31, 1000, 0, "true")
+    assert training.logging_first_step is True and training.disable_tqdm is False
+    assert training.resume_from_checkpoint == "true"
+    settings = read_settings("skd", args)
+    assert not settings.faults and settings.get("run_name") == "1.10" and settings.get("dataset_config") == "true"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_that_are_none_are_refused_on_the_command_line_and_in_python(tmp_path, value):
+    own = ["--dataset_name", "lab:new", *ON_THIS_MACHINE]
+    for script, key in ((lupi_skd, "beta"), (kd_lora, "kd_alpha"), (sft, "weight_decay"), (wmtp, "warmup_steps")):
+        algo = ["--algo", "mtp-baseline"] if script is wmtp else []
+        with pytest.raises(RecipeError, match=f"{key} must be a finite number, got "):
+            script.make_parser().parse_args_and_config([*own, *algo, f"--{key}={value}"])
+    number = float(value)
+    for make in (LUPISKDConfig, KDLoRAConfig, WMTPConfig):
+        for keys in ({"warmup_steps": number}, {"lr_scheduler_kwargs": {"a": [1, number]}}):
+            with pytest.raises(ValueError, match=f"{next(iter(keys))} must be a finite number, got {number}"):
+                make(str(tmp_path), bf16=False, use_cpu=True, **keys)
 
 
 @pytest.mark.parametrize("flag", ["--evaluation_strategy", "--evaluation-strategy"])

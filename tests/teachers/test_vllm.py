@@ -182,11 +182,106 @@ def test_a_server_that_is_gone_ends_the_rollout(server, student, tokenizer, prom
 
 
 @pytest.mark.parametrize("fault, match", [("garbage", "in JSON: is it a vLLM"), ("empty", "not answer as a vLLM")])
-def test_strange_answers_are_named(server, student, tokenizer, prompts, fault, match):
+def test_strange_answers_are_asked_for_again_and_then_named(
+    server, student, teacher, tokenizer, prompts, fault, match, monkeypatch
+):
+    monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-3)
     remote = connect(server, tokenizer)
     server.faults = [*LOOKED, fault]
+    assert roll(student, remote, prompts).completion_ids == roll(student, teacher, prompts).completion_ids
+    assert remote.stats.retries == 1
+    server.faults = [*LOOKED, *[fault] * 100]
     with pytest.raises(TeacherServerError, match=match):
         roll(student, remote, prompts)
+
+
+def first(choice: dict, way: str) -> dict:
+    """Of a choice, where the ids and numbers of its first place are."""
+    return choice["prompt_logprobs"][-1] if way == "_by_prompt" else choice["logprobs"]["top_logprobs"][0]
+
+
+def set_value(value):
+    def change(choices: list, way: str) -> None:
+        place = first(choices[0], way)
+        name = next(iter(place))
+        place[name] = {"logprob": value} if way == "_by_prompt" else value
+
+    return change
+
+
+def rename(name: str, keep: bool = False):
+    def change(choices: list, way: str) -> None:
+        place = first(choices[0], way)
+        old = next(iter(place))
+        place[name.format(old.removeprefix("token_id:"))] = place[old] if keep else place.pop(old)
+
+    return change
+
+
+def set_index(value):
+    return lambda choices, way: choices[0].update(index=value)
+
+
+WRONG = {
+    "NaN": (set_value(float("nan")), "nan as a log-probability"),
+    "infinite": (set_value(float("inf")), "inf as a log-probability"),
+    "no probability at all": (set_value(-float("inf")), "-inf as a log-probability"),
+    "above 0": (set_value(0.5), "0.5 as a log-probability"),
+    "together above 1": (lambda choices, way: [set_value(0)(choices, way), rename("7", True)(choices, way)], "sum to"),
+    "null": (set_value(None), "'None' is not a number"),
+    "text": (set_value("-1.0"), "'-1.0' is not a number"),
+    "a switch": (set_value(False), "'False' is not a number"),
+    "a list": (set_value([-1.0]), "is not a number"),
+    "too long a number": (set_value(-(10**400)), "OverflowError"),
+    "a negative id": (rename("-3"), "'-3' is not the id of a token"),
+    "an id with a space": (rename(" 3"), "' 3' is not the id of a token"),
+    "an id that no tensor holds": (rename("9" * 30), "is not the id of a token"),
+    "an id twice": (rename("0{}", keep=True), "is there twice"),
+    "an index too large": (set_index(9), "KeyError"),
+    "an index of another type": (set_index("0"), "choices for"),
+    "an index that is a switch": (set_index(False), "choices for"),
+    "no index": (lambda choices, way: choices[0].pop("index"), "KeyError"),
+    "one choice too few": (lambda choices, way: choices.pop(), "choices for"),
+    "one choice twice": (lambda choices, way: choices.append(choices[0]), "choices for"),
+    "no choice": (lambda choices, way: choices.clear(), "choices for"),
+    "text for a choice": (lambda choices, way: choices.__setitem__(0, "x"), "TypeError"),
+}
+OF_ONE_WAY = {
+    "_by_prefixes": {
+        "fewer than asked for": (lambda choices, way: first(choices[0], way).popitem(), "19 of the 20"),
+        "two tokens": (lambda choices, way: choices[0]["logprobs"]["top_logprobs"].append({}), "too many values"),
+    },
+    "_by_prompt": {"a part": (lambda choices, way: choices[0]["prompt_logprobs"].pop(1), "places for a prompt")},
+    "_logprobs": {
+        "other ids": (lambda choices, way: first(choices[0], way).pop("token_id:4"), "does not know logprob")
+    },
+}
+
+
+@pytest.mark.parametrize("way", ["_by_prompt", "_by_prefixes", "_logprobs"])
+def test_every_number_of_every_answer_is_checked(server, tokenizer, prompts, monkeypatch, way):
+    monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-4)
+    monkeypatch.setattr(TeacherServer, "_look", lambda self: [])
+    remote, text, complete = connect(server, tokenizer), prompts[1][0], server.complete
+    remote._check_same = lambda: None
+
+    def ask():
+        return remote.logprobs([text], [[4]]) if way == "_logprobs" else remote._all(getattr(remote, way), [text], [2])
+
+    right = ask()
+    for name, (change, message) in (WRONG | OF_ONE_WAY[way]).items():
+
+        def lie(body, change=change):
+            answer = complete(body)
+            answer["choices"].sort(key=lambda choice: choice["index"])
+            change(answer["choices"], way)
+            return answer
+
+        server.complete = lie
+        with pytest.raises(TeacherServerError, match=message):
+            raise AssertionError(f"{name}: {ask()}")
+        server.complete = complete
+    assert ask() == right
 
 
 def test_nan_is_named(server, student, tokenizer, prompts):

@@ -128,3 +128,21 @@ def test_a_student_that_is_its_teacher_still_goes_on(tmp_path, beta):
     )
     trainer.train()
     assert len(losses.losses) == 3 and abs(losses.losses[0]) < 1e-6
+
+
+@pytest.mark.parametrize("what, loss", [("loss", 0.0), ("gradient", 1e-6)])
+def test_a_run_whose_first_steps_are_all_without_effect_is_stopped(tmp_path, student, what, loss):
+    trainer, losses = make(tmp_path, "kd-lora", student, config_max_steps=7)
+    compute, steps = trainer.compute_loss, []
+    trainer.compute_loss = lambda *args, **options: compute(*args, **options) * 0 + loss
+    with pytest.raises(RuntimeError, match=f"the {what} is exactly 0 in each of the first 5 steps: nothing"):
+        trainer.train()
+    assert len(losses.losses) == 4
+
+    def once_with_effect(*args, **options):
+        steps.append(1)
+        return compute(*args, **options) * (len(steps) == 3)
+
+    trainer.compute_loss = once_with_effect
+    trainer.train()
+    assert len(losses.losses) == 4 + 7

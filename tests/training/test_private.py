@@ -266,7 +266,8 @@ def defined(node: ast.AST) -> set[str]:
     return set(filter(is_private, names))
 
 
-OWN = set().union(*(defined(tree(path)) for path in OTHERS))
+PUBLIC = {"_replace"}  # of named tuples, documented as such
+OWN = set().union(*(defined(tree(path)) for path in OTHERS)) | PUBLIC
 
 
 @cache

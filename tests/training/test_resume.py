@@ -1,5 +1,6 @@
 """A run that was killed and resumed is the unbroken run, bit for bit, whenever it was killed."""
 
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lupi_trainer.data import files
+from lupi_trainer.lupi_skd.recorder import RolloutRecorder
+from lupi_trainer.scripts import run as script
 from lupi_trainer.speculative import Goodput
 from lupi_trainer.speculative.rules.gamma import Outcome
 from lupi_trainer.training import checkpoints
@@ -23,8 +27,13 @@ from lupi_trainer.training.checkpoints import (
     flaw,
     last_complete_checkpoint,
     put_aside,
+    room_for,
     seal,
+    write_atomically,
 )
+from lupi_trainer.training.full_disk import DiskFull, is_full
+from lupi_trainer.training.loss_totals import read_state
+from lupi_trainer.training.private import TrainerHooks
 from tests.forks import CONTEXT
 from tests.lupi_skd.training import make_trainer
 from tests.training import killed
@@ -130,17 +139,48 @@ def make_checkpoint(folder: Path) -> Path:
     return folder
 
 
+def in_place_of(path: Path) -> None:
+    """A file where a folder was, or the other way round."""
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("a file")
+    else:
+        path.unlink()
+        path.mkdir()
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (lambda p: (p / MANIFEST).unlink(), "its writing was cut off"),
-        (lambda p: (p / MANIFEST).write_text('{"files"'), "cannot be read"),
+        *(
+            (lambda p, text=text: (p / MANIFEST).write_bytes(text), "manifest.json cannot be read")
+            for text in (
+                b"",
+                b'{"files"',
+                b"\xed\x95",
+                b"[" * 99_999,
+                b"[]",
+                b"3",
+                b'{"files": ["model.safetensors"]}',
+                b'{"files": {}}',
+                b'{"files": null}',
+                b'{"files": {"model.safetensors": "7"}}',
+                b'{"files": {"model.safetensors": 7}, "crc32": 5}',
+            )
+        ),
+        (lambda p: in_place_of(p / MANIFEST), "it cannot be read"),
         (lambda p: (p / "sub" / "state.json").unlink(), r"sub.state.json is missing"),
+        (lambda p: in_place_of(p / "sub"), r"sub.state.json is missing"),
+        (lambda p: in_place_of(p / "model.safetensors"), "model.safetensors is a folder, and no file"),
         (lambda p: (p / "model.safetensors").write_bytes(b"wei"), "model.safetensors has 3 bytes, not 7"),
+        (lambda p: (p / "model.safetensors").write_bytes(b"weighty"), "model.safetensors is damaged: it has other"),
+        (lambda p: (p / "sub" / "state.json").write_bytes(b"\0\0"), "sub.state.json is damaged"),
+        (in_place_of, "it is a file, and no folder"),
         (shutil.rmtree, "no such folder"),
     ],
 )
-def test_a_half_written_checkpoint_is_not_taken_for_whole(tmp_path, caplog, damage, message):
+def test_a_damaged_checkpoint_is_not_taken_for_whole(tmp_path, caplog, damage, message):
     older, newer = make_checkpoint(tmp_path / "checkpoint-9"), make_checkpoint(tmp_path / "checkpoint-10")
     (tmp_path / "checkpoint-best").mkdir()
     assert find_checkpoint("true", tmp_path) == find_checkpoint(True, tmp_path) == str(newer)
@@ -148,9 +188,76 @@ def test_a_half_written_checkpoint_is_not_taken_for_whole(tmp_path, caplog, dama
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(True, tmp_path) == str(older)
     if newer.exists():
-        assert "checkpoint-10 is not resumed from" in caplog.text
+        assert len(caplog.messages) == 1 and "checkpoint-10 is not resumed from" in caplog.text
     with pytest.raises(ValueError, match=f"cannot resume from .*checkpoint-10: .*{message}"):
         find_checkpoint(str(newer), tmp_path)
+
+
+def test_a_manifest_of_an_earlier_version_has_sizes_alone(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-1")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["crc32"].keys() == manifest["files"].keys() and MANIFEST not in manifest["files"]
+    (folder / MANIFEST).write_text(json.dumps({"files": manifest["files"]}))
+    assert find_checkpoint(True, tmp_path) == str(folder)
+
+
+def test_a_state_that_no_checksum_vouches_for_is_named(tmp_path):
+    for text in ("", "[1]", "{" * 9):
+        (tmp_path / "state_0.json").write_text(text)
+        with pytest.raises(ValueError, match=r"state_0.json cannot be read .*: go on from an earlier checkpoint"):
+            read_state(tmp_path, "state_{process}.json", 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "no room", "model.safetensors"),
+        OSError(errno.EDQUOT, "your quota"),
+        RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/7: file write failed"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["open", "quota", "torch", "safetensors"],
+)
+def test_a_full_disk_ends_a_run_in_a_line_that_says_what_is_whole(tmp_path, monkeypatch, error, capsys):
+    settings = {"config_save_strategy": "steps", "config_save_steps": 1, "config_save_only_model": True}
+    trainer, _ = make_trainer(tmp_path, **settings)
+    save = TrainerHooks.save_checkpoint
+
+    def full(self, model, trial):
+        save(self, model, trial)
+        if self.state.global_step == 2:
+            raise error
+
+    monkeypatch.setattr(TrainerHooks, "save_checkpoint", full)
+    assert script(trainer.train) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the disk of ") and "has no room left, at step 2: " in said
+    assert "checkpoint-1 is complete, and nothing after it. Make room; the same command with --resume_from" in said
+    assert not (tmp_path / "run" / "checkpoint-2").exists()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(DiskFull, match="no checkpoint is complete. Make room, and begin anew"), room_for(trainer):
+        raise RuntimeError("behind it") from error
+    with pytest.raises(RuntimeError, match="something else"), room_for(trainer):
+        raise RuntimeError("something else")
+
+
+def test_a_device_without_room_is_known(tmp_path):
+    (tmp_path / "rollouts.jsonl").symlink_to("/dev/full")
+    recorder = RolloutRecorder(tmp_path, None, 3)
+    recorder.written = {}
+    with pytest.raises(OSError) as error:
+        recorder.write([{"split": "train"}], 0)
+    assert is_full(error.value)
+
+
+def test_a_file_is_written_whole_or_not_at_all_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_atomically(path, "é")
+    assert path.read_bytes() == "é".encode() and path.stat().st_mode & 0o777 == 0o666 & ~files._UMASK
+    monkeypatch.setattr(os, "fsync", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(path, b"other")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_text() == "é"
 
 
 def test_what_a_manifest_vouches_for_is_on_the_disk_before_it(tmp_path, monkeypatch):

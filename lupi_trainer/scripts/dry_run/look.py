@@ -13,6 +13,7 @@ from ...lupi_skd.unread import refused_settings
 from ...lupi_skd.values import value_faults
 from ...training import reporters
 from ...training.manifest import MANIFEST, flaw
+from ...training.run_lock import taken
 from .report import Report
 from .settings import Settings
 
@@ -169,6 +170,8 @@ def _folder(settings: Settings) -> Iterator[str]:
         yield f"output_dir: {above} is a file, and {output} would lie below it"
     elif not os.access(above, os.W_OK | os.X_OK):
         yield f"output_dir: {above} cannot be written to"
+    elif (other := taken(output)) is not None:
+        yield f"output_dir: {other}"
     elif holds_student(output) and not settings.get("overwrite_output_dir") and not _resumes(settings):
         saved = any(output.glob("checkpoint-*"))
         goes_on = "go on from its last checkpoint with --resume_from_checkpoint true, " if saved else ""

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ...data.credentials import without_secrets
+
 
 MOST = 20  # records with one fault that are listed
 
@@ -51,7 +53,7 @@ class Report:
         for what, text in self.rows:
             print(f"{what:<10} " + textwrap.fill(text, 108, subsequent_indent=" " * 11))
         for fault in self.faults:
-            print(f"error: {fault}", file=sys.stderr)
+            print(f"error: {without_secrets(fault)}", file=sys.stderr)
         found = len(self.faults)
         print(f"{found} {'fault' if found == 1 else 'faults'}: nothing was written" if found else "all well")
         return 1 if found else 0

@@ -1,14 +1,23 @@
 """A recipe and its overrides as values, and everything that is wrong with its keys: all of it, not the first alone."""
 
-import math
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
+from ...training.settings import not_finite
 from ..kd_flags import FLAGS
-from ..recipe_words import MEANS_NONE, NOTHING, RecipeError, hint, installed_name, load_recipe, refuse_secret
+from ..recipe_words import (
+    MEANS_NONE,
+    NOTHING,
+    RecipeError,
+    as_written,
+    hint,
+    installed_name,
+    load_recipe,
+    refuse_secret,
+)
 from .key_types import UNKNOWN, KeyType, key_types
 
 
@@ -84,6 +93,8 @@ def typed(value: Any, kind: KeyType) -> Any:
         if not kinds & {"None", "Any", "object"}:
             raise ValueError(cannot_be_unset(kind))
         return None
+    if (wrong := not_finite(value)) is not None:
+        raise ValueError(f"must be a finite number, got {wrong}")
     name = "list" if isinstance(value, list) else "dict" if isinstance(value, dict) else None
     if name is not None:
         if not kinds & {name, "Any", "object"}:
@@ -92,8 +103,6 @@ def typed(value: Any, kind: KeyType) -> Any:
         return value
     if not isinstance(value, (str, bool, int, float)):
         raise ValueError(f"is read as a {type(value).__name__}; put it into quotes, as text")
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError("is not a number")
     if kind.choices and value not in kind.choices and str(value) not in kind.choices:
         raise ValueError(f"must be one of {list(kind.choices)}, got {value!r}")
     text = str(value)
@@ -110,9 +119,12 @@ def typed(value: Any, kind: KeyType) -> Any:
     for name, make, what in (("int", int, "a whole number"), ("float", float, "a number")):
         if name in kinds:
             try:
-                return make(text)
+                made = make(text)
             except ValueError:
                 raise ValueError(f"takes {what}, got {value!r}") from None
+            if (wrong := not_finite(made)) is not None:
+                raise ValueError(f"must be a finite number, got {wrong}")
+            return made
     return value
 
 
@@ -160,7 +172,16 @@ def _read_file(settings: Settings, path: str) -> None:
         if _secret(str(key), f"{path}: ", value, settings.faults) or key == "env":
             continue
         name = installed_name(str(key), known)
-        if name in known:
+        if name in known and name in settings.given:
+            settings.faults.append(f"{path}: {name!r} is given twice, once as {key!r}: leave one of them")
+        elif name in known:
+            kinds = key_types(settings.command)[name].kinds
+            is_switch, is_text = "bool" in kinds and "str" not in kinds, kinds <= {"str", "None"}
+            try:
+                value = as_written(f"{path}: {name!r}", recipe.texts.get(str(key)), value, is_switch, is_text)
+            except RecipeError as error:
+                settings.faults.append(str(error))
+                continue
             _take(settings, name, value, path)
         else:
             settings.faults.append(f"{path}: unknown key {key!r}{hint(str(key), known | {'env'})}")
