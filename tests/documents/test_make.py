@@ -234,12 +234,12 @@ def test_a_local_teacher_writes_the_same_whatever_was_asked_before(tmp_path, mon
     write_documents(tmp_path / "in", world.NEW[:2])
     write = local.LocalModel._write
 
-    def scripted(self, requests):
+    def scripted(self, requests, as_json=False):
         text = requests[0].messages[-1]["content"]
         if "Reply with JSON alone" in text:
             written = {"facts": facts(text.partition("Passage:\n")[2]), "unanswered": []}
             return [replies.Reply(json.dumps(written) if world.NEW[0].name in text else "Sure!", True)]
-        return write(self, requests)
+        return write(self, requests, as_json)
 
     monkeypatch.setattr(local.LocalModel, "_write", scripted)
     prompts = tmp_path / "prompts"
