@@ -18,7 +18,7 @@ from .standing import dependence, is_question
 
 
 OPENINGS = 4  # questions of a sentence
-MOST_TOKENS = 40  # of one question
+MOST_TOKENS = 32  # of one question
 MOST_WORDS = 5  # of an answer
 # as the examples in `fill.txt` have it
 SENTENCE, QUESTION, ANSWER = "Sentence: ", '\nQuestion: "', '"\nAnswer: "'
@@ -190,16 +190,17 @@ class Writer:
         new = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
         self.mask = torch.cat([self.mask, new], 1)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
+        last, where = (new.sum(1) - 1).clamp(min=0).unique(return_inverse=True)
         output = self.model(
             input_ids=ids.to(self.device),
             attention_mask=self.mask.to(self.device),
             position_ids=positions.to(self.device),
             past_key_values=self.cache,
             use_cache=True,
+            logits_to_keep=last.to(self.device),
         )
         self.cache = output.past_key_values
-        last = (new.sum(1) - 1).clamp(min=0)
-        return output.logits[torch.arange(len(texts)), last].float().cpu()
+        return output.logits[torch.arange(len(texts)), where].float().cpu()
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

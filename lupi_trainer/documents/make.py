@@ -32,6 +32,7 @@ class Settings:
         max_new_tokens: of an answer.
         keep_known: keep what the student knows already, marked.
         never: questions that no document answers, at most.
+        fill_in: a local writer is given the form at once, not only where it wrote no JSON.
         chat_template_kwargs: for the chat template of both models.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     max_new_tokens: int = 64
     keep_known: bool = False
     never: int = 20
+    fill_in: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -122,10 +124,10 @@ class Maker:
         for attempt in range(ATTEMPTS):
             asked = []
             for one in left:
-                prompts, again = self.prompts[one.chunk.language], attempt > 0 and writer.fills_in
-                messages = prompts.fill_in(one.chunk) if again else prompts.write(one.chunk, self.s.facts)
-                passage = one.chunk.knowledge if again else ""
-                request = self._request(writer, messages, tokens, 0 if again else attempt)
+                prompts, form = self.prompts[one.chunk.language], writer.fills_in and (attempt > 0 or self.s.fill_in)
+                messages = prompts.fill_in(one.chunk) if form else prompts.write(one.chunk, self.s.facts)
+                passage = one.chunk.knowledge if form else ""
+                request = self._request(writer, messages, tokens, 0 if form else attempt)
                 asked.append((one, request, passage))
             units = [Unit(one.chunk.file, [request], passage) for one, request, passage in asked]
             self._ask("questions", writer, units, schema(self.s.facts))

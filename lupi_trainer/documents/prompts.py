@@ -19,13 +19,13 @@ SLOTS = {
     "no.txt": (),  # a line each: what says that it is not
     "unknown.txt": (),  # a line each: accepted answers to what is in no document
 }
-_TEXT = {"type": "string", "maxLength": 200}  # lest a small model goes on and on
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 200}  # lest a small model goes on and on
 _FACT = {
     "type": "object",
     "properties": {
         "question": _TEXT,
         "phrasings": {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2},
-        "answer": {"type": "string", "maxLength": MOST_LETTERS},
+        "answer": _TEXT | {"maxLength": MOST_LETTERS},
     },
     "required": ["question", "phrasings", "answer"],
     "additionalProperties": False,
