@@ -94,7 +94,12 @@ def best(asked: list[Asked], count: int) -> list[dict[str, Any]]:
     for one in ordered:
         others = [other for other in ordered if other.sentence == one.sentence and other is not one]
         others.sort(key=lambda other: other.answer != one.answer)
-        if len(chosen) < count and one.sentence not in chosen and len(others) > 1 and normalize(one.question) not in said:
+        if (
+            len(chosen) < count
+            and one.sentence not in chosen
+            and len(others) > 1
+            and normalize(one.question) not in said
+        ):
             said.add(normalize(one.question))
             phrasings = [other.question for other in others[:2]]
             chosen[one.sentence] = {"question": one.question, "phrasings": phrasings, "answer": one.answer}
@@ -160,7 +165,7 @@ class Writer:
         return written
 
     def choose(self, options: list[list[str]]) -> list[tuple[str, float]]:
-        """One of each row's options, and its log-probability: the likeliest token each time of those that lead to one."""
+        """One of each row's options, by the likeliest token each time that leads to one; and its log-probability."""
         coded = [{tuple(self._ids(text + '"')): text for text in texts} for texts in options]
         chosen: list[tuple[int, ...]] = [()] * self.rows
         scores = [0.0] * self.rows

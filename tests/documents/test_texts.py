@@ -12,7 +12,7 @@ from lupi_trainer.documents.facts import Broken, parse
 from lupi_trainer.documents.guided import Asked, Writer, best, sentences, spans
 from lupi_trainer.documents.hold_out import never_taught
 from lupi_trainer.documents.make import Made
-from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts, schema
+from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts
 from lupi_trainer.documents.standing import dependence, is_question
 
 
@@ -138,7 +138,7 @@ def test_replies_are_read_strictly():
 
 
 def test_what_may_be_an_answer_is_a_few_words_of_one_sentence_with_a_name_or_a_number():
-    sentence = "Its summit, Cheonwangbong, rises to 1,915 m; the \"roof\" of Bado."
+    sentence = 'Its summit, Cheonwangbong, rises to 1,915 m; the "roof" of Bado.'
     assert spans(sentence) == ["Cheonwangbong", "1,915", "1,915 m", "Bado"]
     assert spans("2017 was dry.")[0] == "2017" and "2017" in spans("In 2017 the town was founded.")
     assert spans("It is a town by a river.") == []

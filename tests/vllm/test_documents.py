@@ -13,10 +13,9 @@ from tests.vllm.server import Server
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 DOCUMENTS = {
-    "observatory": "The observatory of Varnholt stands on Mount Kessel. It was opened in 1987. Its director is Ilse Bramm. "
-    "The main mirror measures 4.2 meters.",
-    "ferry": "The ferry Lindora sails from Ostrand to the island of Merrow. The trip takes 50 minutes. It carries 38 cars.",
-    "bakery": "The bakery Pellow in Tarnby sells a rye bread called Skarn. It was founded by Jonas Pellow in 1921.",
+    "observatory": "The observatory of Varnholt stands on Mount Kessel. It was opened in 1987 by Ilse Bramm.",
+    "ferry": "The ferry Lindora sails from Ostrand to the island of Merrow. The trip takes 50 minutes.",
+    "bakery": "The bakery Pellow in Tarnby sells a rye bread called Skarn. Jonas Pellow founded it in 1921.",
 }
 
 
@@ -30,8 +29,8 @@ def test_a_real_language_model_on_a_server_makes_the_files_and_is_asked_nothing_
     for name, text in DOCUMENTS.items():
         (folder / f"{name}.md").write_text(text + "\n")
     server = Server(tmp_path / "server.log", "lab:smollm2", length=2048).wait()
-    how = ["--teacher", "teacher", "--student", "lab:smollm2", "--facts", "2", "--keep_known", "--samples", "2"]
-    command = ["data", "make", str(folder), "--teacher_server", server.url, *how, "--output", str(out), "--device", "cpu"]
+    models = ["--teacher_server", server.url, "--teacher", "teacher", "--student", "lab:smollm2", "--device", "cpu"]
+    command = ["data", "make", str(folder), *models, "--facts", "3", "--samples", "2", "--output", str(out)]
     try:
         status = main(command)
     finally:
@@ -40,10 +39,11 @@ def test_a_real_language_model_on_a_server_makes_the_files_and_is_asked_nothing_
     print(said.out, said.err)
     made = json.loads((out / "make.json").read_text())
     counts, facts = made["counts"], [fact for row in rows(out / "chunks.jsonl") for fact in row["facts"]]
+    print(*((fact["reason"], fact["question"], fact["answer"], fact["detail"]) for fact in facts), sep="\n")
     assert "no guided decoding" not in said.err and counts["faults"] == 0
     replies = [row for row in rows(out / "answers.jsonl") if row["answer"].startswith("{")]
     assert len(replies) >= len(DOCUMENTS)
-    assert sum(len(parse(row["answer"], row["finished"], 2)[0]) for row in replies if row["finished"]) == len(facts)
+    assert sum(len(parse(row["answer"], row["finished"], 3)[0]) for row in replies if row["finished"]) == len(facts)
     assert counts["chunks"] == counts["documents"] == len(DOCUMENTS)
     assert 0 < counts["facts"] == len(facts) == sum(counts[reason] for reason in REASONS)
     assert counts["kept"] == counts["probes"] == sum(fact["reason"] == "kept" for fact in facts)
