@@ -63,6 +63,7 @@ VLLM := 0.32.0
 	touch .venv-vllm/.ready
 
 test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, started and stopped by the test
+	$(BIN)/python -m lupi_trainer.lab.real >/dev/null  # SmolLM2-135M, which writes questions there
 	$(BIN)/python -m pytest -m vllm -s tests/vllm
 
 # DeepSpeed lies beside what .venv has, and not in it: there, accelerate would load it into every run of every test.

@@ -8,7 +8,7 @@ from ..data.check_culture import near_pairs
 
 
 ALIKE = 0.5  # share of common words, by their beginnings, of two questions with the same answer
-_SMALL = set(
+SMALL = set(
     "a an the what which who whom whose when where why how is are was were do does did has have had can could will "
     "would should may might must in on at of to for from by with about and or s it its you your me i my tell name "
     "give say know called be been there that this".split()
@@ -23,7 +23,7 @@ def same_answer(a: str, b: str) -> bool:
 def content(question: str) -> list[str]:
     """The words of a question that say what it is about; names and numbers keep their capital."""
     words = re.findall(r"[^\W_]+(?:-[^\W_]+)*", re.sub(r"['\u2019]s\b", "", question))
-    return [word for word in words if word.casefold() not in _SMALL and not _ASKS.match(word)]
+    return [word for word in words if word.casefold() not in SMALL and not _ASKS.match(word)]
 
 
 def _stem(word: str) -> str:

@@ -4,14 +4,14 @@ import gc
 import hashlib
 from typing import Any
 
-from .guided import MOST_TOKENS, ends, fill_in
+from .guided import fill_in
 from .replies import Done, Model, Reply, Request, Unit
 
 
 class LocalModel(Model):
     """A model by its name.
 
-    Where JSON is wanted, it writes that by itself at temperature 0, and by [`fill_in`] above: when it is asked again.
+    Where JSON is wanted, it writes that by itself, and by [`fill_in`] where its unit has a passage: asked again.
 
     What it writes depends on the request alone and on those of its unit, never on what was asked before: a unit is
     one batch, in its order, and all of it is asked as soon as one of its replies is missing.
@@ -24,20 +24,22 @@ class LocalModel(Model):
     def __init__(self, name: str, dtype: str = "auto", device: str | None = None):
         self.name, self.dtype, self.device = name, dtype, device
         self.identity = f"{name} ({dtype})"
+        self.fills_in = True
         self.loaded: Any = None
 
     def pending(self, units: list[Unit], known: dict[str, Reply]) -> list[Unit]:
-        batches = (Unit(unit.name, batch) for unit in units for batch in _batches(unit.requests))
+        batches = (Unit(unit.name, batch, unit.passage) for unit in units for batch in _batches(unit.requests))
         left = {tuple(request.hash for request in batch.requests): batch for batch in batches}
         return [batch for hashes, batch in left.items() if not known.keys() >= set(hashes)]
 
     def ask(self, units: list[Unit], schema: dict[str, Any] | None, done: Done) -> None:
         for unit in units:
             try:
-                if schema is not None and unit.requests[0].temperature > 0:
-                    replies = [self._fill_in(request, schema) for request in unit.requests]
+                if schema is not None and unit.passage:
+                    count = schema["properties"]["facts"]["maxItems"]
+                    replies = [self._fill_in(request, unit.passage, count) for request in unit.requests]
                 else:
-                    replies = self._write(unit.requests)
+                    replies = self._write(unit.requests, schema is not None)
             except ValueError as error:
                 raise ValueError(f"{unit.name}: {self.name} cannot be asked about it: {error}") from error
             done(list(zip(unit.requests, replies)))
@@ -53,30 +55,31 @@ class LocalModel(Model):
         check_turns(self.loaded[1], conversations, **template)
         return ids
 
-    def _write(self, requests: list[Request]) -> list[Reply]:
+    def _write(self, requests: list[Request], as_json: bool = False) -> list[Reply]:
         from ..evaluation import generate_answers
 
         ids, first = self._prompts(requests), requests[0]
+        if as_json:
+            return [self._write_json(one, request.max_tokens) for one, request in zip(ids, requests)]
         if first.temperature == 0:
             answers = generate_answers(*self.loaded, ids, max_new_tokens=first.max_tokens, batch_size=len(ids))
             return [Reply(*answer) for answer in answers]
         return self._sample(ids, first.temperature, first.max_tokens, "".join(request.hash for request in requests))
 
-    def _fill_in(self, request: Request, schema: dict[str, Any]) -> Reply:
-        (ids,), tokenizer = self._prompts([request]), self.loaded[1]
-        text: list[int] = []
+    def _write_json(self, ids: list[int], tokens: int) -> Reply:
+        """The likeliest text, cut off as soon as it cannot become JSON."""
+        begun: list[int] = []
 
-        def ended(row: int, tokens: list[int]) -> bool:
-            text.extend(tokens)
-            return ends(tokenizer.decode(text))
+        def hopeless(row: int, new: list[int]) -> bool:
+            begun.extend(new)
+            text = self.loaded[1].decode(begun[:8], skip_special_tokens=True).lstrip()
+            return bool(text) and not text.startswith(("{", "`"))
 
-        def write(reply: str) -> str:
-            text.clear()
-            before = [*ids, *tokenizer(reply, add_special_tokens=False)["input_ids"]]
-            address = f"{request.hash} {len(reply)}"
-            return self._sample([before], request.temperature, MOST_TOKENS, address, on_tokens=ended)[0].text
+        return self._sample([ids], 0.0, tokens, "", on_tokens=hopeless)[0]
 
-        return Reply(fill_in(schema, write), True)
+    def _fill_in(self, request: Request, passage: str, count: int) -> Reply:
+        (ids,) = self._prompts([request])
+        return Reply(fill_in(*self.loaded[:2], ids, passage, count), True)
 
     def _sample(self, ids: list[list[int]], temperature: float, tokens: int, address: str, **more: Any) -> list[Reply]:
         """What is drawn depends on the prompts and the address."""

@@ -11,7 +11,7 @@ from .facts import Broken, parse
 from .prompts import Prompts, schema
 from .replies import Model, Replies, Reply, Request, Unit
 from .standing import dependence, is_question
-from .verdicts import Verdict, by_form, by_knowing, by_reading
+from .verdicts import Verdict, by_form, by_knowing, by_reading, by_reading_again
 
 
 ATTEMPTS = 3  # at a reply that can be read
@@ -32,6 +32,7 @@ class Settings:
         max_new_tokens: of an answer.
         keep_known: keep what the student knows already, marked.
         never: questions that no document answers, at most.
+        fill_in: a local writer is given the form at once, not only where it wrote no JSON.
         chat_template_kwargs: for the chat template of both models.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     max_new_tokens: int = 64
     keep_known: bool = False
     never: int = 20
+    fill_in: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -122,12 +124,15 @@ class Maker:
         for attempt in range(ATTEMPTS):
             asked = []
             for one in left:
-                messages = self.prompts[one.chunk.language].write(one.chunk, self.s.facts)
-                asked.append((one, self._request(writer, messages, tokens, attempt)))
-            units = [Unit(one.chunk.file, [request]) for one, request in asked]
+                prompts, form = self.prompts[one.chunk.language], writer.fills_in and (attempt > 0 or self.s.fill_in)
+                messages = prompts.fill_in(one.chunk) if form else prompts.write(one.chunk, self.s.facts)
+                passage = one.chunk.knowledge if form else ""
+                request = self._request(writer, messages, tokens, 0 if form else attempt)
+                asked.append((one, request, passage))
+            units = [Unit(one.chunk.file, [request], passage) for one, request, passage in asked]
             self._ask("questions", writer, units, schema(self.s.facts))
             left = []
-            for one, request in asked:
+            for one, request, _ in asked:
                 try:
                     facts, unanswered = parse(*self._answer(request), self.s.facts)
                 except Broken as error:
@@ -142,25 +147,39 @@ class Maker:
         return is_question(text) and not dependence(text) and not self.splitter.spells(text)
 
     def _read(self, made: list[Made], reader: Model) -> None:
-        plans = []  # (chunk, requests of each verdict, request about what is not answered)
+        """The likeliest answer to each question first; samples and phrasings of those alone that it is right for."""
+        likeliest = []  # (chunk, a request for each verdict, request about what is not answered)
         for one in made:
-            prompts, rows = self.prompts[one.chunk.language], []
-            for verdict in (v for v in one.verdicts if not v.reason):
-                asked = [prompts.read(one.chunk, text) for text in verdict.questions]
-                samples = [self._read_request(reader, asked[0], n) for n in range(self.s.samples)]
-                rows.append((verdict, samples, [self._read_request(reader, messages) for messages in asked[1:]]))
+            prompts = self.prompts[one.chunk.language]
+            rows = [
+                (verdict, self._read_request(reader, prompts.read(one.chunk, verdict.fact.question)))
+                for verdict in one.verdicts
+                if not verdict.reason
+            ]
             absent = prompts.absent(one.chunk, one.unanswered) if one.unanswered else None
-            plans.append((one, rows, self._read_request(reader, absent) if absent else None))
-        units = []
-        for one, rows, absent in plans:
-            requests = [request for _, *both in rows for requests in both for request in requests]
-            units.append(Unit(one.chunk.file, [*requests, *([absent] if absent else [])]))
-        self._ask("open-book", reader, units)
-        for one, rows, absent in plans:
-            for verdict, samples, phrased in rows:
-                by_reading(verdict, [*map(self._answer, samples)], [*map(self._answer, phrased)], self.s.mark)
-            if absent and not self._says_no(self.prompts[one.chunk.language], self._answer(absent)):
+            likeliest.append((one, rows, [self._read_request(reader, absent)] if absent else []))
+        units = [Unit(one.chunk.file, [*(r for _, r in rows), *absent]) for one, rows, absent in likeliest]
+        self._ask("open-book", reader, [unit for unit in units if unit.requests])
+        for one, rows, absent in likeliest:
+            for verdict, request in rows:
+                by_reading(verdict, self._answer(request), self.s.mark)
+            if absent and not self._says_no(self.prompts[one.chunk.language], self._answer(absent[0])):
                 one.unanswered = ""
+        self._read_again(made, reader)
+
+    def _read_again(self, made: list[Made], reader: Model) -> None:
+        plans = []  # (chunk, verdict, further samples, a request for each phrasing)
+        for one in made:
+            for verdict in (v for v in one.verdicts if not v.reason):
+                first, *others = (self.prompts[one.chunk.language].read(one.chunk, text) for text in verdict.questions)
+                samples = [self._read_request(reader, first, n) for n in range(1, self.s.samples)]
+                plans.append((one, verdict, samples, [self._read_request(reader, messages) for messages in others]))
+        units: dict[int, Unit] = {}
+        for one, _, samples, phrased in plans:
+            units.setdefault(id(one), Unit(one.chunk.file, [])).requests.extend([*samples, *phrased])
+        self._ask("open-book again", reader, [unit for unit in units.values() if unit.requests])
+        for _, verdict, samples, phrased in plans:
+            by_reading_again(verdict, [*map(self._answer, samples)], [*map(self._answer, phrased)], self.s.mark)
 
     def _read_request(self, reader: Model, messages: list[dict[str, str]], sample: int = 0) -> Request:
         return self._request(reader, messages, self.s.max_new_tokens, sample)

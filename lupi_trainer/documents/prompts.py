@@ -13,18 +13,19 @@ LANGUAGES = ("en", "ko")
 # file -> what must stand in it once
 SLOTS = {
     "write.txt": ("{document}", "{count}", "{passage}"),  # asks for questions
+    "fill.txt": ("{passage}",),  # has a model fill in questions that writes no JSON
     "read.txt": (),  # the persona that answers open-book, in training too
     "absent.txt": ("{passage}", "{question}"),  # asks whether a question is answered
     "no.txt": (),  # a line each: what says that it is not
     "unknown.txt": (),  # a line each: accepted answers to what is in no document
 }
-_TEXT = {"type": "string", "maxLength": 200}  # lest a small model goes on and on
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 200}  # lest a small model goes on and on
 _FACT = {
     "type": "object",
     "properties": {
         "question": _TEXT,
         "phrasings": {"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2},
-        "answer": {"type": "string", "maxLength": MOST_LETTERS},
+        "answer": _TEXT | {"maxLength": MOST_LETTERS},
     },
     "required": ["question", "phrasings", "answer"],
     "additionalProperties": False,
@@ -48,6 +49,9 @@ class Prompts:
     def write(self, chunk: Chunk, count: int) -> Messages:
         values = {"{document}": chunk.file, "{count}": str(count), "{passage}": chunk.knowledge}
         return [{"role": "user", "content": fill(self.texts["write.txt"], values)}]
+
+    def fill_in(self, chunk: Chunk) -> Messages:
+        return [{"role": "user", "content": fill(self.texts["fill.txt"], {"{passage}": chunk.knowledge})}]
 
     @property
     def persona(self) -> str:

@@ -97,10 +97,15 @@ class Replies:
 
 
 class Unit(NamedTuple):
-    """Requests that belong together: those about one chunk, by whose name errors are told apart."""
+    """Requests that belong together: those about one chunk, by whose name errors are told apart.
+
+    Attributes:
+        passage: about which facts are to be filled in, if they are.
+    """
 
     name: str
     requests: list[Request]
+    passage: str = ""
 
 
 Done = Callable[[list[tuple[Request, Reply]]], None]
@@ -111,6 +116,7 @@ class Model:
 
     name = ""
     identity = ""  # in requests: the name, and what else its replies depend on
+    fills_in = False  # whether it can be given the form, where it does not write JSON of its own
 
     def pending(self, units: list[Unit], known: dict[str, Reply]) -> list[Unit]:
         """What is left to be asked, none of it twice."""
@@ -119,7 +125,7 @@ class Model:
             fresh = {request.hash: request for request in unit.requests if request.hash not in seen}
             seen |= fresh.keys()
             if fresh:
-                left.append(Unit(unit.name, list(fresh.values())))
+                left.append(Unit(unit.name, list(fresh.values()), unit.passage))
         return left
 
     def ask(self, units: list[Unit], schema: dict[str, Any] | None, done: Done) -> None:

@@ -17,7 +17,7 @@ REASONS = {
     "absent": "its answer does not stand in the chunk",
     "given_away": "its question says its answer",
     "unread": "the teacher, with the text before it, does not answer it right",
-    "unstable": "the teacher, with the text before it, answers it right in some samples only",
+    "unstable": "the teacher, with the text before it, answers it right at first, and not in all samples",
     "contradicted": "the same question has another answer elsewhere",
     "repeated": "it is nearly the same as another one",
 }
@@ -85,13 +85,18 @@ def is_right(reply: Reply, answer: str, mark: str) -> bool:
     return strict if mark == "strict" else lenient
 
 
-def by_reading(verdict: Verdict, samples: list[Reply], phrased: list[Reply], mark: str) -> None:
-    """What the teacher made of the question, in `samples`, and of each of the phrasings, with the text before it."""
+def by_reading(verdict: Verdict, reply: Reply, mark: str) -> None:
+    """What the teacher, with the text before it, finds likeliest."""
+    if not is_right(reply, verdict.fact.answer, mark):
+        verdict.reject("unread", reply.text)
+
+
+def by_reading_again(verdict: Verdict, samples: list[Reply], phrased: list[Reply], mark: str) -> None:
+    """What the teacher then made of the question, in `samples`, and of each of the phrasings."""
     answer = verdict.fact.answer
-    right = [is_right(reply, answer, mark) for reply in samples]
-    if not all(right):
-        wrong = samples[right.index(False)].text
-        verdict.reject("unstable" if any(right) else "unread", wrong)
+    wrong = next((reply for reply in samples if not is_right(reply, answer, mark)), None)
+    if wrong is not None:
+        verdict.reject("unstable", wrong.text)
         return
     verdict.phrasings = [text for text, reply in zip(verdict.phrasings, phrased) if is_right(reply, answer, mark)]
 

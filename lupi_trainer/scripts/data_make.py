@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", help="by which chunks are measured (default: the teacher's, or if it is served, the student's)")
     add("--chunk_tokens", type=int, default=400, help="tokens that a chunk has at most")
     add("--facts", type=int, default=5, help="facts that are asked for, of a chunk at most")
+    add("--fill_in", action="store_true", help="a local teacher is too small to write JSON: have it fill in questions")
     add("--samples", type=int, default=3, help="open-book answers of the teacher, all of which must be right")
     add("--temperature", type=float, default=0.7, help="of all of these but the first")
     add("--mark", choices=("strict", "lenient"), default="strict", help="how the teacher must be right")
@@ -70,6 +71,8 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--seed must be from 0 to {2**31 - 1}, got {args.seed}")
     if args.teacher is None and args.teacher_server is None:
         raise ValueError("who writes the questions? Name a --teacher, or the --teacher_server that it is on")
+    if args.fill_in and args.teacher_server is not None:
+        raise ValueError("--fill_in is for a teacher that is loaded here; one on a --teacher_server writes JSON")
     teacher = None if args.teacher_server else args.teacher
     check_models({"--student": args.student, "--reader": args.reader, "--teacher": teacher}, args.device)
     from . import run

@@ -106,7 +106,7 @@ def make(args: argparse.Namespace) -> int:
     if not records:
         raise ValueError(f"nothing in {args.folder} can be taught; lupi data report {args.output} shows why")
     print(f"{args.output}: {counted(counts['records'], 'record')}, {counted(counts['probes'], 'fact')}")
-    print("Next:", *next_commands(args, texts), sep="\n  ")
+    print("Next:", *next_commands(args, texts, data), sep="\n  ")
     return 0
 
 
@@ -222,10 +222,10 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def next_commands(args: argparse.Namespace, texts: dict[str, str]) -> list[str]:
+def next_commands(args: argparse.Namespace, texts: dict[str, str], data: dict[str, list[dict]]) -> list[str]:
     folder = args.output.as_posix()
     general = " ".join(f"{folder}/{name}" for name in sorted(texts) if name != RECIPE)
-    probes = " ".join(f"{folder}/{name}" for name in (PROBES, UNSEEN, NEVER))
+    probes = " ".join(f"{folder}/{name}" for name in (PROBES, UNSEEN, NEVER) if data[name])
     return [
         f"lupi data report {folder}",
         f"lupi data check {folder}/{RECORDS} --probes {folder}/{PROBES}",

@@ -234,12 +234,12 @@ def test_a_local_teacher_writes_the_same_whatever_was_asked_before(tmp_path, mon
     write_documents(tmp_path / "in", world.NEW[:2])
     write = local.LocalModel._write
 
-    def scripted(self, requests):
+    def scripted(self, requests, as_json=False):
         text = requests[0].messages[-1]["content"]
         if "Reply with JSON alone" in text:
             written = {"facts": facts(text.partition("Passage:\n")[2]), "unanswered": []}
             return [replies.Reply(json.dumps(written) if world.NEW[0].name in text else "Sure!", True)]
-        return write(self, requests)
+        return write(self, requests, as_json)
 
     monkeypatch.setattr(local.LocalModel, "_write", scripted)
     prompts = tmp_path / "prompts"
@@ -248,6 +248,8 @@ def test_a_local_teacher_writes_the_same_whatever_was_asked_before(tmp_path, mon
     (prompts / "en/write.txt").write_text("{document} {count} Reply with JSON alone. Passage:\n{passage}")
     options = ["--teacher", "lab:teacher", "--samples", "2", "--prompts", str(prompts), "--facts", "2"]
     assert make(tmp_path / "in", None, *options, out=tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "probes_unseen.jsonl" in said and "probes_never.jsonl" not in said  # which is empty, and cannot be asked
     made = json.loads((tmp_path / "out/make.json").read_text())
     assert made["counts"]["kept"] == 2 and made["settings"]["teacher"] == "lab:teacher (auto)"
     # what it does not write as JSON by itself, it fills in, here with what is none of questions
@@ -319,6 +321,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_asked(tmp_path
         (folder, server, "out", ["--limit", "0"], "--limit must be at least 1"),
         (folder, server, "out", ["--temperature", "0"], "--temperature must be above 0"),
         (folder, server, "out", ["--seed", "-1"], "--seed must be from 0"),
+        (folder, server, "out", ["--fill_in"], "--fill_in is for a teacher that is loaded here"),
         (folder, None, "out", [], "Name a --teacher, or the --teacher_server"),
         (folder, two, "out", [], "serves a, b: say which with --teacher"),
         (folder, server, "taken", [], "has a records.jsonl that was not made from documents"),

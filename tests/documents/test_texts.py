@@ -3,15 +3,16 @@
 import json
 
 import pytest
+import torch
 
 from lupi_trainer.data.files import find_data
 from lupi_trainer.documents.chunks import Chunk
 from lupi_trainer.documents.duplicates import contradicted, repeated
 from lupi_trainer.documents.facts import Broken, parse
-from lupi_trainer.documents.guided import fill_in
+from lupi_trainer.documents.guided import Asked, Writer, best, sentences, spans
 from lupi_trainer.documents.hold_out import never_taught
 from lupi_trainer.documents.make import Made
-from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts, schema
+from lupi_trainer.documents.prompts import SLOTS, fill, load_prompts
 from lupi_trainer.documents.standing import dependence, is_question
 
 
@@ -136,22 +137,62 @@ def test_replies_are_read_strictly():
         parse(text, False, 2)
 
 
-def test_a_form_is_filled_in_text_by_text():
-    asked: list[str] = []
+def test_what_may_be_an_answer_is_a_few_words_of_one_sentence_with_a_name_or_a_number():
+    sentence = 'Its summit, Cheonwangbong, rises to 1,915 m; the "roof" of Bado.'
+    assert spans(sentence) == ["Cheonwangbong", "1,915", "1,915 m", "Bado"]
+    assert spans("2017 was dry.")[0] == "2017" and "2017" in spans("In 2017 the town was founded.")
+    assert spans("It is a town by a river.") == []
+    assert spans("수도는 바도시이다.") == ["수도는", "수도는 바도시이다", "바도시이다"]
+    passage = "# Bado\n\n" + " ".join(f"River {n} flows to Bado." for n in range(9))
+    assert sentences(passage, 20) == [f"River {n} flows to Bado." for n in range(9)]
+    assert sentences(passage, 3) == [f"River {n} flows to Bado." for n in (0, 3, 6)]
 
-    def write(reply: str) -> str:
-        asked.append(reply)
-        return f' text {len(asked)} é\\" and more'
 
-    reply = fill_in(schema(2), write)
-    facts, unanswered = parse(reply, True, 2)
-    assert [(fact.question, fact.answer, fact.fault) for fact in facts] == [
-        ("text 1 é", "text 4 é", ""),
-        ("text 5 é", "text 8 é", ""),
+def test_of_the_questions_about_a_sentence_the_one_with_the_likeliest_answer_is_taken():
+    asked = [
+        Asked(0, "What is its river?", "Fova", -0.1),  # leans on the text
+        Asked(0, "Is Fova the river of Bado?", "Fova", -0.2),  # gives the answer away
+        Asked(0, "What is the river of Bado?", "Fova", -1.0),  # asked of another sentence, with a likelier answer
+        Asked(0, "Who lives by the river of Bado?", "Bado folk", -1.5),
+        Asked(1, "What is the river of Bado?", "Kiko", -0.5),
+        Asked(1, "Which dish is eaten in Bado?", "Kiko", -3.0),
+        Asked(1, "Which lake has Bado?", "Meka", -9.0),
+        Asked(2, "Alone?", "Zuzu", 0.0),  # nothing else was asked about its sentence
+        Asked(3, "Which cape has Bado?", "Lomi", -4.0),
+        Asked(3, "Bado has a cape.", "Lomi", -0.0),
+        Asked(3, "Which cape is near Bado?", "Lomi", -5.0),
     ]
-    assert unanswered == ["text 9 é"] and asked[1] == '{"facts": [{"question": "text 1 é", "phrasings": ["'
-    with pytest.raises(ValueError, match="no form"):
-        fill_in({"type": "array", "items": {"type": "string"}}, write)
+    facts = best(asked, 9)
+    assert [fact["question"] for fact in facts] == [asked[3].question, asked[4].question, asked[8].question]
+    assert [fact["answer"] for fact in facts] == ["Bado folk", "Kiko", "Lomi"] and best(asked, 2) == facts[:2]
+    assert facts[2]["phrasings"] == [asked[10].question, asked[9].question]
+
+
+class Alone(Writer):
+    """Every row by itself, read anew for each token."""
+
+    def __init__(self, model, tokenizer, ids, rows):
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.unread, self.read = [list(ids) for _ in range(rows)], [[] for _ in range(rows)]
+
+    def _next(self):
+        self.read = [text + new for text, new in zip(self.read, self.unread)]
+        self.unread = [[] for _ in range(self.rows)]
+        with torch.no_grad():
+            return torch.stack([self.model(torch.tensor([text])).logits[0, -1].float() for text in self.read])
+
+
+def test_rows_are_written_as_if_each_were_alone(student, tokenizer):
+    about = ["Fova has the dish Kaka.", "Bado has 12 lakes.", "Bado has 12 lakes."]
+    found = []
+    for kind in (Writer, Alone):
+        writer = kind(student, tokenizer, tokenizer("Questions about Fova.")["input_ids"], 3)
+        writer.put([f"Sentence: {text} Question: " for text in about])
+        questions = writer.write([0, 1, 1])
+        writer.put([" Answer: "] * 3)
+        found.append((questions, *zip(*writer.choose([spans(text) for text in about]))))
+    assert found[0][:2] == found[1][:2] and found[0][2] == pytest.approx(found[1][2], abs=1e-4)
+    assert found[0][0][1] != found[0][0][2] and all(found[0][0])
 
 
 def test_prompts_are_files_that_a_folder_may_replace(tmp_path):

@@ -15,7 +15,7 @@ from tests.conftest import VLLM
 class Server:
     """`vllm serve` with one of the lab's models on a free port; what it prints goes to a file."""
 
-    def __init__(self, log, model="lab:teacher", port=None, max_logprobs=568):
+    def __init__(self, log, model="lab:teacher", port=None, max_logprobs=568, length=512):
         if port is None:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -25,7 +25,7 @@ class Server:
             "host": "127.0.0.1",
             "port": port,
             "dtype": "float32",
-            "max-model-len": 512,
+            "max-model-len": length,
             "served-model-name": "teacher",
             "max-logprobs": max_logprobs,
         }
