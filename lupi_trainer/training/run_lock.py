@@ -67,7 +67,9 @@ class Holder:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
-    command: str = field(default_factory=lambda: without_secrets(" ".join(sys.argv))[:200])
+    command: str = field(
+        default_factory=lambda: without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:120]
+    )
     place: str = field(default_factory=_place)
     start: str | None = field(default_factory=lambda: _start_of(os.getpid()))
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
