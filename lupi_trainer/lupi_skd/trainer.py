@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import DistillationTrainer
 
 from ..data.prompts import TeacherPrompt, check_turns, encode, load_few_shot_examples
-from ..data.records import check_probes, last_user_text
+from ..data.record_form import last_user_text
+from ..data.records import check_probes
 from ..data.special_tokens import SpecialTokens
 from ..models.generation import common_ends
 from ..models.head_check import check_head

@@ -11,7 +11,7 @@ from ..data.check import Problem, check_probes, check_records
 from ..data.files import DOCUMENTS, RECORD_FILES, read_records
 from ..data.probe_knowledge import NAMES, knowledge_in
 from ..data.probes import misspelled
-from ..data.records import last_user_text, normalize_record
+from ..data.record_form import last_user_text, normalize_record
 from ..data.wording import counted
 
 

@@ -118,9 +118,10 @@ def summary(
     else:
         loss = f"mean loss {next(log['train_loss'] for log in reversed(history) if 'train_loss' in log):.3f}"
     steps = trainer.state.global_step
-    resumed = f", the last {steps - first_step} of them" if first_step else ""
+    taken = f", the last {steps - first_step} of them" if first_step else ""
+    taken = f"{taken} in {duration(seconds)}" if steps > first_step else ", all of them taken before"
     return [
-        f"{counted(steps, 'step')}{resumed} in {duration(seconds)}, {loss}",
+        f"{counted(steps, 'step')}{taken}, {loss}",
         *results(trainer, metrics),
         f"Student saved to {trainer.args.output_dir}. Next:",
         *(f"  {line}" for line in next_commands(trainer, data_args, student)),

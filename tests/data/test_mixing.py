@@ -137,7 +137,8 @@ def read(trainer, resume=None) -> list[list[str]]:
 
     def training_step(model, inputs, num_items_in_batch=None):
         steps.append([row["id"] for row in inputs])
-        trainer._losses = torch.tensor([True, False])  # what the real step says of its loss
+        trainer._losses = torch.tensor([True, False, True])  # what the real step says of its loss
+        trainer._zero_steps = -1  # no gradient is looked for
         return sum(p.sum() for p in model.parameters()).detach() * 0
 
     trainer.training_step = training_step

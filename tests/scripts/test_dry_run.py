@@ -219,7 +219,8 @@ def test_files_of_nothing_but_faults_are_listed(tmp_path, capsys):
     assert status == 1
     assert faults[:2] == [
         f"error: {paths[0]}: record number 0: the prompt is empty",
-        f"error: {paths[1]}: record number 0: no `prompt` (`query` is read as well); found ['answers', 'question']",
+        f"error: {paths[1]}: record number 0: no `prompt` (`query` is read as well); found ['answers', 'question']; "
+        "this looks like a probe, of a file that `probes` names",
     ]
     assert faults[2].startswith(f"error: {paths[2]}: 2 records, the first: its text holds the special token")
     assert faults[2].endswith(". They are record 'parking' (number 0), record 'parking' (number 1)")

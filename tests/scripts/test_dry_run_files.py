@@ -87,3 +87,28 @@ def test_a_chat_template_is_a_file_or_another_models(tmp_path, monkeypatch):
     for name in ("mine.jinja", "tokenizer", *said):
         found = [f"chat_template_path: {said[name]}"] if name in said else []
         assert faults_of("sft", "--chat_template_path", name, recipe="lab/sft/config_full.yaml") == found
+
+
+def test_records_are_read_before_anything_heavy_is(tmp_path):
+    path, record = tmp_path / "records.jsonl", {"prompt": "Who?", "privileged_context": None}
+
+    def faults(*rows, key="dataset_name"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [fault for fault in faults_of("skd", f"--{key}", str(path)) if str(path) in fault]
+
+    assert faults(record) == []
+    missing = "no `prompt` (`query` is read as well); found ['privileged_context', 'promt']; did you mean `prompt` by"
+    assert faults(record, {"promt": "Who?", "privileged_context": None}) == [
+        f"{path}: record number 1: {missing} `promt`?"
+    ]
+    (fault,) = faults({"prompt": 3, "privileged_context": None}, {"prompt": 4, "privileged_context": None})
+    assert fault.startswith(f"{path}: 2 records, the first: `prompt` must be text or a list of messages, got int.")
+    (fault,) = faults({"prompt": "Who?"})
+    assert "no `privileged_context`" in fault
+    assert faults({"prompt": "Who?"}, key="base_dataset_name") == []
+    assert faults() == [f"{path}: the dataset is empty"]
+    (fault,) = faults({"question": "Who?", "answers": ["Mo"]})
+    assert fault.endswith("found ['answers', 'question']; this looks like a probe, of a file that `probes` names")
+    path.write_text("{")
+    (fault,) = [fault for fault in faults_of("skd", "--dataset_name", str(path)) if "JSON" in fault]
+    assert fault.startswith(f"dataset_name: {path}")

@@ -36,6 +36,14 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """SIGHUP has its effect, whatever the tests were started with."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     "case, name",
     [*((case, "SIGINT") for case in CASES), *(("forwarded", name) for name in ("SIGTERM", "SIGHUP"))],

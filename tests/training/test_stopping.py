@@ -30,6 +30,14 @@ RUN += ["--max_completion_length", "6", "--max_steps", "4", "--disable_tqdm", "t
 RUN += ["--mixing", "none", "--probes", "none"]
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """SIGHUP has its effect, whatever the tests were started with."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class Signals(TrainerCallback):
     """Sends this process a signal inside an evaluation, or inside a step."""
 

@@ -45,7 +45,11 @@ FLOATS = ("head_weight_temperature", "rho1_share", "critic_learning_rate", "crit
         ({"rho1_select": "bottom"}, "rho1_select must be one of"),
         ({"head_weight_temperature": 0.0}, "head_weight_temperature is out of range"),
         ({"rho1_share": 1.5}, "rho1_share is out of range"),
-        *[({key: value}, f"{key} is out of range") for key in FLOATS for value in (float("nan"), float("inf"))],
+        *[
+            ({key: value}, f"{key} must be a finite number")
+            for key in FLOATS
+            for value in (float("nan"), float("inf"))
+        ],
         ({"freeze_trunk": True, "horizon": 1}, "trains nothing"),
         ({"packing": True, "packing_strategy": "wrapped"}, "keeps no borders between texts"),
     ],

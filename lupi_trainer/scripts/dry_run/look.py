@@ -7,6 +7,7 @@ from typing import Any
 
 from ...data.files import find_data, names_records, read_records
 from ...data.probes import RecordError, check_probe, record_name
+from ...data.record_form import normalize_record
 from ...lab import LAB_PREFIX, find_lab_records, resolve_model
 from ...lab.folders import ADAPTER_CONFIG, folders_with, no_folder
 from ...lupi_skd.unread import refused_settings
@@ -81,6 +82,28 @@ def missing_probes(key: str, name: str) -> Iterator[str]:
             read_records(name)
     except (ValueError, OSError) as error:
         yield f"{key}: {error}"
+
+
+def faulty_records(key: str, name: str) -> list[str]:
+    """What is wrong with the records of a file that can be read, as training reads them."""
+    if name.startswith(LAB_PREFIX) or not names_records(name):
+        return []
+    try:
+        records = read_records(name)
+    except FileNotFoundError:  # said already
+        return []
+    except (ValueError, OSError) as error:
+        return [f"{key}: {error}"]
+    report, faults = Report(), []
+    for number, record in enumerate(records):
+        try:
+            normalize_record(record, number, needs_context=key != "base_dataset_name")
+        except RecordError as error:
+            faults.append((record_name(record, number), str(error)))
+    report.refuse_records(name, faults)
+    if not records:
+        report.refuse(f"{name}: the dataset is empty")
+    return report.faults
 
 
 def faulty_probes(name: str) -> list[str]:
@@ -268,4 +291,8 @@ def look(settings: Settings) -> tuple[list[str], list[str]]:
     other = [*_folder(settings), *_resume(settings), *_packages(settings)]
     if settings.get("probes") is not None:
         other += faulty_probes(settings.get("probes"))
+    if settings.command == "skd" and not found:  # among which a file of another kind would be
+        for key in DATA:
+            if isinstance(name := settings.get(key), str):
+                other += faulty_records(key, name)
     return list(dict.fromkeys(found)), other

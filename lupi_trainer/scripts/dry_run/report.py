@@ -28,7 +28,7 @@ class Report:
         self.rows.append((what, text))
 
     def refuse(self, *faults: str) -> None:
-        self.faults += faults
+        self.faults += (fault for fault in faults if fault not in self.faults)
 
     def refuse_records(self, source: str, faults: Iterable[tuple[str, str]]) -> None:
         """Take what is wrong with records, (name, message that begins with it): what is true of many is said once."""
