@@ -86,7 +86,7 @@ def test_the_recipe_trains_on_every_record_whole(tmp_path, monkeypatch):
     state = json.loads((tmp_path / "run" / "checkpoint-10" / "trainer_state.json").read_text())
     history = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(history) == 10  # 200 records, 20 a step
-    assert sum(history[-3:]) < 0.8 * sum(history[:3])
+    assert sum(history[-3:]) < 0.5 * sum(history[:3])
 
     queries = Counter()
     for path in sorted((tmp_path / "run" / "completions").glob("*.parquet")):
