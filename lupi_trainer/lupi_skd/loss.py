@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..losses.divergence import divergence_loss
 from ..losses.top_k import top_k_divergence_loss
 from ..models.backbone import completion_states
 from ..models.lm_head import Head
@@ -84,6 +85,17 @@ class PrivilegedLoss(DistillationHooks):
         if teacher_states is None:
             teacher_states = self._teacher_states(batch)
         device = head.weight.device
+        if device.type == "cpu":  # where TRL has no kernel
+            return divergence_loss(
+                student_states,
+                head,
+                teacher_states,
+                teacher,
+                batch["completion_mask"],
+                self.beta,
+                num_items_in_batch=count,
+                temperature=self.temperature,
+            )
         loss, entropy_sum, num_valid = chunked_divergence_loss(
             student_states.to(device),
             teacher_states.to(device),

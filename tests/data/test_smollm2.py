@@ -56,7 +56,7 @@ def test_the_facts_are_the_first_that_the_selection_keeps():
         if question["reason"] == "kept":
             kept[SOURCE[question["record_id"]]["category"]].append(question["question"])
     assert {name: selection["counts"][name] for name in ("kept", "unread", "known")} == reasons
-    for name, places in (("probes", slice(13)), ("probes_tuning", slice(13, 16))):
+    for name, places in (("probes", slice(13)), ("probes_tuning", slice(13, 26))):
         asked = collections.defaultdict(list)
         for probe in probes(name):
             asked[probe["category"]].append(probe["question"])

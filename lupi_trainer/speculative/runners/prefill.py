@@ -44,6 +44,9 @@ class Prefill:
         self.first = [distinct.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]  # of equal ones
         # slot -> the first of the rows whose prompt's keys and values it holds
         self.held: list[int | None] = [None] * cache.window.rows
+        # of logits, which nobody reads, as few as can be: chosen by a tensor, for of a slice, whose states lie apart,
+        # torch multiplies each row with a copy of the lm_head
+        self.first_logits = torch.zeros(1, dtype=torch.long, device=self.device)
         self.prefix = 0 if store is not None else _shared_prefix(prompts)
         self.has_prefix = self.prefix == 0
         self.most_tokens = prefill_budget(model, cache.window.rows, cache.window.slots)
@@ -134,7 +137,13 @@ class Prefill:
         ids = torch.tensor([part + [0] * (width - len(part)) for part in parts], device=self.device)
         self.cache.seek_prefill(torch.tensor(slots, device=self.device), start)
         positions = torch.arange(start, start + width, device=self.device).expand(len(parts), -1)
-        self.model(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=self.first_logits,
+        )
         require_cache(self.model, self.cache)
 
     def _copy(self, source: list[int], target: list[int], length: int) -> None:
