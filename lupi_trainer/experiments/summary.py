@@ -7,6 +7,7 @@ from typing import Any
 
 SCORES = ("new", "new_strict", "unseen", "general")
 PASS = 0.9
+ACCEPTED = "acc_rate/mean"
 
 
 def spread(values: list[float]) -> tuple[float, float]:
@@ -26,9 +27,10 @@ def summarize(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         runs: finished runs: `arm`, `seed` and `curve`, as [`Track`] makes it.
 
     Returns:
-        Rows with `arm`, `seeds`, `steps`, every score at the end and `tokens` and `seconds` as (mean, standard
-        deviation), and `passed`: of how many seeds at least 90% of the new facts were known at some point, and the
-        means of `step`, `tokens`, `seconds`, `unseen` and `general` there, over those seeds.
+        Rows with `arm`, `seeds`, `steps`, every score at the end, `tokens`, `seconds` and, of arms that draft,
+        `accepted` (the share of drafted tokens) as (mean, standard deviation), and `passed`: of how many seeds at
+        least 90% of the new facts were known at some point, and the means of `step`, `tokens`, `seconds`, `unseen`
+        and `general` there, over those seeds.
     """
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -38,6 +40,9 @@ def summarize(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in (*SCORES, "tokens", "seconds"):
             if all(key in end for end in ends):
                 row[key] = spread([end[key] for end in ends])
+        rollouts = [run.get("rollouts", {}) for run in runs if run["arm"] == arm]
+        if all(ACCEPTED in figures for figures in rollouts):
+            row["accepted"] = spread([figures[ACCEPTED] for figures in rollouts])
         passes = [point for point in map(first_pass, curves) if point is not None]
         passed: dict[str, float] = {"seeds": len(passes)}
         for key in ("step", "tokens", "seconds", "unseen", "general"):
@@ -56,12 +61,15 @@ def to_markdown(rows: list[dict[str, Any]]) -> str:
         "general": "general",
     }
     scores = [key for key in SCORES if any(key in row for row in rows)]
-    heads = ["arm", "seeds", "steps", *(titles[key] for key in scores), "tokens", "seconds"]
+    accepted = any("accepted" in row for row in rows)
+    heads = ["arm", "seeds", "steps", *(titles[key] for key in scores), *["accepted"] * accepted, "tokens", "seconds"]
     heads += ["90% at step", "tokens", "seconds", "unseen then", "general then"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = [row["arm"], str(row["seeds"]), str(row["steps"])]
         cells += ["{:.1%} ± {:.1%}".format(*row[key]) if key in row else "" for key in scores]
+        if accepted:
+            cells.append("{:.1%}".format(row["accepted"][0]) if "accepted" in row else "")
         cells += [f"{row['tokens'][0]:,.0f}", f"{row['seconds'][0]:.0f}"]
         passed = row["passed"]
         if passed["seeds"]:

@@ -14,14 +14,21 @@ class Track(TrainerCallback):
         trainer: any [`~transformers.Trainer`] whose batches have `completion_mask` or `labels`.
         measure: (model) to named figures.
         every: optimizer steps between two measures; the first step and the last are always measured.
+        say: is told every point of the curve.
 
     Attributes:
         curve: dictionaries of `step`, `tokens` (supervised: those that the loss was taken on), `seconds` (of training
             steps, rollouts included), and what `measure` gives.
     """
 
-    def __init__(self, trainer: Trainer, measure: Callable[[Any], dict[str, float]], every: int):
-        self.measure, self.every = measure, every
+    def __init__(
+        self,
+        trainer: Trainer,
+        measure: Callable[[Any], dict[str, float]],
+        every: int,
+        say: Callable[[dict[str, float]], None] | None = None,
+    ):
+        self.measure, self.every, self.say = measure, every, say
         self.curve: list[dict[str, float]] = []
         self.tokens, self.seconds, self._started = 0, 0.0, 0.0
         compute_loss = trainer.compute_loss
@@ -37,6 +44,8 @@ class Track(TrainerCallback):
     def _take(self, step: int, model) -> None:
         point = {"step": step, "tokens": self.tokens, "seconds": round(self.seconds, 2)}
         self.curve.append(point | self.measure(model))
+        if self.say is not None:
+            self.say(self.curve[-1])
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._take(0, model)

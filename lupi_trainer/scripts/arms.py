@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.records import load_sft_data
 from ..experiments import load_probe_sets, measure_training, measure_untrained, shuffled_knowledge, without_knowledge
+from ..experiments.summary import SCORES
 from . import lupi_skd, sdft, sft
 
 
@@ -69,6 +70,12 @@ def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: s
         raise ValueError("the arm sdft takes no quantized student: leave it out of --arms, or the quantization")
 
 
+def say(point: dict[str, float]) -> None:
+    """A line a measure."""
+    marks = ", ".join(f"{name} {point[name]:.1%}" for name in SCORES if name in point)
+    print(f"  step {point['step']}: {marks}; {point['seconds']:.0f} s of training", flush=True)
+
+
 def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> dict[str, Any]:
     """One arm with one seed: its curve, and for the untrained student the teacher's open-book score."""
     data_args, training_args, _ = arguments
@@ -81,4 +88,4 @@ def run(arm: str, arguments: tuple[Any, Any, Any], args: argparse.Namespace) -> 
     trainer = build(arm, arguments, args.completion_column)
     if arm == "untrained":
         return measure_untrained(trainer, probe_sets, **asking)
-    return measure_training(trainer, probe_sets, args.every, **asking)
+    return measure_training(trainer, probe_sets, args.every, say, **asking)

@@ -114,7 +114,7 @@ def test_a_summary_is_mean_and_spread_over_seeds():
     runs = [
         {"arm": "a", "seed": 0, "curve": curve(0.0, 0.5, 0.92)},
         {"arm": "a", "seed": 1, "curve": curve(0.0, 0.95, 0.98)},
-        {"arm": "b", "seed": 0, "curve": curve(0.0, 0.9)},
+        {"arm": "b", "seed": 0, "curve": curve(0.0, 0.9), "rollouts": {"acc_rate/mean": 0.75}},
         {"arm": "c", "seed": 0, "curve": curve(0.0, 0.2)},
     ]
     a, b, c = summarize(runs)
@@ -125,6 +125,7 @@ def test_a_summary_is_mean_and_spread_over_seeds():
     assert c["passed"] == {"seeds": 0}
     table = to_markdown([a, b, c])
     assert "| a | 2 | 40 | 95.0% ± 4.2% |" in table and "| never |" in table
+    assert b["accepted"] == (0.75, 0.0) and "| accepted |" in table and "| 75.0% |" in table and "accepted" not in a
     assert "| general then |" in table and "| 46.8% | 90.7% |" in table
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
@@ -148,12 +149,17 @@ def test_compare_runs_every_run_once(tmp_path, capsys, monkeypatch):
         some.write_text(json.dumps(load_lab_records(f"lab:{name}")[::12]))
         arguments += [flag, str(some)]
     assert main(arguments) == 0
-    assert "seed 1: runs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seed 1: runs" in said and re.search(r"  step 2: new \d+\.\d%, .*; \d+ s of training\n", said)
     names = {path.name for path in folder.iterdir()}
     assert {"table.md", "results.json", "curves.svg", "config_full-skd-seed1.json"} <= names
     run = json.loads((folder / "config_full-skd-seed1.json").read_text())
     assert [point["step"] for point in run["curve"]] == [0, 1, 2]
     assert run["curve"][2]["tokens"] > run["curve"][1]["tokens"] > 0
+    right = [answer["lenient"] for answer in run["answers"]["new"]]
+    assert sum(right) / len(right) == run["curve"][2]["new"] and set(run["answers"]) == {"new", "unseen", "general"}
+    assert 0 < run["rollouts"]["acc_rate/mean"] <= 1 and run["rollouts"]["completions/mean_length"] > 0
+    assert json.loads((folder / "config_full-sft-seed1.json").read_text())["rollouts"] == {}
     untrained = json.loads((folder / "config_full-untrained-seed0.json").read_text())
     assert untrained["teacher_open_book"] >= 0.95 and untrained["curve"][0]["general"] >= 0.95
     assert run["curve"][0]["general"] == untrained["curve"][0]["general"]

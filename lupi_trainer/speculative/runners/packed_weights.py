@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from ...models.private import has_mixed_precision
+from .merged_lora import is_plain_lora, merged_lora, release_left_behind
 from .private import pack_weight, packed_product, packed_types
 from .support import base_model
 
@@ -50,10 +51,14 @@ def _shape(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> 
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
-def _forward(self, input: torch.Tensor) -> torch.Tensor:
+def _product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if torch.compiler.is_compiling():
-        return torch.ops.lupi_trainer.packed_linear(input, self.packed_weight.packed, self.bias)
-    return _packed_linear(input, self.packed_weight.packed, self.bias)
+        return torch.ops.lupi_trainer.packed_linear(x, packed, bias)
+    return _packed_linear(x, packed, bias)
+
+
+def _forward(self, input: torch.Tensor) -> torch.Tensor:
+    return _product(input, self.packed_weight.packed, self.bias)
 
 
 class _PackedWeight:
@@ -140,9 +145,7 @@ def _reads_weights(module: nn.Module) -> bool:
     """Whether it wraps a layer, as PEFT's do, and may read its weight in a forward: all do but plain LoRA's."""
     if not isinstance(getattr(module, "base_layer", None), nn.Module):
         return False
-    kind = type(module)
-    plain = kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer" and "forward" not in vars(module)
-    return not plain or bool(module.lora_variant)
+    return not is_plain_lora(module)
 
 
 def _modules(models: Iterable[nn.Module]) -> list[nn.Module]:
@@ -206,7 +209,7 @@ def _release(held: list[_PackedWeight], use: object) -> None:
 @contextmanager
 def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str = "auto") -> Generator[None]:
     """Inside, without gradients, larger linear layers on CPUs multiply with packed weights: those of float32, and of
-    bfloat16 where the processor multiplies in it.
+    bfloat16 where the processor multiplies in it. To those of a layer with LoRA its product is added (`merged_lora`).
 
     Results differ from the layers' own by rounding. The weights come back bit for bit, however the context is left,
     be it half-way through packing. In a use inside another one, and in one that overlaps with it, both share what is
@@ -225,6 +228,7 @@ def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str =
     """
     setting = pack_setting(setting)
     modules, use = _modules(models.values()), object()
+    release_left_behind(modules)
     shared = _enclosing(modules)
     for packed in shared:
         _require_own_thread(packed)
@@ -239,15 +243,17 @@ def packed_weights(models: Mapping[str, nn.Module], setting: PackWeights | str =
                 name = type(base_model(model)).__name__
                 raise ValueError(f"pack_weights=True: the {role} {name} cannot be packed: {_reason(model)}")
     held: list[_PackedWeight] = []
+    packable = {id(layer) for layers in chosen.values() for layer in layers}
     try:
-        with torch.no_grad():
-            for packed in shared:
-                held.append(packed)
-                packed.uses.add(use)
-            for weight, layers in chosen.items():
-                held.append(_PackedWeight(weight, layers))
-                held[-1].pack(use)
-        yield
+        with merged_lora(modules, packable, _product):  # before their weights are away
+            with torch.no_grad():
+                for packed in shared:
+                    held.append(packed)
+                    packed.uses.add(use)
+                for weight, layers in chosen.items():
+                    held.append(_PackedWeight(weight, layers))
+                    held[-1].pack(use)
+            yield
     finally:
         with torch.no_grad():
             _release(held, use)
