@@ -77,8 +77,9 @@ class LUPISKDConfig(DistillationConfig):
             Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
             Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
-            out as it wants them, for the time of a rollout: `"auto"` where that can be done (not in mixed precision),
-            `True` or a refusal to run where it cannot, `False` never. The text is the same but for rounding.
+            out as it wants them, with LoRA merged into them, for the time of a rollout: `"auto"` where that can be
+            done (not in mixed precision), `True` or a refusal to run where it cannot, `False` never. The text is the
+            same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.

@@ -59,8 +59,8 @@ def speculative_generate(
         max_slots: how many rows run at a time; the others take the places of those that have ended.
         compile: compile the forwards of both models, and on a GPU record them as CUDA graphs.
         pack_weights: "auto" lays the larger linear layers of models on CPUs (in float32, and in bfloat16 where the
-            processor has it) out as it wants them until all rows have ended; True insists on it, for every model;
-            False leaves all as they are. Texts are the same but for rounding.
+            processor has it) out as it wants them until all rows have ended, with LoRA merged into them; True
+            insists on it, for every model; False leaves all as they are. Texts are the same but for rounding.
         block_verification: verify drafted tokens jointly, which accepts at least as many, or (`False`) one by one;
             matters above temperature 0 alone.
         on_tokens: called after every round with a row's index and its new tokens; a true answer ends the row.

@@ -74,8 +74,8 @@ def skd_rollout(
         compile: compile the student's loop over a block and the teacher's verification; on a GPU, record them as CUDA
             graphs besides. On CPUs one graph each serves all draft lengths and batches, but for those of 1.
         pack_weights: "auto" lays the larger linear layers of models on CPUs (in float32, and in bfloat16 where the
-            processor has it) out as it wants them until the rollout has ended; True insists on it, for every model;
-            False leaves all as they are. Texts are the same but for rounding.
+            processor has it) out as it wants them until the rollout has ended, with LoRA merged into them; True
+            insists on it, for every model; False leaves all as they are. Texts are the same but for rounding.
         on_block: called with every row's `Block` after every round; reads more from the device. Neither it nor
             `on_round` may read or save a model's weights: packed ones are NaN until the rollout has ended.
         on_round: called with the `RolloutStats` so far after every round; reads nothing more.

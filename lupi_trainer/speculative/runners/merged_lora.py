@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from .private import pack_weight
@@ -23,16 +22,18 @@ from .private import pack_weight
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-def is_plain_lora(module: nn.Module) -> TypeGuard[Linear]:
+def is_plain_lora(module: nn.Module) -> bool:
     """Whether it is LoRA around a linear layer as in the paper: no DoRA or other variant, no forward of its own."""
-    return type(module) is Linear and "forward" not in vars(module) and not module.lora_variant
+    kind = type(module)
+    plain = kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer" and "forward" not in vars(module)
+    return plain and not module.lora_variant
 
 
 def _active(module: Any) -> list[str]:
     return [name for name in module.active_adapters if name in module.lora_A]
 
 
-def _can_merge(module: nn.Module, packed: Collection[int]) -> TypeGuard[Linear]:
+def _can_merge(module: Any, packed: Collection[int]) -> bool:
     """`packed`: the ids of the layers that are packed."""
     if not is_plain_lora(module) or module.merged or module.disable_adapters or id(module.base_layer) not in packed:
         return False
@@ -62,7 +63,7 @@ def _forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return merged.use.product(x, merged.packed, self.base_layer.bias)
 
 
-def _merge(module: Linear, use: _Use) -> None:
+def _merge(module: Any, use: _Use) -> None:
     base = module.base_layer.weight
     weight = base.to(torch.promote_types(base.dtype, torch.float32), copy=True)
     for name in _active(module):
