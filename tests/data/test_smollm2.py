@@ -39,6 +39,8 @@ def test_what_is_trained_is_what_is_asked_with_the_whole_paragraph():
         assert len(set(rows["id"])) == len(rows) == len(asked)
         assert [prompt[0]["content"] for prompt in rows["prompt"]] == [p["question"] for p in asked]
         assert rows["privileged_context"] == [SOURCE[p["record_id"]]["knowledge"] for p in asked]
+        gold = [record["answer"] for record in read_records(FOLDER / f"records{part}.json")]
+        assert gold == [p["answers"][0] for p in asked]
 
 
 def test_the_facts_cover_the_categories_and_those_for_tuning_are_others():
@@ -82,6 +84,8 @@ def test_each_fact_has_three_trained_phrasings_that_are_not_nearly_the_unseen_on
     queries = [prompt[0]["content"] for prompt in rows["prompt"]]
     assert len({*rows["id"]}) == len({normalize(query) for query in queries}) == len(rows) == 3 * len(asked)
     assert queries[::3] == [probe["question"] for probe in asked]
+    gold = [record["answer"] for record in read_records(FOLDER / "records_phrased.json")]
+    assert gold == [probe["answers"][0] for probe in asked for _ in range(3)]
     for place, probe in enumerate(asked):
         others = [letter_runs(normalize(p["question"])) for p in unseen if fact(p) == fact(probe)]
         for query in queries[3 * place : 3 * place + 3]:
