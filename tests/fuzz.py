@@ -156,24 +156,33 @@ def places(value, keys=()):
         yield from places(inner, (*keys, key))
 
 
+def part(value, keys):
+    """What the keys lead to."""
+    for key in keys:
+        value = value[key]
+    return value
+
+
 @st.composite
 def changed(draw, value, most: int = 2):
     """What JSON holds with up to `most` of its parts replaced, left out, doubled or renamed."""
     value = json.loads(json.dumps(value))
     for _ in range(draw(st.integers(0, most))):
-        *keys, last = draw(st.sampled_from([p for p in places(value) if p] or [(None,)]))
-        if last is None:
+        everywhere = [keys for keys in places(value) if keys]
+        if not everywhere:
             return draw(values)
-        holder = value
-        for key in keys:
-            holder = holder[key]
-        how = draw(st.integers(0, 5))
+        in_floats = [keys for keys in everywhere if isinstance(part(value, keys), float)]
+        *keys, last = draw(st.sampled_from(in_floats if in_floats and draw(st.booleans()) else everywhere))
+        holder = part(value, keys)
+        how, old = draw(st.integers(0, 7)), holder[last]
         if how == 0:
             del holder[last]
         elif how == 1 and isinstance(holder, list):
             holder.insert(last, holder[last])
         elif how == 1:
             holder[draw(texts)] = holder.pop(last)
+        elif how > 3 and isinstance(old, float) and abs(old) < 1e9:  # as likely as what it was
+            holder[last] = draw(st.floats(min(2 * old, 0.0), max(2 * old, 0.0)))
         else:
             holder[last] = draw(st.one_of(values, numbers, texts))
     return value

@@ -25,8 +25,11 @@ def read_state(checkpoint: str | Path, file: str, process: int) -> dict[str, Any
     if path is None:
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError(f"expected an object, found {type(state).__name__}")
+        return state
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): go on from an earlier checkpoint, by --resume_from_checkpoint FOLDER"
         ) from error
