@@ -225,6 +225,7 @@ def test_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
     outcomes = {0: 0, 2: 0}
 
     @examples(60)
+    @example(("kd", yaml.safe_dump(BASE["kd"] | {"teacher_quantization_samples": 1}).encode()))
     @example(("skd", yaml.safe_dump(BASE["skd"] | {"teacher_model_name_or_path": True}).encode()))
     @given(recipes())
     def check(recipe):
