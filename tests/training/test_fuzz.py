@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from lupi_trainer.training.checkpoints import MANIFEST, find_checkpoint, seal
 from lupi_trainer.training.loss_totals import read_state
+from lupi_trainer.training.private import TrainerHooks
 from tests.fuzz import changed, check_refusal, examples, values
+from tests.lupi_skd.training import make_trainer
 
 
 FILES = {"model.safetensors": b"weights", "sub/state.json": b'{"seen": 3}', "optimizer.pt": b"\x80\x02}q\x00."}
@@ -94,6 +96,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(base, caplog):
         else:  # a manifest may vouch for fewer files, or have no checksums, as those of earlier versions
             assert found == str(newer) == find_checkpoint(str(newer), run) and not caplog.messages
             assert is_whole(newer, manifest) or not (newer / MANIFEST).read_bytes() == (older / MANIFEST).read_bytes()
+
+    check()
+
+
+def test_a_state_is_taken_over_or_named(base, monkeypatch):
+    """That of whoever makes a checkpoint and its manifest: odd parts in it end the run in a line."""
+    trainer, _ = make_trainer(base, config_gamma_policy="goodput", config_max_steps=1)
+    trainer.train()
+    folder = base / "odd"
+    folder.mkdir()
+    monkeypatch.setattr(TrainerHooks, "save_process_state", lambda self, folder: None)
+    monkeypatch.setattr(TrainerHooks, "load_process_state", lambda self, folder: None)
+    trainer.save_process_state(str(folder))
+    states = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
+    assert len(states) == 2
+
+    @examples(100)
+    @given(st.one_of([st.tuples(st.just(name), changed(state)) for name, state in states.items()]))
+    def check(odd):
+        for name, state in {**states, odd[0]: odd[1]}.items():
+            (folder / name).write_text(json.dumps(state))
+        try:
+            trainer.load_process_state(str(folder))
+        except ValueError as error:
+            assert odd[0] in str(error)
+            check_refusal(error)
 
     check()
 
