@@ -133,4 +133,5 @@ def read_run(folder: str | Path) -> Run:
         settings, warned = _notes(folder / NOTES)
     except ValueError as error:  # the page shows the rest
         settings, warned, faults = [], [], [*faults, str(error)]
-    return Run(folder.resolve().name, folder, history or [], rollouts, metrics, faults, settings, warned)
+    name = folder.resolve().name.encode("utf-8", "replace").decode()
+    return Run(name, folder, history or [], rollouts, metrics, faults, settings, warned)

@@ -25,7 +25,7 @@ def loads(load, path) -> bool:
 def test_what_it_finds_is_what_loading_refuses(tmp_path):
     seen = set()
 
-    @examples(150)
+    @examples(80)
     @given(files(), st.booleans())
     def check(file, probes):
         suffix, content = file

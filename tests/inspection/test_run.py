@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -275,6 +276,11 @@ def test_odd_figures_and_settings_are_named_by_file_and_key(tmp_path, file, odd,
     assert main(["inspect", str(folder)]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert file in error and said in error and ("odd.key" in error or "valid" in said)
+
+
+def test_a_folder_whose_name_is_no_text_has_a_page(tmp_path):
+    run = read_run(make_run(tmp_path / os.fsdecode(b"run-\xff"), rollouts=1))
+    assert "<title>run-?</title>" in write_page(run, tmp_path / "page.html").read_text()
 
 
 def test_of_many_rollouts_only_those_that_are_shown_are_read(tmp_path, monkeypatch):
