@@ -13,7 +13,8 @@ from .served_prompts import ServedPrompts, prompt_difference
 
 
 CLOSE = 0.1  # nats by which a likeliest token may lead where another precision may decide otherwise
-MOST_ASKED = 32  # prompts that the server is asked for the tokens of
+LIKELY = 64  # tokens among which that of the server is looked for
+MOST_ASKED = 64  # questions that are looked into token by token
 
 
 @dataclass
@@ -64,8 +65,8 @@ def compare_answers(
 ) -> Comparison:
     """Compare what a server answered with what the trained student did, question by question.
 
-    Looked for, in this order: a prompt that has other tokens; a turn that does not end, or ends early; the answer of
-    the model without its adapter; a likeliest token that leads by little.
+    Looked for, in this order: a prompt that has other tokens; the answer of the model without its adapter; a turn that
+    does not end, or ends early; a likeliest token that leads by little.
 
     Args:
         server: who was asked.
@@ -97,15 +98,15 @@ def compare_answers(
         a, b = pairs[number]
         if (why := faults.get(number)) is not None:
             kind = "other prompts"
+        elif bare and bare[place] == (b["answer"], b["finished"]) and b["answer"] != a["answer"]:
+            kind = "no adapter"
+            why = "it answers as the base model does without the adapter: that is not merged, or not loaded"
         else:
             kind, why = _of_the_end(a, b, ends)
-        if not kind and bare and b["answer"] == bare[place][0] != a["answer"]:
-            kind, why = (
-                "no adapter",
-                ("it answers as the base model does without the adapter: that is not merged, or not loaded"),
-            )
         if not kind:
-            kind, why = _of_the_tokens(model, tokenizer, prompts[number], a["answer"], b["answer"])
+            kind, why = "not looked into", f"only the first {MOST_ASKED} questions that differ are"
+            if place < MOST_ASKED:
+                kind, why = _of_the_tokens(model, tokenizer, prompts[number], b["answer"], max_new_tokens)
         differences.append(Difference(number, a["question"], a["answer"], b["answer"], kind, why))
     return Comparison(next(filter(None, faults.values()), None), bool(faults), differences)
 
@@ -140,16 +141,46 @@ def _without_adapter(model: Any, tokenizer: Any, prompts: list[list[int]], token
         return generate_answers(model, tokenizer, prompts, max_new_tokens=tokens)
 
 
-def _of_the_tokens(model: Any, tokenizer: Any, prompt: list[int], ours: str, theirs: str) -> tuple[str, str]:
-    """By how much the run prefers its own token to the server's, at the first that differs."""
-    a, b = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (ours, theirs))
-    at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
+class _Written:
+    """What `generate` streams: the prompt first, then token by token."""
+
+    def __init__(self):
+        self.parts: list[list[int]] = []
+
+    def put(self, ids: torch.Tensor) -> None:
+        self.parts.append(ids.flatten().tolist())
+
+    def end(self) -> None:
+        pass
+
+
+def _of_the_tokens(model: Any, tokenizer: Any, prompt: list[int], theirs: str, max_new_tokens: int) -> tuple[str, str]:
+    """By how much the run prefers its own token to the server's, at the first that differs.
+
+    A text may be written in other tokens than it is read in: so the run writes its own again, and the server's token
+    is the likeliest by which its text goes on.
+    """
+    written = _Written()
+    generate_answers(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, streamer=written)
+    own = [token for part in written.parts[1:] for token in part]
+
+    def begins(ids: list[int]) -> bool:
+        return theirs.startswith(tokenizer.decode(ids, skip_special_tokens=True).lstrip().rstrip("\ufffd"))
+
+    at = next((place for place in range(len(own)) if not begins(own[: place + 1])), None)
     if at is None:
         return "unknown", "the same prompt, and no reason is known"
-    ids = torch.tensor([[*prompt, *a[:at]]], device=model.get_input_embeddings().weight.device)
+    ids = torch.tensor([[*prompt, *own[:at]]], device=model.get_input_embeddings().weight.device)
     logits = model(ids).logits[0, -1].float()
-    lead = (logits[a[at]] - logits[b[at]]).item()
-    words = f"with the same prompt, the run prefers {tokenizer.decode(a[at])!r} to {tokenizer.decode(b[at])!r}"
-    if lead <= CLOSE:
-        return "a close call", f"{words} by {lead:.3f} nats: another precision may decide otherwise"
-    return "other weights", f"{words} by {lead:.2f} nats: other weights, or a penalty or a precision that changes much"
+    before = len(tokenizer.decode(own[:at], skip_special_tokens=True))
+    for token in logits.topk(min(LIKELY, len(logits))).indices.tolist():
+        if begins([*own[:at], token]) and len(tokenizer.decode([*own[:at], token], skip_special_tokens=True)) > before:
+            lead = (logits[own[at]] - logits[token]).item()
+            words = f"the run prefers {tokenizer.decode(own[at])!r} to {tokenizer.decode(token)!r} by {lead:.3f} nats"
+            if lead <= CLOSE:
+                return "a close call", f"with the same prompt, {words}: another precision may decide otherwise"
+            return "other weights", f"with the same prompt, {words}: other weights, a penalty, or a coarse precision"
+    return "other weights", (
+        f"with the same prompt, it goes on from {tokenizer.decode(own[:at])[-40:]!r} with a token that is not among "
+        f"the run's {LIKELY} likeliest: other weights"
+    )

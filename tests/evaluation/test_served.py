@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lupi_trainer.cli import main
 from lupi_trainer.data.prompts import encode
-from lupi_trainer.evaluation.closed_book import conversation, mark
+from lupi_trainer.evaluation.closed_book import conversation, generate_answers, mark
 from lupi_trainer.evaluation.served_differences import compare_answers
 from lupi_trainer.evaluation.served_prompts import prompt_difference
 from lupi_trainer.lab import load_lab_records, resolve_model, world
@@ -128,10 +128,11 @@ def test_weights_that_differ_by_little_and_by_much(serve, student, tokenizer, le
     student.lm_head.weight = torch.nn.Parameter(student.lm_head.weight.detach().clone())
     with torch.no_grad():  # the logits of the two are these, whatever the state is
         student.lm_head.weight[other] = student.lm_head.weight[likely] * (1 - lead / logits[likely])
-    run, theirs = (mark(probes, [(tokenizer.decode(token), True)]) for token in (likely, other))
+    (own,) = generate_answers(student, tokenizer, [ids], max_new_tokens=4)
+    run, theirs = (mark(probes, [answer]) for answer in (own, (tokenizer.decode(other), True)))
     server = ChatServer(serve("lab:student").url, None)
     (found,) = compare_answers(server, student, tokenizer, asked, theirs, run, max_new_tokens=4).differences
-    assert found.kind == kind and f" by {lead:.2f}" in found.why, found
+    assert found.kind == kind and f" by {lead:.3f} nats" in found.why, found
 
 
 @pytest.mark.parametrize(
