@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from .data.credentials import guard_output, without_secrets
 from .scripts import (
     ask,
+    chat,
     compare,
     data,
     demo,
@@ -55,6 +56,7 @@ MEANT = {
 COMMANDS = {
     "new": new,
     "ask": ask,
+    "chat": chat,
     "evaluate": evaluate,
     "generate": generate,
     "prune": prune,
