@@ -18,7 +18,7 @@ from ..evaluation.served_differences import Comparison, compare_answers
 from ..lab import resolve_model
 from ..models.loading import load_model, load_tokenizer
 from ..teachers.chat import ChatServer
-from ..teachers.wire import RequestRefused
+from ..teachers.wire import NotAnswered, RequestRefused
 from ..training.progress import WorkBar
 from .differences import compared_report
 from .evaluate import COLUMNS
@@ -165,6 +165,8 @@ def named(name: str) -> Generator[None]:
         raise ValueError(f"{name}: {error}") from error
     except RequestRefused as error:
         raise RequestRefused(f"{name}: {error}", error.status) from error
+    except NotAnswered as error:
+        raise NotAnswered(f"{name}: {error}") from error
 
 
 def asker_marks(

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .remote import RemoteStats
-from .wire import RequestRefused, TeacherServerError, Wire
+from .wire import NotAnswered, RequestRefused, TeacherServerError, Wire
 
 
 Job = tuple[str, Callable[[threading.Event], Any]]  # by what name errors know it; gets the event that ends its tries
@@ -105,19 +105,23 @@ class ChatServer:
 
         Raises:
             RequestRefused: a job was refused; its name stands before the reason.
+            NotAnswered: there was no answer for too long; its name stands there where others were answered.
             TeacherServerError: the server cannot be used any more.
         """
-        given_up = threading.Event()
+        given_up, answered = threading.Event(), threading.Event()
 
         def run(name: str, job: Callable[[threading.Event], Any]) -> None:
             if given_up.is_set():
                 return
             try:
                 job(given_up)
+                answered.set()
             except BaseException as error:
                 given_up.set()  # at once: nothing is asked any more of which the reply is lost
                 if isinstance(error, RequestRefused):
                     raise RequestRefused(f"{name}: {error}", error.status) from error
+                if isinstance(error, NotAnswered) and answered.is_set():
+                    raise NotAnswered(f"{name}: {error}") from error
                 raise
 
         with ThreadPoolExecutor(self.in_flight, thread_name_prefix="chat") as pool:

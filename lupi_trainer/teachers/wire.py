@@ -38,8 +38,12 @@ class OneTextFails(TeacherServerError):
     """What is wrong is the answer about one text, and not the server itself."""
 
 
+class NotAnswered(TeacherServerError):
+    """No answer for too long."""
+
+
 class RequestRefused(TeacherServerError):
-    """A request that a server that can be used refuses.
+    """A request that a server refuses, or to which it says nothing that can be read, again and again.
 
     Attributes:
         status: of the HTTP answer.
@@ -157,11 +161,11 @@ class Wire:
                         f"the {self.called} {self.url} answers, but fails at this text again and again: {error}"
                     ) from None
                 if malformed == _MALFORMED:
-                    raise TeacherServerError(f"{error} ({malformed} times)") from None
+                    raise RequestRefused(f"{error} ({malformed} times)", error.status or 200) from None
                 now = time.monotonic()
                 since = now if since is None else since
                 if now - since + pause > self.timeout:
-                    raise TeacherServerError(
+                    raise NotAnswered(
                         f"the {self.called} {self.url} has not answered for {now - since:.0f} seconds "
                         f"({self.setting}={self.timeout:g}): {error}"
                     ) from None

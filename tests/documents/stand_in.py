@@ -44,7 +44,7 @@ class StandIn:
                 if not self.path.endswith("/chat/completions"):
                     found = outer.other(self.path, body)
                     return self.reply(404, {"detail": "Not Found"}) if found is None else self.reply(200, found)
-                if (status := next(outer.faults, None)) is not None:
+                if (status := next(outer.faults, 200)) != 200:
                     return self.reply(status, {"error": {"message": "as the test wants it"}})
                 if not outer.guided and "response_format" in body:
                     return self.reply(400, {"error": {"message": "response_format is not known"}})

@@ -1,6 +1,7 @@
 """`lupi evaluate --server`: the marks of `--model`, and with `--compare` which answers differ, and why."""
 
 import json
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -163,11 +164,16 @@ def test_errors_name_the_question_and_show_no_key(serve, tmp_path, capsys, monke
     assert main(command) == 2
     assert "refuses the key: set VLLM_API_KEY in the environment" in (said := said + capsys.readouterr().err)
     assert "a-key" not in said
+    server.faults = chain([200], repeat(503))  # the first is answered, and no other
+    command += ["--server_timeout", "0.1"]
+    assert main(command) == 2
+    name = load_lab_records("lab:probes-common")[1]["record_id"]
+    assert f"lab:probes-common: probe of record {name!r} (number 1): the server http" in capsys.readouterr().err
     server.models = ("one", "two")
     assert main(command) == 2
     assert "serves one, two: say which with --served_model" in capsys.readouterr().err
     server.close()
-    assert main([*command, "--served_model", "one", "--server_timeout", "0.1"]) == 2
+    assert main([*command, "--served_model", "one"]) == 2
     assert "the server http" in (said := capsys.readouterr().err) and "(--server_timeout=0.1)" in said
 
 
