@@ -18,7 +18,7 @@ from ..models.adapters import load_adapter, merge_adapter
 from ..models.generation import make_savable
 from ..models.head_check import refuse_encoder_decoder
 from ..models.loading import NO_CODE, load_complete, refuse_quantized
-from ..models.vocabulary import check_tokenizer
+from ..models.vocabulary import check_tokenizer, check_vocabularies
 from .ends import set_ends, set_template_defaults
 from .student_files import ADAPTER, read_json
 
@@ -127,6 +127,23 @@ def check_adapter_for_vllm(folder: str) -> int:
             "--adapter out, and it is merged"
         )
     return int(config["r"])
+
+
+def check_draft(student: Student, teacher: str) -> None:
+    """Refuse a student that vLLM would not take for the draft of a teacher.
+
+    Raises:
+        ValueError: they do not have the same tokens, or as many embeddings: vLLM compares the two token by token.
+    """
+    path = resolve_model(teacher)
+    config: Any = AutoConfig.from_pretrained(path, **NO_CODE)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, **NO_CODE)
+    check_vocabularies(student.config, config, student.tokenizer, tokenizer)
+    ours, theirs = (one.get_text_config().vocab_size for one in (student.config, config))
+    if ours != theirs:
+        raise ValueError(
+            f"--draft_of: vLLM wants as many embeddings of both; the student has {ours}, {teacher} {theirs}"
+        )
 
 
 def open_adapter(folder: str) -> Any:

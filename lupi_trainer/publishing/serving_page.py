@@ -1,5 +1,6 @@
 """The README of an exported student: what it is, how it is served, and how its marks are asked there."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from .export import Student
 
 
 PORTS = {"vllm": 8000, "gguf": 8080, "ollama": 11434}
+DRAFTED = 4  # tokens at a time
 HEADS_LEFT = (
     "Its heads for multi-token prediction are left out: {who} has no use for them. Texts are the same without; "
     "`lupi generate` drafts with them."
@@ -90,6 +92,16 @@ def serving_page(
             "```",
         ]
     return "\n".join(lines) + "\n"
+
+
+def drafting_page(teacher: str) -> str:
+    """What the README says of the student as the draft of its teacher: the texts are the teacher's own."""
+    settings = json.dumps({"method": "draft_model", "model": ".", "num_speculative_tokens": DRAFTED})
+    return (
+        f"\n## As the draft of its teacher\n\nThe texts are {teacher}'s own, and come faster the more of the drafted "
+        "tokens it accepts (`vllm:spec_decode_num_accepted_tokens_total` of `/metrics`).\n\n```bash\n"
+        f"vllm serve {shlex.quote(teacher)} --speculative-config {shlex.quote(settings)}\n```\n"
+    )
 
 
 def own_card(student: Student, name: str) -> str:

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, default="auto", help="type of the weights of hf and vllm (auto: that of the files)")
     add("--type", choices=GGUF_TYPES, default="f16", help="type of the weights in a GGUF file")
     add("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py, for models that are not written here")
+    add("--draft_of", metavar="TEACHER", help="README says how it drafts for this model on vLLM (--to vllm)")
     add(
         "--chat_template_kwargs",
         type=json_object,
@@ -66,6 +67,8 @@ def check_flags(args: argparse.Namespace, is_adapter: bool) -> None:
         )
     if not is_gguf and (args.converter or args.type != "f16"):
         raise ValueError(f"--{'converter' if args.converter else 'type'} is of a GGUF file, with --to gguf or ollama")
+    if args.draft_of and (args.to != "vllm" or args.adapter):
+        raise ValueError("--draft_of is of a complete model for vLLM: --to vllm, without --adapter")
     if args.base_dir and not is_adapter:
         raise ValueError(f"--base_dir: {args.model} is no adapter, but a complete model")
     if args.name is not None and (not args.name.strip() or "/" in args.name):
@@ -79,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         ValueError: flags that do not go together, or a student that cannot be exported so; it says why.
         OSError: there is no such student, or the folder has something in it.
     """
-    check_models({"RUN": args.model})
+    check_models({"RUN": args.model, "--draft_of": args.draft_of})
     from ..lab import resolve_model
     from .merge import find_base
 
@@ -94,6 +97,10 @@ def main(args: argparse.Namespace) -> int:
     from ..training.progress import quiet_bars
 
     student = find_student(args.model, base, args.chat_template_kwargs)
+    if args.draft_of:
+        from ..publishing.export import check_draft
+
+        check_draft(student, args.draft_of)
     rank = None
     if args.adapter and args.to == "vllm":
         from ..publishing.export import check_adapter_for_vllm
@@ -119,7 +126,7 @@ def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) 
     from ..publishing.export import save_adapter, save_merged
     from ..publishing.gguf_file import write_gguf
     from ..publishing.modelfile import modelfile
-    from ..publishing.serving_page import about_heads, own_card, serving_commands, serving_page
+    from ..publishing.serving_page import about_heads, drafting_page, own_card, serving_commands, serving_page
     from ..publishing.student_files import student_files
 
     name = args.name or args.output.name
@@ -151,6 +158,8 @@ def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) 
     heads = about_heads(student, args.to, with_heads)
     commands = serving_commands(args.to, name, file, student.base if args.adapter else None, rank)
     page = serving_page(student, args.to, name, commands, chosen, heads)
+    if args.draft_of:
+        page += drafting_page(args.draft_of)
     (made / "README.md").write_text(f"{card.rstrip()}\n\n{page}", encoding="utf-8")
     if file is None:
         student_files(made)  # raises where it is not complete

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -114,6 +115,17 @@ def test_heads_go_along_where_they_are_read(tmp_path, student, capsys):
         assert main(["export", run, "--to", target, "--output", str(out)]) == 0
         assert said in capsys.readouterr().out and said in (out / "README.md").read_text()
         assert (out / "mtp_heads.safetensors").exists() is (target == "hf")
+
+
+def test_the_draft_of_a_teacher_has_its_line_where_the_vocabularies_are_one(tmp_path, student, capsys):
+    run = ["export", "lab:student", "--to", "vllm", "--output", str(tmp_path / "out"), "--draft_of"]
+    student.resize_token_embeddings(640, mean_resizing=False)
+    larger = save(tmp_path / "larger", student)
+    assert main([*run, larger]) == 2
+    assert "vLLM wants as many embeddings of both; the student has 568" in capsys.readouterr().err
+    assert main([*run, "lab:teacher"]) == 0
+    (line,) = re.findall(r"^vllm serve lab:teacher (.*)$", (tmp_path / "out" / "README.md").read_text(), re.MULTILINE)
+    assert json.loads(shlex.split(line)[1])["model"] == "."
 
 
 @pytest.mark.parametrize("kind, tolerance", [("f32", 1e-5), ("f16", 0.02), ("bf16", 0.2), ("q8_0", 0.2)])
@@ -260,6 +272,7 @@ def edited(tmp_path, file: str, change: dict) -> str:
         (["--to", "vllm", "--base_dir", "lab:teacher"], {}, "is no adapter, but a complete model"),
         (["--to", "ollama", "--dtype", "float16"], {}, "of a GGUF file: --type"),
         (["--to", "hf", "--type", "q8_0"], {}, "--type is of a GGUF file"),
+        (["--to", "hf", "--draft_of", "lab:teacher"], {}, "--draft_of is of a complete model for vLLM"),
         (["--to", "hf", "--name", "a/b"], {}, "--name 'a/b' cannot be"),
         (["--to", "gguf", "--converter", "gone.py"], {}, "--converter: no such file: gone.py"),
         (["--to", "gguf"], {"model_type": "gemma"}, "a GGUF file of gemma is not written here, only of llama"),
