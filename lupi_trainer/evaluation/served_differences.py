@@ -79,9 +79,7 @@ def compare_answers(
     prompts = encode(tokenizer, conversations, **(chat_template_kwargs or {}))
     pairs = list(zip(own.answers, served.answers, strict=True))
     differing = [
-        number
-        for number, (a, b) in enumerate(pairs)
-        if a["answer"] != b["answer"] or (a["finished"] and not b["finished"])
+        number for number, (a, b) in enumerate(pairs) if _read(a) != _read(b) or (a["finished"] and not b["finished"])
     ]
     asked = ServedPrompts(server, chat_template_kwargs)
     faults: dict[int, str | None] = {}
@@ -92,23 +90,26 @@ def compare_answers(
         elif count:  # some say 0 for what they do not count
             faults[number] = _by_count(count, len(prompts[number]))
     bare = _without_adapter(model, tokenizer, [prompts[number] for number in differing], max_new_tokens)
-    ends = tokenizer.convert_ids_to_tokens(eos_token_ids(model, tokenizer))
+    ends = eos_token_ids(model, tokenizer)
+    names = " or ".join(map(repr, tokenizer.convert_ids_to_tokens(ends)))
     differences = []
     for place, number in enumerate(differing):
         a, b = pairs[number]
-        if (why := faults.get(number)) is not None:
-            kind = "other prompts"
-        elif bare and bare[place] == (b["answer"], b["finished"]) and b["answer"] != a["answer"]:
+        kind, why = "other prompts", faults.get(number)
+        if why is None and bare and bare[place] == (b["answer"], b["finished"]) and b["answer"] != a["answer"]:
             kind = "no adapter"
             why = "it answers as the base model does without the adapter: that is not merged, or not loaded"
-        else:
-            kind, why = _of_the_end(a, b, ends)
-        if not kind:
-            kind, why = "not looked into", f"only the first {MOST_ASKED} questions that differ are"
-            if place < MOST_ASKED:
-                kind, why = _of_the_tokens(model, tokenizer, prompts[number], b["answer"], max_new_tokens)
+        elif why is None:
+            looked = place < MOST_ASKED
+            lead = _lead(model, tokenizer, prompts[number], b, ends, max_new_tokens) if looked else None
+            kind, why = _reason(a, b, names, lead, looked)
         differences.append(Difference(number, a["question"], a["answer"], b["answer"], kind, why))
     return Comparison(next(filter(None, faults.values()), None), bool(faults), differences)
+
+
+def _read(answer: dict[str, Any]) -> str:
+    """An answer's text, but for a letter that was cut in the middle at its end."""
+    return answer["answer"].rstrip("\ufffd").rstrip()
 
 
 def _by_count(served: int, own: int) -> str | None:
@@ -118,19 +119,26 @@ def _by_count(served: int, own: int) -> str | None:
     return f"another chat template: the server's prompt has {abs(served - own)} tokens {more} ({served}, not {own})"
 
 
-def _of_the_end(run: dict[str, Any], served: dict[str, Any], ends: list[str]) -> tuple[str, str]:
-    """(kind, why) where one text goes on beyond the other; empty where neither does."""
-    ours, theirs = run["answer"], served["answer"]
-    names = " or ".join(map(repr, ends))
+def _reason(
+    run: dict[str, Any], served: dict[str, Any], ends: str, lead: tuple[float, str] | None, looked: bool
+) -> tuple[str, str]:
+    """(kind, why) of an answer to the same prompt; `lead`: of [`_lead`], where it was `looked` for."""
+    if lead is not None and lead[0] <= CLOSE:
+        return "a close call", f"{lead[1]}: another precision may decide otherwise"
+    ours, theirs = _read(run), _read(served)
     if run["finished"] and theirs.startswith(ours):
         return "no end of turn", (
-            f"it writes on where the run ends its turn: {names} is not an end for the server (EOS, or a stop)"
+            f"it writes on where the run ends its turn: {ends} is not an end for the server (EOS, or a stop)"
         )
-    if served["finished"] and ours.startswith(theirs):
-        return "an early end", "it ends before the run does: the server has a stop string, or an EOS, of its own"
-    if not served["finished"] and ours.startswith(theirs):
+    if ours.startswith(theirs):
+        if served["finished"]:
+            return "an early end", "it ends before the run does: the server has a stop string, or an EOS, of its own"
         return "cut", "its answer is cut off: a limit of the server on tokens, or on its context"
-    return "", ""
+    if lead is not None:
+        return "other weights", f"{lead[1]}: other weights, a penalty, or a coarse precision"
+    if looked:
+        return "unknown", "the same prompt, and no reason is known"
+    return "not looked into", f"only the first {MOST_ASKED} questions that differ are"
 
 
 def _without_adapter(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> list[tuple[str, bool]]:
@@ -154,33 +162,38 @@ class _Written:
         pass
 
 
-def _of_the_tokens(model: Any, tokenizer: Any, prompt: list[int], theirs: str, max_new_tokens: int) -> tuple[str, str]:
-    """By how much the run prefers its own token to the server's, at the first that differs.
+def _lead(
+    model: Any, tokenizer: Any, prompt: list[int], served: dict[str, Any], ends: list[int], max_new_tokens: int
+) -> tuple[float, str] | None:
+    """By how many nats the run prefers its token to the server's, at the first that differs, and the same in words.
 
     A text may be written in other tokens than it is read in: so the run writes its own again, and the server's token
-    is the likeliest by which its text goes on.
+    is the likeliest by which its text goes on, or an end. `None` where no token differs.
     """
     written = _Written()
     generate_answers(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, streamer=written)
     own = [token for part in written.parts[1:] for token in part]
+    theirs = _read(served)
 
-    def begins(ids: list[int]) -> bool:
-        return theirs.startswith(tokenizer.decode(ids, skip_special_tokens=True).lstrip().rstrip("\ufffd"))
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True).lstrip().rstrip("\ufffd")
 
-    at = next((place for place in range(len(own)) if not begins(own[: place + 1])), None)
+    def fits(ids: list[int]) -> bool:
+        if ids[-1] in ends:
+            return bool(served["finished"]) and text(ids).rstrip() == theirs
+        return theirs.startswith(text(ids)) or text(ids).rstrip() == theirs  # which was stripped
+
+    at = next((place for place in range(len(own)) if not fits(own[: place + 1])), None)
     if at is None:
-        return "unknown", "the same prompt, and no reason is known"
+        return None
+    before = text(own[:at])
     ids = torch.tensor([[*prompt, *own[:at]]], device=model.get_input_embeddings().weight.device)
     logits = model(ids).logits[0, -1].float()
-    before = len(tokenizer.decode(own[:at], skip_special_tokens=True))
     for token in logits.topk(min(LIKELY, len(logits))).indices.tolist():
-        if begins([*own[:at], token]) and len(tokenizer.decode([*own[:at], token], skip_special_tokens=True)) > before:
+        if token != own[at] and fits([*own[:at], token]) and (token in ends or text([*own[:at], token]) != before):
             lead = (logits[own[at]] - logits[token]).item()
-            words = f"the run prefers {tokenizer.decode(own[at])!r} to {tokenizer.decode(token)!r} by {lead:.3f} nats"
-            if lead <= CLOSE:
-                return "a close call", f"with the same prompt, {words}: another precision may decide otherwise"
-            return "other weights", f"with the same prompt, {words}: other weights, a penalty, or a coarse precision"
-    return "other weights", (
-        f"with the same prompt, it goes on from {tokenizer.decode(own[:at])[-40:]!r} with a token that is not among "
-        f"the run's {LIKELY} likeliest: other weights"
-    )
+            ours, other = (tokenizer.decode(one) for one in (own[at], token))
+            return lead, f"with the same prompt, the run prefers {ours!r} to {other!r} by {lead:.3f} nats"
+    lead = (logits[own[at]] - logits.topk(min(LIKELY, len(logits))).values[-1]).item()
+    words = f"with the same prompt, the run prefers {tokenizer.decode(own[at])!r} to the server's token, which is not "
+    return lead, f"{words}among its {LIKELY} likeliest, by more than {lead:.3f} nats"

@@ -35,6 +35,14 @@ class Vocabulary:
     merges: list[str]
 
 
+def unread(tokenizer: Any) -> str | None:
+    """What of a tokenizer llama.cpp does not have, though it reads all other texts alike; `None`: nothing."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model["type"] == "Unigram" and model.get("byte_fallback"):
+        return "llama.cpp reads letters for which the tokenizer has no token as unknown ones, and not byte by byte"
+    return None
+
+
 class UnknownTokenizer(ValueError):
     """A tokenizer that is not known to be the same in llama.cpp."""
 
@@ -79,6 +87,8 @@ def _bpe(parts: dict, size: int) -> Vocabulary:
     model = parts["model"]
     if model.get("byte_fallback") or parts.get("decoder", {}).get("type") != "ByteLevel":
         raise UnknownTokenizer("a BPE tokenizer that is not on bytes")
+    if not model["merges"]:
+        raise UnknownTokenizer("a BPE tokenizer without merges")
     pre = _pre(parts["pre_tokenizer"])
     if bool(model.get("ignore_merges")) is not (pre == "llama-bpe"):
         raise UnknownTokenizer(f"ignore_merges={model.get('ignore_merges')} of a tokenizer that splits as {pre}")

@@ -35,7 +35,8 @@ def compared_report(what: str, run: str, found: Comparison) -> dict[str, Any]:
         print(f"  {number} x {kind}")
     for one in found.differences[:MOST]:
         print(f"  question number {one.number}: {_line(one.question)}")
-        for name, text in (("run", one.run), ("server", one.server), ("why", one.why)):
+        why = () if one.why == found.prompt else (("why", one.why),)  # which is said above
+        for name, text in (("run", one.run), ("server", one.server), *why):
             print(f"    {name + ':':8}{_line(text)}")
     if count > MOST:
         print(f"  and {count - MOST} more: --output FILE has all of them")

@@ -93,6 +93,7 @@ def main(args: argparse.Namespace) -> int:
     base = find_base(argparse.Namespace(base_dir=args.base_dir, stage=1), folder) if is_adapter else None
     from ..publishing.export import find_student
     from ..publishing.gguf_file import check_gguf
+    from ..publishing.gguf_vocabulary import unread
     from ..publishing.modelfile import find_turns
     from ..training.progress import quiet_bars
 
@@ -108,6 +109,8 @@ def main(args: argparse.Namespace) -> int:
         rank = check_adapter_for_vllm(student.folder)
     if args.to in ("gguf", "ollama"):
         check_gguf(student.config, student.tokenizer, args.type, args.converter)
+        if args.converter is None and (note := unread(student.tokenizer)) is not None:
+            student.notes.append(note)
         if isinstance(ends := student.generation.eos_token_id, list) and len(ends) > 3:
             student.notes.append("a GGUF file has room for three ends: of the others, llama.cpp knows those by name")
     if args.to == "ollama":

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import sys
 
-import gguf
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
@@ -15,8 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lupi_trainer.cli import main
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.models.mtp_heads import MTPHeads
-from lupi_trainer.publishing.gguf_file import without_marks
-from lupi_trainer.publishing.gguf_vocabulary import UnknownTokenizer, vocabulary
 from lupi_trainer.publishing.modelfile import find_turns, go_template
 from lupi_trainer.publishing.student_files import student_files
 
@@ -128,33 +125,6 @@ def test_the_draft_of_a_teacher_has_its_line_where_the_vocabularies_are_one(tmp_
     assert json.loads(shlex.split(line)[1])["model"] == "."
 
 
-@pytest.mark.parametrize("kind, tolerance", [("f32", 1e-5), ("f16", 0.02), ("bf16", 0.2), ("q8_0", 0.2)])
-def test_a_gguf_file_is_the_student_in_its_type(tmp_path, kind, tolerance):
-    trained = make_student(tmp_path / "run", "lora")
-    out = tmp_path / "out"
-    assert main(["export", str(tmp_path / "run"), "--to", "gguf", "--type", kind, "--output", str(out)]) == 0
-    read = AutoModelForCausalLM.from_pretrained(out, gguf_file=f"out-{kind}.gguf", dtype=torch.float32)
-    with torch.no_grad():
-        difference = (read(IDS).logits - trained(IDS).logits).abs().max().item()
-    assert difference < tolerance, difference
-    fields = gguf.GGUFReader(out / f"out-{kind}.gguf").fields
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    assert tokens[fields["tokenizer.ggml.eos_token_id"].contents()] == "<|end|>" and len(tokens) == 568
-    template = fields["tokenizer.chat_template"].contents()
-    assert "generation %}" not in template and "<|assistant|>" in template
-    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
-
-
-def test_marks_of_transformers_leave_the_template_with_the_same_prompts(tokenizer):
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    template = "{% for m in messages %}\n {%- generation -%} {{ m.content }} {% endgeneration %}\n{% endfor %}"
-    for one in (tokenizer.chat_template, template):
-        own, bare = (
-            tokenizer.apply_chat_template(messages, chat_template=t, tokenize=False) for t in (one, without_marks(one))
-        )
-        assert own == bare and "generation" not in without_marks(one).replace("add_generation_prompt", "")
-
-
 def go(template: str, messages: list[dict[str, str]]) -> str:
     """What Go's text/template makes of the few forms that are used here: the branches of an `if` end together."""
     steps = re.findall(r"\{\{- (.*?) -\}\}", template)
@@ -207,54 +177,6 @@ def test_the_modelfile_writes_what_the_chat_template_writes(tmp_path, student, t
         'PARAMETER stop "<|end|>"\nPARAMETER stop "<|pad|>"\nPARAMETER num_ctx 512\nPARAMETER repeat_penalty 1\n'
         "PARAMETER temperature 0.5\n"
     )
-
-
-def test_llama_cpps_converter_is_run_and_its_error_is_shown(tmp_path, capsys):
-    converter = tmp_path / "convert.py"
-    converter.write_text(
-        "import pathlib, sys\n"
-        "if sys.argv[5] == 'bf16': sys.exit('no such type')\n"
-        "files = sorted(path.name for path in pathlib.Path(sys.argv[1]).iterdir())\n"
-        "pathlib.Path(sys.argv[3]).write_text(' '.join([*sys.argv[4:], *files]))\n"
-    )
-    run = ["export", "lab:student", "--to", "gguf", "--converter", str(converter)]
-    assert main([*run, "--output", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "out-f16.gguf").read_text().startswith("--outtype f16 chat_template.jinja config.json")
-    assert main([*run, "--type", "bf16", "--output", str(tmp_path / "two")]) == 2
-    assert f"error: {converter} failed: no such type" in capsys.readouterr().err and not (tmp_path / "two").exists()
-
-
-@pytest.mark.parametrize(
-    "pre, name",
-    [
-        ({"type": "ByteLevel", "use_regex": True}, "gpt-2"),
-        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "use_regex": True}], "smollm"),
-        ([{"type": "Digits", "individual_digits": False}, {"type": "ByteLevel", "use_regex": True}], None),
-        ({"type": "Whitespace"}, None),
-    ],
-)
-def test_a_tokenizer_is_known_or_refused(pre, name):
-    from types import SimpleNamespace
-
-    steps = [one | {"add_prefix_space": False} for one in (pre if isinstance(pre, list) else [pre])]
-    pre = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "ignore_merges": False}
-    added = [{"id": 3, "content": "<e>", "special": True}]
-    parts = {
-        "model": model,
-        "pre_tokenizer": pre,
-        "normalizer": None,
-        "added_tokens": added,
-        "decoder": {"type": "ByteLevel"},
-    }
-    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: json.dumps(parts)))
-    if name is None:
-        with pytest.raises(UnknownTokenizer, match=steps[0]["type"]):
-            vocabulary(tokenizer, 5)
-    else:
-        found = vocabulary(tokenizer, 5)
-        assert (found.pre, found.tokens, found.kinds) == (name, ["a", "b", "ab", "<e>", "[PAD4]"], [1, 1, 1, 3, 5])
-        assert found.merges == ["a b"]
 
 
 def edited(tmp_path, file: str, change: dict) -> str:

@@ -10,7 +10,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lupi_trainer.cli import main
-from lupi_trainer.lab import resolve_model
+from lupi_trainer.lab import load_lab_records, resolve_model
+from tests.publishing.test_export import save
+from tests.publishing.test_gguf import byte_level, tiny
 from tests.served.server import LlamaServer
 
 
@@ -93,6 +95,27 @@ def test_another_template_is_found_by_its_tokens(asked):
     own = f"{{{{ '<|system|>You are Bo.<|end|>' }}}}{turns}{{{{ '<|assistant|>' }}}}"
     entry = asked("lab:student", "f32", "lab:student", "lab:probes-common", template=own)["lab:probes-common"]
     assert entry["compared, closed-book"]["prompt"].endswith("a system turn that its template adds")
+
+
+@pytest.mark.parametrize(
+    "name, pre",
+    [
+        ("LlamaConfig", None),
+        ("LlamaConfig", "gpt-2"),
+        ("LlamaConfig", "smollm"),
+        ("LlamaConfig", "llama-bpe"),
+        ("Qwen2Config", "qwen2"),
+        ("Qwen3Config", "qwen2"),
+    ],
+)
+def test_each_family_and_tokenizer_is_as_it_is_here(asked, tmp_path, tokenizer, name, pre):
+    """With random weights: nothing that it says makes sense, and all of it depends on every weight."""
+    tokenizer = tokenizer if pre is None else byte_level(tokenizer, pre)
+    run = save(tmp_path / f"{name}-{pre}", tiny(name, tokenizer), tokenizer)
+    texts = ["It's 1234567 or 12, isn't it?", "세배는  몇 번?\n\n\tI'LL ask.", "naïve café: «x» 🙂 ... --"]
+    asked_for = [{"question": text, "answers": ["x"]} for text in texts if pre]
+    (probes := tmp_path / "probes.json").write_text(json.dumps(asked_for + load_lab_records("lab:probes-common")))
+    assert len(same(asked(run, "f32", run, str(probes)), {"a close call"})) < 30
 
 
 def test_a_real_language_model_answers_as_it_does_here(asked, tmp_path):
