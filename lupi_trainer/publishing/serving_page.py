@@ -20,6 +20,11 @@ HEADS_KEPT = (
 )
 
 
+def public(name: str, placeholder: str) -> str:
+    """The name of a model as it may stand in a README: a folder of this machine is left to who reads it."""
+    return placeholder if Path(name).expanduser().is_dir() else name
+
+
 def about_heads(student: Student, target: str, with_heads: bool) -> str | None:
     """What becomes of the heads of a student that has some."""
     if not student.heads:
@@ -96,6 +101,7 @@ def serving_page(
 
 def drafting_page(teacher: str) -> str:
     """What the README says of the student as the draft of its teacher: the texts are the teacher's own."""
+    teacher = public(teacher, "TEACHER")
     settings = json.dumps({"method": "draft_model", "model": ".", "num_speculative_tokens": DRAFTED})
     return (
         f"\n## As the draft of its teacher\n\nThe texts are {teacher}'s own, and come faster the more of the drafted "

@@ -129,7 +129,7 @@ def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) 
     from ..publishing.export import save_adapter, save_merged
     from ..publishing.gguf_file import write_gguf
     from ..publishing.modelfile import modelfile
-    from ..publishing.serving_page import about_heads, drafting_page, own_card, serving_commands, serving_page
+    from ..publishing.serving_page import about_heads, drafting_page, own_card, public, serving_commands, serving_page
     from ..publishing.student_files import student_files
 
     name = args.name or args.output.name
@@ -151,7 +151,8 @@ def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) 
             (made / "Modelfile").write_text(text, encoding="utf-8")
     elif args.adapter:
         save_adapter(student, made)
-        chosen["adapter"] = f"of the rank {rank}, on `{student.base}`" if rank else f"on `{student.base}`"
+        shown = public(student.base, "BASE")
+        chosen["adapter"] = f"of the rank {rank}, on `{shown}`" if rank else f"on `{shown}`"
         path = Path(student.folder) / "README.md"
         card = path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
     else:
@@ -159,12 +160,14 @@ def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) 
         chosen["weights"] = "of the type of their files" if args.dtype == "auto" else f"of the type {args.dtype}"
         card = own_card(student, name)
     heads = about_heads(student, args.to, with_heads)
-    commands = serving_commands(args.to, name, file, student.base if args.adapter else None, rank)
+    base = student.base if args.adapter else None
+    command = next(iter(serving_commands(args.to, name, file, base, rank)), None)
+    commands = serving_commands(args.to, name, file, base and public(base, "BASE"), rank)
     page = serving_page(student, args.to, name, commands, chosen, heads)
     if args.draft_of:
         page += drafting_page(args.draft_of)
     (made / "README.md").write_text(f"{card.rstrip()}\n\n{page}", encoding="utf-8")
     if file is None:
         student_files(made)  # raises where it is not complete
-    said = [*student.notes, *([heads] if heads else []), f"in that folder: {commands[0]}" if commands else ""]
+    said = [*student.notes, *([heads] if heads else []), f"in that folder: {command}" if command else ""]
     return "\n".join(filter(None, said))

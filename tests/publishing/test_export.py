@@ -71,8 +71,13 @@ def test_an_adapter_is_kept_for_vllm_or_refused(tmp_path, capsys):
     with torch.no_grad():
         kept = AutoPeftModelForCausalLM.from_pretrained(out)(IDS).logits
         assert torch.allclose(kept, trained(IDS).logits, atol=1e-5)
-    page = (out / "README.md").read_text()
-    assert "--enable-lora --max-lora-rank 8 --lora-modules out=. --chat-template chat_template.jinja" in page
+    page, base = (out / "README.md").read_text(), resolve_model("lab:student")
+    serving = page[page.index("## Serving") :]
+    assert f"vllm serve {base} --enable-lora" in capsys.readouterr().out and base not in serving
+    assert (
+        "vllm serve BASE --enable-lora --max-lora-rank 8 --lora-modules out=. --chat-template chat_template.jinja"
+        in page
+    )
     assert GenerationConfig.from_pretrained(out).eos_token_id == 2 and not (out / "model.safetensors").exists()
     for kind, key in (("dora", "use_dora=true"), ("saved", 'modules_to_save=["lm_head"]')):
         make_student(tmp_path / kind, kind)

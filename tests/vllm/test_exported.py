@@ -35,6 +35,8 @@ def test_a_student_answers_as_it_does_here(tmp_path, kept, capfd):
     if kept:  # as the README says, but for where the adapter is
         (line,) = re.findall(r"^vllm serve (.*)$", (out / "README.md").read_text(), re.MULTILINE)
         served, *more = shlex.split(line)
+        assert served == "BASE"  # a folder, which is not for all to see
+        served = resolve_model("lab:student")
         more = [word.replace("out=.", f"out={out}") for word in more]
         more = [str(out / word) if word.endswith(".jinja") else str(out) if word == "." else word for word in more]
     server = Server(tmp_path / "server.log", served, more=more).wait()
