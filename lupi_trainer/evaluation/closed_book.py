@@ -1,7 +1,7 @@
 """Ask a model short questions and mark its answers against lists of accepted strings."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -142,8 +142,13 @@ def ask(
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
     )
+    return mark(probes, replies)
+
+
+def mark(probes: list[dict[str, Any]], replies: Iterable[tuple[str, bool]]) -> ClosedBookResult:
+    """Mark an answer to every probe, in their order: (text, whether the model ended it by itself)."""
     answers: list[dict[str, Any]] = []
-    for probe, (text, finished) in zip(probes, replies):
+    for probe, (text, finished) in zip(probes, replies, strict=True):
         strict, lenient = score_answer(text, probe["answers"], finished=finished)
         answers.append(
             {
@@ -207,12 +212,18 @@ def closed_book(
         ValueError: open-book, and a probe has no knowledge (named).
     """
 
-    def messages(probe: dict[str, Any]) -> list[dict[str, str]]:
-        prompt = [{"role": "user", "content": probe["question"]}]
-        if teacher_prompt is None:
-            return prompt
-        if not probe.get("knowledge"):
-            raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
-        return teacher_prompt.messages(prompt, probe["knowledge"])
+    return ask(model, tokenizer, probes, lambda probe: conversation(probe, teacher_prompt), **kwargs)
 
-    return ask(model, tokenizer, probes, messages, **kwargs)
+
+def conversation(probe: dict[str, Any], teacher_prompt: TeacherPrompt | None = None) -> list[dict[str, str]]:
+    """The messages of a probe: its question alone, or, with `teacher_prompt`, with its own `knowledge`.
+
+    Raises:
+        ValueError: open-book, and the probe has no knowledge (it is named).
+    """
+    prompt = [{"role": "user", "content": probe["question"]}]
+    if teacher_prompt is None:
+        return prompt
+    if not probe.get("knowledge"):
+        raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
+    return teacher_prompt.messages(prompt, probe["knowledge"])
