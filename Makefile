@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo real test test-real browser test-browser test-vllm test-served test-zero test-versions test-lab
+.PHONY: demo real test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
 .PHONY: test-machines test-mutants test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
@@ -72,7 +72,7 @@ test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, s
 	.venv-served/bin/pip install --quiet --disable-pip-version-check xllamacpp --constraint tests/served/constraints.txt
 	touch .venv-served/.ready
 
-test-served: .venv/.ready .venv-served/.ready  ## Exported students on a real llama.cpp server answer as they do here
+test-serve: .venv/.ready .venv-served/.ready  ## Exported students on a real llama.cpp server answer as they do here
 	$(BIN)/python -m lupi_trainer.lab.real >/dev/null  # SmolLM2-135M
 	$(BIN)/python -m pytest -m served -s tests/served
 

@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items):
         if "vllm" in item.keywords and not VLLM.exists():
             item.add_marker(pytest.mark.skip(reason="needs the server that `make test-vllm` sets up"))
         if "served" in item.keywords and not LLAMA_CPP.exists():
-            item.add_marker(pytest.mark.skip(reason="needs the server that `make test-served` sets up"))
+            item.add_marker(pytest.mark.skip(reason="needs the server that `make test-serve` sets up"))
 
 
 def pytest_collection_finish(session):

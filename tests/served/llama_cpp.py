@@ -1,4 +1,4 @@
-"""Serves a GGUF file with llama.cpp, in the environment of `make test-served`: llama_cpp.py FILE TOKENS TEMPLATE."""
+"""Serves a GGUF file with llama.cpp, in the environment of `make test-serve`: llama_cpp.py FILE TOKENS TEMPLATE."""
 
 import socket
 import sys

@@ -1,4 +1,4 @@
-"""Exported students answer on a real llama.cpp server as they do here (`make test-served`)."""
+"""Exported students answer on a real llama.cpp server as they do here (`make test-serve`)."""
 
 import json
 from collections import Counter
