@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo real test test-real browser test-browser test-vllm test-zero test-versions test-lab test-machines test-mutants test-soak test-fast
-.PHONY: lint format bench figures clean
+.PHONY: demo real test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
+.PHONY: test-machines test-mutants test-soak test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -20,7 +20,7 @@ real: .venv/.ready  ## A real language model learns real knowledge: gets SmolLM2
 	$(BIN)/lupi real --output_dir runs/real
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab and not real and not soak"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not soak"
 
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
@@ -34,7 +34,7 @@ test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Ch
 	$(BIN)/python -m pytest -m browser tests/inspection/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not lab and not real and not soak and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not soak and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
@@ -65,6 +65,16 @@ VLLM := 0.32.0
 test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, started and stopped by the test
 	$(BIN)/python -m lupi_trainer.lab.real >/dev/null  # SmolLM2-135M, which writes questions there
 	$(BIN)/python -m pytest -m vllm -s tests/vllm
+
+# llama.cpp with its server (34 MB), through which exported students are asked.
+.venv-served/.ready: tests/served/constraints.txt
+	$(PYTHON) -m venv .venv-served
+	.venv-served/bin/pip install --quiet --disable-pip-version-check xllamacpp --constraint tests/served/constraints.txt
+	touch .venv-served/.ready
+
+test-serve: .venv/.ready .venv-served/.ready  ## Exported students on a real llama.cpp server answer as they do here
+	$(BIN)/python -m lupi_trainer.lab.real >/dev/null  # SmolLM2-135M
+	$(BIN)/python -m pytest -m served -s tests/served
 
 # DeepSpeed lies beside what .venv has, and not in it: there, accelerate would load it into every run of every test.
 .venv-zero/.ready: .venv/.ready
@@ -119,4 +129,4 @@ test-mutants: .venv-mutants/.ready  ## How many of 80 small faults the tests see
 	.venv-mutants/bin/python -m tests.mutants.run --json runs/mutants.json $(ARGS)
 
 clean:
-	rm -rf .venv .venv-vllm .venv-zero .venv-versions .venv-mutants build *.egg-info
+	rm -rf .venv .venv-vllm .venv-served .venv-zero .venv-versions .venv-mutants build *.egg-info

@@ -42,7 +42,8 @@ from tests.publishing.hub_stub import TOKENS, HubStub  # noqa: E402
 
 
 torch.set_num_threads(int(THREADS))
-VLLM = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "vllm"
+ROOT = Path(__file__).parent.parent
+VLLM, LLAMA_CPP = ROOT / ".venv-vllm" / "bin" / "vllm", ROOT / ".venv-served" / ".ready"
 
 # what a test that compares numbers, or texts that follow from them, says
 NUMERICAL = re.compile(r"\b(approx|assert_close|allclose|equal|assert_alike|reference_rollout)\(")
@@ -79,6 +80,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if "vllm" in item.keywords and not VLLM.exists():
             item.add_marker(pytest.mark.skip(reason="needs the server that `make test-vllm` sets up"))
+        if "served" in item.keywords and not LLAMA_CPP.exists():
+            item.add_marker(pytest.mark.skip(reason="needs the server that `make test-serve` sets up"))
 
 
 def pytest_collection_finish(session):

@@ -24,7 +24,7 @@ VARIABLES = re.compile(
     r"(ATEN|ONEDNN|DNNL|MKL|OMP|KMP|GOMP|OPENBLAS|TORCH|CUDA|CUBLAS)_|TEST_(THREADS|SHUFFLE)$|PYTHONHASHSEED$"
 )
 
-LEFT_OUT = ("slow", "distributed", "gpu", "browser", "vllm", "lab", "real")
+LEFT_OUT = ("slow", "distributed", "gpu", "browser", "vllm", "served", "lab", "real")
 TESTS = " and not ".join(("numerical", *LEFT_OUT))
 SETTINGS = (
     {},

@@ -60,8 +60,9 @@ LESS = {
 LAUNCHED = [c for chain in chains() for c in chain if c.startswith("accelerate launch") or "--accelerate_config" in c]
 PRETRAIN = "python -m lupi_trainer.scripts.pretrain"
 # seven processes, run by tests/experiments/test_sweep.py; a teacher that writes questions, in tests/documents; tested
-# below: a Hub, an installation, minutes of training
+# below: a Hub, an installation, minutes of training; servers, in tests/evaluation and tests/served; a terminal
 ELSEWHERE = ("lupi sweep", "lupi data make", "lupi data report", "lupi push")
+ELSEWHERE += ("vllm serve", "lupi evaluate --server", "lupi chat")
 ELSEWHERE += ("python3.11 -m venv", "pip install", PRETRAIN)
 HERE = [[c for c in chain if c not in LAUNCHED and not c.startswith(ELSEWHERE)] for chain in chains()]
 HERE = [chain for chain in HERE if chain]

@@ -1,12 +1,10 @@
-"""A model on an OpenAI-compatible server (vLLM, llama.cpp, Ollama), asked over `/v1/chat/completions`."""
+"""A model on an OpenAI-compatible server (vLLM, llama.cpp, Ollama), of which JSON is wanted."""
 
 import logging
-import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
-from ..teachers.remote import RemoteStats
-from ..teachers.wire import TeacherServerError, Wire
+from ..teachers.chat import ChatServer
+from ..teachers.wire import RequestRefused
 from .replies import Done, Model, Reply, Request, Unit
 
 
@@ -31,70 +29,38 @@ class ServedModel(Model):
     def __init__(
         self, url: str, name: str | None, *, in_flight: int = 8, timeout: float = 240.0, request_timeout: float = 600.0
     ):
-        self.wire = Wire(url, timeout, request_timeout, RemoteStats())
-        self.in_flight = in_flight
+        self.server = ChatServer(url, name, in_flight=in_flight, timeout=timeout, request_timeout=request_timeout)
         self.guided = True  # until the server refuses
-        self.name = name or self.wire.patiently(self._only_one)
+        self.name = self.server.name
         self.identity = f"{self.name} (served)"
 
-    def _only_one(self) -> str:
-        names = [str(card["id"]) for card in self.wire.send("GET", "/v1/models")["data"]]
-        if len(names) != 1:
-            raise TeacherServerError(
-                f"{self.wire.url} serves {', '.join(names) or 'nothing'}: say which with --teacher"
-            )
-        return names[0]
-
     def ask(self, units: list[Unit], schema: dict[str, Any] | None, done: Done) -> None:
-        given_up = threading.Event()
+        def job(request: Request):
+            def answer(given_up) -> None:
+                done([(request, self.server.wire.patiently(lambda: self._reply(request, schema), given_up=given_up))])
 
-        def answer(name: str, request: Request) -> None:
-            if given_up.is_set():
-                return
-            try:
-                done([(request, self.wire.patiently(lambda: self._reply(request, schema), given_up=given_up))])
-            except BaseException as error:
-                given_up.set()  # at once: nothing is asked any more of which the reply is lost
-                if isinstance(error, TeacherServerError) and "refused" in str(error):
-                    raise TeacherServerError(f"{name}: {error}") from error
-                raise
+            return answer
 
-        with ThreadPoolExecutor(self.in_flight, thread_name_prefix="documents") as pool:
-            futures = [pool.submit(answer, unit.name, request) for unit in units for request in unit.requests]
-            try:
-                finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-            finally:
-                given_up.set()
-                for future in futures:
-                    future.cancel()
+        self.server.all((unit.name, job(request)) for unit in units for request in unit.requests)
 
     def _reply(self, request: Request, schema: dict[str, Any] | None) -> Reply:
-        body: dict[str, Any] = {"model": self.name, "messages": request.messages}
-        body |= {"max_tokens": request.max_tokens, "temperature": request.temperature, "seed": request.seed}
-        if request.template:
-            body["chat_template_kwargs"] = request.template
         if schema is None or not self.guided:
-            return self._send(body)
+            return self._send(request)
         wanted = {"name": "facts", "schema": schema, "strict": True}
         try:
-            return self._send(body | {"response_format": {"type": "json_schema", "json_schema": wanted}})
-        except TeacherServerError as error:
-            if "refused (HTTP 4" not in str(error):
+            return self._send(request, response_format={"type": "json_schema", "json_schema": wanted})
+        except RequestRefused as error:
+            if not 400 <= error.status < 500:
                 raise
-            reply = self._send(body)  # raises where it is something else that is refused
+            reply = self._send(request)  # raises where it is something else that is refused
             if self.guided:
                 self.guided = False
                 logger.warning(
-                    f"{self.wire.url} has no guided decoding ({error}): its JSON is checked, and not forced"
+                    f"{self.server.wire.url} has no guided decoding ({error}): its JSON is checked, and not forced"
                 )
             return reply
 
-    def _send(self, body: dict[str, Any]) -> Reply:
-        (choice,) = self.wire.send("POST", "/v1/chat/completions", body, count=body["max_tokens"])["choices"]
-        text = choice["message"]["content"]
-        if not isinstance(text, str | None):
-            raise TypeError(f"a reply that is a {type(text).__name__}")
-        text = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return Reply(text.strip(), choice["finish_reason"] == "stop")
+    def _send(self, request: Request, **more: Any) -> Reply:
+        options: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+        reply = self.server.reply(request.messages, **options, seed=request.seed, template=request.template, **more)
+        return Reply(reply.text, reply.finished)

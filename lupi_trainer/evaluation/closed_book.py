@@ -1,6 +1,7 @@
 """Ask a model short questions and mark its answers against lists of accepted strings."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ..data.records import record_name
 from ..data.special_tokens import SpecialTokens
 from ..models.generation import eos_token_ids, without_generation_config
 from ..models.vocabulary import check_tokenizer
+from ..speculative.runners.packed_weights import packed_weights
 from ..speculative.runners.support import usable_positions
 from .leakage import mentions_context
 
@@ -29,6 +31,18 @@ class ClosedBookResult:
 
     def metrics(self) -> dict[str, float]:
         return {k: v for k, v in asdict(self).items() if k != "answers"}
+
+
+def last_logits(model: Any) -> dict[str, torch.Tensor]:
+    """For `generate`: that of a prompt only the last logits are wanted, as an index.
+
+    By a number, which `generate` would give, the model takes a slice of its states, whose rows lie apart in memory;
+    with each of them torch multiplies a copy of the lm_head on a CPU (64 times 57 MB for SmolLM2-135M).
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "logits_to_keep" not in inspect.signature(inner.forward).parameters:
+        return {}
+    return {"logits_to_keep": torch.tensor([-1], device=model.get_input_embeddings().weight.device)}
 
 
 @torch.no_grad()
@@ -83,12 +97,13 @@ def generate_answers(
             for row, i in enumerate(rows):
                 input_ids[row, length - len(prompt_ids[i]) :] = torch.tensor(prompt_ids[i])
                 attention_mask[row, length - len(prompt_ids[i]) :] = 1
-            with without_generation_config(model):
+            with without_generation_config(model), packed_weights({"model": model}):
                 texts = model.generate(
                     input_ids=input_ids.to(device),
                     attention_mask=attention_mask.to(device),
                     generation_config=greedy,
                     streamer=streamer,
+                    **last_logits(model),
                 )
             generated = texts[:, length:].tolist()
             for i, ids in zip(rows, generated):
@@ -127,8 +142,13 @@ def ask(
     replies = generate_answers(
         model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, batch_size=batch_size, on_batch=on_batch
     )
+    return mark(probes, replies)
+
+
+def mark(probes: list[dict[str, Any]], replies: Iterable[tuple[str, bool]]) -> ClosedBookResult:
+    """Mark an answer to every probe, in their order: (text, whether the model ended it by itself)."""
     answers: list[dict[str, Any]] = []
-    for probe, (text, finished) in zip(probes, replies):
+    for probe, (text, finished) in zip(probes, replies, strict=True):
         strict, lenient = score_answer(text, probe["answers"], finished=finished)
         answers.append(
             {
@@ -192,12 +212,18 @@ def closed_book(
         ValueError: open-book, and a probe has no knowledge (named).
     """
 
-    def messages(probe: dict[str, Any]) -> list[dict[str, str]]:
-        prompt = [{"role": "user", "content": probe["question"]}]
-        if teacher_prompt is None:
-            return prompt
-        if not probe.get("knowledge"):
-            raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
-        return teacher_prompt.messages(prompt, probe["knowledge"])
+    return ask(model, tokenizer, probes, lambda probe: conversation(probe, teacher_prompt), **kwargs)
 
-    return ask(model, tokenizer, probes, messages, **kwargs)
+
+def conversation(probe: dict[str, Any], teacher_prompt: TeacherPrompt | None = None) -> list[dict[str, str]]:
+    """The messages of a probe: its question alone, or, with `teacher_prompt`, with its own `knowledge`.
+
+    Raises:
+        ValueError: open-book, and the probe has no knowledge (it is named).
+    """
+    prompt = [{"role": "user", "content": probe["question"]}]
+    if teacher_prompt is None:
+        return prompt
+    if not probe.get("knowledge"):
+        raise ValueError(f"probe of {record_name(probe)} has no `knowledge`, so it cannot be asked open-book")
+    return teacher_prompt.messages(prompt, probe["knowledge"])

@@ -1,8 +1,10 @@
 """Adapters: what of them cannot be trained here, and how a trained one comes back, exactly as it was trained."""
 
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers.utils import find_adapter_config_file
 
@@ -172,12 +174,15 @@ def check_mergeable(model: nn.Module) -> None:
 def load_adapter(model: Any, folder: str) -> Any:
     """A `PeftModel` of this model with all of the weights in an adapter's folder, and no others.
 
+    Where the adapter was trained with new tokens, the model's embeddings grow to its number.
+
     Raises:
         ValueError: the adapter lacks weights that its configuration wants for this model, or has others.
     """
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(folder)
+    _resize_embeddings(model, folder)
     made: Any = PeftModel(model, config)
     result = made.load_adapter(folder, "default", is_trainable=False)
     if strange := [*_missing(made, result.missing_keys), *result.unexpected_keys]:
@@ -186,6 +191,19 @@ def load_adapter(model: Any, folder: str) -> Any:
             f"or unknown ({', '.join(strange[:3])})"
         )
     return made
+
+
+def _resize_embeddings(model: Any, folder: str) -> None:
+    """Give the model as many embeddings as the adapter has, which was trained with new tokens, and saved with them."""
+    own = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is own)
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as weights:
+        rows = {weights.get_slice(key).get_shape()[0] for key in weights.keys() if key.endswith(f"{name}.weight")}
+    if rows and rows != {own.weight.shape[0]}:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
 def _missing(model: nn.Module, names: list[str]) -> list[str]:

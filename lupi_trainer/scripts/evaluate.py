@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "columns of the table:\n" + "\n".join(f"  {name}: {what}" for name, what in COLUMNS.items())
-    add("--model", required=True, help="the student: a name, a path (of an adapter too), or lab:NAME")
+    add("--model", help="the student: a name, a path (of an adapter too), or lab:NAME")
+    add("--server", metavar="URL", help="or the OpenAI-compatible server that it is on; a key is in VLLM_API_KEY")
+    add("--served_model", metavar="NAME", help="of the student on the --server, where that has several")
+    add("--compare", metavar="RUN", help="the trained student, beside the --server: which answers differ, and why")
+    add("--in_flight", type=int, default=8, help="requests to the server at the same time")
+    add("--server_timeout", type=float, default=240.0, help="seconds to wait for the server to be up, or back")
     several: Any = {"default": [], "nargs": "+", "action": "extend"}
     add("--probes", **several, help="questions with `answers`: JSON or JSONL files, or lab:NAME")
     add("--perplexity", **several, help="questions with contexts, in SQuAD's form: files, lab:NAME, squad")
@@ -56,13 +61,52 @@ def main(args: argparse.Namespace) -> int:
     """Print what is asked for as tables; with `--output`, write it with every answer.
 
     Raises:
-        ValueError: nothing is asked for, or something lacks what it needs.
+        ValueError: nothing is asked for, something lacks what it needs, or a server does not answer.
     """
     if not any((args.probes, args.perplexity, args.open_book, args.privilege)):
         raise ValueError("nothing to ask: --probes, --open_book, --privilege or --perplexity is needed")
     if args.privilege and not (args.teacher and args.records):
         raise ValueError("--privilege needs a --teacher, and --records whose knowledge it reads")
-    check_models({"--model": args.model, "--teacher": args.teacher, "--before": args.before}, args.device)
+    check_server(args)
+    names = ("model", "compare", "teacher", "before")
+    check_models({f"--{name}": getattr(args, name) for name in names}, args.device)
+    from ..teachers.remote import RemoteError
+
+    try:
+        return evaluate(args)
+    except RemoteError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_server(args: argparse.Namespace) -> None:
+    """Refuse what does not go with a server, or without one.
+
+    Raises:
+        ValueError: what it is, and what to do.
+    """
+    if args.server is None:
+        if args.model is None:
+            raise ValueError("whom to ask? Name a --model, or the --server that it is on")
+        for name in ("served_model", "compare"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} needs a --server, whose answers are looked at")
+        return
+    if args.model is not None:
+        raise ValueError(
+            "--server asks a model there in place of --model: leave one of them out, or name the trained "
+            "student as --compare RUN"
+        )
+    for name in ("perplexity", "privilege"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} needs a --model: a server's answers are text alone")
+    if args.in_flight < 1:
+        raise ValueError(f"--in_flight must be at least 1, got {args.in_flight}")
+    if not args.server_timeout > 0:
+        raise ValueError(f"--server_timeout must be above 0, got {args.server_timeout:g}")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """What is asked for, once it is known that it can be."""
     from ..data.records import load_probes, load_training_data
     from . import reports
     from .marks import marks

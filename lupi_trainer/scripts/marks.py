@@ -2,6 +2,8 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,15 @@ from ..data.probe_knowledge import KnowledgeOf
 from ..data.prompts import TeacherPrompt, load_few_shot_examples
 from ..data.records import record_name
 from ..evaluation import ClosedBookResult, closed_book, kept
+from ..evaluation.closed_book import conversation
+from ..evaluation.served import served_closed_book
+from ..evaluation.served_differences import Comparison, compare_answers
 from ..lab import resolve_model
 from ..models.loading import load_model, load_tokenizer
+from ..teachers.chat import ChatServer
+from ..teachers.wire import NotAnswered, RequestRefused
 from ..training.progress import WorkBar
+from .differences import compared_report
 from .evaluate import COLUMNS
 from .tables import legend, table
 
@@ -24,11 +32,12 @@ class Asker:
     role: str
     model: str
     asked: list[tuple[str, TeacherPrompt | None]]
+    server: ChatServer | None = None  # that the model is on
 
     def key(self, is_closed: bool) -> str:
         """What its marks are called in the report."""
-        if self.role == "before":
-            return f"before, {'closed-book' if is_closed else 'open-book'}"
+        if self.role in ("before", "run"):
+            return f"{self.role}, {'closed-book' if is_closed else 'open-book'}"
         if self.role == "student" and not is_closed:
             return "student, open-book"
         return "closed-book" if is_closed else "open-book"
@@ -85,6 +94,19 @@ def askers(args: argparse.Namespace, opened: dict[str, list]) -> list[Asker]:
     prompt = teacher_prompt(args)
     questions = [(name, None) for name in args.probes] + [(name, prompt) for name in args.open_book]
     found = [Asker("student", args.model, questions)]
+    if args.server:
+        words = {"called": "server", "kind": "an OpenAI-compatible", "setting": "--server_timeout"}
+        server = ChatServer(
+            args.server,
+            args.served_model,
+            in_flight=args.in_flight,
+            timeout=args.server_timeout,
+            name_flag="--served_model",
+            words=words,
+        )
+        found = [Asker("student", f"{server.name} at {server.wire.url}", questions, server)]
+    if args.compare:
+        found.append(Asker("run", args.compare, questions))
     if args.before:
         found.append(Asker("before", args.before, questions))
     if args.teacher:
@@ -98,32 +120,75 @@ def marks(args: argparse.Namespace, probe_sets: dict[str, list], rows) -> dict[s
 
     Raises:
         ValueError: a question that cannot be asked (its file and place are named), or a model that cannot chat.
+        TeacherServerError: a server that does not answer, or refuses a question (which is named).
     """
     opened = open_book_sets(args, probe_sets, KnowledgeOf(rows if rows is not None else []))
     asking = askers(args, opened)
     for asker in asking:
-        load_tokenizer(resolve_model(asker.model))
+        if asker.server is None:
+            load_tokenizer(resolve_model(asker.model))
     results: dict[tuple[str, str, bool], ClosedBookResult] = {}
+    compared: dict[tuple[str, bool], Comparison] = {}
+    server = asking[0].server
     for asker in asking:
-        model, tokenizer = load_model(asker.model, args.dtype, args.device)
+        model, tokenizer = (None, None) if asker.server else load_model(asker.model, args.dtype, args.device)
         for name, prompt in asker.asked:
             probes = probe_sets[name] if prompt is None else opened[name]
-            with WorkBar(f"{asker.role}: {name}", len(probes)) as bar:
-                try:
-                    results[asker.role, name, prompt is None] = closed_book(
-                        model,
-                        tokenizer,
-                        probes,
-                        teacher_prompt=prompt,
-                        max_new_tokens=args.max_new_tokens,
-                        batch_size=args.batch_size,
-                        chat_template_kwargs=args.chat_template_kwargs,
-                        allow_special_tokens=args.allow_special_tokens,
-                        on_batch=bar.update,
-                    )
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
-    return report_of(asking, results)
+            closed = prompt is None
+            with WorkBar(f"{asker.role}: {name}", len(probes)) as bar, named(name):
+                result = asker_marks(args, asker, model, tokenizer, probes, prompt, bar)
+            results[asker.role, name, closed] = result
+            if asker.role == "run" and server is not None:
+                compared[name, closed] = compare_answers(
+                    server,
+                    model,
+                    tokenizer,
+                    [conversation(probe, prompt) for probe in probes],
+                    results["student", name, closed],
+                    result,
+                    max_new_tokens=args.max_new_tokens,
+                    chat_template_kwargs=args.chat_template_kwargs,
+                )
+    report = report_of(asking, results)
+    for (name, is_closed), comparison in compared.items():
+        book = "closed-book" if is_closed else "open-book"
+        report[name][f"compared, {book}"] = compared_report(f"{name}, {book}", args.compare, comparison)
+    return report
+
+
+@contextmanager
+def named(name: str) -> Generator[None]:
+    """Put the name of a set before what is wrong with a question of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except RequestRefused as error:
+        raise RequestRefused(f"{name}: {error}", error.status) from error
+    except NotAnswered as error:
+        raise NotAnswered(f"{name}: {error}") from error
+
+
+def asker_marks(
+    args: argparse.Namespace,
+    asker: Asker,
+    model: Any,
+    tokenizer: Any,
+    probes: list[dict[str, Any]],
+    prompt: TeacherPrompt | None,
+    bar: WorkBar,
+) -> ClosedBookResult:
+    """One set of questions, put to one model, here or on its server."""
+    options: dict[str, Any] = {
+        "teacher_prompt": prompt,
+        "max_new_tokens": args.max_new_tokens,
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "on_batch": bar.update,
+    }
+    if asker.server is not None:
+        return served_closed_book(asker.server, probes, **options)
+    special = args.allow_special_tokens
+    return closed_book(model, tokenizer, probes, batch_size=args.batch_size, allow_special_tokens=special, **options)
 
 
 def report_of(asking: list[Asker], results: dict[tuple[str, str, bool], ClosedBookResult]) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""Requests to a vLLM server: sent again while there is no answer, and a clear end when there is none for too long."""
+"""Requests to a model's server: sent again while there is no answer, and a clear end when that takes too long."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ class OneTextFails(TeacherServerError):
     """What is wrong is the answer about one text, and not the server itself."""
 
 
+class NotAnswered(TeacherServerError):
+    """No answer for too long."""
+
+
+class RequestRefused(TeacherServerError):
+    """A request that a server refuses, or to which it says nothing that can be read, again and again.
+
+    Attributes:
+        status: of the HTTP answer.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 class NoAnswer(Exception):
     """A failure that another try might mend.
 
@@ -59,13 +75,27 @@ class Wire:
         timeout: seconds without any answer after which it is given up.
         request_timeout: seconds until the last byte of an answer, after which the request is sent again.
         stats: where requests and retries are counted.
+        called: the server, in messages.
+        kind: of server, in messages.
+        setting: what `timeout` is called where it is given.
 
     Raises:
         ValueError: not an http address, one with a password in it, or a key that no header can hold.
     """
 
-    def __init__(self, url: str, timeout: float, request_timeout: float, stats: RemoteStats):
-        self.url, self.timeout, self.stats = check_url(url), timeout, stats
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        request_timeout: float,
+        stats: RemoteStats,
+        *,
+        called: str = "teacher server",
+        kind: str = "a vLLM",
+        setting: str = "teacher_server_timeout",
+    ):
+        self.url, self.timeout, self.stats = check_url(url, called), timeout, stats
+        self.called, self.kind, self.setting = called, kind, setting
         key = header_secret("VLLM_API_KEY")
         guard_logs()
         self._lock = threading.Lock()
@@ -95,13 +125,13 @@ class Wire:
         if answer.status in (401, 403):
             raise TeacherServerError(f"{self.url} refuses the key: set VLLM_API_KEY in the environment")
         if answer.status != 200:
-            raise TeacherServerError(f"{self.url} refused (HTTP {answer.status}): {_message(answer)}")
+            raise RequestRefused(f"{self.url} refused (HTTP {answer.status}): {_message(answer)}", answer.status)
         try:
             return json.loads(answer.body)
         except RecursionError:
             raise NoAnswer(f"{path} answers in JSON that is nested too deeply", malformed=True) from None
         except ValueError:
-            said = f"{self.url}{path} does not answer in JSON: is it a vLLM server?"
+            said = f"{self.url}{path} does not answer in JSON: is it {self.kind} server?"
             raise NoAnswer(said, malformed=True) from None
 
     def patiently(self, ask: Callable, back: Callable | None = None, given_up: threading.Event | None = None):
@@ -111,14 +141,14 @@ class Wire:
 
         Raises:
             OneTextFails: `ask()` breaks the server four times over, and `back()` never does.
-            TeacherServerError: no answer for `timeout` seconds, or one that is not what a vLLM server says.
+            TeacherServerError: no answer for `timeout` seconds, or one that is not what such a server says.
         """
         pause, since, broken, malformed = _FIRST_PAUSE, None, 0, 0
         given_up = threading.Event() if given_up is None else given_up
         while True:
             asked = False
             try:
-                with _understood(self.url):
+                with _understood(self.url, self.kind):
                     if back is not None and since is not None:
                         back()
                     asked = True
@@ -128,27 +158,27 @@ class Wire:
                 malformed += error.malformed
                 if broken == _BROKEN_BY_ONE and back is not None:
                     raise OneTextFails(
-                        f"the teacher server {self.url} answers, but fails at this text again and again: {error}"
+                        f"the {self.called} {self.url} answers, but fails at this text again and again: {error}"
                     ) from None
                 if malformed == _MALFORMED:
-                    raise TeacherServerError(f"{error} ({malformed} times)") from None
+                    raise RequestRefused(f"{error} ({malformed} times)", error.status or 200) from None
                 now = time.monotonic()
                 since = now if since is None else since
                 if now - since + pause > self.timeout:
-                    raise TeacherServerError(
-                        f"the teacher server {self.url} has not answered for {now - since:.0f} seconds "
-                        f"(teacher_server_timeout={self.timeout:g}): {error}"
+                    raise NotAnswered(
+                        f"the {self.called} {self.url} has not answered for {now - since:.0f} seconds "
+                        f"({self.setting}={self.timeout:g}): {error}"
                     ) from None
                 with self._lock:
                     self.stats.retries += 1
-                logger.warning(f"teacher server {self.url}: {error}; next try in {pause:.2g} seconds")
+                logger.warning(f"{self.called} {self.url}: {error}; next try in {pause:.2g} seconds")
                 if given_up.wait(pause):
-                    raise TeacherServerError(f"the teacher server {self.url} is not asked any more") from None
+                    raise TeacherServerError(f"the {self.called} {self.url} is not asked any more") from None
                 pause = min(2 * pause, 15.0)
 
 
 @contextmanager
-def _understood(url: str) -> Generator[None]:
+def _understood(url: str, kind: str) -> Generator[None]:
     """Inside, an answer is read; one of another form is as good as none.
 
     Raises:
@@ -157,10 +187,10 @@ def _understood(url: str) -> Generator[None]:
     try:
         yield
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, ArithmeticError) as error:
-        raise NoAnswer(f"{url} does not answer as a vLLM server does ({error!r})"[:500], malformed=True) from error
+        raise NoAnswer(f"{url} does not answer as {kind} server does ({error!r})"[:500], malformed=True) from error
 
 
-def check_url(url: str) -> str:
+def check_url(url: str, called: str = "teacher server") -> str:
     """The address without slashes and `/v1` at its end.
 
     Raises:
@@ -172,11 +202,11 @@ def check_url(url: str) -> str:
         parsed = None
     if "@" in str(url) or "?" in str(url):  # it is logged
         raise ValueError(
-            "a teacher server's address must not hold a password, a key or anything else behind a `?`: set "
+            f"a {called}'s address must not hold a password, a key or anything else behind a `?`: set "
             "VLLM_API_KEY in the environment"
         )
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"a teacher server's address is like http://host:8000, not {url!r}")
+        raise ValueError(f"a {called}'s address is like http://host:8000, not {url!r}")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -18,6 +18,7 @@ class StandIn:
     def __init__(self, answer: Callable[[dict], str], guided: bool = True, models: tuple[str, ...] = ("scripted",)):
         self.answer, self.guided, self.models = answer, guided, models
         self.bodies: list[dict] = []
+        self.faults: Iterator[int] = iter(())  # HTTP statuses of the next replies
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,17 +41,31 @@ class StandIn:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not self.path.endswith("/chat/completions"):
+                    found = outer.other(self.path, body)
+                    return self.reply(404, {"detail": "Not Found"}) if found is None else self.reply(200, found)
+                if (status := next(outer.faults, 200)) != 200:
+                    return self.reply(status, {"error": {"message": "as the test wants it"}})
                 if not outer.guided and "response_format" in body:
                     return self.reply(400, {"error": {"message": "response_format is not known"}})
                 outer.bodies.append(body)
                 text = outer.answer(body)
                 reason = "length" if text.endswith("\0") else "stop"
                 message = {"role": "assistant", "content": text.rstrip("\0")}
-                self.reply(200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
+                choice = {"index": 0, "message": message, "finish_reason": reason}
+                self.reply(200, {"choices": [choice], "usage": outer.usage(body)})
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def usage(self, body: dict) -> dict:
+        """What a reply says of its tokens."""
+        return {}
+
+    def other(self, path: str, body: dict) -> dict | None:
+        """The answer on another path; `None`: there is nothing."""
+        return None
 
     def close(self) -> None:
         self.server.shutdown()

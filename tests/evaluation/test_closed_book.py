@@ -9,6 +9,7 @@ from lupi_trainer.data.answers import contains
 from lupi_trainer.data.prompts import TeacherPrompt, encode
 from lupi_trainer.evaluation import closed_book, generate_answers, score_answer
 from lupi_trainer.lab import load_lab_records, world
+from lupi_trainer.speculative.runners import packed_weights
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,26 @@ def test_batched_answers_equal_single_ones(student, tokenizer):
     alone = [generate_answers(student, tokenizer, [p], max_new_tokens=56)[0] for p in prompts]
     assert together == alone
     assert generate_answers(student, tokenizer, prompts, max_new_tokens=3, batch_size=2)[0][1] is False
+
+
+def test_a_prompts_last_states_alone_reach_the_lm_head_one_behind_another(student, tokenizer, monkeypatch):
+    """Else torch multiplies every row with a copy of the head. Larger layers on a CPU are packed meanwhile."""
+    seen = []
+    monkeypatch.setattr(packed_weights, "_SMALLEST", 0)
+    prompts = [
+        encode(tokenizer, [{"role": "user", "content": p["question"]}]) for p in load_lab_records("lab:probes")[:2]
+    ]
+    model = get_peft_model(copy.deepcopy(student), LoraConfig(r=2, target_modules="all-linear"))
+
+    def look(head, inputs):
+        kept = [name for name, module in model.named_modules() if "merged_lora" in vars(module)]
+        seen.append((inputs[0].shape[1], inputs[0].is_contiguous(), len(kept)))
+
+    model.get_output_embeddings().register_forward_pre_hook(look)
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=3) == generate_answers(
+        student, tokenizer, prompts, max_new_tokens=3
+    )
+    assert {states[:2] for states in seen} == {(1, True)} and all(kept for *_, kept in seen)
 
 
 def test_answers_are_greedy_whatever_the_models_own_configuration_says(teacher, tokenizer):

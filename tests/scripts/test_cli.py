@@ -82,6 +82,10 @@ NAMED = {
     "--draft": ["generate", "--prompts", "Hi", "--target", "lab:teacher", "--draft"],
     "--model ": ["prune", "--drop", "1", "--bundle", "a", "--out", "out", "--model"],
     "--base": ["restore", "--bundle", "a", "--out", "out", "--base"],
+    "MODEL ": ["chat"],
+    "--before ": ["chat", "lab:student", "--before"],
+    "RUN": ["export", "--to", "hf", "--output", "out"],
+    "--compare": ["evaluate", "--server", "http://127.0.0.1:9", "--probes", "lab:probes", "--compare"],
     "--student": [*MAKE, "--teacher", "lab:teacher", "--student"],
     "--teacher ": [*MAKE, "--student", "lab:student", "--teacher"],
     "--reader": [*MAKE, "--teacher", "lab:teacher", "--student", "lab:student", "--reader"],
@@ -135,6 +139,8 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(words, tm
     ],
 )
 def test_prune_says_what_it_knows_before_the_model_is_loaded(tmp_path, arguments, message, monkeypatch, capsys):
+    import lupi_trainer.pruning.stages  # noqa: F401, which would keep what is put here for all tests that follow
+
     monkeypatch.setattr("lupi_trainer.models.loading.load_complete", lambda *args, **kwargs: pytest.fail("loaded"))
     assert main(["prune", "--model", "lab:teacher", "--out", str(tmp_path / "out"), "--bundle", "B", *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -13,9 +13,9 @@ from tests.conftest import VLLM
 
 
 class Server:
-    """`vllm serve` with one of the lab's models on a free port; what it prints goes to a file."""
+    """`vllm serve` with a model on a free port, as `teacher`, and `more` flags; what it prints goes to a file."""
 
-    def __init__(self, log, model="lab:teacher", port=None, max_logprobs=568, length=512):
+    def __init__(self, log, model="lab:teacher", port=None, max_logprobs=568, length=512, more=()):
         if port is None:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -31,6 +31,7 @@ class Server:
         }
         command = [VLLM, "serve", resolve_model(model), "--enforce-eager"]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        command += more
         settings = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
