@@ -132,4 +132,4 @@ def test_bytes_of_a_server_are_read_or_named():
             assert json.dumps(found) == json.dumps(json.loads(body))
 
     check()
-    assert min(outcomes.values()) > 2, outcomes
+    assert min(outcomes.values()) > 0, outcomes
