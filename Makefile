@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo real test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
-.PHONY: test-machines test-mutants test-fast lint format bench figures clean
+.PHONY: test-machines test-mutants test-soak test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -20,7 +20,7 @@ real: .venv/.ready  ## A real language model learns real knowledge: gets SmolLM2
 	$(BIN)/lupi real --output_dir runs/real
 
 test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not soak"
 
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
@@ -34,7 +34,7 @@ test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Ch
 	$(BIN)/python -m pytest -m browser tests/inspection/test_page.py
 
 test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not slow and not distributed"
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not soak and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
@@ -109,6 +109,11 @@ test-lab: .venv/.ready  ## The pair, trained anew, is as good as the shipped one
 
 test-real: .venv/.ready  ## SmolLM2-135M is gotten, converted, taught for a few steps, merged and saved
 	$(BIN)/python -m pytest -m real tests/scripts/test_real.py
+
+FUZZ := $(wildcard tests/*/test_fuzz.py)
+test-soak: .venv/.ready  ## Long runs with kills, large files, 1,000 examples of each property of odd input: up to 40 minutes
+	$(BIN)/python -m pytest -m soak -s tests/soak
+	TEST_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 $(FUZZ)
 
 test-machines: .venv/.ready  ## The numerical tests with the kernels, threads and orders of other machines, one after another
 	$(BIN)/python -m tests.machines

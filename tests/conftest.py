@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread (the models are tiny), and the lab's pair.
 
-From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for another order of files and tests.
+From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for another order of files and tests;
+`TEST_EXAMPLES`, how many odd inputs of each property are tried (tests/fuzz.py).
 """
 
 import functools

@@ -16,6 +16,7 @@ MAX_ANSWER_TOKENS = 256  # wherever questions are asked and nothing else is said
 # Scripts in which a particle follows a word without a space: their letters may follow an accepted answer.
 _HANGUL, _UNSPACED = r"\u1100-\u11ff\uac00-\ud7af", r"\u3040-\u30ff\u3400-\u9fff"
 _JOINED = _HANGUL + _UNSPACED
+_WORDS = re.compile(r"[^\W_]+")
 _LETTER = re.compile(rf"[^\W_{_JOINED}]|[+#]|(?<={CLOSE})년대")  # a decade is no year
 _IN_WORD = r"(?<=[^\W_])[-'](?=[^\W_])"
 _CURRENCIES = "$€£¥₩"
@@ -38,8 +39,7 @@ _PARTICLES = (
 
 def normalize(text: str) -> str:
     """Unicode NFKC, lower case, punctuation to spaces, single spaces."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
+    return " ".join(_WORDS.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 @lru_cache(4096)

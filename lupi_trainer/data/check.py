@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import contains, normalize
+from .near import Watch, unwatched
 from .probe_knowledge import NAMES, KnowledgeOf, knowledge_in
 from .probes import RecordError, check_probe, misspelled, record_name
 from .records import normalize_record, to_columns
@@ -52,15 +53,19 @@ def accepted(probe: dict[str, Any]) -> list[str]:
     return probe["answers"] if is_text_list(probe.get("answers")) else []
 
 
-def check_records(records: list[dict[str, Any]]) -> list[Problem]:
+def check_records(records: list[dict[str, Any]], *, watch: Watch = unwatched) -> list[Problem]:
     """Every fault of a list of records, in their order.
+
+    Args:
+        records: as read from a file.
+        watch: shows how far it is.
 
     Returns:
         Problems of the kinds `field` (missing, or of a wrong type) and, of all records together, `type` (a column
         that holds values of several); doubts of the kind `empty` (knowledge that is text without a word).
     """
     found: list[Problem] = []
-    for number, record in enumerate(records):
+    for number, record in enumerate(watch(records, "records")):
         name = record_name(record, number)
         try:
             normalize_record(record, number)
@@ -82,12 +87,18 @@ def empty(record: dict[str, Any]) -> list[str]:
     return [name for name in NAMES if isinstance(record.get(name), str) and not record[name].strip()]
 
 
-def check_probes(probes: list[dict[str, Any]], records: Iterable[dict[str, Any]] | None = None) -> list[Problem]:
+def check_probes(
+    probes: list[dict[str, Any]],
+    records: Iterable[dict[str, Any]] | None = None,
+    *,
+    watch: Watch = unwatched,
+) -> list[Problem]:
     """Every fault of closed-book questions.
 
     Args:
         probes: as read from a file.
         records: those that the questions are about; `None` for general questions, which need none.
+        watch: shows how far it is.
 
     Returns:
         Problems of the kind `field`, in the order of the probes, and doubts of the kinds `empty` (knowledge that is
@@ -98,7 +109,7 @@ def check_probes(probes: list[dict[str, Any]], records: Iterable[dict[str, Any]]
     known = None if records is None else KnowledgeOf(records)
     found: list[Problem] = []
     first: dict[str, int] = {}
-    for number, probe in enumerate(probes):
+    for number, probe in enumerate(watch(probes, "probes")):
         name = f"probe of {record_name(probe, number)}"
 
         def doubt(kind: str, message: str, found_here: str = "", name: str = name) -> None:

@@ -4,15 +4,17 @@ A record has `id`, `category`, `query`, `knowledge`, `sources`, `word_count` and
 `record_id` of one, `question` and `answers`, of which the first occurs in the knowledge of its record.
 """
 
-import math
-from collections import Counter
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from . import check
 from .answers import normalize
 from .check import Problem, accepted, asked, is_text, is_text_list
+from .near import Watch, near_rows, unwatched
 from .records import record_name
 
 
@@ -31,25 +33,6 @@ def letter_runs(text: str) -> set[str]:
     """Every run of three letters of a normalized text, spaces left out."""
     letters = text.replace(" ", "")
     return {letters[i : i + 3] for i in range(len(letters) - 2)}
-
-
-def near_pairs(sets: list[set[str]], share: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs (i, j, Jaccard similarity), i < j, of sets that are at least `share` alike: all of them, and no other.
-
-    Two such sets have a common element among the rarest `len - ceil(share * len) + 1` of each (prefix filtering;
-    Bayardo et al., Scaling Up All Pairs Similarity Search, WWW 2007), so only these are looked up.
-    """
-    count = Counter(element for one in sets for element in one)
-    places: dict[str, list[int]] = {}
-    for j, one in enumerate(sets):
-        rarest = sorted(one, key=lambda element: (count[element], element))
-        prefix = rarest[: len(one) - math.ceil(share * len(one)) + 1] if one else []
-        for i in sorted({i for element in prefix for i in places.get(element, ())}):
-            similarity = len(one & sets[i]) / len(one | sets[i])
-            if similarity >= share:
-                yield i, j, similarity
-        for element in prefix:
-            places.setdefault(element, []).append(j)
 
 
 def check_fields(record: dict[str, Any], min_words: int, max_words: int) -> Iterator[tuple[str, str, str]]:
@@ -72,16 +55,19 @@ def check_fields(record: dict[str, Any], min_words: int, max_words: int) -> Iter
         yield "word_count", "`word_count` is not that of its knowledge", f": {record['word_count']!r}, {words} words"
 
 
-def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_words: int = 160) -> list[Problem]:
+def check_records(
+    records: list[dict[str, Any]], *, min_words: int = 80, max_words: int = 160, watch: Watch = unwatched
+) -> list[Problem]:
     """Every fault of a list of records.
 
     Args:
         records: as read from a file.
         min_words, max_words: the bounds of the knowledge, in words between white space (both languages).
+        watch: shows how far it is.
 
     Returns:
-        Problems of the kinds `field`, `length`, `word_count`, `id` (used twice) and `duplicate` (queries or knowledge
-        that are nearly the same), in the order of the records.
+        Problems of the kinds `field`, `length`, `word_count`, `id` (used twice) and `duplicate` (its query or its
+        knowledge is nearly that of an earlier record, of which the first is named), in the order of the records.
     """
     names = [record_name(record, number) for number, record in enumerate(records)]
     found: list[list[Problem]] = [[] for _ in records]
@@ -94,26 +80,40 @@ def check_records(records: list[dict[str, Any]], *, min_words: int = 80, max_wor
             found[number].append(Problem("id", names[number], "its id is that of another record", where))
     for field, length, share in (("query", 1, SAME_QUERY), ("knowledge", 3, SAME_KNOWLEDGE)):
         texts = [record[field] if is_text(record.get(field)) else "" for record in records]
-        for i, j, similarity in near_pairs([word_runs(text, length) for text in texts], share):
+        runs = (word_runs(text, length) for text in watch(texts, f"{field}: read"))
+        for j, near, similarity in near_rows(runs, share, watch, f"{field}: compared"):
             message = f"its {field} is nearly that of another record"
-            found[j].append(Problem("duplicate", names[j], message, f": {similarity:.0%} that of {names[i]}"))
+            what = f": {similarity[0]:.0%} that of {names[near[0]]}"
+            found[j].append(Problem("duplicate", names[j], message, what))
     return [problem for problems in found for problem in problems]
 
 
-def check_probes(probes: list[dict[str, Any]], records: list[dict[str, Any]] | None = None) -> list[Problem]:
+def check_probes(
+    probes: list[dict[str, Any]], records: list[dict[str, Any]] | None = None, *, watch: Watch = unwatched
+) -> list[Problem]:
     """Every fault of closed-book questions, as [`check.check_probes`], whose doubts are problems here; also of the
-    kinds `field` (no `record_id`) and `duplicate` (two that have an answer in common and are nearly the same)."""
-    found = [replace(problem, doubt=False) for problem in check.check_probes(probes, records)]
+    kinds `field` (no `record_id`) and `duplicate` (nearly an earlier question, of which the first is named, with an
+    answer in common)."""
+    found = [replace(problem, doubt=False) for problem in check.check_probes(probes, records, watch=watch)]
     names = ["probe of " + record_name(probe, number) for number, probe in enumerate(probes)]
     for number, probe in enumerate(probes):
         if not is_text(probe.get("record_id")):
             what = f", got {probe.get('record_id')!r}"
             found.append(Problem("field", names[number], "`record_id` must be a text that is not empty", what))
     questions = [normalize(asked(probe)) for probe in probes]
-    for i, j, _ in near_pairs([letter_runs(question) for question in questions], SAME_QUESTION):
-        common = {normalize(a) for a in accepted(probes[i])} & {normalize(a) for a in accepted(probes[j])}
-        if common and questions[i] != questions[j]:
+    _, same = np.unique(np.array(questions, object), return_inverse=True)
+    answers = [{normalize(answer) for answer in accepted(probe)} for probe in probes]
+    with_answer = {answer: array("q") for each in answers for answer in each}
+    for number, each in enumerate(answers):
+        for answer in each:
+            with_answer[answer].append(number)
+    runs = (letter_runs(question) for question in watch(questions, "questions: read"))
+    for j, near, _ in near_rows(runs, SAME_QUESTION, watch, "questions: compared"):
+        others = near[same[near] != same[j]]
+        others = others[np.isin(others, np.concatenate([[], *(np.array(with_answer[a]) for a in answers[j])]))]
+        if len(others):
+            i = int(others[0])
             message = "its question is nearly another one, with the same answer"
-            what = f": number {i}, {min(common)!r}: {probes[i]['question']!r}"
+            what = f": number {i}, {min(answers[i] & answers[j])!r}: {probes[i]['question']!r}"
             found.append(Problem("duplicate", names[j], message, what))
     return found

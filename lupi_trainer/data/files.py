@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ RECORD_FILES = (".json", ".jsonl")
 # What people point at in place of records; the Hub has no data set with such an ending.
 DOCUMENTS = tuple(".md .markdown .rst .txt .html .htm .pdf .doc .docx .odt .rtf .epub .pptx .tex".split())
 OTHER_FILES = (*DOCUMENTS, *".csv .tsv .xls .xlsx .parquet .arrow .yaml .yml .xml .zip .gz".split())
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: a lone UTF-16 surrogate
 
 
 def is_data_file(text: str) -> bool:
@@ -117,7 +120,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 def _has_half_characters(value: Any) -> bool:
     if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
+        return _HALF.search(value) is not None
     if isinstance(value, dict):
         return any(map(_has_half_characters, value)) or any(map(_has_half_characters, value.values()))
     return isinstance(value, list) and any(map(_has_half_characters, value))

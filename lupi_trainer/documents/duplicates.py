@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from ..data.answers import contains, normalize
-from ..data.check_culture import near_pairs
+from ..data.near import near_pairs
 
 
 ALIKE = 0.5  # share of common words, by their beginnings, of two questions with the same answer

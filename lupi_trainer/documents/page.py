@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..inspection.page import policy
 from ..training.checkpoints import write_atomically
 from .coverage import by_document, count
 from .verdicts import REASONS
@@ -67,6 +68,7 @@ def write_page(rows: list[dict[str, Any]], name: str, output: Path) -> Path:
     page, style = ((assets / file).read_text(encoding="utf-8") for file in ("page.html", "page.css"))
     parts = {
         "title": html.escape(name),
+        "policy": policy(("style", style)),
         "style": style,
         "table": _table(rows),
         "empty": tag("ul", *(tag("li", html.escape(text)) for text in named)) if named else tag("p", "none"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import math
@@ -12,6 +14,7 @@ from typing import Any
 
 from ..data.files import write_atomically
 from ..data.wording import counted
+from .rollouts import CutOff, Rollouts
 from .run import CURVES, Run
 from .tables import marks, settings, warnings
 from .words import CURVES as ABOUT
@@ -21,21 +24,45 @@ from .words import METRICS, is_share
 MOST_TOKENS = 100_000  # in all rollouts of a page; more would make a browser wait
 
 
-def _tokens(rollouts: list[dict[str, Any]]) -> int:
-    return sum(len(rollout.get("completion", ())) for rollout in rollouts)
-
-
-def _thin(rollouts: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """At most `limit` of the rollouts, evenly; the first and the last stay."""
-    if len(rollouts) <= limit:
-        return rollouts
+def _thin(places: list[int], limit: int) -> list[int]:
+    """At most `limit` of the places, evenly; the first and the last stay."""
+    if len(places) <= limit:
+        return places
     if limit == 1:
-        return rollouts[-1:]
-    return [rollouts[round(i * (len(rollouts) - 1) / (limit - 1))] for i in range(limit)]
+        return places[-1:]
+    return [places[round(i * (len(places) - 1) / (limit - 1))] for i in range(limit)]
 
 
-def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
+def _choose(rollouts: Rollouts, places: list[int], limit: int) -> tuple[list[dict[str, Any]], int]:
+    """(rollouts in some of the places, which have no more than [`MOST_TOKENS`] tokens, how many lines were cut off).
+
+    They are read one at a time, and no more of them than are shown.
+    """
+    while True:
+        chosen, tokens, cut_off = [], 0, 0
+        for seen, place in enumerate(_thin(places, limit), 1):
+            try:
+                chosen.append(rollouts[place])
+            except CutOff:
+                cut_off += 1
+                continue
+            tokens += len(chosen[-1]["completion"])
+            if tokens > MOST_TOKENS and limit > 1:
+                limit = max(1, min(min(limit, len(places)) - 1, seen * MOST_TOKENS // tokens))
+                break
+        else:
+            return chosen, cut_off
+
+
+def page_data(
+    run: Run, max_rollouts: int = 1000, first_step: int | None = None, last_step: int | None = None
+) -> dict[str, Any]:
     """What the page shows, as its script reads it.
+
+    Args:
+        run: as [`read_run`] returns it.
+        max_rollouts: the most rollouts to show.
+        first_step, last_step: show rollouts of these steps, and of those between, alone.
 
     Returns:
         `name`; `curves` (title and lines with [step, value] points, what title and labels mean, and whether values are
@@ -55,16 +82,16 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
     for metric in {metric: None for curve in CURVES for metric in curve.lines}:
         if left_out := len(run.values(metric)) - len(run.points(metric)):
             notes.append(f"{counted(left_out, 'value')} of {metric} left out of its curve: NaN or infinite.")
-    rollouts = _thin(run.rollouts, max_rollouts)
-    while len(rollouts) > 1 and (tokens := _tokens(rollouts)) > MOST_TOKENS:
-        rollouts = _thin(run.rollouts, max(1, min(len(rollouts) - 1, len(rollouts) * MOST_TOKENS // tokens)))
+    places = run.rollouts.within(first_step, last_step)
+    rollouts, cut_off = _choose(run.rollouts, places, max_rollouts)
+    cut_off += run.rollouts.broken
     if not run.rollouts:
         notes.append("No rollouts were recorded: train with record_rollouts set to how many.")
     if len(run.rollouts) > len(rollouts):
-        long = f": a page holds up to {MOST_TOKENS:,} tokens" if len(rollouts) < max_rollouts else ""
+        long = f": a page holds up to {MOST_TOKENS:,} tokens" if len(rollouts) < min(max_rollouts, len(places)) else ""
         notes.append(f"{len(rollouts)} of {len(run.rollouts)} recorded rollouts are shown{long}.")
-    if run.broken_lines:
-        notes.append(f"{counted(run.broken_lines, 'line')} of rollouts.jsonl left out: cut off in writing.")
+    if cut_off:
+        notes.append(f"{counted(cut_off, 'line')} of rollouts.jsonl left out: cut off in writing.")
     return {
         "name": run.name,
         "curves": curves,
@@ -79,16 +106,34 @@ def page_data(run: Run, max_rollouts: int = 1000) -> dict[str, Any]:
     }
 
 
-def write_page(run: Run, output: str | Path, max_rollouts: int = 1000) -> Path:
+def policy(*parts: tuple[str, str]) -> str:
+    """A Content-Security-Policy that allows the given parts of a page and nothing else, from wherever it is.
+
+    Args:
+        parts: (kind, text) of what is in the page: `script` or `style`.
+    """
+    hashes = [(kind, base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()) for kind, text in parts]
+    allowed = "".join(f"; {kind}-src 'sha256-{digest}'" for kind, digest in hashes)
+    return f"default-src 'none'{allowed}; base-uri 'none'; form-action 'none'"
+
+
+def write_page(
+    run: Run,
+    output: str | Path,
+    max_rollouts: int = 1000,
+    first_step: int | None = None,
+    last_step: int | None = None,
+) -> Path:
     """Write the page of a run.
 
     Args:
         run: as [`read_run`] returns it.
         output: the HTML file.
         max_rollouts: the most rollouts to put into it.
+        first_step, last_step: as for [`page_data`].
 
     Raises:
-        ValueError: `max_rollouts` is not at least 1.
+        ValueError: `max_rollouts` is not at least 1, or what was recorded is odd; the message names file and line.
     """
     if max_rollouts < 1:
         raise ValueError(f"max_rollouts must be at least 1, got {max_rollouts}")
@@ -96,8 +141,11 @@ def write_page(run: Run, output: str | Path, max_rollouts: int = 1000) -> Path:
     page, style, script = (
         (assets / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
     )
-    data = json.dumps(page_data(run, max_rollouts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    style, script = f"\n{style}\n", f"\n{script}\n"
+    shown = page_data(run, max_rollouts, first_step, last_step)
+    data = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     parts = {"title": html.escape(run.name), "style": style, "data": data.replace("<", "\\u003c"), "script": script}
+    parts |= {"policy": policy(("script", script), ("style", style))}
     parts |= {"marks": marks(run), "warnings": warnings(run), "settings": settings(run)}
     page = re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], page)
     output = Path(output)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .plain import read_plain
+from .rollouts import Rollouts
 
 
 NOTES = "run_notes.json"  # which a run's script writes: settings and warnings
@@ -47,16 +49,15 @@ class Run:
     name: str
     path: Path
     history: list[dict[str, Any]]  # what was logged, each entry with its `step`
+    rollouts: Rollouts  # of rollouts.jsonl, each read when it is asked for
     metrics: dict[str, Any] = field(default_factory=dict)  # of metrics.json, where the run has one
-    rollouts: list[dict[str, Any]] = field(default_factory=list)  # lines of rollouts.jsonl
-    broken_lines: int = 0  # of rollouts.jsonl: cut off while they were written
     notes: list[str] = field(default_factory=list)  # what could not be read, in words
     settings: list[tuple[str, Any, str]] = field(default_factory=list)  # (key, value, what it does), where written
     warnings: list[str] = field(default_factory=list)  # what the run warned of
 
     def values(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) of a logged metric; of values logged twice at one step, the later one."""
-        points = {e["step"]: e[metric] for e in self.history if isinstance(e.get(metric), int | float)}
+        points = {e["step"]: e[metric] for e in self.history if type(e.get(metric)) in (int, float)}
         return sorted(points.items())
 
     def points(self, metric: str) -> list[tuple[int, float]]:
@@ -64,21 +65,14 @@ class Run:
         return [(step, value) for step, value in self.values(metric) if math.isfinite(value)]
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
 def _read_state(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """(optimizer steps done, everything logged) in a `trainer_state.json`."""
-    state = _read_json(path)
+    state = read_plain(path)
     step, log = (state.get("global_step"), state.get("log_history")) if isinstance(state, dict) else (None, None)
     if not (
-        isinstance(step, int)
+        type(step) is int
         and isinstance(log, list)
-        and all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in log)
+        and all(isinstance(entry, dict) and type(entry.get("step")) is int for entry in log)
     ):
         raise ValueError(f"{path} is not a trainer's state: an object with global_step and log_history")
     return step, log
@@ -97,27 +91,13 @@ def _history(folder: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
     return max(logs, key=lambda log: log[0])[1] if logs else None, faults
 
 
-def _rollouts(path: Path) -> tuple[list[dict[str, Any]], int]:
-    rollouts, broken = [], 0
-    for line in filter(None, path.read_bytes().split(b"\n") if path.is_file() else []):
-        try:
-            entry = json.loads(line.decode("utf-8"), parse_constant=lambda name: None)
-        except (ValueError, RecursionError):
-            entry = None
-        if isinstance(entry, dict):
-            rollouts.append(entry)
-        else:
-            broken += 1
-    return rollouts, broken
-
-
 def _notes(path: Path) -> tuple[list[tuple[str, Any, str]], list[str]]:
     """(settings, warnings) of a `run_notes.json`; none where there is none.
 
     Raises:
         ValueError: it is not of that form.
     """
-    notes = _read_json(path) if path.is_file() else {}
+    notes = read_plain(path) if path.is_file() else {}
     try:
         settings = [(str(key["name"]), key["value"], str(key["help"])) for key in notes.get("settings", ())]
         return settings, list(map(str, notes.get("warnings", ())))
@@ -131,13 +111,14 @@ def read_run(folder: str | Path) -> Run:
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing of a run in it.
-        ValueError: a `metrics.json` that is no JSON object, or no readable state where there are only broken ones.
+        ValueError: a `metrics.json` that is no JSON object, a line of `rollouts.jsonl` that is none, or no readable
+            state where there are only broken ones.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such run: {folder} is not a folder")
     history, faults = _history(folder)
-    rollouts, broken = _rollouts(folder / "rollouts.jsonl")
+    rollouts = Rollouts(folder / "rollouts.jsonl")
     if history is None and faults and not rollouts:
         raise ValueError(faults[0])
     if history is None and not rollouts:
@@ -145,11 +126,12 @@ def read_run(folder: str | Path) -> Run:
             f"{folder} holds no run: no trainer_state.json, no checkpoint, no rollouts.jsonl. `lupi` writes them when "
             "training ends or a checkpoint is saved; `record_rollouts` asks for the rollouts."
         )
-    metrics = _read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    metrics = read_plain(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     if not isinstance(metrics, dict):
         raise ValueError(f"{folder / 'metrics.json'} must be an object of figures, found {type(metrics).__name__}")
     try:
         settings, warned = _notes(folder / NOTES)
     except ValueError as error:  # the page shows the rest
         settings, warned, faults = [], [], [*faults, str(error)]
-    return Run(folder.resolve().name, folder, history or [], metrics, rollouts, broken, faults, settings, warned)
+    name = folder.resolve().name.encode("utf-8", "replace").decode()
+    return Run(name, folder, history or [], rollouts, metrics, faults, settings, warned)

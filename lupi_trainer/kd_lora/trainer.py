@@ -142,6 +142,11 @@ class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLo
                     teacher_model = resolve_model(teacher_model)
             refuse_shared(model, teacher_model, "teacher")
             check_teacher_settings(args, teacher_model)
+            quantized = args.teacher_load_in_4bit or args.teacher_load_in_8bit
+            if args.teacher_quantization_samples and not (quantized and isinstance(teacher_model, str)):
+                raise ValueError(
+                    "teacher_quantization_samples needs a teacher that is given by name and loaded in 4 or 8 bits"
+                )
             self._check_vocabularies(model, teacher_model, args, processing_class, teacher_processing_class)
             self.teacher_model = load_teacher(teacher_model, args, args.device)
             check_head(self.teacher_model, "teacher")
@@ -176,10 +181,6 @@ class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLo
 
     def _measure_quantization(self, teacher_name: Any) -> float:
         args = copy.copy(self.args)
-        if not isinstance(teacher_name, str) or not (args.teacher_load_in_4bit or args.teacher_load_in_8bit):
-            raise ValueError(
-                "teacher_quantization_samples needs a teacher that is given by name and loaded in 4 or 8 bits"
-            )
         args.teacher_load_in_4bit = args.teacher_load_in_8bit = False
         reference = load_teacher(teacher_name, args, self.args.device)
         rows = [row for row, _ in zip(self.train_dataset, range(args.teacher_quantization_samples))]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from ..training.loss_totals import LossTotals, read_state
+from ..training.loss_totals import LossTotals, read_state, understood
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 from .recorder import RolloutRecorder
@@ -103,6 +103,10 @@ class ExactResume(LossTotals, TokenMeans):
         if state is None:
             logger.warning(f"{checkpoint} holds no rollout state: totals, gamma policy and open means start anew.")
             return
+        with understood(checkpoint, STATE_FILE.format(process=self.args.process_index)):
+            self._take_over(state)
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         now = self._data_order()
         changed = [
             f"{key} was {value}, is {now[key]}" for key, value in state["data_order"].items() if value != now[key]

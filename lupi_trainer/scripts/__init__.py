@@ -60,7 +60,7 @@ def run(main: Callable[[], int | None]) -> int:
         return stopped(stop)
     except Exception as error:
         # its message names the record or the key
-        ours = isinstance(error, (ValueError, TypeError, ArithmeticError, RuntimeError)) and _is_ours(error)
+        ours = isinstance(error, (ValueError, TypeError, ArithmeticError, RuntimeError, OSError)) and _is_ours(error)
         if not ours and not isinstance(error, RecipeError) and not _is_of_a_file(error) and not _is_remote(error):
             raise
         print(f"error: {without_secrets(str(error))}", file=sys.stderr)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ..data.answers import MAX_ANSWER_TOKENS
 from . import run
+from .no_plugins import FLAG
+from .no_plugins import HELP as NO_PLUGINS
 from .recipe_files import find_recipe
 
 
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--completion_column", default="answer", help="column of the gold answers, for the arm sft")
     add("--every", type=int, default=20, help="optimizer steps between two measures")
     add("--max_new_tokens", type=int, default=MAX_ANSWER_TOKENS, help="longest answer to a question")
+    add(FLAG, action="store_true", help=NO_PLUGINS)
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
 
 
@@ -38,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     return run(lambda: compare(args))
 
 
-def look_first(args: argparse.Namespace, recipes: list[Path]) -> None:
+def look_first(args: argparse.Namespace, recipes: list[Path], flags: list[str]) -> None:
     """Refuse, before anything heavy is imported, models and questions that files alone show to be none.
 
     Raises:
@@ -48,7 +51,7 @@ def look_first(args: argparse.Namespace, recipes: list[Path]) -> None:
     from .dry_run.settings import read_settings, variables
 
     for recipe in recipes:
-        settings = read_settings("skd", ["--config", str(recipe), *args.recipe_flags])
+        settings = read_settings("skd", ["--config", str(recipe), *flags])
         with variables(settings.env):
             found = list(models(settings))
         asked = {"--probes": args.probes, "--unseen": args.unseen, "--general": args.general}
@@ -70,8 +73,9 @@ def compare(args: argparse.Namespace) -> None:
     if args.config is None:
         for key, value in LAB.items():
             setattr(args, key, getattr(args, key) or value)
+    flags = [*args.recipe_flags, *([FLAG] if args.no_plugins else [])]
     recipes, runs = [find_recipe(name) for name in args.config], []
-    look_first(args, recipes)
+    look_first(args, recipes, flags)
     from ..experiments import read_result, write_comparison
     from ..training.checkpoints import write_atomically
     from . import arms
@@ -81,7 +85,7 @@ def compare(args: argparse.Namespace) -> None:
         raise ValueError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(arms.ARMS)}")
     students = args.output_dir / "students"
     for recipe in recipes:
-        first = arms.parse(recipe, args.arms[0], args.seeds[0], students, args.recipe_flags)
+        first = arms.parse(recipe, args.arms[0], args.seeds[0], students, flags)
         arms.check(args.arms, first, args.completion_column)
     for recipe in recipes:
         settings = {
@@ -99,7 +103,7 @@ def compare(args: argparse.Namespace) -> None:
                 done = read_result(path, settings)
                 if done is None:
                     print(f"{label}, seed {seed}: runs", flush=True)
-                    arguments = arms.parse(recipe, arm, seed, students, args.recipe_flags)
+                    arguments = arms.parse(recipe, arm, seed, students, flags)
                     done = {"recipe": recipe.stem, "arm": arm, "seed": seed, "settings": settings}
                     done |= arms.run(arm, arguments, args)
                     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..data.wording import counted
 
@@ -66,6 +67,16 @@ def lines(problems: list[tuple[str, "Problem"]], every: bool) -> list[str]:
     return found
 
 
+def watched(rows: Sequence[Any], what: str) -> Iterator[Any]:
+    """The rows, with a bar where there is a terminal."""
+    from ..training.progress import WorkBar
+
+    with WorkBar(what, len(rows)) as bar:
+        for done, row in enumerate(rows):
+            bar.update(done)
+            yield row
+
+
 def find(args: argparse.Namespace, records: list[dict] | None, probes: list[dict]) -> list[tuple[str, "Problem"]]:
     """(file, fault) by the rules of the schema that is asked for."""
     from ..data import check, check_culture
@@ -77,10 +88,11 @@ def find(args: argparse.Namespace, records: list[dict] | None, probes: list[dict
         )
     found = []
     if records is not None:
-        checked = check_culture.check_records(records, **limits) if args.schema == "culture" else []
-        found += [(args.file, problem) for problem in checked or check.check_records(records)]
+        culture = args.schema == "culture"
+        checked = check_culture.check_records(records, watch=watched, **limits) if culture else []
+        found += [(args.file, problem) for problem in checked or check.check_records(records, watch=watched)]
     asked = check_culture.check_probes if args.schema == "culture" else check.check_probes
-    return found + [(args.probes, problem) for problem in asked(probes, records)]
+    return found + [(args.probes, problem) for problem in asked(probes, records, watch=watched)]
 
 
 def count(number: int, what: str) -> str:

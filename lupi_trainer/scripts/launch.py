@@ -14,6 +14,7 @@ from .dry_run.settings import read_settings, variables
 from .kd_flags import FLAGS
 from .key_help import all_keys, keys
 from .launched import launch
+from .no_plugins import FLAG, HELP
 from .recipe_files import expand_tiny, find_accelerate_config, find_recipe
 
 
@@ -43,6 +44,7 @@ def explanation(command: str, everything: bool = False) -> str:
         "on the command line. NAME is an accelerate configuration: a path, or single_cpu, multi_cpu, single_gpu,\n"
         "multi_gpu, paired_gpu, multi_node, zero2, zero3, fsdp2. Without it the script runs in this process.\n"
         "--check does everything short of a step: all records, packages, disk, and how long a step may take.\n"
+        f"{FLAG}: {HELP}.\n"
         f"--KEY none leaves a key without a value.{short}\n\n"
         f"{all_keys(command) if everything else keys(command)}"
         + ("" if everything else f"\n\nAll keys: lupi {command} --help all")

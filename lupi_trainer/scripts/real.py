@@ -6,6 +6,10 @@ import warnings
 from pathlib import Path
 
 from . import run
+from .dry_run.settings import read_settings
+from .no_plugins import FLAG
+from .no_plugins import HELP as NO_PLUGINS
+from .recipe_files import find_recipe
 
 
 HELP = "SmolLM2-135M learns Korean culture on two CPU cores; --KEY VALUE as in `skd`"
@@ -19,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", type=Path, default=Path("runs/real"))
     add("--source", default="auto", help="where the model comes from: auto, hub or wheel")
     add("--max_new_tokens", type=int, default=40, help="longest answer to a question")
+    add(FLAG, action="store_true", help=NO_PLUGINS)
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
 
 
@@ -28,6 +33,8 @@ def main(args: argparse.Namespace) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     def start() -> None:
+        if args.no_plugins:
+            read_settings("skd", ["--config", str(find_recipe(args.config)), *args.recipe_flags, FLAG])
         from .real_run import run_real
 
         run_real(args)

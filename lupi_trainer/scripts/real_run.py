@@ -15,6 +15,7 @@ from ..lab import real
 from ..training.checkpoints import write_atomically
 from ..training.run_log import speaking
 from .lupi_skd import build_trainer, make_parser
+from .no_plugins import FLAG
 from .recipe_files import find_recipe
 
 
@@ -85,7 +86,8 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
     # the last of two equal flags counts, so that the user's own do
     named = ["--model_name_or_path", model, "--probes", str(args.data_dir / SETS["trained"])]
     output = ["--output_dir", str(args.output_dir)]
-    parsed = make_parser().parse_args_and_config([*recipe, *named, *output, *args.recipe_flags])
+    trust = [FLAG] if args.no_plugins else []
+    parsed = make_parser().parse_args_and_config([*recipe, *named, *output, *args.recipe_flags, *trust])
     if parsed[1].teacher_model_name_or_path is not None and "--teacher_model_name_or_path" not in args.recipe_flags:
         parsed[1].teacher_model_name_or_path = model
     trainer = build_trainer(*parsed)

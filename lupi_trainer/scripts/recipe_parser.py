@@ -5,6 +5,7 @@ import re
 from argparse import Action
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ from trl import TrlParser
 
 from ..data.credentials import refuse_secrets
 from ..training.settings import not_finite, refuse_not_finite
+from .no_plugins import refuse_code, take_flag
 from .recipe_words import (
     MEANS_NONE,
     NOTHING,
@@ -112,12 +114,16 @@ class RecipeParser(TrlParser):
             takes = "a list" if list in kinds else "a mapping" if dict in kinds else "one value"
             raise RecipeError(f"{path}: {key!r} takes {takes}, got {'null' if value is None else repr(value)}")
 
-    def read_recipe(self, path: str | Path) -> dict:
+    def read_recipe(self, path: str | Path, no_plugins: bool = False) -> dict:
         """The mapping in a recipe file, every key of it known.
+
+        Args:
+            path: of the file.
+            no_plugins: whether it may bring no code.
 
         Raises:
             RecipeError: no such file, not YAML, not a mapping, an unknown key, one that is given twice, a list where
-            one value belongs, or a word without quotes that would become another value.
+            one value belongs, or a word without quotes that would become another value; code that may not be.
         """
         known, recipe, loaded = self.known_keys() | {"env"}, {}, load_recipe(path)
         for given, value in loaded.items():
@@ -127,6 +133,8 @@ class RecipeParser(TrlParser):
             is_switch, is_text = bool in kinds and str not in kinds, kinds <= {str, type(None)}
             where = f"{path}: {key!r}"
             recipe[key] = as_written(where, loaded.texts.get(str(given)), value, is_switch, is_text)
+        if no_plugins:
+            refuse_code(recipe, f"{path}: ")
         for key in recipe:
             self.refuse_secret(str(key), f"{path}: ", recipe[key])
             if key not in known:
@@ -140,9 +148,9 @@ class RecipeParser(TrlParser):
         """Dataclasses from command-line arguments; `--config FILE` (or `--config=FILE`) gives the defaults.
 
         Raises:
-            RecipeError: as [`read_recipe`].
+            RecipeError: as [`read_recipe`], or with `--no_plugins` a recipe with code.
         """
-        args, variables, where = list(args), {}, ""
+        (args, no_plugins), variables, where = take_flag(list(args)), {}, ""
         args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
         args = [self.installed_option(arg) if arg.startswith("--") else arg for arg in args]
         if args.count("--config") > 1:
@@ -151,7 +159,7 @@ class RecipeParser(TrlParser):
             at = args.index("--config")
             if at + 1 == len(args):
                 raise RecipeError("--config needs the path of a recipe")
-            recipe, where = self.read_recipe(args[at + 1]), f"{args[at + 1]}: "
+            recipe, where = self.read_recipe(args[at + 1], no_plugins), f"{args[at + 1]}: "
             for action in self.actions:
                 if self.unsets(action.dest, [recipe.get(action.dest)], NOTHING[:1]):  # YAML has a null of its own
                     recipe[action.dest] = None
@@ -170,12 +178,15 @@ class RecipeParser(TrlParser):
             del args[at : at + 2]
         options = {option for action in self.actions for option in action.option_strings}
         name = ""
-        for arg in args:
+        for place, arg in enumerate(args):
             if not arg.startswith("--"):
                 self.refuse_secret(name.removeprefix("--"), "option ", arg)
                 continue
             name, _, value = arg.partition("=")
             self.refuse_secret(name.removeprefix("--"), "option ", value)
+            if no_plugins:
+                values = " ".join(takewhile(lambda word: not word.startswith("--"), args[place + 1 :]))
+                refuse_code({name.removeprefix("--").replace("-", "_"): value or values or True}, "option ")
             if name not in options:
                 key = name.removeprefix("--").replace("-", "_")
                 raise RecipeError(f"unknown option {name}{self.hint(key, self.known_keys())}")

@@ -13,7 +13,10 @@ from typing import Any
 
 from .flags import check_models
 from .kd_flags import FLAGS
+from .no_plugins import FLAG, refuse_code
+from .no_plugins import HELP as NO_PLUGINS
 from .recipe_files import find_recipe, find_recipes
+from .recipe_words import load_recipe
 
 
 HELP = "a set of KD-LoRA recipes one after another: table and plot"
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("recipes", help="a folder of recipes, or the name of a shipped one: recipes/kd_lora")
     add("--output_dir", required=True, type=Path, help="a folder a run, table.md and plot.svg")
     add("--override", type=Path, help="a recipe whose keys go before those of every run")
+    add(FLAG, action="store_true", help=NO_PLUGINS)
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
 
 
@@ -84,17 +88,21 @@ def merge(recipe: Path, override: Path | None, flags: dict[str, list[str]]) -> t
 
 def main(args: argparse.Namespace) -> int:
     """Run what is not done yet, then write `table.md` and `plot.svg`; 1 if a run failed."""
+    recipes = find_recipes(args.recipes)
+    override = find_recipe(str(args.override)) if args.override else None
+    for path in (*recipes, *filter(None, [override])) if args.no_plugins else ():
+        refuse_code(load_recipe(path), f"{path}: ")
+    flags = flags_to_settings(args.recipe_flags)
+    if args.no_plugins:
+        refuse_code({key: " ".join(values) for key, values in flags.items()}, "option ")
     import yaml
 
     from ..experiments.sweep_plot import plot
     from ..experiments.sweep_results import RESULT, SETTINGS, is_done, markdown, read_results
     from ..training.checkpoints import write_atomically
 
-    recipes = find_recipes(args.recipes)
-    flags = flags_to_settings(args.recipe_flags)
     if "output_dir" in flags:
         raise ValueError("--output_dir is the sweep's own: each run has a folder in it")
-    override = find_recipe(str(args.override)) if args.override else None
     plans = {recipe.stem: merge(recipe, override, flags) for recipe in recipes}
     done = {name: is_done(args.output_dir / name, settings) for name, (_, settings) in plans.items()}
     for name, (_, settings) in plans.items():
@@ -111,6 +119,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"{name}: runs, log in {folder / 'log.txt'}", flush=True)
         write_atomically(folder / RECIPE, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
         command = [sys.executable, "-m", "lupi_trainer.cli", "kd", "--config", str(folder / RECIPE)]
+        command += [FLAG] if args.no_plugins else []
         command += [part for key, values in flags.items() for part in (f"--{key}", *values)]
         command += ["--output_dir", str(folder), "--resume_from_checkpoint", "true"]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:

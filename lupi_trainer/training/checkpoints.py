@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any
 
@@ -222,7 +223,8 @@ class SealedCheckpoints(TrainerHooks):
         Complete checkpoints in `output_dir` that the run does not come from are put aside.
 
         Raises:
-            ValueError: a path that is not a complete checkpoint's, or one that not all processes see.
+            ValueError: a path that is not a complete checkpoint's, or one that not all processes see; a checkpoint
+                with code in it.
             RunTaken: another run trains into `output_dir`.
             DiskFull: the disk has no room left; the message says what is whole.
         """
@@ -232,7 +234,13 @@ class SealedCheckpoints(TrainerHooks):
                 put_aside(self.args.output_dir, folder)
             self.accelerator.wait_for_everyone()
             wrap_in_training(self)
-            return super().train(folder, *args, **kwargs)
+            try:
+                return super().train(folder, *args, **kwargs)
+            except UnpicklingError as error:
+                more = (
+                    "a file of it holds more than numbers, as no run writes it, or is damaged; no code of it was run"
+                )
+                raise ValueError(f"cannot resume from {folder}: {more}") from error
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As the parent's; none where the run has all its steps: resumed there, the parent would take one more."""

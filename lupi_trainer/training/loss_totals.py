@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,30 @@ def read_state(checkpoint: str | Path, file: str, process: int) -> dict[str, Any
     if path is None:
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError(f"expected an object, found {type(state).__name__}")
+        return state
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}): go on from an earlier checkpoint, by --resume_from_checkpoint FOLDER"
+        ) from error
+
+
+@contextmanager
+def understood(checkpoint: str | Path, file: str) -> Generator[None]:
+    """Inside, a run takes over what [`read_state`] has read.
+
+    Raises:
+        ValueError: something is missing in it, or of another type; the message names the file.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        path, what = Path(checkpoint) / file, " ".join(repr(error).split())[:200]
+        raise ValueError(
+            f"{path} is not what a run writes ({what}): go on from an earlier checkpoint, by "
+            "--resume_from_checkpoint FOLDER"
         ) from error
 
 
@@ -86,4 +108,5 @@ class LossTotals(TrainerHooks):
         if state is None:
             logger.warning(f"{checkpoint} holds no sums of losses: the logged means begin anew.")
             return
-        self.restore_totals(state)
+        with understood(checkpoint, STATE_FILE.format(process=self.args.process_index)):
+            self.restore_totals(state)

@@ -101,6 +101,11 @@ class Bar:
         self.text = text
         self._draw(REDRAWN_EVERY if text else 0.0)
 
+    def at(self, done: int, text: str) -> None:
+        """So much is done by now, and what goes on meanwhile; called as often as one likes."""
+        self.done, self.text = done, text
+        self._draw(REDRAWN_EVERY)
+
     def _draw(self, after: float) -> None:
         if self.progress is not None and time.monotonic() - self.drawn >= after:
             self.drawn = time.monotonic()
@@ -161,8 +166,7 @@ class WorkBar:
         if not self.begun:
             self.bar.__enter__()
             self.begun = True
-        self.bar.done = done
-        self.bar.note(", ".join(notes))
+        self.bar.at(done, ", ".join(notes))
 
     def on_round(self, stats) -> None:
         """[`WorkBar.update`] with the `RolloutStats` of a rollout that is under way."""

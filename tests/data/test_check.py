@@ -1,13 +1,11 @@
 """`lupi data check` finds one planted fault of every kind, and none in the shipped files."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 
 from lupi_trainer.cli import main
-from lupi_trainer.data.check_culture import near_pairs
 from lupi_trainer.data.records import load_probes, load_training_data, read_records
 from lupi_trainer.data.squad import load_qa_records
 
@@ -267,15 +265,18 @@ def test_a_file_of_another_kind_is_said_to_be_one(tmp_path, name, capsys):
         read_records(write(tmp_path / "lines.json", OWN))
 
 
-def test_near_pairs_are_those_of_comparing_everything():
-    draw = random.Random(0)
-    sets = [{draw.choice("abcdefghij") for _ in range(draw.randint(0, 8))} for _ in range(120)]
-    for share in (0.3, 0.5, 0.8, 1.0):
-        found = {(i, j): similarity for i, j, similarity in near_pairs(sets, share)}
-        wanted = {
-            (i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j])
-            for j in range(len(sets))
-            for i in range(j)
-            if sets[i] and sets[j] and len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= share
-        }
-        assert found == wanted and wanted
+def test_each_copy_is_reported_once_against_the_first_with_a_bar_on_a_terminal_alone(files, capsys, monkeypatch):
+    records, probes, check = files
+    first, (question, *_) = records[0], probes
+    records += [reworded(first) | {"id": f"new_{number:03d}", "query": first["query"]} for number in range(30)]
+    probes[1:] = [question | {"question": f"{question['question']} {word}"} for word in ("정말", "정말로")]
+    status, lines = check(capsys, "--all")
+    copies = [line for line in lines if "duplicate: its" in line]
+    assert status == 1 and len(copies) == 2 * 30 + 2 and lines[-1].endswith(f": {len(copies)} problems")
+    assert all(first["id"] in line or ": number 0, " in line for line in copies)
+
+    monkeypatch.setattr("lupi_trainer.training.progress.WorkBar.__init__.__defaults__", (True, None, 0.0, None))
+    for terminal in ("1", ""):
+        monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+        main(["data", "check", str(DATA / FILES["ko"]), "--schema", "culture"])
+        assert ("knowledge: compared" in capsys.readouterr().err) == bool(terminal)

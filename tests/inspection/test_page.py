@@ -2,12 +2,15 @@
 
 import json
 import re
+import select
 import shutil
+import socketserver
 import subprocess
 
 import pytest
 
 from lupi_trainer.inspection import read_run, write_page
+from lupi_trainer.inspection.page import policy
 from tests.inspection.runs import make_run
 
 
@@ -20,13 +23,15 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage
 def browse(folder, page, script: str, *flags: str, place: str = ""):
     """What `script`, the body of a function, returns inside the page, opened at `place`."""
     assert CHROMIUM, "no Chromium: `make test-browser` installs it"
-    probe = f"""<script>
+    code = f"""
         addEventListener("error", (e) => (document.title = "ERROR " + e.message));
         const seen = JSON.stringify((() => {{ {script} }})());
         document.body.append(Object.assign(document.createElement("pre"), {{ id: "seen", textContent: seen }}));
-    </script></body>"""
+    """
+    text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{code}</script></body>")
+    (allowed,) = re.findall(r"script-src '.*?'", policy(("script", code)))
     probed = folder / "probed.html"
-    probed.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    probed.write_text(text.replace("script-src", allowed, 1), encoding="utf-8")
     profile = f"--user-data-dir={folder / 'profile'}"
     command = [CHROMIUM, *FLAGS, *flags, profile, "--dump-dom", f"file://{probed}{place}"]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -190,6 +195,30 @@ def test_light_and_dark(tmp_path, page):
     dark = browse(tmp_path, page, script, "--blink-settings=preferredColorScheme=0")
     brightness = [sum(map(int, re.findall(r"\\d+|[0-9]+", color)[:3])) for color in (light, dark)]
     assert brightness[0] > 700 and brightness[1] < 100
+
+
+def test_nothing_from_outside_is_asked_for_and_no_other_script_runs(tmp_path, page):
+    """As if a text of the run had become HTML: scripts, handlers, styles, pictures, requests."""
+    added = (
+        "<script>document.title = 'ran'</script><img id=one src=x onerror=\"document.title = 'ran'\">"
+        "<p id=two style='color: red'></p></main>"
+    )
+    page.write_text(page.read_text(encoding="utf-8").replace("</main>", added, 1), encoding="utf-8")
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        seen = browse(
+            tmp_path,
+            page,
+            f"""
+            fetch("{address}").catch(() => 0);
+            document.body.append(Object.assign(document.createElement("img"), {{ src: "{address}" }}));
+            return {{ title: document.title, color: getComputedStyle(document.getElementById("two")).color,
+                      curve: getComputedStyle(document.querySelector(".legend i")).backgroundColor }};
+            """,
+        )
+        assert select.select([server.socket], [], [], 0.1) == ([], [], [])  # nobody has come
+    assert seen["title"] == "island run" and seen["color"] != "rgb(255, 0, 0)"
+    assert seen["curve"] != "rgba(0, 0, 0, 0)"  # the page's own colors are its script's
 
 
 def test_of_a_thousand_rollouts_only_the_one_that_is_read_is_drawn(tmp_path):

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from base64 import b64encode
+from hashlib import sha256
 
 import pytest
 from trl import ModelConfig
@@ -28,7 +31,7 @@ def test_a_training_run_is_read_as_it_was_logged(tmp_path):
     run = read_run(tmp_path / "run")
     assert [value for _, value in run.points("loss")] == losses.losses
     assert [value for _, value in run.points("acc_rate/mean")] == [log["acc_rate/mean"] for log in losses.logs]
-    assert 0 < len(run.rollouts) <= 3 and run.broken_lines == 0
+    assert 0 < len(run.rollouts) <= 3 and run.rollouts.broken == 0
     curves = {curve["name"]: curve for curve in page_data(run)["curves"]}
     assert curves.keys() == {"loss", "acceptance", "gamma", "speed", "teacher_share"}
     assert curves["loss"]["lines"] == {"training": [(i + 1, loss) for i, loss in enumerate(losses.losses)]}
@@ -188,7 +191,7 @@ def test_half_a_line_is_counted_and_told(tmp_path):
     with open(folder / "rollouts.jsonl", "a") as file:
         file.write('{"step": 3, "comp')
     run = read_run(folder)
-    assert len(run.rollouts) == 4 and run.broken_lines == 1
+    assert len(run.rollouts) == 4 and run.rollouts.broken == 1
     assert page_data(run)["notes"] == ["1 line of rollouts.jsonl left out: cut off in writing."]
 
 
@@ -197,6 +200,11 @@ def test_the_page_holds_its_figures_and_needs_no_network(tmp_path):
     page = write_page(read_run(folder), tmp_path / "page.html", max_rollouts=5).read_text(encoding="utf-8")
     addresses = set(re.findall(r"https?://[^\"' )]+|(?:src|href)=", page))
     assert addresses == {"http://www.w3.org/2000/svg"}
+    parts = {tag: re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1] for tag in ("script", "style")}
+    allowed = {tag: b64encode(sha256(part.encode()).digest()).decode() for tag, part in parts.items()}
+    said = "; ".join(f"{tag}-src 'sha256-{allowed[tag]}'" for tag in parts)
+    said = f"default-src 'none'; {said}; base-uri 'none'; form-action 'none'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{said}">' in page[: page.index("<title>")]
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["metrics"] == {"closed_book_after": 0.9931, "seconds": 2} and data["shares"] == ["closed_book_after"]
     shares = {"acceptance": True, "closed_book": True, "teacher_share": True, "loss": False, "gamma": False}
@@ -204,6 +212,88 @@ def test_the_page_holds_its_figures_and_needs_no_network(tmp_path):
     assert [r["row_id"] for r in data["rollouts"]] == [0, 2, 5, 7, 9]
     assert data["notes"] == ["5 of 20 recorded rollouts are shown."]
     assert "prefers-color-scheme: dark" in page
+
+
+def change(**values):
+    return lambda entry: entry | values
+
+
+def change_place(key, value):
+    return lambda entry: entry | {key: [*entry[key][:-1], value]}
+
+
+ODD = {
+    "expected an object, found list": lambda entry: [entry],
+    "no `draft`": lambda entry: {key: value for key, value in entry.items() if key != "draft"},
+    "nested too deeply": lambda entry: entry | {"deep": "DEEP"},
+    "`step` must be a whole number from 0, got 1.5": change(step=1.5),
+    "`step` must be a whole number from 0, got 9": change(step=10**400),
+    "`step` must be a whole number from 0, got -1": change(step=-1),
+    "`id` must be text, got list": change(id=[]),
+    "`prompt` must be a list of messages": change(prompt="text"),
+    "`prompt` must be a list of messages, each": change(prompt=[{"role": "user", "content": [{"text": "x"}]}]),
+    "`divergence` must have an entry for each token": change(divergence=[]),
+    "`completion` has an entry of type NoneType": change_place("completion", None),
+    "`student_probability` has 1.5": change_place("student_probability", 1.5),
+    "`teacher_probability` has -0.1": change_place("teacher_probability", -0.1),
+    "`divergence` has inf": change_place("divergence", float("inf")),
+    "`from_teacher` has 2": change_place("from_teacher", 2),
+    "`teacher_rank` has 1000": change_place("teacher_rank", 10**30),
+    "`completion[29]` has half a character": change_place("completion", "\ud800"),
+}
+
+
+@pytest.mark.parametrize("said", ODD)
+def test_an_odd_line_is_an_error_that_names_file_and_line(tmp_path, said, capsys):
+    folder = make_run(tmp_path / "run", rollouts=3)
+    lines = (folder / "rollouts.jsonl").read_text().splitlines()
+    line = json.dumps(ODD[said](json.loads(lines[1]))).replace("Infinity", "1e999").replace("1" + "0" * 400, "9" * 401)
+    lines[1] = line.replace('"DEEP"', "[" * 5000 + "]" * 5000)
+    (folder / "rollouts.jsonl").write_text("\n".join(lines))
+    assert main(["inspect", str(folder)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "rollouts.jsonl, line 2: " in error and said in error and not (folder / "inspect.html").exists()
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "trainer_state.json", "run_notes.json"])
+@pytest.mark.parametrize(
+    "odd, said",
+    [
+        ("1" + "0" * 400, "has a number of more than 63 bits"),
+        ('"\\ud800"', "has half a character"),
+        ("[" * 99 + "]" * 99, "is nested more than 64 deep"),
+        ("[" * 5000 + "]" * 5000, "not valid JSON: it is nested too deeply"),
+    ],
+    ids=["digits", "half", "deep", "deeper"],
+)
+def test_odd_figures_and_settings_are_named_by_file_and_key(tmp_path, file, odd, said, capsys):
+    folder = make_run(tmp_path / "run", rollouts=0, perplexity=2)
+    content = json.loads((folder / file).read_text()) | {"odd": {"key": "ODD"}}
+    (folder / file).write_text(json.dumps(content).replace('"ODD"', odd))
+    if file == "run_notes.json":  # the page shows the rest, and says it
+        assert said in page_data(read_run(folder))["notes"][0]
+        return
+    assert main(["inspect", str(folder)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert file in error and said in error and ("odd.key" in error or "valid" in said)
+
+
+def test_a_folder_whose_name_is_no_text_has_a_page(tmp_path):
+    run = read_run(make_run(tmp_path / os.fsdecode(b"run-\xff"), rollouts=1))
+    assert "<title>run-?</title>" in write_page(run, tmp_path / "page.html").read_text()
+
+
+def test_of_many_rollouts_only_those_that_are_shown_are_read(tmp_path, monkeypatch):
+    run = read_run(make_run(tmp_path / "run", rollouts=400, tokens=3))
+    read, parse = [], json.loads
+    monkeypatch.setattr(
+        "lupi_trainer.inspection.rollouts.json.loads", lambda *a, **k: read.append(1) or parse(*a, **k)
+    )
+    assert len(page_data(run, max_rollouts=10)["rollouts"]) == 10 and len(read) == 10
+    shown = page_data(run, max_rollouts=10, first_step=5, last_step=20)
+    assert {r["step"] for r in shown["rollouts"]} == {20} and len(read) == 20
+    with pytest.raises(ValueError, match="no rollout of these steps, but from 0 to 20"):
+        page_data(run, first_step=21)
 
 
 def test_plots_of_one_run_and_of_several(tmp_path):

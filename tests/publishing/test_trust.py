@@ -22,6 +22,7 @@ from lupi_trainer.scripts.lupi_skd import make_parser
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, find_recipe
 from lupi_trainer.scripts.recipe_parser import RecipeError, RecipeParser
 from lupi_trainer.scripts.sweep import flags_to_settings
+from lupi_trainer.training.checkpoints import seal
 from tests.kd_lora.training import make_kd_trainer
 from tests.lupi_skd.training import make_trainer
 from tests.wmtp.training import make_wmtp_trainer
@@ -134,6 +135,41 @@ def test_a_pickled_adapter_is_not_read(tmp_path, student, tokenizer):
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(OSError, match="adapter_model.safetensors"):
         load_model(str(folder))
+
+
+class Mark:
+    """Unpickled, it leaves a file: code of a checkpoint that would run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_code_among_pickled_weights_that_are_asked_for_is_not_run(tmp_path, student):
+    path, marker = pickled(tmp_path / "model", student), tmp_path / "ran"
+    torch.save(student.state_dict() | {"more": Mark(marker)}, Path(path) / "pytorch_model.bin")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        make_trainer(tmp_path, path, config_model_init_kwargs={"use_safetensors": False})
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, file):
+    """Whoever makes a checkpoint makes its manifest, too."""
+    settings = {"config_max_steps": 2, "config_save_strategy": "steps", "config_save_steps": 1}
+    make_trainer(tmp_path, **settings)[0].train()
+    checkpoint, marker = tmp_path / "run" / "checkpoint-1", tmp_path / "ran"
+    if file == "pytorch_model.bin":
+        (checkpoint / "model.safetensors").unlink()
+    torch.save({"state": Mark(marker)}, checkpoint / file)
+    seal(checkpoint)
+    with pytest.raises(ValueError, match="cannot resume from .*checkpoint-1: .*; no code of it was run"):
+        make_trainer(tmp_path, **settings)[0].train(resume_from_checkpoint=str(checkpoint))
+    assert not marker.exists()
+    torch.load(checkpoint / file, weights_only=False)
+    assert marker.exists()  # it is code that would run
 
 
 @pytest.mark.parametrize(

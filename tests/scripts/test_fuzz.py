@@ -7,142 +7,21 @@ import json
 import logging
 import os
 import shutil
-import traceback
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.hf_argparser import string_to_bool
 
-import lupi_trainer
 from lupi_trainer.data.completions import load_prompts
 from lupi_trainer.data.prompts import TeacherPrompt, load_few_shot_examples
 from lupi_trainer.data.records import load_base_data, load_probes, load_sft_data, load_training_data
 from lupi_trainer.lupi_skd.checks import check_dataset_lengths
 from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft, wmtp
+from tests.fuzz import check_refusal, examples, files, values
 from tests.lupi_skd.training import make_config
-
-
-HERE = str(Path(lupi_trainer.__file__).parent)
-FUZZ = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
-
-# Texts that break things: half characters, null bytes, line separators, jinja, very long ones.
-odd_texts = st.sampled_from(
-    [
-        "",
-        " ",
-        "\ud800",
-        "\x00",
-        "\u2028",
-        "{{ 7 * 7 }}",
-        "{% raw %}",
-        "{query}{privileged_context}",
-        "<|end|>",
-        "질문",
-        "é",
-        "\n" * 5,
-        "a" * 5000,
-        "nan",
-        "null",
-        "../../etc/passwd",
-        "lab:new",
-        "\u202e",
-        "<|user|>",
-    ]
-)
-texts = st.one_of(odd_texts, st.text(max_size=8))
-numbers = st.one_of(
-    st.integers(-3, 3), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([10**400, 1e308, -0.0, 2**63])
-)
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, texts),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
-    max_leaves=6,
-)
-messages = st.lists(
-    st.one_of(
-        st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant", "tool", 3]), "content": texts}),
-        st.dictionaries(st.sampled_from(["role", "content", "x"]), values, max_size=3),
-        values,
-    ),
-    max_size=3,
-)
-good = st.fixed_dictionaries({}).map(
-    lambda _: {
-        "id": "r",
-        "query": "Why?",
-        "knowledge": "Because.",
-        "answer": "So.",
-        "question": "Why?",
-        "answers": ["So"],
-        "record_id": "r",
-    }
-)
-fields = st.sampled_from(
-    [
-        "id",
-        "query",
-        "prompt",
-        "knowledge",
-        "privileged_context",
-        "answer",
-        "question",
-        "answers",
-        "record_id",
-        "row_id",
-    ]
-)
-
-
-@st.composite
-def records(draw):
-    record = draw(good)
-    for _ in range(draw(st.integers(0, 3))):
-        field = draw(fields)
-        if draw(st.booleans()):
-            record.pop(field, None)
-        else:
-            record[field] = draw(st.one_of(values, texts, messages))
-    return record
-
-
-def as_bytes(value, suffix: str) -> bytes:
-    """As a program would write it that keeps characters as they are, where they can be written at all."""
-
-    def dump(one) -> str:
-        text = json.dumps(one, ensure_ascii=False)
-        return json.dumps(one) if any("\ud800" <= c <= "\udfff" for c in text) else text
-
-    return ("\n".join(map(dump, value)) if suffix == "jsonl" and isinstance(value, list) else dump(value)).encode()
-
-
-@st.composite
-def files(draw):
-    """(suffix, content of a file, the records in it, or `None` where it is no list of objects)."""
-    suffix = draw(st.sampled_from(["json", "jsonl"]))
-    kind = draw(st.integers(0, 9))
-    if kind == 0:
-        return suffix, draw(st.one_of(st.binary(max_size=20), st.just(b"[" * 100_000), st.just(b"\xef\xbb\xbf[]")))
-    if kind == 1:
-        return suffix, as_bytes(draw(values), suffix)
-    content = as_bytes(draw(st.lists(records(), min_size=1, max_size=3)), suffix)
-    if kind == 2:
-        return suffix, content[: draw(st.integers(0, len(content)))]
-    return suffix, content
-
-
-def ours(error: BaseException) -> bool:
-    """Whether the error was raised by a line of this package."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(HERE)
-
-
-def check_refusal(error: BaseException) -> None:
-    message = str(error)
-    assert isinstance(error, (ValueError, OSError)) and ours(error), traceback.format_exception(error)
-    assert message.strip() and "\n" not in message and "\r" not in message, repr(message)
-    message.encode()  # it can be printed
 
 
 def check_rows(dataset, loaded) -> None:
@@ -172,7 +51,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def test_a_thousand_odd_files_of_records(folder, request):
+def test_odd_files_of_records(folder, request):
     from transformers import AutoTokenizer
 
     from lupi_trainer.lab import resolve_model
@@ -181,7 +60,7 @@ def test_a_thousand_odd_files_of_records(folder, request):
     args = make_config(folder)
     outcomes = {"loaded": 0, "encoded": 0, "refused": 0}
 
-    @settings(max_examples=1000, **FUZZ)
+    @examples(200)
     @given(files(), st.sampled_from(LOADERS))
     def check(file, load):
         suffix, content = file
@@ -204,7 +83,7 @@ def test_a_thousand_odd_files_of_records(folder, request):
             assert len(dataset) == len(read_back(content, suffix))
 
     check()
-    assert outcomes["loaded"] > 100 and outcomes["encoded"] > 20 and outcomes["refused"] > 100, outcomes
+    assert min(outcomes["loaded"] / 5, outcomes["encoded"], outcomes["refused"] / 5) > 1, outcomes
 
 
 SCRIPTS = {"skd": lupi_skd, "sft": sft, "kd": kd_lora, "wmtp": wmtp}
@@ -340,12 +219,15 @@ def check_read(recipe: dict, arguments: list[dict]) -> None:
             assert is_read_as(one[key], value), (key, one[key], value)
 
 
-def test_two_hundred_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
+def test_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.ERROR, "lupi_trainer")
     outcomes = {0: 0, 2: 0}
 
-    @settings(max_examples=200, **FUZZ)
+    @examples(100)
+    @example(("wmtp", yaml.safe_dump(BASE["wmtp"]).encode()))
+    @example(("kd", yaml.safe_dump(BASE["kd"] | {"teacher_quantization_samples": 1}).encode()))
+    @example(("skd", yaml.safe_dump(BASE["skd"] | {"teacher_model_name_or_path": True}).encode()))
     @given(recipes())
     def check(recipe):
         name, content = recipe
@@ -380,4 +262,4 @@ def test_two_hundred_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
                     shutil.rmtree(path)
 
     check()
-    assert outcomes[0] > 10 and outcomes[2] > 50, outcomes
+    assert outcomes[0] > 0 and outcomes[2] > 15, outcomes

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...training.settings import not_finite
 from ..kd_flags import FLAGS
+from ..no_plugins import refuse_code, take_flag
 from ..recipe_words import (
     MEANS_NONE,
     NOTHING,
@@ -165,8 +166,10 @@ def _secret(key: str, where: str, value: Any, faults: list[str]) -> bool:
     return False
 
 
-def _read_file(settings: Settings, path: str) -> None:
+def _read_file(settings: Settings, path: str, no_plugins: bool) -> None:
     recipe, known = load_recipe(path), set(key_types(settings.command))
+    if no_plugins:
+        refuse_code(recipe, f"{path}: ")
     variables = recipe.pop("env", None) or {}
     for key, value in (*recipe.items(), ("env", variables)):
         if _secret(str(key), f"{path}: ", value, settings.faults) or key == "env":
@@ -220,17 +223,19 @@ def read_settings(command: str, args: list[str]) -> Settings:
     """What a command line of a training command says, its recipe read.
 
     Raises:
-        RecipeError: the recipe is no file of keys at all.
+        RecipeError: the recipe is no file of keys at all, or with `--no_plugins` one with code.
     """
     defaults = {key: kind.default for key, kind in key_types(command).items() if kind.default is not UNKNOWN}
-    settings, args = Settings(command, defaults), list(args)
+    settings, (args, no_plugins) = Settings(command, defaults), take_flag(args)
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):
             raise RecipeError("--config needs the path of a recipe")
         path = args[at + 1]
         del args[at : at + 2]
-        _read_file(settings, path)
+        _read_file(settings, path, no_plugins)
     for option, values in _options(args):
+        if no_plugins:
+            refuse_code({option.removeprefix("--").replace("-", "_"): " ".join(values) or True}, "option ")
         _read_option(settings, option, values)
     return settings
