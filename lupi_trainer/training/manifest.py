@@ -48,7 +48,7 @@ def flaw(folder: str | Path, content: bool = False) -> str | None:
 def _flaw(folder: Path, content: bool) -> str | None:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     files, sums = manifest["files"], manifest.get("crc32", {})
-    if not files or any(type(size) is not int for size in files.values()):
+    if not files or any(type(size) is not int or not name.isprintable() for name, size in files.items()):
         raise ValueError
     for name, size in files.items():
         path = folder / name

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lupi_trainer.training.checkpoints import MANIFEST, find_checkpoint, seal
@@ -44,7 +44,7 @@ def damage(folder: Path, what: str, file: str, some: bytes, place: int) -> None:
     if what == "folder":
         path.mkdir()
     elif what == "swap":
-        path.write_bytes((folder / next(iter(FILES))).read_bytes())
+        path.write_bytes(next(iter(FILES.values())))
     elif what != "gone":
         new = {"cut": content[:place], "byte": content[:place] + some[:1] + content[place + 1 :]}
         new |= {"more": content + some, "zeros": b"\0" * len(content)}
@@ -71,6 +71,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(base, caplog):
     manifest = json.loads((base / "whole" / MANIFEST).read_text())
 
     @examples(40)
+    @example([("nothing", MANIFEST, b"0", 0)], {**manifest, "files": {**manifest["files"], "\ud800": 7}})
     @given(st.lists(damages(), min_size=1, max_size=2), st.one_of(st.none(), changed(manifest)))
     def check(all_damage, other):
         caplog.clear()
