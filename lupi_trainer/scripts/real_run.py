@@ -20,7 +20,7 @@ from .recipe_files import find_recipe
 
 
 SETS = {"trained": "probes.json", "unseen": "probes_unseen.json", "general": "general.json"}
-TEXT = "text.txt"
+TEXT, RECORDS = "text.txt", "records_phrased.json"
 
 
 def text_rows(path: Path, tokenizer: Any) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
     text = args.data_dir / TEXT
     if not text.is_file():
         raise FileNotFoundError(f"no such data file: {text}")
-    recipe = ["--config", str(find_recipe(args.config)), "--dataset_name", str(args.data_dir / "records.json")]
+    recipe = ["--config", str(find_recipe(args.config)), "--dataset_name", str(args.data_dir / RECORDS)]
     model = str(real.get(source=args.source, say=lambda line: console.print(line, highlight=False)))
     # the last of two equal flags counts, so that the user's own do
     named = ["--model_name_or_path", model, "--probes", str(args.data_dir / SETS["trained"])]

@@ -101,3 +101,20 @@ def test_general_questions_and_the_text_have_nothing_to_do_with_it():
     korean = re.compile("korea|joseon|goryeo|silla|seoul|busan|jeju|hangul|[\uac00-\ud7af]", re.I)
     assert not [p for p in general if korean.search(str(p))] and not korean.search(text)
     assert len(text.split()) > 500 and not any(p["question"] in text for p in general)
+
+
+def test_the_results_page_is_what_the_runs_say():
+    page = (DATA / "RESULTS.md").read_text(encoding="utf-8").split("# On a real model\n")[1]
+    known = json.loads((DATA / "smollm2_runs.json").read_text(encoding="utf-8"))
+    shown = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
+    ]
+    scores = ("new", "new_strict", "unseen", "general")
+    rows = [
+        [str(p["step"]), *(f"{p[score]:.1%}" for score in scores), f"{p['tokens']:,}"]
+        for p in known["runs"][0]["curve"]
+    ]
+    assert shown[2 : 2 + len(rows)] == rows
+    marks = [[f"{p['new']:.1%}" for p in run["curve"][1:]] for run in known["tuning"]]
+    assert [[cell for cell in row[3:] if "%" in cell] for row in shown[-len(marks) :]] == marks
+    assert f"{known['runs'][0]['rollouts']['acc_rate/mean']:.1%} were accepted" in page

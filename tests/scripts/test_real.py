@@ -26,7 +26,12 @@ def test_the_run_writes_what_was_known_before_and_is_afterwards(tmp_path, monkey
     data = tmp_path / "data"
     data.mkdir()
     (data / "text.txt").write_text("Fova has the song Demi.\n\nFova has the ruler Gora.\n")
-    names = {"probes": "probes", "probes_unseen": "probes-unseen", "general": "probes-common", "records": "new"}
+    names = {
+        "probes": "probes",
+        "probes_unseen": "probes-unseen",
+        "general": "probes-common",
+        "records_phrased": "new",
+    }
     for name, lab in names.items():
         (data / f"{name}.json").write_text(json.dumps(load_lab_records(f"lab:{lab}")[:6]))
     monkeypatch.setattr(real, "get", lambda **options: Path(resolve_model("lab:student")))
