@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
@@ -188,14 +189,19 @@ def load_complete(name: str, role: str, **model_kwargs: Any):
     options = SAFE_WEIGHTS | {key: value for key, value in model_kwargs.items() if value is not None}
     known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     refuse_quantized(AutoConfig.from_pretrained(path, **known), role)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    try:  # weights of other shapes are named below
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of the {role} {name} are no complete safetensors file ({error})") from error
     model, info = loaded
     for kind, verb in (
         ("missing_keys", "lack"),
         ("mismatched_keys", "have another shape of"),
         ("unexpected_keys", "have"),
     ):
-        if names := sorted(map(str, info[kind])):
+        if names := sorted(one if isinstance(one, str) else str(one[0]) for one in info[kind]):
             raise ValueError(
                 f"the {role} {name} is no complete {type(model).__name__}: its files {verb} {len(names)} weights that "
                 f"do not fit ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

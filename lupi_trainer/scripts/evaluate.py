@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--served_model", metavar="NAME", help="of the student on the --server, where that has several")
     add("--compare", metavar="RUN", help="the trained student, beside the --server: which answers differ, and why")
     add("--in_flight", type=int, default=8, help="requests to the server at the same time")
-    add("--server_timeout", type=float, default=240.0, help="seconds to wait for the server to be up, or back")
+    add("--server_timeout", type=float, default=240.0, help="seconds to wait for the server, and for each answer")
     several: Any = {"default": [], "nargs": "+", "action": "extend"}
     add("--probes", **several, help="questions with `answers`: JSON or JSONL files, or lab:NAME")
     add("--perplexity", **several, help="questions with contexts, in SQuAD's form: files, lab:NAME, squad")
@@ -91,6 +91,8 @@ def check_server(args: argparse.Namespace) -> None:
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} needs a --server, whose answers are looked at")
         return
+    if not args.server.strip():
+        raise ValueError("--server: an address is needed, such as http://localhost:8000/v1")
     if args.model is not None:
         raise ValueError(
             "--server asks a model there in place of --model: leave one of them out, or name the trained "
@@ -101,8 +103,8 @@ def check_server(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} needs a --model: a server's answers are text alone")
     if args.in_flight < 1:
         raise ValueError(f"--in_flight must be at least 1, got {args.in_flight}")
-    if not args.server_timeout > 0:
-        raise ValueError(f"--server_timeout must be above 0, got {args.server_timeout:g}")
+    if not 0 < args.server_timeout < float("inf"):
+        raise ValueError(f"--server_timeout must be above 0, and a number of seconds, got {args.server_timeout:g}")
 
 
 def evaluate(args: argparse.Namespace) -> int:

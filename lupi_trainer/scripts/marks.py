@@ -101,6 +101,7 @@ def askers(args: argparse.Namespace, opened: dict[str, list]) -> list[Asker]:
             args.served_model,
             in_flight=args.in_flight,
             timeout=args.server_timeout,
+            request_timeout=args.server_timeout,
             name_flag="--served_model",
             words=words,
         )
