@@ -67,6 +67,11 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("nothing to ask: --probes, --open_book, --privilege or --perplexity is needed")
     if args.privilege and not (args.teacher and args.records):
         raise ValueError("--privilege needs a --teacher, and --records whose knowledge it reads")
+    for name in ("max_new_tokens", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.output is not None:
+        check_file(args.output)
     check_server(args)
     names = ("model", "compare", "teacher", "before")
     check_models({f"--{name}": getattr(args, name) for name in names}, args.device)
@@ -76,6 +81,18 @@ def main(args: argparse.Namespace) -> int:
         return evaluate(args)
     except RemoteError as error:
         raise ValueError(str(error)) from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written once all is asked.
+
+    Raises:
+        ValueError: a folder has its name, or a file that of its folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output: {path} is a folder, and a file is wanted")
+    if any(above.is_file() for above in path.absolute().parents):
+        raise ValueError(f"--output: {path} cannot be written: it would lie inside of a file")
 
 
 def check_server(args: argparse.Namespace) -> None:
@@ -110,9 +127,11 @@ def check_server(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> int:
     """What is asked for, once it is known that it can be."""
     from ..data.records import load_probes, load_training_data
+    from ..data.templates import check_template_kwargs
     from . import reports
     from .marks import marks
 
+    check_template_kwargs(args.chat_template_kwargs)
     probe_sets = {name: load_probes(name) for name in (*args.probes, *args.open_book)}
     rows = load_training_data(args.records) if args.records else None
     report: dict[str, dict] = {}

@@ -88,11 +88,11 @@ def check_name(args: argparse.Namespace) -> None:
     if not (name := args.name if args.name is not None else args.output.name):
         raise ValueError(f"--output {args.output} has no name: name a new folder")
     allowed, what = (
-        r"[^\W_][^/\x00-\x1f\x7f]*",
-        "begins with a letter or digit, and has no slash and no control character",
+        r"\w[^/\x00-\x1f\x7f]*",
+        "begins with a letter, a digit or _, and has no slash and no control character",
     )
     if args.to == "ollama":
-        allowed, what = r"[A-Za-z0-9][\w.:-]*", "is of letters, digits and . _ - alone"
+        allowed, what = r"[A-Za-z0-9][\w.:-]*", "is of letters, digits and . _ - : alone"
     if len(name) > LONGEST_NAME or not re.fullmatch(allowed, name, re.ASCII if args.to == "ollama" else 0):
         hint = "" if args.name is not None else ": give another, as --name"
         raise ValueError(

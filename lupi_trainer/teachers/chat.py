@@ -95,8 +95,10 @@ class ChatServer:
         answer = self.wire.send("POST", "/v1/chat/completions", body | more, count=max_tokens)
         choice, text = _only_choice(answer)
         text = self.wire.without_key(text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        count = (answer.get("usage") or {}).get("prompt_tokens")
-        return ChatReply(text.strip(), choice["finish_reason"] == "stop", count if type(count) is int else None)
+        usage = answer.get("usage")
+        count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        is_count = type(count) is int and count >= 0
+        return ChatReply(text.strip(), choice["finish_reason"] == "stop", count if is_count else None)
 
     def all(self, jobs: Iterable[Job]) -> None:
         """Runs jobs, `in_flight` at the same time; where one fails, the others are given up.
@@ -146,6 +148,8 @@ def _only_choice(answer: Any) -> tuple[dict[str, Any], str | None]:
         raise ValueError(f"no `choices`, but {str(answer)[:200]}")
     if len(choices) != 1:
         raise ValueError(f"{len(choices)} choices in place of one")
+    if not isinstance(choices[0], dict) or not {"message", "finish_reason"} <= choices[0].keys():
+        raise ValueError(f"a choice without a `message` or a `finish_reason`: {str(choices[0])[:200]}")
     text = choices[0]["message"]["content"]
     if not isinstance(text, str | None):
         raise ValueError(f"a reply that is no text, but a {type(text).__name__}")
