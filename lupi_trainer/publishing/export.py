@@ -92,12 +92,14 @@ def find_student(name: str, base: str | None = None, template_kwargs: Mapping[st
     check_tokenizer(tokenizer)
     refuse_quantized(config, "student" if base is None else "base")
     refuse_encoder_decoder(config, "student")
+    unread = [name for name in template_kwargs or {} if name not in tokenizer.get_chat_template()]
     set_template_defaults(tokenizer, template_kwargs or {})
     question = [{"role": "user", "content": "Who?"}]
     encode(tokenizer, [question])
     check_turns(tokenizer, [question])
     generation = _generation_config(weights, config)
     student = Student(name, folder, base, config, tokenizer, generation)
+    student.notes += [f"chat_template_kwargs: the chat template does not read {name!r}" for name in unread]
     student.notes += [*make_sampling_valid(generation), *set_ends(generation, tokenizer)]
     return student
 

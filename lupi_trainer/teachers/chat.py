@@ -135,7 +135,8 @@ class ChatServer:
                 given_up.set()
                 for future in futures:
                     future.cancel()
-                self.wire.give_up()  # else Ctrl-C would wait for answers that nobody reads
+                while wait(futures, timeout=0.05).not_done:  # else Ctrl-C would wait for answers that nobody reads
+                    self.wire.give_up()
 
 
 def _only_choice(answer: Any) -> tuple[dict[str, Any], str | None]:

@@ -83,6 +83,12 @@ def test_no_default_is_made_of_what_no_template_reads(run, given, capsys):
     assert "chat_template_kwargs: " in refused(run, capsys, "--chat_template_kwargs", given)
 
 
+def test_a_default_that_the_template_does_not_read_is_said(run, tmp_path, capsys):
+    command = ["export", str(run), "--to", "hf", "--output", str(tmp_path / "out")]
+    assert main([*command, "--chat_template_kwargs", '{"enable_thinking": false}']) == 0
+    assert "the chat template does not read 'enable_thinking'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "file, content, message",
     [
