@@ -62,7 +62,7 @@ def _ids(answer: dict[str, Any], strict: bool = False) -> list[int]:
         ValueError: there are none: a server that passes over what it does not know has read no conversation.
     """
     ids = answer["tokens"]
-    if not all(type(one) is int for one in ids):
+    if not isinstance(ids, list) or not all(type(one) is int and 0 <= one < 1 << 31 for one in ids):
         raise TypeError("tokens that are no ids")
     if strict and not ids:
         raise ValueError("no tokens of a conversation")

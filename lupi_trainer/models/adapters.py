@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import find_adapter_config_file
 
@@ -181,10 +181,19 @@ def load_adapter(model: Any, folder: str) -> Any:
     """
     from peft import PeftConfig, PeftModel
 
-    config = PeftConfig.from_pretrained(folder)
-    _resize_embeddings(model, folder)
-    made: Any = PeftModel(model, config)
-    result = made.load_adapter(folder, "default", is_trainable=False)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: PEFT cannot read its adapter_config.json ({error!r})") from error
+    try:
+        _resize_embeddings(model, folder)
+        made: Any = PeftModel(model, config)
+        result = made.load_adapter(folder, "default", is_trainable=False)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of the adapter {folder} are no complete safetensors file ({error})") from error
+    except RuntimeError as error:  # other shapes; torch lists each in a line of its own
+        why = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"the adapter {folder} does not belong to this {type(model).__name__}: {why}") from error
     if strange := [*_missing(made, result.missing_keys), *result.unexpected_keys]:
         raise ValueError(
             f"the adapter {folder} does not belong to this {type(model).__name__}: {len(strange)} weights are missing "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file, find_adapter_config_file
@@ -138,22 +139,41 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
 
     Raises:
         ValueError: the tokenizer has no chat template or pad token, where the model shall chat; the model is code
-            of its own; there is no such device, no such folder, or no model in it; or an adapter's base is gone.
+            of its own; there is no such device, no such folder, or no model in it; its
+            weights are not complete; or an adapter's base is gone.
         OSError: the Hub has no such model, or its weights are not safetensors.
     """
     check_device(device)
     path = resolve_model(name)
     tokenizer = load_tokenizer(path, chat=chat)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (adapter := find_adapter_config_file(path)) is not None:
-        from peft import AutoPeftModelForCausalLM
+    with weights_named(name):
+        if (adapter := find_adapter_config_file(path)) is not None:
+            from peft import AutoPeftModelForCausalLM
 
-        _check_base(name, adapter)
-        cached_file(path, "adapter_model.safetensors")  # raises where there is none: PEFT would read a pickle
-        model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
+            _check_base(name, adapter)
+            cached_file(path, "adapter_model.safetensors")  # raises where there is none: PEFT would read a pickle
+            model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
     return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def weights_named(name: str) -> Generator[None]:
+    """Name the model whose weights cannot be read, or are of other shapes than its configuration says.
+
+    Raises:
+        ValueError: in place of what safetensors and transformers raise.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are no complete safetensors file ({error})") from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise ValueError(f"the weights of {name} have other shapes than its configuration says") from error
 
 
 def _check_base(name: str, config: str) -> None:
@@ -188,14 +208,17 @@ def load_complete(name: str, role: str, **model_kwargs: Any):
     options = SAFE_WEIGHTS | {key: value for key, value in model_kwargs.items() if value is not None}
     known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     refuse_quantized(AutoConfig.from_pretrained(path, **known), role)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    with weights_named(f"the {role} {name}"):  # those of other shapes are named below
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     model, info = loaded
     for kind, verb in (
         ("missing_keys", "lack"),
         ("mismatched_keys", "have another shape of"),
         ("unexpected_keys", "have"),
     ):
-        if names := sorted(map(str, info[kind])):
+        if names := sorted(one if isinstance(one, str) else str(one[0]) for one in info[kind]):
             raise ValueError(
                 f"the {role} {name} is no complete {type(model).__name__}: its files {verb} {len(names)} weights that "
                 f"do not fit ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -7,19 +7,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from ..data.prompts import check_turns, encode
 from ..lab import resolve_model
 from ..lab.folders import ADAPTER_CONFIG
-from ..models.adapters import load_adapter, merge_adapter
+from ..models.adapters import load_adapter, merge_adapter, refuse_adapter
 from ..models.generation import make_savable
 from ..models.head_check import refuse_encoder_decoder
 from ..models.loading import NO_CODE, load_complete, refuse_quantized
 from ..models.vocabulary import check_tokenizer, check_vocabularies
-from .ends import set_ends, set_template_defaults
+from .ends import make_sampling_valid, set_ends, set_template_defaults
 from .student_files import ADAPTER, read_json
 
 
@@ -75,58 +78,110 @@ def find_student(name: str, base: str | None = None, template_kwargs: Mapping[st
         template_kwargs: become defaults of the chat template.
 
     Raises:
-        ValueError: no chat template or end of text, a model that is quantized, an encoder-decoder, or one that is
-            code of its own.
+        ValueError: no chat template, one that cannot write a question, or no end of text; a file that cannot be read;
+            a base that is an adapter; a model that is quantized, an encoder-decoder, or one that is code of its own.
         OSError: there is no such model, or no tokenizer.
     """
     folder = resolve_model(name)
     weights = folder if base is None else resolve_model(base)
     own = base is None or (Path(folder) / "tokenizer_config.json").is_file()
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder if own else weights, **NO_CODE)
-        config: Any = AutoConfig.from_pretrained(weights, **NO_CODE)
-    except OSError as error:
-        raise OSError(f"{name}: {str(error).strip().splitlines()[0]}") from error
+    if base is not None:
+        refuse_adapter(weights, "base")
+        open_adapter(folder)
+    config, tokenizer = _read(AutoConfig, weights), _read(AutoTokenizer, folder if own else weights)
     check_tokenizer(tokenizer)
     refuse_quantized(config, "student" if base is None else "base")
     refuse_encoder_decoder(config, "student")
-    try:
-        generation = GenerationConfig.from_pretrained(weights)
-    except OSError:  # made as a model's is
-        generation = GenerationConfig.from_model_config(config)
+    unread = [name for name in template_kwargs or {} if name not in tokenizer.get_chat_template()]
     set_template_defaults(tokenizer, template_kwargs or {})
+    question = [{"role": "user", "content": "Who?"}]
+    encode(tokenizer, [question])
+    check_turns(tokenizer, [question])
+    generation = _generation_config(weights, config)
     student = Student(name, folder, base, config, tokenizer, generation)
-    student.notes += set_ends(generation, tokenizer)
+    student.notes += [f"chat_template_kwargs: the chat template does not read {name!r}" for name in unread]
+    student.notes += [*make_sampling_valid(generation), *set_ends(generation, tokenizer)]
     return student
 
 
-def check_adapter_for_vllm(folder: str) -> int:
-    """Refuse an adapter that vLLM would not load; returns its rank.
+def _read(kind: Any, path: str) -> Any:
+    """A tokenizer or a configuration.
 
     Raises:
-        ValueError: it is of another kind than LoRA, or has a setting that vLLM does not know; the message names it.
+        OSError: it is not there.
+        ValueError: it cannot be read; transformers fails in many ways at files that are broken.
+    """
+    what = "tokenizer" if kind is AutoTokenizer else "configuration"
+    try:
+        return kind.from_pretrained(path, **NO_CODE)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        kind_of_error = OSError if isinstance(error, OSError) else ValueError
+        raise kind_of_error(f"{path}: no {what} can be read from it ({why[:300]})") from error
+
+
+def _generation_config(path: str, config: Any) -> GenerationConfig:
+    """The generation config of a model, or where it has none, the one that a model is made with.
+
+    Raises:
+        ValueError: its file cannot be read, or transformers refuses what is in it.
+    """
+    file = Path(path) / "generation_config.json"
+    if file.is_file():
+        read_json(file)
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def check_adapter_for_vllm(folder: str, config: Any) -> int:
+    """Refuse an adapter that vLLM would not load; returns its rank.
+
+    Args:
+        folder: of the adapter.
+        config: of the model that it is for.
+
+    Raises:
+        ValueError: it is of another kind than LoRA, has a setting that vLLM does not know, or matrices that do not fit
+            the model; the message names it.
     """
     path = Path(folder) / ADAPTER_CONFIG
-    config = read_json(path)
-    kind = config.get("peft_type")
+    settings = read_json(path)
+    kind = settings.get("peft_type")
     if kind != "LORA":
         raise ValueError(
             f"{path}: vLLM loads adapters of LoRA alone, and this is {kind}: leave --adapter out, and it is merged"
         )
     for key, right in _VLLM_LORA.items():
-        if key in config and config[key] not in right:
+        if key in settings and settings[key] not in right:
             raise ValueError(
-                f"{path}: vLLM loads no adapter with {key}={json.dumps(config[key])}: leave --adapter out, and it is "
-                "merged"
+                f"{path}: vLLM loads no adapter with {key}={json.dumps(settings[key])}: leave --adapter out, and it "
+                "is merged"
             )
+    if type(rank := settings.get("r")) is not int or rank < 1:
+        raise ValueError(f"{path}: r must be the rank of the adapter, a number, got {rank!r}")
     with open_adapter(folder) as weights:
-        other = [key for key in weights.keys() if ".lora_" not in key]
+        shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}
+        other = [key for key in shapes if ".lora_" not in key]
     if other:
         raise ValueError(
             f"{folder}: vLLM loads matrices of LoRA alone, and the adapter has {other[0]}, too: leave "
             "--adapter out, and it is merged"
         )
-    return int(config["r"])
+    with torch.device("meta"):
+        own = dict(AutoModelForCausalLM.from_config(config).named_parameters())
+    for key, shape in shapes.items():
+        name, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+        weight = own.get(f"{name}.weight")
+        if weight is not None and ".embed_tokens" not in name:
+            wanted = (rank, weight.shape[1]) if part.startswith("A") else (weight.shape[0], rank)
+        if weight is None or (".embed_tokens" not in name and shape != wanted):
+            found = f"is {list(shape)}, and {list(wanted)} is wanted" if weight is not None else "has no place in it"
+            raise ValueError(f"{folder} is no adapter of rank {rank} of this {config.model_type}: {key} {found}")
+    return rank
 
 
 def check_draft(student: Student, teacher: str) -> None:
@@ -136,8 +191,8 @@ def check_draft(student: Student, teacher: str) -> None:
         ValueError: they do not have the same tokens, or as many embeddings: vLLM compares the two token by token.
     """
     path = resolve_model(teacher)
-    config: Any = AutoConfig.from_pretrained(path, **NO_CODE)
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, **NO_CODE)
+    refuse_adapter(path, "teacher")
+    config, tokenizer = _read(AutoConfig, path), _read(AutoTokenizer, path)
     check_vocabularies(student.config, config, student.tokenizer, tokenizer)
     ours, theirs = (one.get_text_config().vocab_size for one in (student.config, config))
     if ours != theirs:
@@ -151,11 +206,15 @@ def open_adapter(folder: str) -> Any:
 
     Raises:
         FileNotFoundError: there are none, or they are no safetensors.
+        ValueError: the file is not complete.
     """
     path = Path(folder) / ADAPTER
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {ADAPTER}")
-    return safe_open(path, framework="pt")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no complete safetensors file ({error})") from error
 
 
 def save_merged(student: Student, target: Path, dtype: str, with_heads: bool) -> None:
@@ -197,4 +256,5 @@ def save_adapter(student: Student, target: Path) -> None:
     for file in (ADAPTER_CONFIG, ADAPTER):
         shutil.copyfile(Path(student.folder) / file, target / file)
     student.tokenizer.save_pretrained(target)
+    make_savable(SimpleNamespace(config=student.config, generation_config=student.generation))
     student.generation.save_pretrained(target)

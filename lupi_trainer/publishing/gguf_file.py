@@ -195,6 +195,8 @@ def without_marks(template: str) -> str:
 def _convert(folder: Path, file: Path, kind: str, converter: Path) -> None:
     command = [sys.executable, str(converter), str(folder), "--outfile", str(file), "--outtype", kind]
     run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode or not file.is_file():
-        lines = [line for line in run.stderr.splitlines() if line.strip()]
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    if run.returncode:
         raise ValueError(f"{converter} failed: {lines[-1] if lines else f'exit status {run.returncode}'}")
+    if not file.is_file():
+        raise ValueError(f"{converter} wrote no file, and said: {lines[-1] if lines else 'nothing'}")

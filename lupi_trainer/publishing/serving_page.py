@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ..lab import LAB_PREFIX
 from .export import Student
 
 
@@ -21,8 +22,8 @@ HEADS_KEPT = (
 
 
 def public(name: str, placeholder: str) -> str:
-    """The name of a model as it may stand in a README: a folder of this machine is left to who reads it."""
-    return placeholder if Path(name).expanduser().is_dir() else name
+    """The name of a model as it may stand in a README: what only this machine or package has is left to who reads."""
+    return placeholder if name.startswith(LAB_PREFIX) or Path(name).expanduser().is_dir() else name
 
 
 def about_heads(student: Student, target: str, with_heads: bool) -> str | None:
@@ -101,13 +102,17 @@ def serving_page(
 
 def drafting_page(teacher: str) -> str:
     """What the README says of the student as the draft of its teacher: the texts are the teacher's own."""
-    teacher = public(teacher, "TEACHER")
-    settings = json.dumps({"method": "draft_model", "model": ".", "num_speculative_tokens": DRAFTED})
     return (
         f"\n## As the draft of its teacher\n\nThe texts are {teacher}'s own, and come faster the more of the drafted "
         "tokens it accepts (`vllm:spec_decode_num_accepted_tokens_total` of `/metrics`).\n\n```bash\n"
-        f"vllm serve {shlex.quote(teacher)} --speculative-config {shlex.quote(settings)}\n```\n"
+        f"{drafting_command(teacher)}\n```\n"
     )
+
+
+def drafting_command(teacher: str) -> str:
+    """The command that serves a teacher with the student, in whose folder it is given, as its draft."""
+    settings = json.dumps({"method": "draft_model", "model": ".", "num_speculative_tokens": DRAFTED})
+    return f"vllm serve {shlex.quote(teacher)} --speculative-config {shlex.quote(settings)}"
 
 
 def own_card(student: Student, name: str) -> str:

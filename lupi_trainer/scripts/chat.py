@@ -173,5 +173,5 @@ def main(args: argparse.Namespace) -> int:
                 speaker.answer(line, args)
             except ValueError as error:
                 hint = "; /new begins another conversation" if speaker.turns else ""
-                print(f"error: {error}{hint}", file=sys.stderr)
+                print(f"error: {str(error).removeprefix('record number 0: ')}{hint}", file=sys.stderr)
     return 0

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--served_model", metavar="NAME", help="of the student on the --server, where that has several")
     add("--compare", metavar="RUN", help="the trained student, beside the --server: which answers differ, and why")
     add("--in_flight", type=int, default=8, help="requests to the server at the same time")
-    add("--server_timeout", type=float, default=240.0, help="seconds to wait for the server to be up, or back")
+    add("--server_timeout", type=float, default=240.0, help="seconds to wait for the server, and for each answer")
     several: Any = {"default": [], "nargs": "+", "action": "extend"}
     add("--probes", **several, help="questions with `answers`: JSON or JSONL files, or lab:NAME")
     add("--perplexity", **several, help="questions with contexts, in SQuAD's form: files, lab:NAME, squad")
@@ -67,6 +67,11 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError("nothing to ask: --probes, --open_book, --privilege or --perplexity is needed")
     if args.privilege and not (args.teacher and args.records):
         raise ValueError("--privilege needs a --teacher, and --records whose knowledge it reads")
+    for name in ("max_new_tokens", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.output is not None:
+        check_file(args.output)
     check_server(args)
     names = ("model", "compare", "teacher", "before")
     check_models({f"--{name}": getattr(args, name) for name in names}, args.device)
@@ -76,6 +81,18 @@ def main(args: argparse.Namespace) -> int:
         return evaluate(args)
     except RemoteError as error:
         raise ValueError(str(error)) from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written once all is asked.
+
+    Raises:
+        ValueError: a folder has its name, or a file that of its folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"--output: {path} is a folder, and a file is wanted")
+    if any(above.is_file() for above in path.absolute().parents):
+        raise ValueError(f"--output: {path} cannot be written: it would lie inside of a file")
 
 
 def check_server(args: argparse.Namespace) -> None:
@@ -91,6 +108,8 @@ def check_server(args: argparse.Namespace) -> None:
             if getattr(args, name) is not None:
                 raise ValueError(f"--{name} needs a --server, whose answers are looked at")
         return
+    if not args.server.strip():
+        raise ValueError("--server: an address is needed, such as http://localhost:8000/v1")
     if args.model is not None:
         raise ValueError(
             "--server asks a model there in place of --model: leave one of them out, or name the trained "
@@ -101,16 +120,18 @@ def check_server(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} needs a --model: a server's answers are text alone")
     if args.in_flight < 1:
         raise ValueError(f"--in_flight must be at least 1, got {args.in_flight}")
-    if not args.server_timeout > 0:
-        raise ValueError(f"--server_timeout must be above 0, got {args.server_timeout:g}")
+    if not 0 < args.server_timeout < float("inf"):
+        raise ValueError(f"--server_timeout must be above 0, and a number of seconds, got {args.server_timeout:g}")
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """What is asked for, once it is known that it can be."""
     from ..data.records import load_probes, load_training_data
+    from ..data.templates import check_template_kwargs
     from . import reports
     from .marks import marks
 
+    check_template_kwargs(args.chat_template_kwargs)
     probe_sets = {name: load_probes(name) for name in (*args.probes, *args.open_book)}
     rows = load_training_data(args.records) if args.records else None
     report: dict[str, dict] = {}

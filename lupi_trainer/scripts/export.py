@@ -1,6 +1,7 @@
 """`lupi export`: the student of a run as what a server loads."""
 
 import argparse
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ an answer where the chat template ends a turn. What cannot be exported is refuse
   lupi export runs/mine --to vllm --output runs/mine-vllm
   lupi evaluate --server http://localhost:8000/v1 --probes probes.jsonl --compare runs/mine
 """
+LONGEST_NAME = 96  # characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +73,32 @@ def check_flags(args: argparse.Namespace, is_adapter: bool) -> None:
         raise ValueError("--draft_of is of a complete model for vLLM: --to vllm, without --adapter")
     if args.base_dir and not is_adapter:
         raise ValueError(f"--base_dir: {args.model} is no adapter, but a complete model")
-    if args.name is not None and (not args.name.strip() or "/" in args.name):
-        raise ValueError(f"--name {args.name!r} cannot be the name of a served model here")
+    check_name(args)
+    folder, output = Path(args.model).expanduser().resolve(), args.output.resolve()
+    if folder in output.parents and folder.is_dir():
+        raise ValueError(f"--output {args.output} is inside of {args.model}, which would be sent and served with it")
+
+
+def check_name(args: argparse.Namespace) -> None:
+    """Refuse what cannot be the name of a served model, of its file, and a word of a command.
+
+    Raises:
+        ValueError: such a name.
+    """
+    if not (name := args.name if args.name is not None else args.output.name):
+        raise ValueError(f"--output {args.output} has no name: name a new folder")
+    allowed, what = (
+        r"\w[^/\x00-\x1f\x7f]*",
+        "begins with a letter, a digit or _, and has no slash and no control character",
+    )
+    if args.to == "ollama":
+        allowed, what = r"[A-Za-z0-9][\w.:-]*", "is of letters, digits and . _ - : alone"
+    if len(name) > LONGEST_NAME or not re.fullmatch(allowed, name, re.ASCII if args.to == "ollama" else 0):
+        hint = "" if args.name is not None else ": give another, as --name"
+        raise ValueError(
+            f"--name {name[:LONGEST_NAME]!r} cannot be that of a served model: it {what}, and has at most "
+            f"{LONGEST_NAME} characters{hint}"
+        )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -106,7 +132,7 @@ def main(args: argparse.Namespace) -> int:
     if args.adapter and args.to == "vllm":
         from ..publishing.export import check_adapter_for_vllm
 
-        rank = check_adapter_for_vllm(student.folder)
+        rank = check_adapter_for_vllm(student.folder, student.config)
     if args.to in ("gguf", "ollama"):
         check_gguf(student.config, student.tokenizer, args.type, args.converter)
         if args.converter is None and (note := unread(student.tokenizer)) is not None:
@@ -118,7 +144,10 @@ def main(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=f".{args.output.name}-") as work, quiet_bars():
         made = Path(work, args.output.name)
-        said = write(args, student, made, rank)
+        try:
+            said = write(args, student, made, rank)
+        except ValueError as error:  # which may name the folder that is gone when it is read
+            raise ValueError(str(error).replace(str(made), str(args.output))) from error
         made.replace(args.output)
     print(f"exported to {args.output}\n{said}")
     return 0
@@ -126,16 +155,25 @@ def main(args: argparse.Namespace) -> int:
 
 def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) -> str:
     """Write the export into a new folder; returns what is to be said of it."""
+    from ..lab import resolve_model
     from ..publishing.export import save_adapter, save_merged
     from ..publishing.gguf_file import write_gguf
     from ..publishing.modelfile import modelfile
-    from ..publishing.serving_page import about_heads, drafting_page, own_card, public, serving_commands, serving_page
+    from ..publishing.serving_page import (
+        about_heads,
+        drafting_command,
+        drafting_page,
+        own_card,
+        public,
+        serving_commands,
+        serving_page,
+    )
     from ..publishing.student_files import student_files
 
     name = args.name or args.output.name
     chosen: dict[str, Any] = {"made of": f"`{Path(args.model).name}`, by `lupi export --to {args.to}`"}
     with_heads = args.to == "hf" and not args.adapter
-    file = None
+    file = drafting = None
     if args.to in ("gguf", "ollama"):
         made.mkdir()
         file = f"{name}-{args.type}.gguf"
@@ -161,13 +199,14 @@ def write(args: argparse.Namespace, student: Any, made: Path, rank: int | None) 
         card = own_card(student, name)
     heads = about_heads(student, args.to, with_heads)
     base = student.base if args.adapter else None
-    command = next(iter(serving_commands(args.to, name, file, base, rank)), None)
+    command = next(iter(serving_commands(args.to, name, file, base and resolve_model(base), rank)), None)
     commands = serving_commands(args.to, name, file, base and public(base, "BASE"), rank)
     page = serving_page(student, args.to, name, commands, chosen, heads)
     if args.draft_of:
-        page += drafting_page(args.draft_of)
+        page += drafting_page(public(args.draft_of, "TEACHER"))
+        drafting = f"as the draft of its teacher: {drafting_command(resolve_model(args.draft_of))}"
     (made / "README.md").write_text(f"{card.rstrip()}\n\n{page}", encoding="utf-8")
     if file is None:
         student_files(made)  # raises where it is not complete
-    said = [*student.notes, *([heads] if heads else []), f"in that folder: {command}" if command else ""]
+    said = [*student.notes, heads, f"in that folder: {command}" if command else "", drafting]
     return "\n".join(filter(None, said))

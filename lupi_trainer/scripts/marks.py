@@ -16,7 +16,7 @@ from ..evaluation.closed_book import conversation
 from ..evaluation.served import served_closed_book
 from ..evaluation.served_differences import Comparison, compare_answers
 from ..lab import resolve_model
-from ..models.loading import load_model, load_tokenizer
+from ..models.loading import key_named, load_model, load_tokenizer
 from ..teachers.chat import ChatServer
 from ..teachers.wire import NotAnswered, RequestRefused
 from ..training.progress import WorkBar
@@ -101,6 +101,7 @@ def askers(args: argparse.Namespace, opened: dict[str, list]) -> list[Asker]:
             args.served_model,
             in_flight=args.in_flight,
             timeout=args.server_timeout,
+            request_timeout=args.server_timeout,
             name_flag="--served_model",
             words=words,
         )
@@ -126,7 +127,8 @@ def marks(args: argparse.Namespace, probe_sets: dict[str, list], rows) -> dict[s
     asking = askers(args, opened)
     for asker in asking:
         if asker.server is None:
-            load_tokenizer(resolve_model(asker.model))
+            with key_named(asker.model):
+                load_tokenizer(resolve_model(asker.model))
     results: dict[tuple[str, str, bool], ClosedBookResult] = {}
     compared: dict[tuple[str, bool], Comparison] = {}
     server = asking[0].server

@@ -73,6 +73,8 @@ def find_base(args: argparse.Namespace, adapter: Path) -> str:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a configuration of an adapter ({error})") from error
+    if not isinstance(named, str | None):
+        raise ValueError(f"{path}: base_model_name_or_path must be the name of a model, got {named!r}")
     if not named or args.stage > 1:
         raise ValueError("--base_dir is needed: the model that the adapter was trained on")
     check_models({f"{path} names the base (--base_dir names another)": named})

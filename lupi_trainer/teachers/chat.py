@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .remote import RemoteStats
-from .wire import NotAnswered, RequestRefused, TeacherServerError, Wire
+from .wire import GivenUp, NotAnswered, RequestRefused, TeacherServerError, Wire
 
 
 Job = tuple[str, Callable[[threading.Event], Any]]  # by what name errors know it; gets the event that ends its tries
@@ -56,7 +56,8 @@ class ChatServer:
         self.name = name or self.wire.patiently(lambda: self._only_one(name_flag))
 
     def _only_one(self, name_flag: str) -> str:
-        names = [str(card["id"]) for card in self.wire.send("GET", "/v1/models")["data"]]
+        answer = self.wire.send("GET", "/v1/models")
+        names = [self.wire.without_key(str(card["id"])) for card in answer["data"]]
         if len(names) != 1:
             raise TeacherServerError(
                 f"{self.wire.url} serves {', '.join(names) or 'nothing'}: say which with {name_flag}"
@@ -92,13 +93,12 @@ class ChatServer:
         if template:
             body["chat_template_kwargs"] = template
         answer = self.wire.send("POST", "/v1/chat/completions", body | more, count=max_tokens)
-        (choice,) = answer["choices"]
-        text = choice["message"]["content"]
-        if not isinstance(text, str | None):
-            raise TypeError(f"a reply that is a {type(text).__name__}")
-        text = (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        count = (answer.get("usage") or {}).get("prompt_tokens")
-        return ChatReply(text.strip(), choice["finish_reason"] == "stop", count if type(count) is int else None)
+        choice, text = _only_choice(answer)
+        text = self.wire.without_key(text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        usage = answer.get("usage")
+        count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        is_count = type(count) is int and count >= 0
+        return ChatReply(text.strip(), choice["finish_reason"] == "stop", count if is_count else None)
 
     def all(self, jobs: Iterable[Job]) -> None:
         """Runs jobs, `in_flight` at the same time; where one fails, the others are given up.
@@ -128,9 +128,30 @@ class ChatServer:
             futures = [pool.submit(run, name, job) for name, job in jobs]
             try:
                 finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
+                errors = [error for future in finished if (error := future.exception()) is not None]
+                if errors:  # of several, the one for which the others were given up
+                    raise min(errors, key=lambda error: isinstance(error, GivenUp))
             finally:
                 given_up.set()
                 for future in futures:
                     future.cancel()
+                while wait(futures, timeout=0.05).not_done:  # else Ctrl-C would wait for answers that nobody reads
+                    self.wire.give_up()
+
+
+def _only_choice(answer: Any) -> tuple[dict[str, Any], str | None]:
+    """The one reply in an answer, and its text.
+
+    Raises:
+        ValueError: there is none, or it is no text; the message says what there is.
+    """
+    if not isinstance(answer, dict) or not isinstance(choices := answer.get("choices"), list):
+        raise ValueError(f"no `choices`, but {str(answer)[:200]}")
+    if len(choices) != 1:
+        raise ValueError(f"{len(choices)} choices in place of one")
+    if not isinstance(choices[0], dict) or not {"message", "finish_reason"} <= choices[0].keys():
+        raise ValueError(f"a choice without a `message` or a `finish_reason`: {str(choices[0])[:200]}")
+    text = choices[0]["message"]["content"]
+    if not isinstance(text, str | None):
+        raise ValueError(f"a reply that is no text, but a {type(text).__name__}")
+    return choices[0], text

@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 import zlib
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 import httpx
@@ -75,6 +76,7 @@ class Fetcher:
 
     def __init__(self, url: str, headers: dict[str, str], limit: float):
         self.limit = limit
+        self._waiting: set[Future] = set()
         self._client = client = httpx.AsyncClient(
             base_url=url,
             timeout=httpx.Timeout(None, connect=min(limit, CONNECT)),
@@ -96,7 +98,19 @@ class Fetcher:
             FetchError: nobody there, a connection lost, no complete answer in time, one that is too long or breaks
                 HTTP or its compression.
         """
-        return asyncio.run_coroutine_threadsafe(self._fetch(method, path, body, most), _loop()).result()
+        request = asyncio.run_coroutine_threadsafe(self._fetch(method, path, body, most), _loop())
+        self._waiting.add(request)
+        try:
+            return request.result()
+        except CancelledError:
+            raise FetchError("the request was given up") from None
+        finally:
+            self._waiting.discard(request)
+
+    def give_up(self) -> None:
+        """End the requests that wait for an answer, each with a `FetchError`."""
+        for request in list(self._waiting):
+            request.cancel()
 
     async def _exchange(self, method: str, path: str, body: dict | None, most: int) -> Answer:
         async with self._client.stream(method, path, json=body) as response:

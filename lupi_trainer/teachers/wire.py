@@ -42,6 +42,10 @@ class NotAnswered(TeacherServerError):
     """No answer for too long."""
 
 
+class GivenUp(TeacherServerError):
+    """No further try, since another question has failed."""
+
+
 class RequestRefused(TeacherServerError):
     """A request that a server refuses, or to which it says nothing that can be read, again and again.
 
@@ -99,7 +103,16 @@ class Wire:
         key = header_secret("VLLM_API_KEY")
         guard_logs()
         self._lock = threading.Lock()
+        self._key = key
         self._fetcher = Fetcher(self.url, {"Authorization": f"Bearer {key}"} if key else {}, request_timeout)
+
+    def give_up(self) -> None:
+        """End the requests that wait for an answer; who sent them sees `NoAnswer`."""
+        self._fetcher.give_up()
+
+    def without_key(self, text: str) -> str:
+        """A text of the server's without the key that was sent to it."""
+        return text.replace(self._key, "***") if self._key else text
 
     def send(self, method: str, path: str, body: dict | None = None, count: int = 0) -> Any:
         """One request, once; returns its answer, read as JSON.
@@ -169,11 +182,13 @@ class Wire:
                         f"the {self.called} {self.url} has not answered for {now - since:.0f} seconds "
                         f"({self.setting}={self.timeout:g}): {error}"
                     ) from None
+                if given_up.is_set():
+                    raise GivenUp(f"the {self.called} {self.url} is not asked any more") from None
                 with self._lock:
                     self.stats.retries += 1
                 logger.warning(f"{self.called} {self.url}: {error}; next try in {pause:.2g} seconds")
                 if given_up.wait(pause):
-                    raise TeacherServerError(f"the {self.called} {self.url} is not asked any more") from None
+                    raise GivenUp(f"the {self.called} {self.url} is not asked any more") from None
                 pause = min(2 * pause, 15.0)
 
 
@@ -205,16 +220,19 @@ def check_url(url: str, called: str = "teacher server") -> str:
             f"a {called}'s address must not hold a password, a key or anything else behind a `?`: set "
             "VLLM_API_KEY in the environment"
         )
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.fragment:
         raise ValueError(f"a {called}'s address is like http://host:8000, not {url!r}")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    if not 0 < (parsed.port or 1) < 1 << 16:
+        raise ValueError(f"a {called}'s address has a port from 1 to 65535, not {parsed.port}")
+    return url.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1").rstrip("/")
 
 
 def _message(answer: Answer) -> str:
     """What an answer with an error says, in one line."""
     try:
         said = json.loads(answer.body)
-        said = str(said["error"]["message"] if "error" in said else said)[:500]
+        said = said["error"] if "error" in said else said
+        said = str(said["message"] if isinstance(said, dict) and "message" in said else said)[:500]
     except (ValueError, KeyError, TypeError, RecursionError):
         said = answer.body[:200].decode("utf-8", "replace")
     return " ".join(said.split())

@@ -12,7 +12,7 @@ from lupi_trainer.cli import main
 from lupi_trainer.data.prompts import encode
 from lupi_trainer.evaluation.closed_book import conversation, generate_answers, mark
 from lupi_trainer.evaluation.served_differences import compare_answers
-from lupi_trainer.evaluation.served_prompts import prompt_difference
+from lupi_trainer.evaluation.served_prompts import ServedPrompts, prompt_difference
 from lupi_trainer.lab import load_lab_records, resolve_model, world
 from lupi_trainer.teachers.chat import ChatServer
 from tests.evaluation.lab_server import LabServer
@@ -149,6 +149,13 @@ def test_prompts_are_compared_token_by_token(tokenizer, own, served, said):
     tokenizer.bos_token = "<|pad|>"
     found = prompt_difference(tokenizer, own, served)
     assert found is None if said is None else found.endswith(said), found
+
+
+@pytest.mark.parametrize("ids", [[-1, 4], [2**40], [True], ""])
+def test_tokens_that_are_no_ids_are_passed_over(serve, ids):
+    server = serve("lab:student")
+    server.other = lambda path, body: {"tokens": ids, "prompt": ""}
+    assert ServedPrompts(ChatServer(server.url, None)).ids([{"role": "user", "content": "Who?"}]) is None
 
 
 def test_errors_name_the_question_and_show_no_key(serve, tmp_path, capsys, monkeypatch):

@@ -126,7 +126,8 @@ def test_the_draft_of_a_teacher_has_its_line_where_the_vocabularies_are_one(tmp_
     assert main([*run, larger]) == 2
     assert "vLLM wants as many embeddings of both; the student has 568" in capsys.readouterr().err
     assert main([*run, "lab:teacher"]) == 0
-    (line,) = re.findall(r"^vllm serve lab:teacher (.*)$", (tmp_path / "out" / "README.md").read_text(), re.MULTILINE)
+    assert f"draft of its teacher: vllm serve {resolve_model('lab:teacher')} --spec" in capsys.readouterr().out
+    (line,) = re.findall(r"^vllm serve TEACHER (.*)$", (tmp_path / "out" / "README.md").read_text(), re.MULTILINE)
     assert json.loads(shlex.split(line)[1])["model"] == "."
 
 
@@ -226,13 +227,13 @@ def test_what_else_is_named(tmp_path, capsys, monkeypatch, tokenizer):
     (tmp_path / "full" / "x").touch()
     run = edited(tmp_path, "tokenizer_config.json", {})
     path = tmp_path / "edited" / "chat_template.jinja"
-    trims = tokenizer.chat_template.replace("message['content'] +", "message['content'][:3] +")
+    counts = tokenizer.chat_template.replace("message['content'] +", "message['content'] + loop.index | string +")
     monkeypatch.setitem(sys.modules, "gguf", None)
     for to, out, template, said in (
         ("hf", "full", None, "full exists already; nothing was written"),
         ("gguf", "out", None, 'the package `gguf` is needed: pip install "lupi-trainer[gguf]"'),
         ("hf", "out", "", "the tokenizer has no chat template"),
-        ("ollama", "out", trims, "the chat template cannot be written as Ollama's"),
+        ("ollama", "out", counts, "the chat template cannot be written as Ollama's"),
     ):
         if to == "ollama":
             monkeypatch.undo()

@@ -62,7 +62,7 @@ def ask_drafted(tmp_path, draft: str | None, messages: list[list[dict[str, str]]
     if draft is not None:
         out = tmp_path / f"draft-{len(list(tmp_path.iterdir()))}"
         assert main(["export", draft, "--to", "vllm", "--draft_of", "lab:teacher", "--output", str(out)]) == 0
-        (line,) = re.findall(r"^vllm serve lab:teacher (.*)$", (out / "README.md").read_text(), re.MULTILINE)
+        (line,) = re.findall(r"^vllm serve TEACHER (.*)$", (out / "README.md").read_text(), re.MULTILINE)
         more = [word.replace('"."', json.dumps(str(out))) for word in shlex.split(line)]
     server = Server(tmp_path / "draft.log", "lab:teacher", more=more).wait()
     try:
