@@ -202,7 +202,7 @@ def is_read_as(read, written) -> bool:
         return written.lower() in (("yes", "true", "t", "y", "1") if read else ("no", "false", "f", "n", "0"))
     try:
         return float(read) == float(written)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return read == written or str(read).lower() == str(written).lower()
 
 
