@@ -15,11 +15,7 @@ class ServedModel(Model):
     """The model behind an address.
 
     Args:
-        url: base address, with or without `/v1`. A key is taken from the environment variable `VLLM_API_KEY`.
-        name: of the served model; the only one there is unless given.
-        in_flight: requests at the same time.
-        timeout: seconds to wait for the server to be up, or back.
-        request_timeout: seconds until the last byte of a reply, after which it is asked for again.
+        url, name, in_flight, timeout, request_timeout: as for [`~lupi_trainer.teachers.chat.ChatServer`].
 
     Raises:
         TeacherServerError: nobody answers in time, or not as such servers do; several models, and no name.
