@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.integrations import deepspeed
 
 
@@ -44,6 +45,12 @@ def supports_flash_attention(model: Any) -> bool:
 def is_stateful(model: Any) -> bool:
     """Whether the model keeps a state that tokens cannot be removed from."""
     return getattr(model, "_is_stateful", False)
+
+
+def layer_types(config: Any) -> list[tuple[str, int]]:
+    """The type of each layer's cache, as transformers names it, and its number of states (0: it keeps none)."""
+    names, given = get_layer_types_and_kwargs(config)
+    return [(name, each.get("number_of_states", 0)) for name, each in zip(names, given)]
 
 
 def leave_out_of_saves(model: Any, names: Iterable[str]) -> None:

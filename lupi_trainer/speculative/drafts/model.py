@@ -32,6 +32,8 @@ class DraftModel:
         n, row, longest = slots.n[:a], slots.row[:a], slots.longest(self.runner)
         seen = texts.seen(row, n, self.vocab_size) if self.sampling.repetition_penalty != 1 else None
         tokens, probabilities, valid = [], [], []
+        if self.any_behind and self.runner.replay is not None:
+            self._catch_up(texts, row, n)
         self.caught_up = gamma == 0 and self.any_behind
         if self.caught_up:  # a cache must not fall two tokens behind
             self._first(texts, row, n, longest)
@@ -52,6 +54,14 @@ class DraftModel:
         count = torch.stack(valid, 1).long().cumprod(1).sum(1) if valid else None
         return Proposal(drafted, torch.stack(probabilities, 1) if probabilities else None, count)
 
+    def _catch_up(self, texts: Texts, row: torch.Tensor, n: torch.Tensor) -> None:
+        """Rows that are behind read their missing token alone: what the others would read beside them would stay."""
+        behind = self.behind[: len(row)].nonzero()[:, 0]
+        at = behind.to(row.device)
+        self.runner.read_again(behind.tolist(), self._known(texts.at(row[at], n[at], 1, 1)))
+        self.behind.zero_()
+        self.any_behind = False
+
     def _first(self, texts: Texts, row: torch.Tensor, n: torch.Tensor, longest: int) -> torch.Tensor:
         if not (self.any_behind or self.runner.compile):
             return self._read(texts.at(row, n, 0, 1), n, longest)
@@ -64,11 +74,13 @@ class DraftModel:
 
     def _read(self, tokens, written, longest: int, at=None) -> torch.Tensor:
         """tokens [A, Q] at `written` [A] -> logits [A, V] of the last, or of token `at` [A]."""
-        known = self.runner.model.get_input_embeddings().weight.shape[0]
-        # a token that only the target has is read as another one: a worse draft, the same text
-        tokens = tokens.to(self.runner.device).clamp(max=known - 1)
-        logits, _ = self.runner.read(tokens, written.to(self.runner.device), longest)
+        logits, _ = self.runner.read(self._known(tokens), written.to(self.runner.device), longest)
         return logits[:, -1] if at is None else logits[torch.arange(len(at), device=at.device), at]
+
+    def _known(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A token that only the target has is read as another one: a worse draft, the same text."""
+        known = self.runner.model.get_input_embeddings().weight.shape[0]
+        return tokens.to(self.runner.device).clamp(max=known - 1)
 
     def _widened(self, logits: torch.Tensor) -> torch.Tensor:
         missing = self.vocab_size - logits.shape[-1]

@@ -170,4 +170,5 @@ class Decoder(Rounds[SpeculativeStats]):
     def result(self) -> SpeculativeOutput:
         tokens, starts = self.texts.tokens.tolist(), self.texts.lengths.tolist()
         self.stats.target_forwards, self.stats.draft_forwards = self.target.forwards, self.source.forwards
+        self.stats.count_replay(self.slots.runners)
         return SpeculativeOutput([row[n : n + m] for row, n, m in zip(tokens, starts, self.lengths)], self.stats)

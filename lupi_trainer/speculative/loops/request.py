@@ -9,11 +9,12 @@ from ...teachers.remote import RemoteTeacher
 from ..drafts.source import is_source
 from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..rules.gamma import GAMMA_POLICIES, GammaPolicy
+from ..rules.noise import STUDENT, TEACHER
 from ..rules.speculative_sampling import Sampling
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.probe import require_own_logits
 from ..runners.prompt_store import PromptStore
-from ..runners.support import base_model, require_support, text_config
+from ..runners.support import base_model, can_draft, require_support, text_config
 from .checks import at_least_one, check_prompts, one_of
 
 
@@ -65,16 +66,27 @@ class Request:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, and finite, got {getattr(self, name)}")
 
+    @property
+    def writer(self) -> int | None:
+        """Who writes alone, so that nothing is taken back: `STUDENT`, `TEACHER`, or nobody (None)."""
+        rule = self.acceptance
+        if isinstance(rule, AcceptNone):
+            return TEACHER
+        vocab_size = math.inf if self.vocab_size is None else self.vocab_size
+        return STUDENT if isinstance(rule, TopK) and rule.k >= vocab_size and rule.min_prob <= 0 else None
+
     def checked(self, student, teacher) -> Request:
         """Returns the request complete, for these models; raises ValueError, by name, for what they cannot do."""
-        require_support(student, "student")
-        require_support(teacher, "teacher")
         shared = min(text_config(student).vocab_size, text_config(teacher).vocab_size)
         vocab_size = shared if self.vocab_size is None else self.vocab_size
         if not 1 <= vocab_size <= shared:
             raise ValueError(
                 f"vocab_size must lie in [1, {shared}], the smaller of the two vocabularies; got {vocab_size}"
             )
+        request = replace(self, vocab_size=vocab_size)
+        drafts = request.writer is None or isinstance(teacher, RemoteTeacher)
+        require_support(student, "student", drafts)
+        require_support(teacher, "teacher", drafts)
         if isinstance(teacher, RemoteTeacher):
             _check_remote(teacher, self.acceptance, vocab_size, self.compile)
         if self.teacher_prompt_store is not None:
@@ -85,9 +97,10 @@ class Request:
             self.teacher_prompt_store.require(teacher)
         check_prompts("student", student, self.student_prompts, self.max_new_tokens)
         check_prompts("teacher", teacher, self.teacher_prompts, self.max_new_tokens)
-        require_own_logits(student, "student")
-        require_own_logits(teacher, "teacher")
-        return replace(self, vocab_size=vocab_size)
+        if drafts or (can_draft(student) and can_draft(teacher)):
+            require_own_logits(student, "student")
+            require_own_logits(teacher, "teacher")
+        return request
 
 
 def _check_remote(teacher: RemoteTeacher, acceptance: AcceptanceRule, vocab_size: int, compile: bool) -> None:

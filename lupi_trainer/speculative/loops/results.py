@@ -21,6 +21,14 @@ class RoundCounts:
     rounds: int = 0
     blocks: int = 0
     gamma_history: list[int] = field(default_factory=list)  # one draft length a round
+    replayed: int = 0  # tokens that models with recurrent states have read again after a rejection
+    state_copy_bytes: int = 0  # the most that copies of such states have occupied in a round
+
+    def count_replay(self, runners: Iterable) -> None:
+        """Adds what taking back has cost the models' runners, once every row has ended."""
+        for replay in (runner.replay for runner in runners if runner.replay is not None):
+            self.replayed += replay.replayed
+            self.state_copy_bytes += replay.most_bytes
 
     def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
         """Adds a round: what it did to each running row."""

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from ...teachers.remote import RemoteTeacher
 from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
+from ..rules.noise import STUDENT
 from ..runners.attention import ragged_attention
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.prompt_store import PromptStore
-from ..runners.support import evaluating
+from ..runners.support import base_model, can_draft, evaluating
+from .by_generate import write_by_generate
 from .checks import integer, prompt_lists, token_ids
 from .request import Request
 from .results import Rollout
@@ -118,7 +120,17 @@ def skd_rollout(
     remote = isinstance(teacher, RemoteTeacher)
     alone = isinstance(acceptance, AcceptNone) and not drafts_matter and not remote
     models = {"student": student} if remote else {"student": student, "teacher": teacher}
-    used = models.values()
+    used = list(models.values())
+    runs = [teacher] if alone else used
+    if unable := [type(base_model(model)).__name__ for model in runs if not can_draft(model)]:
+        who, writer = ("student", student) if request.writer == STUDENT else ("teacher", teacher)
+        if drafts_matter:
+            raise ValueError(
+                f"{' and '.join(unable)} cannot draft and verify, so the {who} writes alone, by transformers' "
+                "generate: there are no blocks for on_block and trace_rows, and no lockstep with other processes"
+            )
+        with evaluating(*used), packed_weights({who: writer}, pack_weights):
+            return write_by_generate(writer, request, on_round)
     with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
         # nothing holds the caches when weights are put back
         return (TeacherOnly if alone else SKD)(student, teacher, request, on_block, on_round).run()

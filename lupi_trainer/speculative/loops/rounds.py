@@ -91,6 +91,8 @@ class Rounds(ABC, Generic[Counts]):
                 self._round(width - self.bonus, started)
             else:
                 self.idle(width - self.bonus)
+                for runner in self.slots.runners:
+                    runner.settle({})
                 self.slots.retire([])
 
     def _width(self) -> int:
@@ -117,6 +119,9 @@ class Rounds(ABC, Generic[Counts]):
         outcomes = [Outcome(owner[i], r.accepted, bool(r.rejected), r.remaining) for i, r in reports.items()]
         self.gamma_policy.observe(gamma, outcomes, seconds)
         ended = self.settle(gamma, reports, kept, seconds)
+        going = {slot: self.slots.written[slot] for slot in owner if slot not in ended}
+        for runner in self.slots.runners:
+            runner.settle(going)
         for slot in ended:
             self.lengths[owner[slot]] = self.slots.written[slot]
         self.slots.retire(ended)

@@ -53,11 +53,11 @@ class SKD(Rounds[RolloutStats]):
         rows, limit = len(request.row_ids), request.max_new_tokens
         if request.vocab_size is None:
             raise ValueError("the request was not `checked` for these models")
-        slots, vocab_size = request.slots, request.vocab_size
+        slots, vocab_size, takes_back = request.slots, request.vocab_size, request.writer is None
 
         def run(model, prompts: list[list[int]], store: PromptStore | None = None) -> Runner:
             given = request.compile, request.lockstep, request.gamma, store
-            return Runner(model, prompts, slots, limit, vocab_size, *given)
+            return Runner(model, prompts, slots, limit, vocab_size, *given, takes_back=takes_back)
 
         self.student = run(student, request.student_prompts)
         self.teacher: Runner | RemoteRunner
@@ -264,6 +264,7 @@ class SKD(Rounds[RolloutStats]):
         tokens, by_teacher, hidden = self.completions.of_lengths(self.lengths)
         self.stats.student_forwards = self.student.forwards
         self.stats.teacher_forwards = self.teacher.forwards
+        self.stats.count_replay(self.slots.runners)
         return Rollout(
             completion_ids=tokens,
             from_teacher=by_teacher,

@@ -3,117 +3,101 @@
 Slot index and token position are the same thing in every row. A forward writes at each row's own length; what a row
 may see is `slot <= position` (and the window of a sliding layer). So taking tokens back is only giving the row a
 smaller length: the slots that held them are invisible from then on, and overwritten before any query reaches them.
-Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_` a layer.
+Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_` a layer. Layers that keep a state
+instead have it for each row, and are `recurrent`: of them nothing can be taken back without a copy.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+
+from .layers import HybridLayer, RaggedLayer, StateLayer, Window
 
 
-class _Window:
-    """Where the running forward writes and how far it looks; shared by all layers of a cache."""
-
-    flat: torch.Tensor  # [A * Q] row * slots + slot, where `offsets` hold
-
-    def __init__(self, rows: int, slots: int):
-        self.rows, self.slots = rows, slots
-        self.start: int | None = None  # prefill, or a single row: the same first slot for all the chosen rows
-        self.chosen: torch.Tensor | None = None  # prefill: [R] row indices; a single row: None
-        self.offsets: torch.Tensor | None = None  # otherwise: [A] first slot of each of the first A rows
-        self.visible = 0  # otherwise: how many slots attention looks at
+States = list[dict[tuple[bool, int], torch.Tensor]]  # of some rows: of each layer, its states [R, ...]
 
 
-class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, [rows, slots, heads, dim]; the window of a sliding layer is left to the mask."""
+class Entry(NamedTuple):
+    """What a cache holds of one row."""
 
-    is_compileable = False  # `generate` would build masks ahead of time, which know nothing of rows
-    is_croppable = True
-    is_sliding = False
-    keys: Any  # tensors, once it is initialized
-    values: Any
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]  # of each layer with attention: keys and values [slots, heads, dim]
+    states: States  # of that row alone
 
-    def __init__(self, window: _Window):
-        super().__init__()
-        self.window = window
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        for name, states in (("keys", key_states), ("values", value_states)):
-            shape = (self.window.rows, self.window.slots, states.shape[1], states.shape[3])
-            # zeros, not empty: attention multiplies what it must not see by 0, and 0 * nan is nan
-            setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=self.device))  # autocast: two types
-        self.is_initialized = True
-
-    def share(self, other: RaggedLayer) -> None:
-        """Takes over the buffers of another layer, which must have some."""
-        self.keys, self.values, self.is_initialized = other.keys, other.values, True
-        self.dtype, self.device = other.dtype, other.device
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """key_states, value_states [R, heads, Q, dim] -> all that attention sees, [R, heads, visible, dim]."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        return self._extend(self.keys, key_states), self._extend(self.values, value_states)
-
-    def _extend(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        w, new = self.window, states.transpose(1, 2)  # [R, Q, heads, dim]
-        if w.start is None:
-            buffer.view(-1, *buffer.shape[2:]).index_copy_(0, w.flat.to(buffer.device), new.flatten(0, 1))
-            return buffer[: new.shape[0], : w.visible].transpose(1, 2)
-        if w.chosen is None:
-            buffer[:1, w.start : w.start + new.shape[1]] = new
-            return buffer[:1, : w.start + new.shape[1]].transpose(1, 2)
-        rows = w.chosen.to(buffer.device)
-        buffer[:, w.start : w.start + new.shape[1]].index_copy_(0, rows, new)
-        return states if w.start == 0 else buffer[rows, : w.start + new.shape[1]].transpose(1, 2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return (self.window.visible if self.window.start is None else self.window.start + query_length), 0
-
-    def get_seq_length(self) -> int:
-        return self.window.start or 0
-
-    def get_max_length(self) -> int:
-        return self.window.slots
-
-    def crop(self, tokens_to_remove: int) -> None:
-        raise NotImplementedError("a RaggedCache keeps no lengths: call `seek` with the rows' own, smaller offsets")
+    def bytes(self) -> int:
+        """What it occupies."""
+        parts = [part for pair in self.pairs for part in pair]
+        parts += [state for layer in self.states for state in layer.values()]
+        return sum(part.numel() * part.element_size() for part in parts)
 
 
 class RaggedCache(Cache):
-    """Keys and values of `rows` sequences of at most `slots` tokens, for an unmodified transformers model."""
+    """What an unmodified transformers model keeps of `rows` sequences of at most `slots` tokens."""
 
-    layers: list[RaggedLayer]
+    layers: list[RaggedLayer | StateLayer | DummyLayer]
 
-    def __init__(self, layers: int, rows: int, slots: int, positions: int | None = None):
-        """`positions`: how many positions there are, where that is less than `slots`."""
-        self.window, self.positions = _Window(rows, slots), slots if positions is None else positions
-        super().__init__(layers=[RaggedLayer(self.window) for _ in range(layers)])
+    def __init__(
+        self,
+        kinds: Sequence[tuple[str, int]],
+        rows: int,
+        slots: int,
+        positions: int | None = None,
+        argument: str = "past_key_values",
+    ):
+        """`kinds`: of each layer, what it keeps and how many states (see `support.cache_kinds`); `positions`: how many
+        there are, where that is less than `slots`; `argument`: under which the model's forward takes its cache."""
+        self.window, self.positions = Window(rows, slots), slots if positions is None else positions
+        self.kinds, self.argument = kinds, argument
+        super().__init__(layers=[self._layer(*kind) for kind in kinds])
+        self.attending = [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
+        self.recurrent = [layer for layer in self.layers if isinstance(layer, StateLayer)]
+
+    def _layer(self, kind: str, states: int):
+        if kind == "nothing":
+            return DummyLayer()
+        if kind == "attention":
+            return RaggedLayer(self.window)
+        return (HybridLayer if kind == "both" else StateLayer)(self.window, states)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return [isinstance(layer, StateLayer) and not isinstance(layer, CacheLayerMixin) for layer in self.layers]
+
+    @property
+    def has_buffers(self) -> bool:
+        """Whether a forward has made them."""
+        return all(layer.is_initialized for layer in self.attending) and all(layer.buffers for layer in self.recurrent)
 
     def twin(self) -> RaggedCache:
         """The same buffers with a place of its own: a loop that is traced may move nothing that lies outside of it."""
-        twin = RaggedCache(len(self.layers), self.window.rows, self.window.slots, self.positions)
-        for mine, its in zip(self.layers, twin.layers):
+        twin = RaggedCache(self.kinds, self.window.rows, self.window.slots, self.positions, self.argument)
+        for mine, its in zip(self.attending, twin.attending):
             its.share(mine)
         return twin
 
-    def seek(self, offsets: torch.Tensor, width: int, visible: int) -> torch.Tensor:
+    def arguments(self, position_ids: torch.Tensor) -> dict[str, Any]:
+        """What a forward at these positions is given, beside its tokens."""
+        return {"position_ids": position_ids, self.argument: self, "use_cache": True}
+
+    def seek(self, offsets: torch.Tensor, width: int, visible: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Places the next forward: row r writes its `width` tokens from slot offsets[r].
 
-        offsets [A] int64 for the first A rows -> position ids [A, width]. Attention looks at the first `visible` of
-        the slots. What lies beyond the last slot falls onto it: no token that will be kept ever sees it.
+        offsets [A] int64 for the first A rows (or for `rows` [A]) -> position ids [A, width]. Attention looks at the
+        first `visible` of the slots. What lies beyond the last slot falls onto it: no token that will be kept ever
+        sees it.
         """
         w = self.window
-        w.start = w.chosen = None
+        w.start, w.chosen = None, rows
         w.offsets, w.visible = offsets, visible
         steps = torch.arange(width, device=offsets.device)
         places = (offsets[:, None] + steps).clamp_(max=w.slots - 1)
-        rows = torch.arange(offsets.shape[0], device=offsets.device)
+        if rows is None:
+            rows = torch.arange(offsets.shape[0], device=offsets.device)
         w.flat = (rows[:, None] * w.slots + places).flatten()
+        self._enter()
         return places if self.positions == w.slots else places.clamp(max=self.positions - 1)
 
     def seek_alone(self, start: int, width: int, device: torch.device) -> torch.Tensor:
@@ -122,11 +106,22 @@ class RaggedCache(Cache):
         The host knows the place, so attention sees just what the row holds, through transformers' own masks, if any.
         """
         self.window.start, self.window.chosen = start, None
+        self._enter()
         return torch.arange(start, start + width, device=device)[None]
 
     def seek_prefill(self, rows: torch.Tensor, start: int) -> None:
         """Places the next forward: it fills slots `start`, `start + 1`, ... of the given rows [R]."""
         self.window.start, self.window.chosen = start, rows
+        self._enter()
+
+    def _enter(self) -> None:
+        for layer in self.recurrent:
+            layer.enter()
+
+    def leave(self) -> None:
+        """Ends a forward: states that it has made go where they belong."""
+        for layer in self.recurrent:
+            layer.leave()
 
     def get_query_offset(self, layer_idx: int = 0):
         """The position of the first query: an int for a prefill or a single row, else a tensor, one for each row."""
@@ -134,24 +129,39 @@ class RaggedCache(Cache):
 
     def clear(self, row: int, start: int) -> None:
         """Zeroes a row from slot `start` on: numbers that are not finite would reach the next row in its place."""
-        for layer in self.layers:
+        for layer in self.attending:
             for buffer in (layer.keys, layer.values):
                 buffer[row, start:] = 0
 
-    def kept(self, row: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """A copy of the first `length` slots of a row: of each layer, keys and values [length, heads, dim]."""
-        return [(layer.keys[row, :length].clone(), layer.values[row, :length].clone()) for layer in self.layers]
+    def kept(self, row: int, length: int) -> Entry:
+        """A copy of the first `length` slots of a row, and of its states."""
+        pairs = [(layer.keys[row, :length].clone(), layer.values[row, :length].clone()) for layer in self.attending]
+        return Entry(pairs, self.states(slice(row, row + 1)))
 
-    def restore(self, row: int, states: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Writes what `kept` has returned into the first slots of a row."""
-        for layer, (keys, values) in zip(self.layers, states):
+    def restore(self, row: int, entry: Entry) -> None:
+        """Writes what `kept` has returned into the first slots of a row, and its states."""
+        for layer, (keys, values) in zip(self.attending, entry.pairs):
             if not layer.is_initialized:
                 layer.lazy_initialization(*(part.transpose(0, 1)[None] for part in (keys, values)))
             layer.keys[row, : len(keys)], layer.values[row, : len(values)] = keys, values
+        self.put_states([row], entry.states)
 
     def copy_rows(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
-        """Copies the first `length` slots of rows `source` [R] to rows `target` [R] ([1] is copied to all)."""
-        for layer in self.layers:
-            for buffer in (layer.keys, layer.values):
-                part = buffer[:, :length]
-                part[target.to(buffer.device)] = part[source.to(buffer.device)]
+        """Copies the first `length` slots and the states of rows `source` [R] to rows `target` [R] ([1]: to all)."""
+        buffers = [buffer[:, :length] for layer in self.attending for buffer in (layer.keys, layer.values) if length]
+        buffers += [buffer for layer in self.recurrent for buffer in layer.buffers.values()]
+        for buffer in buffers:
+            buffer[target.to(buffer.device)] = buffer[source.to(buffer.device)]
+
+    def states(self, rows: slice) -> States:
+        """A copy of the states of some rows."""
+        return [{key: buffer[rows].clone() for key, buffer in layer.buffers.items()} for layer in self.recurrent]
+
+    def put_states(self, rows: list[int], states: States | None, of: list[int] | None = None) -> None:
+        """Gives rows the states of row 0 of `states`, or of rows `of`; None: those of a text that begins."""
+        for i, layer in enumerate(self.recurrent):
+            if states is not None and not layer.buffers:
+                layer.buffers = {k: v.new_zeros(self.window.rows, *v.shape[1:]) for k, v in states[i].items()}
+            for key, buffer in layer.buffers.items():
+                new = 0 if states is None else states[i][key][[0] * len(rows) if of is None else of]
+                buffer[rows] = new

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import torch
 
-from .cache import RaggedCache
+from .cache import RaggedCache, States
 from .lockstep import Alone, Lockstep
 from .prompt_store import PromptStore
 from .support import active, prefill_budget, require_cache
@@ -38,10 +39,14 @@ class Prefill:
         `store`: of this model; prompts are taken from it and put into it, each complete, so no prefix is shared.
         """
         self.model, self.cache, self.prompts, self.lockstep, self.store = model, cache, prompts, lockstep, store
-        self.needs_buffers = needs_buffers
+        self.needs_buffers = needs_buffers or bool(cache.recurrent)
         self.device = model.get_input_embeddings().weight.device
         distinct: dict[tuple[int, ...], int] = {}
         self.first = [distinct.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]  # of equal ones
+        # recurrent states, which a row that goes on changes: of the common prefix, and of prompts of rows to come
+        self.prefix_states: States | None = None
+        self.prompt_states: dict[int, States] = {}
+        self.to_come = Counter(self.first) if cache.recurrent else Counter()
         # slot -> the first of the rows whose prompt's keys and values it holds
         self.held: list[int | None] = [None] * cache.window.rows
         # of logits, which nobody reads, as few as can be: chosen by a tensor, for of a slice, whose states lie apart,
@@ -56,28 +61,32 @@ class Prefill:
         fresh, donors = self._assign(slots, rows)
         fresh = [slot for slot in fresh if not self._restored(slot)]
         groups = self._groups(fresh)
-        blank = self.needs_buffers and bool(slots) and not groups and not self.cache.layers[0].is_initialized
+        blank = self.needs_buffers and bool(slots) and not groups and not self.cache.has_buffers
         forwards = len(groups) + (not self.has_prefix) + blank
         empty = self.lockstep.most(forwards) - forwards
         if not self.has_prefix:
             self._read([slots[0]], [self.prompts[rows[0]][: self.prefix]], 0)
             self._copy([slots[0]], list(range(len(self.held))), self.prefix)
+            self.prefix_states = self.cache.states(slice(slots[0], slots[0] + 1))
             self.has_prefix = True
+        if blank:
+            self._read([slots[0]], [[0]], 0)
+        self.cache.put_states(fresh, self.prefix_states)
         for group in groups:
             self._read(group, [self._prompt(slot)[self.prefix : -1] for slot in group], self.prefix)
             if self.store is not None:
                 for slot in group:
-                    self.store.put(self._prompt(slot), self.cache.kept(slot, self._length(slot)))
-        if blank:
-            self._read([slots[0]], [[0]], 0)
+                    self.store.put(self._prompt(slot), self.cache.kept(slot, self.length(slot)))
         if donors:
-            self._copy(list(donors.values()), list(donors), max(self._length(slot) for slot in donors))
+            self._copy(list(donors.values()), list(donors), max(self.length(slot) for slot in donors))
+        if self.cache.recurrent:
+            self._share_states(slots, [slot for slot in slots if slot not in donors])
         for _ in range(empty):
             self.idle()
 
     def move(self, source: int, target: int, written: int) -> None:
         """Moves a prompt and the `written` tokens after it to another slot."""
-        self._copy([source], [target], self._length(source) + written)
+        self._copy([source], [target], self.length(source) + written)
         self.held[target], self.held[source] = self.held[source], None
 
     def clear(self, slot: int, length: int | None) -> None:
@@ -96,7 +105,8 @@ class Prefill:
         assert row is not None  # the slot holds a prompt
         return self.prompts[row]
 
-    def _length(self, slot: int) -> int:
+    def length(self, slot: int) -> int:
+        """The tokens of a slot's prompt that are read into the cache: all but the last."""
         return len(self._prompt(slot)) - 1
 
     def _restored(self, slot: int) -> bool:
@@ -112,6 +122,8 @@ class Prefill:
         fresh, donors = [], {}
         for slot, prompt in zip(slots, [self.first[row] for row in rows]):
             if self.held[slot] == prompt:
+                if self.cache.recurrent:
+                    donors[slot] = slot
                 continue
             donor = holders.setdefault(prompt, slot)
             if donor == slot:
@@ -123,10 +135,12 @@ class Prefill:
 
     def _groups(self, slots: list[int]) -> list[list[int]]:
         """Slots of similar prompt length together, none if there is nothing to read, each within `most_tokens`."""
-        lengths = {slot: self._length(slot) - self.prefix for slot in slots}
+        lengths = {slot: self.length(slot) - self.prefix for slot in slots}
         groups: list[list[int]] = []
         for slot in sorted((s for s in slots if lengths[s] > 0), key=lengths.__getitem__):
-            if groups and (len(groups[-1]) + 1) * lengths[slot] <= self.most_tokens:
+            # what is read in a padded place would stay in a recurrent state
+            alike = not self.cache.recurrent or bool(groups) and lengths[groups[-1][-1]] == lengths[slot]
+            if groups and alike and (len(groups[-1]) + 1) * lengths[slot] <= self.most_tokens:
                 groups[-1].append(slot)
             else:
                 groups.append([slot])
@@ -137,16 +151,26 @@ class Prefill:
         ids = torch.tensor([part + [0] * (width - len(part)) for part in parts], device=self.device)
         self.cache.seek_prefill(torch.tensor(slots, device=self.device), start)
         positions = torch.arange(start, start + width, device=self.device).expand(len(parts), -1)
-        self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=self.first_logits,
-        )
+        self.model(input_ids=ids, **self.cache.arguments(positions), logits_to_keep=self.first_logits)
+        self.cache.leave()
         require_cache(self.model, self.cache)
 
     def _copy(self, source: list[int], target: list[int], length: int) -> None:
-        if length:
+        if length or self.cache.recurrent:
             device = self.device
             self.cache.copy_rows(torch.tensor(source, device=device), torch.tensor(target, device=device), length)
+
+    def _share_states(self, slots: list[int], read: list[int]) -> None:
+        """Keeps the states of prompts that rows to come have, too, and gives them to those that are there."""
+        for slot in slots:
+            self.to_come[self.held[slot]] -= 1
+        for slot in read:
+            prompt = self.held[slot]
+            if prompt not in self.prompt_states and (self.to_come[prompt] > 0 or self.held.count(prompt) > 1):
+                self.prompt_states[prompt] = self.cache.states(slice(slot, slot + 1))
+        for slot in slots:
+            prompt = self.held[slot]
+            if slot not in read:
+                self.cache.put_states([slot], self.prompt_states[prompt])
+        for prompt in [prompt for prompt in self.prompt_states if self.to_come[prompt] == 0]:
+            del self.prompt_states[prompt]

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 from ...models.private import supports_sdpa
 from .attention import ragged_attention
 from .runner import Runner
-from .support import active, base_model, evaluating, text_config
+from .support import active, base_model, evaluating, keeps_states, text_config
 
 
-_PROMPTS = [[1, 2, 3, 4], [3, 1]]  # rows of different lengths
+_PROMPTS = [[1, 2, 3, 4, 2, 1], [3, 1, 2, 2]]  # rows of different lengths
+_READ = 3  # of their tokens at once, behind the others
 _right: WeakSet = WeakSet()  # models that were tried
 
 
@@ -22,17 +23,18 @@ def require_own_logits(model, role: str) -> None:
     reads in it.
 
     Models with an attention of their own are tried, once each: some cannot be run on the cache of a rollout. So are
-    decoders that were made of encoders (those whose configuration has `is_decoder`), whose logits are compared: some
-    count positions from their padding token, or take none. All others are known to read as they are told to.
+    decoders that were made of encoders (those whose configuration has `is_decoder`) and models with recurrent states,
+    whose logits are compared: some count positions from their padding token, or take none, or read several tokens
+    without the state before them. All others are known to read as they are told to.
     """
     inner = base_model(model)
-    was_encoder = hasattr(text_config(model), "is_decoder")
+    was_encoder, recurrent = hasattr(text_config(model), "is_decoder"), keeps_states(model)
     has_own_way = isinstance(inner, PreTrainedModel) and not supports_sdpa(inner)
-    if not (was_encoder or has_own_way) or inner in _right:
+    if not (was_encoder or recurrent or has_own_way) or inner in _right:
         return
     name, vocab_size = f"the {role} {type(inner).__name__}", text_config(model).vocab_size
     try:
-        ours, theirs = _logits(model, vocab_size, compared=was_encoder)
+        ours, theirs = _logits(model, vocab_size, compared=was_encoder or recurrent)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError) as error:
@@ -53,10 +55,11 @@ def _logits(model, vocab_size: int, compared: bool) -> tuple[torch.Tensor, torch
     rows = range(len(_PROMPTS))
     with evaluating(base_model(model)):
         with ragged_attention(model):
-            runner = Runner(model, _PROMPTS, len(rows), 1, vocab_size)
-            last = torch.tensor([prompt[-1:] for prompt in _PROMPTS], device=runner.device)
+            begun = [prompt[: 1 - _READ] for prompt in _PROMPTS]
+            runner = Runner(model, begun, len(rows), _READ, vocab_size, widest=_READ)
+            last = torch.tensor([prompt[-_READ:] for prompt in _PROMPTS], device=runner.device)
             runner.admit([*rows], [*rows])
-            ours = runner.read(last, torch.zeros_like(last[:, 0]), len(_PROMPTS[0]) - 1)[0][:, 0]
+            ours = runner.read(last, torch.zeros_like(last[:, 0]), len(begun[0]) - 1)[0][:, -1]
         if not compared:
             return ours, ours
         with active(model) as own:

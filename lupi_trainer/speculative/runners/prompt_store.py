@@ -5,12 +5,8 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 
-import torch
-
+from .cache import Entry
 from .support import base_model
-
-
-Entry = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer: keys and values [slots, heads, dim]
 
 
 class PromptStore:
@@ -42,14 +38,10 @@ class PromptStore:
         return self.entries.get(key)
 
     def put(self, prompt: list[int], entry: Entry) -> None:
-        size = _bytes(entry)
+        size = entry.bytes()
         if size > self.most_bytes or tuple(prompt) in self.entries:
             return
         self.entries[tuple(prompt)] = entry
         self.bytes += size
         while self.bytes > self.most_bytes:
-            self.bytes -= _bytes(self.entries.popitem(last=False)[1])
-
-
-def _bytes(entry: Entry) -> int:
-    return sum(tensor.numel() * tensor.element_size() for pair in entry for tensor in pair)
+            self.bytes -= self.entries.popitem(last=False)[1].bytes()

@@ -20,7 +20,7 @@ from ..rules.noise import TEACHER, gumbel
 class RemoteRunner:
     """Reads as a `Runner` does; the text of a row takes the place of its keys and values."""
 
-    recorded, least_batch = False, 0
+    recorded, least_batch, replay = False, 0, None
 
     def __init__(
         self,
@@ -65,6 +65,9 @@ class RemoteRunner:
         """Moves a row to another slot."""
         self.texts[target], self.texts[source] = self.texts[source], []
         self.starts[target], self.rows[target] = self.starts[source], self.rows[source]
+
+    def settle(self, written: dict[int, int]) -> None:
+        """Ends a round; the server reads texts anew each time."""
 
     def clear(self, slot: int, length: int = 0) -> None:
         """Forgets what a slot holds beyond its first `length` tokens."""

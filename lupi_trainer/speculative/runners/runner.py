@@ -7,6 +7,7 @@ next; so a prompt is prefilled without its last token, and token i of the comple
 from __future__ import annotations
 
 import sys
+import warnings
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,18 @@ from .graphs import Graphs, recorder_for
 from .lockstep import Alone, Lockstep
 from .prefill import Prefill
 from .prompt_store import PromptStore
+from .replay import Replay
 from .steps import any_shape, call, compiled_write, draft, read, span, write
-from .support import active, require_cache, text_config, usable_positions
+from .support import (
+    active,
+    base_model,
+    cache_argument,
+    cache_kinds,
+    keeps_states,
+    require_cache,
+    text_config,
+    usable_positions,
+)
 
 
 ALONE = Alone()
@@ -51,8 +62,18 @@ class Runner:
         lockstep: Lockstep | Alone = ALONE,
         widest: int = 1,
         store: PromptStore | None = None,
+        takes_back: bool = True,
     ):
-        """`widest`: the most tokens of a row in one call; `store`: of prompts that the model has read before."""
+        """`widest`: the most tokens of a row in one call; `store`: of prompts that the model has read before;
+        `takes_back`: False where no token that it reads is ever rejected."""
+        kinds = cache_kinds(text_config(model))
+        if compile and keeps_states(model):
+            compile = False
+            warnings.warn(
+                f"compile=True: {type(base_model(model)).__name__} runs without compilation: its recurrent states are "
+                "copied and put back between the steps",
+                RuntimeWarning,
+            )
         self.model, self.vocab_size, self.compile, self.lockstep = model, vocab_size, compile, lockstep
         self.device = model.get_input_embeddings().weight.device
         self.prompts = prompts
@@ -62,7 +83,8 @@ class Runner:
         # a kernel counts the slots that a row's last query sees, be it one that is not kept: they all must exist
         self.by_length, self.widest = attends_by_length(model), widest
         self.capacity = self.size + (widest - 1 if self.by_length else 0)
-        self.cache = RaggedCache(text_config(model).num_hidden_layers, slots, self.capacity, self.size)
+        self.cache = RaggedCache(kinds, slots, self.capacity, self.size, cache_argument(model))
+        self.replay = Replay(self.cache, takes_back, model) if self.cache.recurrent else None
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
         self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store)
         self.forwards = 0
@@ -84,6 +106,8 @@ class Runner:
         index = torch.tensor(slots, dtype=torch.long, device=self.device)
         self.base[index] = torch.tensor(lengths, dtype=torch.long, device=self.device)
         self.prefill.admit(slots, rows)
+        if self.replay is not None:
+            self.replay.begin(slots)
 
     def read(self, tokens: torch.Tensor, written: torch.Tensor, longest: int, keep_hidden: bool = False):
         """tokens [A, Q] of the first A slots -> logits [A, Q, V] float32, what lm_head read [A, Q, H] or None.
@@ -99,6 +123,8 @@ class Runner:
             return call(read, model, self.cache, *fed, keep_hidden, compile=self.compile)
 
         self.forwards += 1
+        if self.replay is not None:
+            self.replay.feed(tokens)
         return self._call(run, (read, keep_hidden), longest, tokens.shape[1], tokens, written)
 
     def draft(
@@ -120,6 +146,8 @@ class Runner:
         at_once = self.compile and not self.recorded and self.device.type == "cpu"
         step = compiled_write if self.compile else write
         in_loop = None if self.compile else rows  # a graph keeps all rows, since the wanted ones change
+        if self.replay is not None and self.replay.copies_steps(len(tokens), gamma):
+            step = self.replay.copying(step)
 
         def run(model, seen, tokens, offsets, keys, written):
             fed = tokens, offsets, seen, self.vocab_size, span(gamma) if at_once else gamma
@@ -128,17 +156,47 @@ class Runner:
 
         self.forwards += gamma
         kind = draft, gamma, keep_logits, temperature
+        if self.replay is not None:
+            self.replay.feed(tokens)
         drafts, valid, logits = self._call(run, kind, longest, gamma, tokens, written, keys, written)
+        if self.replay is not None:
+            self.replay.feed(drafts[:, :-1])
         return drafts, valid, logits[rows] if self.compile and rows is not None else logits
 
     def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
         """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
         return sample(logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER)
 
+    def settle(self, written: dict[int, int]) -> None:
+        """Ends a round after which the running rows hold so many tokens: slot -> tokens behind its prompt."""
+        if self.replay is None:
+            return
+        again = self.replay.take_back(written)
+        for slots, tokens in again:
+            self.read_again(slots, tokens)
+        for _ in range(self.lockstep.most(len(again)) - len(again)):
+            self.idle()
+
+    def read_again(self, slots: list[int], tokens: torch.Tensor) -> None:
+        """tokens [R, c] are read by the given slots, which have read all that is before them; for recurrent states."""
+        assert self.replay is not None
+        starts = [self.prefill.length(slot) + self.replay.take_up(slot, tokens.shape[1]) for slot in slots]
+        rows = torch.tensor(slots, device=self.device)
+        visible = self._visible(max(starts) + tokens.shape[1])
+        self.forwards += 1
+        offsets = torch.tensor(starts, device=self.device)
+        with active(self.model) as model:
+            positions = self.cache.seek(offsets, tokens.shape[1], visible, rows)
+            logits_to_keep = self.prefill.first_logits
+            model(input_ids=tokens, **self.cache.arguments(positions), logits_to_keep=logits_to_keep)
+            self.cache.leave()
+
     def move(self, source: int, target: int, written: int) -> None:
         """Moves a row of `written` tokens to another slot, so that the slots in use stay the first ones."""
         self.prefill.move(source, target, written)
         self.base[target] = self.base[source]
+        if self.replay is not None:
+            self.replay.move(source, target)
 
     def clear(self, slot: int, length: int | None = None) -> None:
         """Forgets what a slot holds beyond its first `length` tokens, or all but the common prefix."""

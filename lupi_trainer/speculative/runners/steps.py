@@ -53,13 +53,8 @@ def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
         positions = cache.seek_alone(offsets, tokens.shape[1], tokens.device)
     else:
         positions = cache.seek(offsets, tokens.shape[1], _number(visible))
-    out = model(
-        input_ids=tokens,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        output_hidden_states=keep_hidden,
-    )
+    out = model(input_ids=tokens, **cache.arguments(positions), output_hidden_states=keep_hidden)
+    cache.leave()
     return out.logits[..., :vocab_size].float(), out.hidden_states[-1] if keep_hidden else None
 
 

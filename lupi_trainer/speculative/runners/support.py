@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -9,11 +10,21 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ...models.private import is_stateful
+from ...models.private import is_stateful, layer_types
 from ...teachers.self_taught import AdapterDisabled
 
 
-_ROLLS_BACK = {"full_attention", "sliding_attention"}
+# of each layer type of transformers: what it keeps of the tokens that it has read
+_KEEPS = {
+    "full_attention": "attention",
+    "sliding_attention": "attention",
+    "chunked_attention": "attention",
+    "conv": "state",
+    "linear_attention": "state",
+    "hybrid": "both",
+    "hybrid_sliding": "both",
+    "dummy": "nothing",
+}
 # model types whose attention is a way of their own
 _OWN_WAYS = {
     "cpmant": " puts a prompt of its own before each text, and reads it again with every block",
@@ -72,6 +83,22 @@ def head_width(config) -> int:
     )
 
 
+def cache_kinds(config) -> list[tuple[str, int]]:
+    """What each layer of a language model keeps, "attention", "state", "both" or "nothing", and how many states."""
+    return [(_KEEPS.get(name, "attention"), states) for name, states in layer_types(config)]
+
+
+def keeps_states(model) -> bool:
+    """Whether any layer of a model keeps a state, which tokens cannot be removed from."""
+    return any(states for _, states in cache_kinds(text_config(model)))
+
+
+def cache_argument(model) -> str:
+    """The name under which a model's forward takes its cache."""
+    taken = inspect.signature(base_model(model).forward).parameters
+    return "cache_params" if "cache_params" in taken and "past_key_values" not in taken else "past_key_values"
+
+
 def prefill_budget(model, rows: int, slots: int) -> int:
     """Tokens in one prefill forward, padding too: activations stay near an eighth of the weights and the cache."""
     config = text_config(model)
@@ -82,28 +109,32 @@ def prefill_budget(model, rows: int, slots: int) -> int:
     return min(max(held // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
 
 
-def _obstacle(config, stateful: bool) -> str | None:
-    """What keeps models of a configuration from rollouts, as the rest of a sentence; None: nothing that is known.
-
-    `stateful`: whether the model's class says that it keeps a state.
-    """
+def _no_writer(config) -> str | None:
+    """What keeps models of a configuration from writing a text at all, as the rest of a sentence."""
     if getattr(config, "is_encoder_decoder", False):
         return " is an encoder-decoder: its texts do not begin with their prompts"
     text = config.get_text_config(decoder=True)
     if getattr(text, "is_decoder", None) is False and hasattr(text, "add_cross_attention"):
         return " is built as an encoder, whose tokens see those after them: load it with `is_decoder=True`"
-    strange = sorted(set(getattr(text, "layer_types", None) or ()) - _ROLLS_BACK)
-    known = " or ".join(sorted(_ROLLS_BACK))
-    if strange == ["chunked_attention"]:
-        return f" has layers of chunked_attention; rollouts are made for those of {known}"
-    if stateful or strange:
-        kinds = f" (layer types {', '.join(strange)})" if strange else ""
+    return None
+
+
+def _obstacle(config, stateful: bool) -> str | None:
+    """What keeps models of a configuration from drafting and verifying; None: nothing that is known.
+
+    `stateful`: whether the model's class says that it keeps a state.
+    """
+    text = config.get_text_config(decoder=True)
+    strange = sorted({name for name, _ in layer_types(text)} - set(_KEEPS))
+    if strange:
         return (
-            f"{kinds} keeps a state that rejected tokens cannot be removed from; drafting and verifying need layers "
-            f"of {known}"
+            f" has layers of {', '.join(strange)}, whose cache rejected tokens cannot be removed from; drafting and "
+            f"verifying need layers of {', '.join(_KEEPS)}"
         )
-    if getattr(text, "num_kv_shared_layers", 0):
-        return " has layers that share keys and values, which the cache of a rollout does not"
+    if stateful and not any(states for _, states in cache_kinds(text)):
+        return (
+            " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
+        )
     if text.model_type == "gpt_neo" and "local" in text.attention_layers:
         return " has layers of local attention, whose masks know nothing of rows of different lengths"
     if text.model_type == "falcon" and text.alibi:
@@ -111,21 +142,42 @@ def _obstacle(config, stateful: bool) -> str | None:
     return _OWN_WAYS.get(text.model_type)
 
 
-def require_config_support(config, role: str) -> None:
-    """Raises ValueError as `require_support` does, for what a model's configuration tells before it is loaded."""
+_INSTEAD = "; rollout_policy 'student' and 'teacher', which take nothing back, work with it"
+
+
+def require_config_support(config, role: str, drafts: bool = True) -> None:
+    """Raises ValueError as `require_support` does, for what a model's configuration tells before it is loaded.
+
+    Args:
+        config: of transformers.
+        role: "student", "teacher", "target" or "draft", for the message.
+        drafts: False where one model writes alone, so that nothing is verified or taken back: then every causal
+            language model works.
+    """
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    obstacle = _obstacle(config, is_stateful(model_class))
-    if obstacle is not None:
-        raise ValueError(f"the {role} {getattr(model_class, '__name__', config.model_type)}{obstacle}")
+    name = f"the {role} {getattr(model_class, '__name__', config.model_type)}"
+    _require(config, is_stateful(model_class), name, role, drafts)
 
 
-def require_support(model, role: str) -> None:
-    """Raises ValueError, with the model's name, where a rollout could not be right: rejected tokens that cannot be
-    taken back, a virtual prompt, an adapter that cannot be switched off without changing weights."""
+def _require(config, stateful: bool, name: str, role: str, drafts: bool) -> None:
+    if (fault := _no_writer(config)) is not None:
+        raise ValueError(name + fault)
+    if drafts and (fault := _obstacle(config, stateful)) is not None:
+        raise ValueError(name + fault + (_INSTEAD if role in ("student", "teacher") else ""))
+
+
+def can_draft(model) -> bool:
+    """Whether nothing that is known keeps a model, which can write, from drafting and verifying."""
     inner = base_model(model)
-    obstacle = _obstacle(inner.config, is_stateful(inner))
-    if obstacle is not None:
-        raise ValueError(f"the {role} {type(inner).__name__}{obstacle}")
+    return _obstacle(inner.config, is_stateful(inner)) is None
+
+
+def require_support(model, role: str, drafts: bool = True) -> None:
+    """Raises ValueError, with the model's name, where a rollout could not be right: rejected tokens that cannot be
+    taken back (unless nothing `drafts`), a virtual prompt, an adapter that cannot be switched off without changing
+    weights."""
+    inner = base_model(model)
+    _require(inner.config, is_stateful(inner), f"the {role} {type(inner).__name__}", role, drafts)
     for name, adapter in getattr(model, "peft_config", {}).items():
         if adapter.is_prompt_learning:
             raise ValueError(

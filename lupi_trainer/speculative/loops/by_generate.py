@@ -1,0 +1,128 @@
+"""A rollout that one model writes alone, by transformers' own `generate`: for models that take nothing back.
+
+The caches are the model's own, whatever they hold, and the noise is that of every other rollout: so are the texts.
+Rows of equal length run together, so that none is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from ..rules.logits import is_distribution
+from ..rules.noise import STUDENT, TEACHER, row_keys, sample
+from ..runners.support import active, base_model
+from .report import Report
+from .request import Request
+from .results import Rollout, RolloutStats
+
+
+class _Draws(LogitsProcessor):
+    """Puts the token that the noise of each row draws in the place of the logits."""
+
+    def __init__(self, keys: torch.Tensor, start: int, temperature: float, writer: int, vocab_size: int):
+        self.keys, self.start, self.temperature, self.writer = keys, start, temperature, writer
+        self.vocab_size = vocab_size
+        self.valid: list[torch.Tensor] = []  # of each token: [R] bool, whether there was a distribution
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logits = scores[:, : self.vocab_size].float()
+        self.valid.append(is_distribution(logits))
+        positions = torch.full_like(self.keys, input_ids.shape[1] - self.start)
+        token = sample(logits.nan_to_num(), self.temperature, self.keys, positions, self.writer)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
+
+
+@contextmanager
+def _plain_generation(model) -> Generator[None]:
+    """Takes a model's own generation config away, whose penalties and limits would be mixed in."""
+    inner = base_model(model)
+    own, inner.generation_config = inner.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = own
+
+
+def _groups(prompts: list[list[int]], most: int) -> list[list[int]]:
+    """Rows of equal prompt length together, at most so many."""
+    of_length: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        of_length.setdefault(len(prompt), []).append(row)
+    return [rows[i : i + most] for rows in of_length.values() for i in range(0, len(rows), most)]
+
+
+def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats], None] | None) -> Rollout:
+    """Completes the prompts of `request` with its writer's model.
+
+    Returns:
+        A `Rollout` without hidden states; every text is what the same model would write in any other rollout of which
+        nothing is rejected.
+    """
+    writer = request.writer
+    assert request.vocab_size is not None and writer is not None  # it was `checked`
+    mine = writer == STUDENT
+    prompts = request.student_prompts if mine else request.teacher_prompts
+    temperature = request.student_temperature if mine else request.teacher_temperature
+    device = model.get_input_embeddings().weight.device
+    keys = row_keys(request.seed, request.row_ids, device)
+    settings = GenerationConfig(
+        max_new_tokens=request.max_new_tokens,
+        do_sample=False,
+        eos_token_id=request.eos_token_ids or None,
+        pad_token_id=(request.eos_token_ids or [0])[0],
+        use_cache=True,
+    )
+    texts: list[list[int]] = [[] for _ in prompts]
+    broken, stats = {}, RolloutStats()
+    for rows in _groups(prompts, request.slots):
+        ids = torch.tensor([prompts[row] for row in rows], device=device)
+        draws = _Draws(keys[rows], ids.shape[1], temperature, writer, request.vocab_size)
+        with active(model) as module, _plain_generation(model):
+            out = module.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([draws]),
+            )
+        written, valid = out[:, ids.shape[1] :].tolist(), torch.stack(draws.valid, 1).tolist()
+        for row, tokens, known in zip(rows, written, valid):
+            ends = [i + 1 for i, token in enumerate(tokens) if token in request.eos_token_ids]
+            whole = known.index(False) if False in known else len(tokens)
+            texts[row] = tokens[: min([*ends, whole])]
+            if whole < min([*ends, len(tokens)]):
+                broken[row] = "student" if mine else "teacher"
+        _count(stats, [texts[row] for row in rows], [row in broken for row in rows], writer)
+        if on_round is not None:
+            on_round(stats)
+    return Rollout(
+        completion_ids=texts, from_teacher=[[not mine] * len(text) for text in texts], stats=stats, broken=broken
+    )
+
+
+def _count(stats: RolloutStats, texts: list[list[int]], broken: list[bool], writer: int) -> None:
+    """Counts a token of every row as a round."""
+    mine = int(writer == STUDENT)
+    steps = max(len(text) + cut for text, cut in zip(texts, broken))
+    for i in range(steps):
+        reports = [
+            Report(
+                drafted=mine * (i < len(text)),
+                accepted=mine * (i < len(text)),
+                rejected=int(writer == TEACHER and i < len(text)),
+                committed=int(i < len(text)),
+                remaining=max(len(text) + cut - i - 1, 0),
+                broken=int(cut and i == len(text)),
+                invalid=0,
+            )
+            for text, cut in zip(texts, broken)
+            if i < len(text) + cut
+        ]
+        stats.count_round(mine, reports)
+    if mine:
+        stats.student_forwards += steps
+    else:
+        stats.teacher_forwards += steps
