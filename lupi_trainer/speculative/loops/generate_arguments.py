@@ -40,7 +40,7 @@ _ORDER: dict[str, tuple[set[str], Callable[[Any, Any], Any] | None]] = {
 _MODES = ("num_beams", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 _MODES += ("constraints", "force_words_ids")
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-_CACHES = ("cache", "past_key_values")  # as transformers calls it from 5.24 on, and before
+_CACHES = ("cache", "past_key_values", "cache_params")  # as transformers calls it from 5.24 on, before, of Mamba
 _PREPARED = {"attention_mask", "use_cache", "cache_position", "position_ids", "logits_to_keep", *_CACHES}
 
 

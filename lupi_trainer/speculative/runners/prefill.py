@@ -10,7 +10,7 @@ import torch
 from .cache import RaggedCache, States
 from .lockstep import Alone, Lockstep
 from .prompt_store import PromptStore
-from .support import active, prefill_budget, require_cache
+from .support import active, prefill_budget, reads_singly, require_cache
 
 
 _SHORTEST_SHARED_PREFIX = 16  # below, one more forward costs more than it saves
@@ -52,7 +52,8 @@ class Prefill:
         # of logits, which nobody reads, as few as can be: chosen by a tensor, for of a slice, whose states lie apart,
         # torch multiplies each row with a copy of the lm_head
         self.first_logits = torch.zeros(1, dtype=torch.long, device=self.device)
-        self.prefix = 0 if store is not None else _shared_prefix(prompts)
+        self.singly = reads_singly(model)
+        self.prefix = 0 if store is not None or self.singly else _shared_prefix(prompts)
         self.has_prefix = self.prefix == 0
         self.most_tokens = prefill_budget(model, cache.window.rows, cache.window.slots)
 

@@ -122,10 +122,16 @@ class Runner:
             fed = tokens, offsets, seen, self.vocab_size
             return call(read, model, self.cache, *fed, keep_hidden, compile=self.compile)
 
-        self.forwards += 1
         if self.replay is not None:
             self.replay.feed(tokens)
-        return self._call(run, (read, keep_hidden), longest, tokens.shape[1], tokens, written)
+        if not self.prefill.singly:
+            self.forwards += 1
+            return self._call(run, (read, keep_hidden), longest, tokens.shape[1], tokens, written)
+        self.forwards += tokens.shape[1]
+        kind, each = (read, keep_hidden), enumerate(tokens.split(1, 1))
+        parts = [self._call(run, kind, longest + i, 1, token, written + i) for i, token in each]
+        logits, hidden = zip(*parts)
+        return torch.cat(logits, 1), torch.cat(hidden, 1) if keep_hidden else None
 
     def draft(
         self,
@@ -181,15 +187,16 @@ class Runner:
         """tokens [R, c] are read by the given slots, which have read all that is before them; for recurrent states."""
         assert self.replay is not None
         starts = [self.prefill.length(slot) + self.replay.take_up(slot, tokens.shape[1]) for slot in slots]
-        rows = torch.tensor(slots, device=self.device)
-        visible = self._visible(max(starts) + tokens.shape[1])
-        self.forwards += 1
-        offsets = torch.tensor(starts, device=self.device)
-        with active(self.model) as model:
-            positions = self.cache.seek(offsets, tokens.shape[1], visible, rows)
-            logits_to_keep = self.prefill.first_logits
-            model(input_ids=tokens, **self.cache.arguments(positions), logits_to_keep=logits_to_keep)
-            self.cache.leave()
+        offsets, rows = torch.tensor(starts, device=self.device), torch.tensor(slots, device=self.device)
+        for part in tokens.split(1 if self.prefill.singly else tokens.shape[1], 1):
+            self.forwards += 1
+            visible = self._visible(max(starts) + tokens.shape[1])
+            with active(self.model) as model:
+                positions = self.cache.seek(offsets, part.shape[1], visible, rows)
+                first = self.prefill.first_logits
+                model(input_ids=part, **self.cache.arguments(positions), logits_to_keep=first)
+                self.cache.leave()
+            offsets = offsets + part.shape[1]
 
     def move(self, source: int, target: int, written: int) -> None:
         """Moves a row of `written` tokens to another slot, so that the slots in use stay the first ones."""

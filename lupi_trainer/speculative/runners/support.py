@@ -25,6 +25,8 @@ _KEEPS = {
     "hybrid_sliding": "both",
     "dummy": "nothing",
 }
+# model types whose scan over several tokens does not begin with the state before them
+_SINGLY = {"falcon_mamba", "jamba", "mamba", "zamba"}
 # model types whose attention is a way of their own
 _OWN_WAYS = {
     "cpmant": " puts a prompt of its own before each text, and reads it again with every block",
@@ -96,7 +98,12 @@ def keeps_states(model) -> bool:
 def cache_argument(model) -> str:
     """The name under which a model's forward takes its cache."""
     taken = inspect.signature(base_model(model).forward).parameters
-    return "cache_params" if "cache_params" in taken and "past_key_values" not in taken else "past_key_values"
+    return next((name for name in ("past_key_values", "cache_params") if name in taken), "past_key_values")
+
+
+def reads_singly(model) -> bool:
+    """Whether a model reads several tokens as if nothing came before them, so that they must come one at a time."""
+    return text_config(model).model_type in _SINGLY
 
 
 def prefill_budget(model, rows: int, slots: int) -> int:
