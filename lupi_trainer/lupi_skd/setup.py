@@ -15,7 +15,7 @@ from ..models.adapters import check_base_untouched
 from ..models.backbone import context_length
 from ..models.loading import key_named, repository_options
 from ..models.vocabulary import check_tokenizer, check_vocabularies
-from ..speculative.runners.support import require_config_support
+from ..speculative.runners.support import config_can_draft, require_config_support
 from ..teachers.loaded import load_teacher_config, refuse_shared
 from ..teachers.vllm import TeacherServer
 from .remote import connect_teacher
@@ -163,9 +163,16 @@ def compare_models(
     if teacher is not None:
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
     vocab_size, server = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer), None
-    require_config_support(student_config, "student")
+    drafts = args.rollout_policy == "speculative" or kind is TeacherKind.REMOTE
+    require_config_support(student_config, "student", drafts)
     if kind is not TeacherKind.REMOTE:
-        require_config_support(teacher_config, "teacher")
+        require_config_support(teacher_config, "teacher", drafts)
+    unable = {c.model_type for c in (student_config, teacher_config) if not drafts and not config_can_draft(c)}
+    if unable and (args.record_rollouts or args.log_rollout_blocks):
+        raise ValueError(
+            f"record_rollouts and log_rollout_blocks: of {' and '.join(sorted(unable))} models, which write by "
+            "transformers' generate, no blocks can be recorded; leave both out"
+        )
     if kind is TeacherKind.REMOTE:
         assert teacher is None or isinstance(teacher, str)  # or `teacher_kind` had raised
         # what a teacher without a name has beyond the tokenizer is not known

@@ -49,6 +49,8 @@ def is_stateful(model: Any) -> bool:
 
 def layer_types(config: Any) -> list[tuple[str, int]]:
     """The type of each layer's cache, as transformers names it, and its number of states (0: it keeps none)."""
+    if getattr(config, "num_hidden_layers", None) is None:  # of a model elsewhere, of which less is known
+        return []
     names, given = get_layer_types_and_kwargs(config)
     return [(name, each.get("number_of_states", 0)) for name, each in zip(names, given)]
 

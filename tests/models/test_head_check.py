@@ -14,7 +14,6 @@ from transformers import (
     GPTNeoXConfig,
     GPTNeoXJapaneseConfig,
     GraniteConfig,
-    MambaConfig,
     ModernBertDecoderConfig,
     OpenAIGPTConfig,
     ProphetNetConfig,
@@ -170,12 +169,13 @@ def test_models_whose_layers_differ_write_their_own_text():
 
 def test_a_model_that_no_rollout_is_made_with_is_refused_before_it_is_loaded(tmp_path):
     tokenizer = lab_tokenizer()
-    MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path / "mamba")
-    tokenizer.save_pretrained(tmp_path / "mamba")
-    assert not list((tmp_path / "mamba").glob("*.safetensors"))
-    for models in ({"model": str(tmp_path / "mamba")}, {"teacher_model": str(tmp_path / "mamba")}):
+    RecurrentGemmaConfig(vocab_size=len(tokenizer), hidden_size=32).save_pretrained(tmp_path / "own")
+    tokenizer.save_pretrained(tmp_path / "own")
+    assert not list((tmp_path / "own").glob("*.safetensors"))
+    for models in ({"model": str(tmp_path / "own")}, {"teacher_model": str(tmp_path / "own")}):
         role = "teacher" if "teacher_model" in models else "student"
-        with pytest.raises(ValueError, match=rf"the {role} MambaForCausalLM .*keeps a state that rejected tokens"):
+        said = rf"the {role} RecurrentGemmaForCausalLM keeps a state of its own.*; rollout_policy 'student' and"
+        with pytest.raises(ValueError, match=said):
             make_trainer(tmp_path, **models)
 
 

@@ -157,6 +157,12 @@ def read_ends(criteria: StoppingCriteriaList, longest: int | None, prompt_length
     return Ends(max(1, min(lengths) - prompt_length), eos, strings)
 
 
+def _holds(cache) -> bool:
+    """Whether a cache of transformers has anything in it; one of recurrent states alone has no length."""
+    states = getattr(cache, "is_linear", [False])
+    return cache.has_previous_state() if states and all(states) else cache.get_seq_length() > 0
+
+
 def refuse_others(config: GenerationConfig, of_generate: dict[str, Any], model_kwargs: dict[str, Any]) -> None:
     """Raises ValueError for whatever else is asked for and would be dropped, by name.
 
@@ -182,7 +188,7 @@ def refuse_others(config: GenerationConfig, of_generate: dict[str, Any], model_k
     if strange:
         raise ValueError(f"drafting reads token ids alone, not {', '.join(sorted(strange))}")
     for cache in map(model_kwargs.get, _CACHES):
-        if cache is not None and (is_given_cache(cache) or cache.get_seq_length() > 0):
+        if cache is not None and (is_given_cache(cache) or _holds(cache)):
             raise ValueError(
                 "drafting neither reads nor fills a cache: leave past_key_values out, and give the entire text as "
                 "input_ids"

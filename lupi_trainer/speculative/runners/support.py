@@ -27,10 +27,12 @@ _KEEPS = {
 }
 # model types whose scan over several tokens does not begin with the state before them
 _SINGLY = {"falcon_mamba", "jamba", "mamba", "zamba"}
-# model types whose attention is a way of their own
+_OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
+# model types whose attention, or whose state, is a way of their own
 _OWN_WAYS = {
     "cpmant": " puts a prompt of its own before each text, and reads it again with every block",
     "gpt_neox_japanese": " computes its attention on keys and values of one layout, which a rollout's cache has not",
+    "recurrent_gemma": _OWN_STATE,
     "prophetnet": " predicts several tokens ahead with an attention that knows one position a call",
     "xlnet": " reads texts in any order: it is no causal language model",
 }
@@ -139,9 +141,7 @@ def _obstacle(config, stateful: bool) -> str | None:
             f"verifying need layers of {', '.join(_KEEPS)}"
         )
     if stateful and not any(states for _, states in cache_kinds(text)):
-        return (
-            " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
-        )
+        return _OWN_STATE
     if text.model_type == "gpt_neo" and "local" in text.attention_layers:
         return " has layers of local attention, whose masks know nothing of rows of different lengths"
     if text.model_type == "falcon" and text.alibi:
@@ -177,6 +177,11 @@ def can_draft(model) -> bool:
     """Whether nothing that is known keeps a model, which can write, from drafting and verifying."""
     inner = base_model(model)
     return _obstacle(inner.config, is_stateful(inner)) is None
+
+
+def config_can_draft(config) -> bool:
+    """`can_draft` of the models of a configuration."""
+    return _obstacle(config, is_stateful(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None))) is None
 
 
 def require_support(model, role: str, drafts: bool = True) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, RwkvConfig
 
 from lupi_trainer.speculative import speculative_generate
 from tests.speculative.toy_models import VOCAB, toy
@@ -78,24 +78,8 @@ def test_a_draft_that_cannot_read_the_prompt(model):
 
 @pytest.mark.parametrize("role", ["target", "draft"])
 def test_models_that_cannot_take_tokens_back(model, role):
-    config = Qwen3NextConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-        layer_types=["linear_attention", "full_attention"],
-    )
+    torch.manual_seed(0)
+    config = RwkvConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)
     models = {"target": model, "draft": model, role: AutoModelForCausalLM.from_config(config)}
-    with pytest.raises(ValueError, match=f"the {role} Qwen3Next.*keeps a state that rejected tokens"):
+    with pytest.raises(ValueError, match=f"the {role} RwkvForCausalLM keeps a state of its own.*that rejected tokens"):
         speculative_generate(**models, prompt_ids=[[3, 4]], max_new_tokens=4)

@@ -5,11 +5,9 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV32Config,
     FalconConfig,
-    Gemma4TextConfig,
     GPTNeoConfig,
-    Llama4TextConfig,
-    MambaConfig,
     Phi3Config,
 )
 
@@ -79,14 +77,6 @@ def test_bad_rules_are_refused(values):
         TopK(**values)
 
 
-def test_a_recurrent_model_is_refused_by_name(model):
-    mamba = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="the teacher MambaForCausalLM .*keeps a state that rejected tokens"):
-        skd_rollout(model, mamba, [[3]], [[3]], max_new_tokens=2)
-    with pytest.raises(ValueError, match="the student MambaForCausalLM"):
-        skd_rollout(mamba, model, [[3]], [[3]], max_new_tokens=2)
-
-
 TINY = {
     "vocab_size": 61,
     "hidden_size": 16,
@@ -107,11 +97,7 @@ TINY = {
             "has layers of local attention",
         ),
         (FalconConfig(**TINY, alibi=True), "has ALiBi, which it computes for rows of one length"),
-        (
-            Llama4TextConfig(**TINY, num_local_experts=2),
-            "has layers of chunked_attention; rollouts are made for those",
-        ),
-        (Gemma4TextConfig(**TINY, num_kv_shared_layers=1), "has layers that share keys and values"),
+        (DeepseekV32Config(**TINY, index_topk=2), "has layers of indexed_attention, whose cache"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )

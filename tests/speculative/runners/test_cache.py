@@ -143,4 +143,4 @@ def test_a_single_slot_reads_the_common_prefix_once(monkeypatch):
 
 def test_cropping_all_rows_alike_is_refused():
     with pytest.raises(NotImplementedError, match="keeps no lengths"):
-        RaggedCache(2, 3, 4).crop(-1)
+        RaggedCache([("attention", 0)] * 2, 3, 4).crop(-1)

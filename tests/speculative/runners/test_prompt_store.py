@@ -58,10 +58,10 @@ def test_what_was_used_last_is_kept_within_the_limit(read):
 def test_a_store_is_of_one_model_and_kept_states_are_copies():
     scene, store = Scene("llama"), PromptStore(1 << 20)
     scene.roll(teacher_prompt_store=store)
-    before = {key: [keys.clone() for keys, _ in entry] for key, entry in store.entries.items()}
+    before = {key: [keys.clone() for keys, _ in entry.pairs] for key, entry in store.entries.items()}
     scene.roll(teacher_prompt_store=store)
     for key, entry in store.entries.items():
-        assert all(torch.equal(keys, old) for (keys, _), old in zip(entry, before[key]))
+        assert all(torch.equal(keys, old) for (keys, _), old in zip(entry.pairs, before[key]))
     with pytest.raises(ValueError, match="holds the prompts of another model"):
         skd_rollout(scene.student, toy("llama"), [[3]], [[4, 5]], max_new_tokens=2, teacher_prompt_store=store)
     with pytest.raises(ValueError, match="at least one byte, got 0"):
