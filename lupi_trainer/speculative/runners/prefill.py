@@ -163,15 +163,15 @@ class Prefill:
 
     def _share_states(self, slots: list[int], read: list[int]) -> None:
         """Keeps the states of prompts that rows to come have, too, and gives them to those that are there."""
-        for slot in slots:
-            self.to_come[self.held[slot]] -= 1
+        prompts = {slot: row for slot, row in enumerate(self.held) if row is not None}
+        self.to_come.subtract(prompts[slot] for slot in slots)
+        held = Counter(prompts.values())
         for slot in read:
-            prompt = self.held[slot]
-            if prompt not in self.prompt_states and (self.to_come[prompt] > 0 or self.held.count(prompt) > 1):
+            prompt = prompts[slot]
+            if prompt not in self.prompt_states and (self.to_come[prompt] > 0 or held[prompt] > 1):
                 self.prompt_states[prompt] = self.cache.states(slice(slot, slot + 1))
         for slot in slots:
-            prompt = self.held[slot]
             if slot not in read:
-                self.cache.put_states([slot], self.prompt_states[prompt])
+                self.cache.put_states([slot], self.prompt_states[prompts[slot]])
         for prompt in [prompt for prompt in self.prompt_states if self.to_come[prompt] == 0]:
             del self.prompt_states[prompt]
