@@ -1,0 +1,74 @@
+"""`docs/families.md`: written from the verdicts of all families, and read again."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.families.check import CHECKS, Row
+
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "families.md"
+
+HEAD = """# Which models work
+
+Every family of causal language models that transformers knows, tried with a tiny random model in float32: what this package writes beside what the same model writes when it reads each text anew, a token at a time and without a cache. `make families` writes this page (transformers {transformers}, torch {torch}).
+
+A family is *exact* where texts are equal token by token, *refused* where a ValueError says so before anything is written; *wrong* must not occur. {counts}
+
+| column | what was tried |
+|---|---|
+| drafts and verifies | a student drafts and a teacher verifies (`skd_rollout`): prompts of different lengths, random rejections, rows that take the places of ended ones, two tokens that end a row, prompts that were read before (`teacher_prompt_store`) |
+| lossless | a draft and a target (`speculative_generate`) |
+| student alone, teacher alone | `rollout_policy: student` and `teacher` |
+| loss head | logits computed from the states that a rollout keeps, as losses do; where it is refused, so is a training |
+
+Families are named by their `model_type`. Models that are encoders by default (BERT and its kin) are loaded with `is_decoder=True`.
+
+## Exact in everything
+{exact}
+
+## Not in everything
+| family | {columns} | why not |
+|---|{lines}---|
+"""
+
+
+def short(sentence: str) -> str:
+    """What is wrong with a family's model, without its name."""
+    return re.sub(r"^the (logits of the )?(student|teacher|target|draft) \w+ ", r"\1", sentence).replace("|", "\\|")
+
+
+def written(rows: Iterable[Row]) -> str:
+    """The page."""
+    rows = sorted(rows, key=lambda row: row.family)
+    counts = Counter(row.word for row in rows)
+    exact = [row for row in rows if row.word == "exact"]
+    head = HEAD.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__.split("+")[0],
+        counts=f"Of {len(rows)} families, " + ", ".join(f"{n} are {word}" for word, n in counts.most_common()) + ".",
+        exact=", ".join(f"`{row.family}`" for row in exact),
+        columns=" | ".join(CHECKS),
+        lines="---|" * len(CHECKS),
+    )
+    lines = []
+    for row in rows:
+        if row.word != "exact":
+            whys = dict.fromkeys(short(verdict.why) for verdict in row.verdicts.values() if verdict.why)
+            words = " | ".join(verdict.word for verdict in row.verdicts.values())
+            lines.append(f"| `{row.family}` | {words} | {'; '.join(whys)} |\n")
+    return head + "".join(lines)
+
+
+def read(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The version of transformers that a page was made with, and of each family: its words, in the order of `CHECKS`."""
+    version = re.search(r"transformers (\S+), torch", text).group(1)
+    exact, others = text.split("## Exact in everything")[1].split("## Not in everything")
+    found = {name: ["exact"] * len(CHECKS) for name in re.findall(r"`([^`]+)`", exact)}
+    for name, words in re.findall(rf"^\| `([^`]+)` \| ((?:[\w ]+ \| ){{{len(CHECKS)}}})", others, re.MULTILINE):
+        found[name] = [word.strip() for word in words.strip(" |").split("|")]
+    return version, found

@@ -1,0 +1,59 @@
+"""What every family does here: tried, printed, and written to its page."""
+
+import argparse
+import logging
+import time
+import warnings
+from collections import Counter
+
+import torch
+import transformers
+
+from tests.families.check import CHECKS, Row, Verdict, check_family
+from tests.families.sizes import NOT_BUILT
+from tests.families.page import PAGE, written
+from tests.families.tiny import families, pair, small
+
+
+
+def row(name: str) -> Row:
+    """What a family does here, tried now."""
+    config = small(families()[name])
+    if name not in NOT_BUILT:
+        return check_family(name, *pair(config))
+    found = Row(name, "")
+    for column in CHECKS:
+        found.verdicts[column] = Verdict("not built", NOT_BUILT[name])
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    known = families()
+    parser = argparse.ArgumentParser(prog="python -m tests.families", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="model types of transformers; all, if none is given")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    asked = parser.parse_args(arguments)
+    if strange := sorted(set(asked.names) - set(known)):
+        parser.error(f"transformers {transformers.__version__} has no causal language model {', '.join(strange)}")
+    if asked.write and asked.names:
+        parser.error("--write needs all families: give no names")
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows, began = [], time.perf_counter()
+    for name in asked.names or sorted(known):
+        start = time.perf_counter()
+        rows.append(row(name))
+        print(line(rows[-1], time.perf_counter() - start), flush=True)
+    counts = Counter(each.word for each in rows)
+    print(f"{len(rows)} families in {time.perf_counter() - began:.0f} s:", dict(counts))
+    if asked.write:
+        PAGE.write_text(written(rows), encoding="utf-8")
+    return int(counts["wrong"] > 0)
+
+
+def line(found: Row, seconds: float) -> str:
+    whys = {f"{verdict.word} ({column}): {verdict.why}" for column, verdict in found.verdicts.items() if verdict.why}
+    words = " ".join(verdict.word for verdict in found.verdicts.values())
+    return "\n".join([f"{found.family:26} {words} {seconds:.1f} s", *(f"    {why}" for why in sorted(whys))])
