@@ -19,7 +19,9 @@ SIZES = {
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "swa_num_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads", "num_query_groups"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads"), 2),
-    **dict.fromkeys(("head_dim", "dim_head", "d_head", "attention_head_size", "attention_head_dim", "kv_channels"), 16),
+    **dict.fromkeys(
+        ("head_dim", "dim_head", "d_head", "attention_head_size", "attention_head_dim", "kv_channels"), 16
+    ),
     **dict.fromkeys(("swa_head_dim", "rotary_dim", "linear_head_dim", "index_head_dim"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 8),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "o_lora_rank", "v_head_dim", "gated_norm_rank"), 16),
@@ -78,7 +80,9 @@ OF_FAMILY: dict[str, dict] = {
     "blt_local_decoder": {"hidden_size_global": 64},
     "cohere_compass_text": {
         **_SLIDING,
-        "rope_parameters": {name: {"rope_type": "default", "rope_theta": 1e4} for name in set(_SLIDING["layer_types"])},
+        "rope_parameters": {
+            name: {"rope_type": "default", "rope_theta": 1e4} for name in set(_SLIDING["layer_types"])
+        },
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_v2": _ALL_HEADS,

@@ -23,7 +23,9 @@ def families() -> dict[str, type[PretrainedConfig]]:
 
 def _inside(config_class: type[PretrainedConfig], name: str) -> type[PretrainedConfig]:
     inner = config_class.sub_configs[name]
-    return inner if hasattr(inner, "model_type") else CONFIG_MAPPING[config_class.sub_configs_defaults[name].model_type]
+    return (
+        inner if hasattr(inner, "model_type") else CONFIG_MAPPING[config_class.sub_configs_defaults[name].model_type]
+    )
 
 
 def small(config_class: type[PretrainedConfig], **more) -> PretrainedConfig:
@@ -49,7 +51,9 @@ def tiny(config: PretrainedConfig, seed: int):
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         model = AutoModelForCausalLM.from_config(config)
     else:  # a part of a configuration in the mapping
-        model = next(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING.values() if kind.config_class is type(config))(config)
+        model = next(kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING.values() if kind.config_class is type(config))(
+            config
+        )
     model = model.float().eval()
     embedding, head = (
         getattr(part, "weight", None) for part in (model.get_input_embeddings(), model.get_output_embeddings())

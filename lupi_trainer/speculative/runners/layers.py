@@ -128,6 +128,9 @@ class StateLayer(LinearAttentionLayer):
         for key, states, initialized in self._places():
             initialized[key[1]] = known and key in self.buffers
             states[key[1]] = self.window.of_rows(self.buffers[key]) if initialized[key[1]] else None
+        for i in range(self.number_of_states):
+            if self.is_conv_states_initialized[i]:  # by another cache, perhaps
+                self.conv_kernel_size[i] = self.conv_states[i].shape[-1]
         self.has_previous_state = dict.fromkeys(range(self.number_of_states), known)
 
     def leave(self) -> None:
