@@ -30,7 +30,7 @@ def test_a_family_is_what_the_table_says(name):
 
 def test_the_page_is_read_as_it_was_written():
     words = {"llama": ["exact"] * len(CHECKS), "bert": ["refused", "wrong", "exact", "exact", "not built"]}
-    rows = [Row(name, "", {c: Verdict(w) for c, w in zip(CHECKS, each)}) for name, each in words.items()]
+    rows = [Row(name, {c: Verdict(w) for c, w in zip(CHECKS, each)}) for name, each in words.items()]
     assert read(written(rows)) == (transformers.__version__, words)
 
 
@@ -40,6 +40,6 @@ def test_a_model_that_writes_something_else_is_found_out():
     bench = Bench(student, teacher)
     with torch.no_grad():
         for model in (student, teacher):
-            model.get_output_embeddings().weight.roll_(1, 0) if False else model.get_output_embeddings().weight.neg_()
+            model.get_output_embeddings().weight.neg_()
     words = {column: verdict(check, bench).word for column, check in CHECKS.items()}
     assert set(words.values()) == {"wrong"}, words
