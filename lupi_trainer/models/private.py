@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import transformers
 from torch import nn
-from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers import cache_utils
 from transformers.integrations import deepspeed
 
 
@@ -51,8 +52,16 @@ def layer_types(config: Any) -> list[tuple[str, int]]:
     """The type of each layer's cache, as transformers names it, and its number of states (0: it keeps none)."""
     if getattr(config, "num_hidden_layers", None) is None:  # of a model elsewhere, of which less is known
         return []
-    names, given = get_layer_types_and_kwargs(config)
-    return [(name, each.get("number_of_states", 0)) for name, each in zip(names, given)]
+    if hasattr(cache_utils, "get_layer_types_and_kwargs"):
+        names, given = cache_utils.get_layer_types_and_kwargs(config)
+        return [(name, each.get("number_of_states", 0)) for name, each in zip(names, given)]
+    # an older release, which says nothing of states, of layers that share, and of those without a cache
+    names = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    plain = ("full_attention", "sliding_attention")
+    shared = len(names) - (getattr(config, "num_kv_shared_layers", 0) or 0)
+    older = f"(in transformers {transformers.__version__}, where their caches are not described)"
+    described = [name in plain and i < shared for i, name in enumerate(names)]
+    return [(name if known else f"{name} {older}", 0) for name, known in zip(names, described)]
 
 
 def leave_out_of_saves(model: Any, names: Iterable[str]) -> None:

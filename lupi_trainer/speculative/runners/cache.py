@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+from transformers import cache_utils
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .layers import HybridLayer, RaggedLayer, StateLayer, Window
 
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
 class RaggedCache(Cache):
     """What an unmodified transformers model keeps of `rows` sequences of at most `slots` tokens."""
 
-    layers: list[RaggedLayer | StateLayer | DummyLayer]
+    layers: list[Any]  # of `RaggedLayer`, `StateLayer` and transformers' layer that keeps nothing
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class RaggedCache(Cache):
 
     def _layer(self, kind: str, states: int):
         if kind == "nothing":
-            return DummyLayer()
+            return cache_utils.DummyLayer()  # older releases have none, nor a use for it
         if kind == "attention":
             return RaggedLayer(self.window)
         return (HybridLayer if kind == "both" else StateLayer)(self.window, states)

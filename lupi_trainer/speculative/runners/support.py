@@ -111,7 +111,7 @@ def keeps_states(model) -> bool:
 def cache_argument(model) -> str:
     """The name under which a model's forward takes its cache."""
     taken = inspect.signature(base_model(model).forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in taken), "past_key_values")
+    return next((name for name in ("cache", "past_key_values", "cache_params") if name in taken), "past_key_values")
 
 
 def reads_singly(model) -> bool:
