@@ -13,6 +13,7 @@ from lupi_trainer.models.lm_head import Head
 from lupi_trainer.speculative import AcceptNone, TopK, skd_rollout, speculative_generate
 from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, gumbel, row_keys
 from lupi_trainer.speculative.runners.prompt_store import PromptStore
+from lupi_trainer.speculative.runners.support import require_config_support
 from tests.families.sizes import VOCAB
 from tests.speculative.reference import reference_rollout
 from tests.speculative.toy_models import prompts
@@ -43,7 +44,6 @@ class Row:
     """A family's verdicts, by what was done: see `CHECKS`."""
 
     family: str
-    model: str
     verdicts: dict[str, Verdict] = field(default_factory=dict)
 
     @property
@@ -232,9 +232,13 @@ def verdict(check, bench: Bench) -> Verdict:
     return Verdict()
 
 
-def check_family(name: str, student, teacher) -> Row:
-    """Tries everything with two models of a family."""
-    torch.manual_seed(0)
+def check_family(name: str, config, student, teacher) -> Row:
+    """Tries everything with two models of a family; what is refused from its configuration must not work."""
     bench = Bench(student, teacher)
     verdicts = {column: verdict(check, bench) for column, check in CHECKS.items()}
-    return Row(name, type(teacher).__name__, verdicts)
+    for columns, drafts in ((("drafts and verifies",), True), (("student alone", "teacher alone"), False)):
+        early = verdict(lambda _, drafts=drafts: require_config_support(config, "student", drafts), bench)
+        for column in columns:
+            if early.word != "exact" and verdicts[column].word == "exact":
+                verdicts[column] = Verdict("wrong", f"works, and is {early.word} from its configuration: {early.why}")
+    return Row(name, verdicts)

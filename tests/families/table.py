@@ -19,8 +19,8 @@ def row(name: str) -> Row:
     """What a family does here, tried now."""
     config = small(families()[name])
     if name not in NOT_BUILT:
-        return check_family(name, *pair(config))
-    found = Row(name, "")
+        return check_family(name, config, *pair(config))
+    found = Row(name)
     for column in CHECKS:
         found.verdicts[column] = Verdict("not built", NOT_BUILT[name])
     return found

@@ -55,18 +55,20 @@ def tiny(config: PretrainedConfig, seed: int):
             config
         )
     model = model.float().eval()
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (
+        getattr(part, "weight", None) for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and (spread := parameter.std()) > 0 and not any(part in name for part in AS_DRAWN):
-            parameter.mul_((EMBEDDINGS if parameter is embedding.weight else WEIGHTS) / spread)
-    if head is not None and config.model_type not in NO_TEXT and head.weight is not embedding.weight:
-        _sharpen(model, head)
+            parameter.mul_((EMBEDDINGS if parameter is embedding else WEIGHTS) / spread)
+    if head is not None and head is not embedding and config.model_type not in NO_TEXT:
+        _sharpen(model)
     return model
 
 
-def _sharpen(model, head) -> None:
+def _sharpen(model) -> None:
     """Takes out of a head what all states have in common, which would make one token win everywhere, and scales it."""
-    read = []
+    read, head = [], model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
     texts = {"input_ids": torch.arange(3, 19)[None], "use_cache": False}
     model(**texts)

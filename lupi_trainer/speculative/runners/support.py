@@ -30,9 +30,20 @@ _SINGLY = {"falcon_mamba", "jamba", "mamba", "zamba"}
 _OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
 # model types whose attention, or whose state, is a way of their own
 _OWN_WAYS = {
-    "cpmant": " puts a prompt of its own before each text, and reads it again with every block",
+    "blt": " reads bytes in patches, with several models in one",
     "gpt_neox_japanese": " computes its attention on keys and values of one layout, which a rollout's cache has not",
     "recurrent_gemma": _OWN_STATE,
+    "minimax": " takes a cache of its own class alone",
+}
+_OF_ANOTHER = " drafts for a model of its own, whose keys and values it reads: by itself it reads no text"
+_CODES = " writes several streams of audio codes at once: it is no language model"
+# model types of which no text is what they would write if they read it anew for each token
+_NO_TEXTS = {
+    "cpmant": " puts a prompt of its own before each text, whose tokens see those after them",
+    "gemma4_assistant": _OF_ANOTHER,
+    "gemma4_unified_assistant": _OF_ANOTHER,
+    "musicgen_decoder": _CODES,
+    "musicgen_melody_decoder": _CODES,
     "prophetnet": " predicts several tokens ahead with an attention that knows one position a call",
     "xlnet": " reads texts in any order: it is no causal language model",
 }
@@ -125,7 +136,7 @@ def _no_writer(config) -> str | None:
     text = config.get_text_config(decoder=True)
     if getattr(text, "is_decoder", None) is False and hasattr(text, "add_cross_attention"):
         return " is built as an encoder, whose tokens see those after them: load it with `is_decoder=True`"
-    return None
+    return _NO_TEXTS.get(config.model_type) or _NO_TEXTS.get(text.model_type)
 
 
 def _obstacle(config, stateful: bool) -> str | None:
@@ -134,6 +145,8 @@ def _obstacle(config, stateful: bool) -> str | None:
     `stateful`: whether the model's class says that it keeps a state.
     """
     text = config.get_text_config(decoder=True)
+    if text.model_type in _OWN_WAYS:
+        return _OWN_WAYS[text.model_type]
     strange = sorted({name for name, _ in layer_types(text)} - set(_KEEPS))
     if strange:
         return (
@@ -146,7 +159,7 @@ def _obstacle(config, stateful: bool) -> str | None:
         return " has layers of local attention, whose masks know nothing of rows of different lengths"
     if text.model_type == "falcon" and text.alibi:
         return " has ALiBi, which it computes for rows of one length"
-    return _OWN_WAYS.get(text.model_type)
+    return None
 
 
 _INSTEAD = "; rollout_policy 'student' and 'teacher', which take nothing back, work with it"
