@@ -38,11 +38,14 @@ _SINGLY = {
     "zamba",
 }
 _OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
+_OWN_MASKS = " makes masks for pictures, which know nothing of rows of different lengths"
 # model types whose attention, or whose state, is a way of their own
 _OWN_WAYS = {
     "blt": " reads bytes in patches, with several models in one",
     "gpt_neox_japanese": " computes its attention on keys and values of one layout, which a rollout's cache has not",
     "recurrent_gemma": _OWN_STATE,
+    "gemma4_unified": _OWN_MASKS,
+    "git": _OWN_MASKS,
     "minimax": " takes a cache of its own class alone",
 }
 _OF_ANOTHER = " drafts for a model of its own, whose keys and values it reads: by itself it reads no text"
@@ -155,8 +158,8 @@ def _obstacle(config, stateful: bool) -> str | None:
     `stateful`: whether the model's class says that it keeps a state.
     """
     text = config.get_text_config(decoder=True)
-    if text.model_type in _OWN_WAYS:
-        return _OWN_WAYS[text.model_type]
+    if {config.model_type, text.model_type} & set(_OWN_WAYS):
+        return _OWN_WAYS.get(config.model_type) or _OWN_WAYS[text.model_type]
     strange = sorted({name for name, _ in layer_types(text)} - set(_KEEPS))
     if strange:
         return (
