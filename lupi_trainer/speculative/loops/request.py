@@ -14,7 +14,7 @@ from ..rules.speculative_sampling import Sampling
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.probe import require_own_logits
 from ..runners.prompt_store import PromptStore
-from ..runners.support import base_model, can_draft, require_support, text_config
+from ..runners.support import base_model, require_support, text_config
 from .checks import at_least_one, check_prompts, one_of
 
 
@@ -97,7 +97,7 @@ class Request:
             self.teacher_prompt_store.require(teacher)
         check_prompts("student", student, self.student_prompts, self.max_new_tokens)
         check_prompts("teacher", teacher, self.teacher_prompts, self.max_new_tokens)
-        if drafts or (can_draft(student) and can_draft(teacher)):
+        if drafts:
             require_own_logits(student, "student")
             require_own_logits(teacher, "teacher")
         return request

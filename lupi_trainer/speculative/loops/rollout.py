@@ -10,6 +10,7 @@ from ..rules.noise import STUDENT
 from ..runners.attention import ragged_attention
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
+from ..runners.probe import reading_fault
 from ..runners.prompt_store import PromptStore
 from ..runners.support import base_model, can_draft, evaluating
 from .by_generate import write_by_generate
@@ -122,7 +123,7 @@ def skd_rollout(
     models = {"student": student} if remote else {"student": student, "teacher": teacher}
     used = list(models.values())
     runs = [teacher] if alone else used
-    if unable := [type(base_model(model)).__name__ for model in runs if not can_draft(model)]:
+    if unable := [type(base_model(model)).__name__ for model in runs if not can_draft(model) or reading_fault(model)]:
         who, writer = ("student", student) if request.writer == STUDENT else ("teacher", teacher)
         if drafts_matter:
             raise ValueError(

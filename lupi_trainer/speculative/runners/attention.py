@@ -35,6 +35,7 @@ from .support import base_model, head_width, text_config
 
 _MASKED = ("sdpa", "eager")
 _LENGTHS = "lupi_lengths"  # a number for each row in place of a mask
+_TIED = "tie_last_hidden_states"  # of a configuration: the last of the hidden states is what the lm_head reads
 _FOLDS = "_lupi_folds"  # of a configuration: its layers' groups are folded, for a rollout runs
 
 _taught: set = set()  # functions of this file among transformers' own
@@ -135,15 +136,21 @@ def _own_attention(model) -> Generator[None]:
     """Lets a model attend by lengths, else by masks: flash and flex attention take neither."""
     config, inner = base_model(model).config, text_config(model)
     before, folded = attn_implementation(config), getattr(inner, _FOLDS, False)
+    tied = {_TIED: getattr(inner, _TIED)} if hasattr(inner, _TIED) else None
     if before != "eager" and _takes_lengths(model):
         set_attn_implementation(config, _LENGTHS)
     elif before not in (*_MASKED, _LENGTHS):
         set_attn_implementation(config, "sdpa" if supports_sdpa(base_model(model)) else "eager")
     setattr(inner, _FOLDS, True)
+    setattr(inner, _TIED, True)
     try:
         yield
     finally:
         set_attn_implementation(config, before)
+        if tied is None:
+            delattr(inner, _TIED)
+        else:
+            setattr(inner, _TIED, tied[_TIED])
         if not folded:
             delattr(inner, _FOLDS)
 

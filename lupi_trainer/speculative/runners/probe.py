@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
@@ -15,12 +15,17 @@ from .support import active, base_model, evaluating, keeps_states, text_config
 
 _PROMPTS = [[1, 2, 3, 4, 2, 1], [3, 1, 2, 2]]  # rows of different lengths
 _READ = 3  # of their tokens at once, behind the others
-_right: WeakSet = WeakSet()  # models that were tried
+_found: WeakKeyDictionary = WeakKeyDictionary()  # models that were tried -> their fault, or None
 
 
 def require_own_logits(model, role: str) -> None:
-    """Raises ValueError, with the model's name, where a text cannot be read piece by piece, or is not what the model
-    reads in it.
+    """Raises ValueError, with the model's name, where it has a `reading_fault`."""
+    if (fault := reading_fault(model)) is not None:
+        raise ValueError(f"the {role} {type(base_model(model)).__name__}{fault}, which drafting and verifying need")
+
+
+def reading_fault(model) -> str | None:
+    """Why a text cannot be read piece by piece, or is not what the model reads in it, as the rest of a sentence.
 
     Models with an attention of their own are tried, once each: some cannot be run on the cache of a rollout. So are
     decoders that were made of encoders (those whose configuration has `is_decoder`) and models with recurrent states,
@@ -30,24 +35,28 @@ def require_own_logits(model, role: str) -> None:
     inner = base_model(model)
     was_encoder, recurrent = hasattr(text_config(model), "is_decoder"), keeps_states(model)
     has_own_way = isinstance(inner, PreTrainedModel) and not supports_sdpa(inner)
-    if not (was_encoder or recurrent or has_own_way) or inner in _right:
-        return
-    name, vocab_size = f"the {role} {type(inner).__name__}", text_config(model).vocab_size
+    if not (was_encoder or recurrent or has_own_way):
+        return None
+    if inner not in _found:
+        _found[inner] = _fault(model, compared=was_encoder or recurrent)
+    return _found[inner]
+
+
+def _fault(model, compared: bool) -> str | None:
     try:
-        ours, theirs = _logits(model, vocab_size, compared=was_encoder or recurrent)
+        ours, theirs = _logits(model, text_config(model).vocab_size, compared)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{name} does not run on the cache of a rollout, which drafting and verifying need: {error}"
-        ) from error
-    off, rounding = (ours - theirs).abs().max(), max(1e-4, 4 * torch.finfo(inner.dtype).eps) * theirs.abs().max()
-    if off > rounding:
-        raise ValueError(
-            f"{name} does not read its positions as it is told to (its logits are off by {off.item():.2g}), which "
-            "drafting and verifying need"
-        )
-    _right.add(inner)
+        return f" does not run on the cache of a rollout ({error})"
+    rounding = max(1e-4, 4 * torch.finfo(base_model(model).dtype).eps) * theirs.abs().max()
+    off = (ours - theirs).abs().max()
+    # NaN is named by what trains, as a fault of the weights
+    return (
+        f" does not read its positions as it is told to (its logits are off by {off.item():.2g})"
+        if (off > rounding)
+        else None
+    )
 
 
 def _logits(model, vocab_size: int, compared: bool) -> tuple[torch.Tensor, torch.Tensor]:

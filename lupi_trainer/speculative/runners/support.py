@@ -26,7 +26,17 @@ _KEEPS = {
     "dummy": "nothing",
 }
 # model types whose scan over several tokens does not begin with the state before them
-_SINGLY = {"falcon_mamba", "jamba", "mamba", "zamba"}
+_SINGLY = {
+    "bailing_hybrid",
+    "inkling",
+    "inkling2",
+    "inkling2_text",
+    "kimi_linear",
+    "falcon_mamba",
+    "jamba",
+    "mamba",
+    "zamba",
+}
 _OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
 _ONE_LENGTH = " counts positions by the length of its cache, which is one number for all rows"
 _NO_CACHE = " keeps no keys and values in the cache that it is given"
