@@ -203,6 +203,7 @@ def teacher_alone(bench: Bench) -> None:
 def loss_head(bench: Bench) -> None:
     """The package finds that losses can be computed; they are, from the states that a rollout keeps."""
     for model, role in zip(bench.models, ("student", "teacher")):
+        require_config_support(model.config, role, drafts=False)  # as trainers do
         check_head(model, role)
     head = Head(bench.models[1], VOCAB)
     for row, (states, text) in enumerate(bench.kept):

@@ -39,11 +39,13 @@ _SINGLY = {
 }
 _OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
 _ONE_LENGTH = " counts positions by the length of its cache, which is one number for all rows"
+_OWN_MASKS = " masks what it sees by the places of tokens in one call, which in a rollout stand elsewhere"
 _NO_CACHE = " keeps no keys and values in the cache that it is given"
 # model types whose attention, or whose state, is a way of their own
 _OWN_WAYS = {
     **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart"), _ONE_LENGTH),
-    **dict.fromkeys(("mvp", "pegasus", "plbart", "trocr", "roformer"), _ONE_LENGTH),
+    **dict.fromkeys(("mvp", "pegasus", "plbart", "trocr", "roformer", "inkling_text", "inkling2_text"), _ONE_LENGTH),
+    **dict.fromkeys(("gemma4_unified", "git"), _OWN_MASKS),
     **dict.fromkeys(("mllama_text_model", "openai-gpt", "reformer"), _NO_CACHE),
     "gpt_neox_japanese": " computes its attention on keys and values of one layout, which a rollout's cache has not",
     "recurrent_gemma": _OWN_STATE,
@@ -165,8 +167,8 @@ def _obstacle(config, stateful: bool) -> str | None:
     `stateful`: whether the model's class says that it keeps a state.
     """
     text = config.get_text_config(decoder=True)
-    if text.model_type in _OWN_WAYS:
-        return _OWN_WAYS[text.model_type]
+    if (own := _OWN_WAYS.get(config.model_type) or _OWN_WAYS.get(text.model_type)) is not None:
+        return own
     strange = sorted({name for name, _ in layer_types(text)} - set(_KEEPS))
     if strange:
         return (
