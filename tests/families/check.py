@@ -203,6 +203,7 @@ def teacher_alone(bench: Bench) -> None:
 def loss_head(bench: Bench) -> None:
     """The package finds that losses can be computed; they are, from the states that a rollout keeps."""
     for model, role in zip(bench.models, ("student", "teacher")):
+        require_config_support(model.config, role, drafts=False)  # as trainers do
         check_head(model, role)
     head = Head(bench.models[1], VOCAB)
     for row, (states, text) in enumerate(bench.kept):
@@ -236,9 +237,8 @@ def check_family(name: str, config, student, teacher) -> Row:
     """Tries everything with two models of a family; what is refused from its configuration must not work."""
     bench = Bench(student, teacher)
     verdicts = {column: verdict(check, bench) for column, check in CHECKS.items()}
-    for columns, drafts in ((("drafts and verifies",), True), (("student alone", "teacher alone"), False)):
+    for column, drafts in {"drafts and verifies": True, "student alone": False, "teacher alone": False}.items():
         early = verdict(lambda _, drafts=drafts: require_config_support(config, "student", drafts), bench)
-        for column in columns:
-            if early.word != "exact" and verdicts[column].word == "exact":
-                verdicts[column] = Verdict("wrong", f"works, and is {early.word} from its configuration: {early.why}")
+        if early.word != "exact" and verdicts[column].word == "exact":
+            verdicts[column] = Verdict("wrong", f"works, and is {early.word} from its configuration: {early.why}")
     return Row(name, verdicts)

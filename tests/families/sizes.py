@@ -14,7 +14,7 @@ SIZES = {
     **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size", "shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 4),
-    **dict.fromkeys(("encoder_layers", "num_encoder_layers", "num_decoder_layers", "num_blocks"), 2),
+    **dict.fromkeys(("encoder_layers", "num_encoder_layers", "num_decoder_layers", "num_blocks"), 4),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "swa_num_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads", "num_query_groups"), 4),
@@ -48,8 +48,9 @@ SIZES = {
     # of the parts that see and hear, which no text runs
     **dict.fromkeys(("image_size",), 32),
     **dict.fromkeys(("patch_size",), 16),
-    # as a model that writes: of those that may be an encoder
+    # as a model that writes: of those that may be an encoder, or have one
     "is_decoder": True,
+    "is_encoder_decoder": False,
     "causal": True,
     "tie_word_embeddings": False,
     # special tokens that no prompt has, and that end nothing
@@ -158,6 +159,7 @@ OF_FAMILY: dict[str, dict] = {
         "shape_embed_dim": 64,
     },
     "smollm3": {"use_sliding_window": True, "max_window_layers": 2},
+    "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
     "youtu": _ALL_HEADS,
     "zamba": {

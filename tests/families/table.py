@@ -1,6 +1,7 @@
 """What every family does here: tried, printed, and written to its page."""
 
 import argparse
+import copy
 import logging
 import time
 import warnings
@@ -19,7 +20,7 @@ def row(name: str) -> Row:
     """What a family does here, tried now."""
     config = small(families()[name])
     if name not in NOT_BUILT:
-        return check_family(name, config, *pair(config))
+        return check_family(name, config, *pair(copy.deepcopy(config)))  # models may change theirs
     found = Row(name)
     for column in CHECKS:
         found.verdicts[column] = Verdict("not built", NOT_BUILT[name])

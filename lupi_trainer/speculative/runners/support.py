@@ -26,38 +26,37 @@ _KEEPS = {
     "dummy": "nothing",
 }
 # model types whose scan over several tokens does not begin with the state before them
-_SINGLY = {
-    "bailing_hybrid",
-    "inkling",
-    "inkling2",
-    "inkling2_text",
-    "kimi_linear",
-    "falcon_mamba",
-    "jamba",
-    "mamba",
-    "zamba",
-}
+_SINGLY = {"bailing_hybrid", "falcon_mamba", "jamba", "kimi_linear", "mamba", "zamba"}
 _OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
-_OWN_MASKS = " makes masks for pictures, which know nothing of rows of different lengths"
+_ONE_LENGTH = " counts positions by the length of its cache, which is one number for all rows"
+_OWN_MASKS = " masks what it sees by the places of tokens in one call, which in a rollout stand elsewhere"
+_NO_CACHE = " keeps no keys and values in the cache that it is given"
 # model types whose attention, or whose state, is a way of their own
 _OWN_WAYS = {
-    "blt": " reads bytes in patches, with several models in one",
+    **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart"), _ONE_LENGTH),
+    **dict.fromkeys(("mvp", "pegasus", "plbart", "trocr", "roformer", "inkling_text", "inkling2_text"), _ONE_LENGTH),
+    **dict.fromkeys(("gemma4_unified", "git"), _OWN_MASKS),
+    **dict.fromkeys(("mllama_text_model", "openai-gpt", "reformer"), _NO_CACHE),
     "gpt_neox_japanese": " computes its attention on keys and values of one layout, which a rollout's cache has not",
     "recurrent_gemma": _OWN_STATE,
-    "gemma4_unified": _OWN_MASKS,
-    "git": _OWN_MASKS,
     "minimax": " takes a cache of its own class alone",
 }
 _OF_ANOTHER = " drafts for a model of its own, whose keys and values it reads: by itself it reads no text"
+_FROM_PADDING = " counts its positions from the number of its padding token, and does not when it generates"
 _CODES = " writes several streams of audio codes at once: it is no language model"
 # model types of which no text is what they would write if they read it anew for each token
 _NO_TEXTS = {
+    "blt": " reads bytes in patches, with several models in one, and transformers does not generate with it",
+    **dict.fromkeys(("camembert", "data2vec-text", "roberta", "roberta-prelayernorm"), _FROM_PADDING),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod"), _FROM_PADDING),
     "cpmant": " puts a prompt of its own before each text, whose tokens see those after them",
     "gemma4_assistant": _OF_ANOTHER,
     "gemma4_unified_assistant": _OF_ANOTHER,
     "musicgen_decoder": _CODES,
     "musicgen_melody_decoder": _CODES,
     "prophetnet": " predicts several tokens ahead with an attention that knows one position a call",
+    "rwkv": " mixes up the rows of a batch when it goes on from its state",
+    "xlm": " puts a mask token behind each text when it generates",
     "xlnet": " reads texts in any order: it is no causal language model",
 }
 
@@ -158,8 +157,12 @@ def _obstacle(config, stateful: bool) -> str | None:
     `stateful`: whether the model's class says that it keeps a state.
     """
     text = config.get_text_config(decoder=True)
+<<<<<<< HEAD
     if {config.model_type, text.model_type} & set(_OWN_WAYS):
         return _OWN_WAYS.get(config.model_type) or _OWN_WAYS[text.model_type]
+=======
+    if (own := _OWN_WAYS.get(config.model_type) or _OWN_WAYS.get(text.model_type)) is not None:
+        return own
     strange = sorted({name for name, _ in layer_types(text)} - set(_KEEPS))
     if strange:
         return (
