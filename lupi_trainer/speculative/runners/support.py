@@ -157,10 +157,6 @@ def _obstacle(config, stateful: bool) -> str | None:
     `stateful`: whether the model's class says that it keeps a state.
     """
     text = config.get_text_config(decoder=True)
-<<<<<<< HEAD
-    if {config.model_type, text.model_type} & set(_OWN_WAYS):
-        return _OWN_WAYS.get(config.model_type) or _OWN_WAYS[text.model_type]
-=======
     if (own := _OWN_WAYS.get(config.model_type) or _OWN_WAYS.get(text.model_type)) is not None:
         return own
     strange = sorted({name for name, _ in layer_types(text)} - set(_KEEPS))
