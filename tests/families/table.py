@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from tests.families.check import CHECKS, Row, Verdict, check_family
+from tests.families.exceptions import NOT_BUILT
 from tests.families.page import PAGE, written
-from tests.families.sizes import NOT_BUILT
 from tests.families.tiny import families, pair, small
 
 

@@ -5,7 +5,8 @@ import inspect
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from tests.families.sizes import NO_TEXT, OF_FAMILY, PART, SIZES
+from tests.families.exceptions import NO_TEXT, OF_FAMILY, PART
+from tests.families.sizes import SIZES
 from tests.speculative.toy_models import perturbed
 
 
