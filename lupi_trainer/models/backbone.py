@@ -39,7 +39,17 @@ def backbone_states(model: Any, inputs: dict[str, Any], role: str = "model") -> 
     if is_peft_model(model):
         model = model.base_model.model
     read = {name: value for name, value in inputs.items() if name not in NOT_READ}
-    return model.base_model(**read, use_cache=False).last_hidden_state
+    return backbone(model)(**read, use_cache=False).last_hidden_state
+
+
+def backbone(model: Any) -> Any:
+    """The part of a causal language model that its `lm_head` reads; the model itself where it is not told apart.
+
+    Args:
+        model: a causal language model, no `PeftModel`.
+    """
+    # Llama-4's text model has the name that its multimodal model gives it, not the one that it has itself
+    return getattr(model, "model", model) if model.base_model is model else model.base_model
 
 
 def completion_states(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .adapters import check_mergeable
-from .backbone import backbone_states
+from .backbone import backbone, backbone_states
 from .lm_head import Head
 
 
@@ -60,7 +60,7 @@ def check_head(model: Any, role: str) -> None:
     if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
         logger.info(f"the weights of the {role} {name} are not here, so its lm_head is not compared with its logits")
         return
-    if inner.base_model is inner:
+    if backbone(inner) is inner:
         raise ValueError(f"the {role} {name} has no backbone apart from its lm_head: this model is not supported")
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ...models.private import is_stateful
 from ..rules.logits import is_distribution
 from ..rules.noise import STUDENT, TEACHER, row_keys, sample
 from ..runners.support import active, base_model
 from .report import Report
 from .request import Request
 from .results import Rollout, RolloutStats
+
+
+_tried: WeakKeyDictionary = WeakKeyDictionary()  # models that were tried -> their fault, or None
 
 
 class _Draws(LogitsProcessor):
@@ -47,6 +52,35 @@ def _plain_generation(model) -> Generator[None]:
         inner.generation_config = own
 
 
+@torch.no_grad()
+def _fault(model) -> str | None:
+    """What is wrong with what `generate` reads of a short text, as the rest of a sentence; tried once for each model.
+
+    Some models count positions from their padding token, and differently with a cache.
+    """
+    inner = base_model(model)
+    if inner not in _tried:
+        ids = torch.tensor([[3, 1, 2, 4]], device=model.get_input_embeddings().weight.device)
+        settings = GenerationConfig(
+            max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        _tried[inner] = None
+        try:
+            with active(model) as module, _plain_generation(model):
+                out = module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+                whole = module(input_ids=out.sequences[:, :-1], use_cache=False).logits[0, ids.shape[1] - 1 :]
+            ours = torch.cat(out.logits).to(whole)
+            rounding = max(1e-4, 4 * torch.finfo(inner.dtype).eps) * whole.abs().max()
+            off = (ours - whole).abs().max()
+            if off > rounding:
+                _tried[inner] = f" is off by {off.item():.2g} from the logits of the text read at once"
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            _tried[inner] = f" fails ({error})"
+    return _tried[inner]
+
+
 def _groups(prompts: list[list[int]], most: int) -> list[list[int]]:
     """Rows of equal prompt length together, at most so many."""
     of_length: dict[int, list[int]] = {}
@@ -61,10 +95,16 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
     Returns:
         A `Rollout` without hidden states; every text is what the same model would write in any other rollout of which
         nothing is rejected.
+
+    Raises:
+        ValueError: the model's `generate` does not write what the model reads; it is named.
     """
     writer = request.writer
     assert request.vocab_size is not None and writer is not None  # it was `checked`
     mine = writer == STUDENT
+    if (fault := _fault(model)) is not None:
+        who = "student" if mine else "teacher"
+        raise ValueError(f"the {who} {type(base_model(model)).__name__} cannot write alone: its `generate`{fault}")
     prompts = request.student_prompts if mine else request.teacher_prompts
     temperature = request.student_temperature if mine else request.teacher_temperature
     device = model.get_input_embeddings().weight.device
@@ -78,7 +118,8 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
     )
     texts: list[list[int]] = [[] for _ in prompts]
     broken, stats = {}, RolloutStats()
-    for rows in _groups(prompts, request.slots):
+    # RWKV mixes the states of rows that it reads together
+    for rows in _groups(prompts, 1 if is_stateful(base_model(model)) else request.slots):
         ids = torch.tensor([prompts[row] for row in rows], device=device)
         draws = _Draws(keys[rows], ids.shape[1], temperature, writer, request.vocab_size)
         with active(model) as module, _plain_generation(model):

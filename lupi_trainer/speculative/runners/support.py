@@ -26,17 +26,7 @@ _KEEPS = {
     "dummy": "nothing",
 }
 # model types whose scan over several tokens does not begin with the state before them
-_SINGLY = {
-    "bailing_hybrid",
-    "inkling",
-    "inkling2",
-    "inkling2_text",
-    "kimi_linear",
-    "falcon_mamba",
-    "jamba",
-    "mamba",
-    "zamba",
-}
+_SINGLY = {"bailing_hybrid", "falcon_mamba", "jamba", "kimi_linear", "mamba", "zamba"}
 _OWN_STATE = " keeps a state of its own, outside of transformers' caches, that rejected tokens cannot be removed from"
 _ONE_LENGTH = " counts positions by the length of its cache, which is one number for all rows"
 _OWN_MASKS = " masks what it sees by the places of tokens in one call, which in a rollout stand elsewhere"
