@@ -23,6 +23,11 @@ class Wrong(Exception):
     """What was written is not what the reference writes."""
 
 
+def ended(text: list[int], eos: list[int]) -> list[int]:
+    """A text up to the first token that ends it."""
+    return text[: next((i + 1 for i, token in enumerate(text) if token in eos), len(text))]
+
+
 class Uncached:
     """A model that reads every text from its beginning, and keeps the logits of each."""
 
@@ -56,11 +61,15 @@ class Bench:
         except Exception as error:  # it reads no text: then it must be refused
             self.unread, self.eos = error, []
         else:
-            # tokens that end a row early, one within a draft
-            self.unread, self.eos = None, sorted({self.rollout[0][3], self.rollout[2][6]})
+            self.unread, self.eos = None, self.ends()
 
-    def ended(self, text: list[int]) -> list[int]:
-        return text[: next((i + 1 for i, token in enumerate(text) if token in self.eos), len(text))]
+    def ends(self) -> list[int]:
+        """Two tokens that end rows a few tokens early."""
+        lost = {
+            token: sum(LIMIT - len(ended(text, [token])) for text in self.rollout)
+            for token in dict.fromkeys(token for text in self.rollout for token in text)
+        }
+        return sorted((token for token in lost if lost[token] > 2), key=lost.__getitem__)[:2]
 
     def alone(self, model: Uncached, starts: list[list[int]], writer: int | None) -> list[list[int]]:
         """Texts that one model writes: drawn with the noise of a writer, or (None) the likeliest tokens."""

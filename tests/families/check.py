@@ -26,6 +26,7 @@ from tests.families.bench import (
     Bench,
     Uncached,
     Wrong,
+    ended,
     gap,
     noisy,
 )
@@ -85,7 +86,7 @@ def drafting(bench: Bench) -> None:
         out = rollout(bench, return_teacher_hidden=True, teacher_prompt_store=kept)
         if bench.unread is not None:
             raise bench.unread
-        expected = [bench.ended(text) for text in bench.rollout]
+        expected = [ended(text, bench.eos) for text in bench.rollout]
         bench.compare(out.completion_ids, expected, decided)
         for text, right, wrote, teacher in zip(out.completion_ids, expected, out.from_teacher, bench.by_teacher):
             if text == right and wrote != teacher[: len(text)]:
