@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: demo real test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
+.PHONY: demo real families test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
 .PHONY: test-machines test-mutants test-soak test-fast lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
@@ -38,6 +38,9 @@ test-fast: .venv/.ready  ## Without what takes long or starts several processes
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run
+
+families: .venv/.ready  ## Every family of causal language models, in a tiny one, beside an un-cached reading; writes docs/families.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families --write
 
 figures: demo browser  ## README's figures and pictures, from a run of the demo
 	$(BIN)/python docs/figures.py runs/demo

@@ -1,34 +1,37 @@
-"""What a family does here, beside its un-cached reading of one token at a time."""
+"""What a family does here, beside what it writes when it reads every text anew."""
 
+import functools
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from transformers import LlamaConfig
 
 import lupi_trainer
 from lupi_trainer.models.head_check import check_head
 from lupi_trainer.models.lm_head import Head
 from lupi_trainer.speculative import AcceptNone, TopK, skd_rollout, speculative_generate
-from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, gumbel, row_keys
+from lupi_trainer.speculative.rules.noise import STUDENT, TEACHER, row_keys
 from lupi_trainer.speculative.runners.prompt_store import PromptStore
 from lupi_trainer.speculative.runners.support import require_config_support
+from tests.families.bench import (
+    CLOSE,
+    INFORMED,
+    LIMIT,
+    QUERIES,
+    ROWS,
+    RULE,
+    TEMPERATURE,
+    Bench,
+    Uncached,
+    Wrong,
+    ended,
+    gap,
+    noisy,
+)
 from tests.families.sizes import VOCAB
-from tests.speculative.reference import reference_rollout
-from tests.speculative.toy_models import prompts
-
-
-ROWS, LIMIT, GAMMA, SLOTS = 4, 10, 4, 2
-RULE = TopK(k=3, min_prob=0.05)
-TEMPERATURE = 0.7
-CLOSE = 1e-4  # two numbers that decide what is written and differ by less may change places through rounding
-QUERIES, KNOWLEDGE = prompts(ROWS, 2, 6, seed=1), prompts(ROWS, 5, 9, seed=2)
-INFORMED = [knowledge + query for knowledge, query in zip(KNOWLEDGE, QUERIES)]
-
-
-class Wrong(Exception):
-    """What was written is not what the reference writes."""
+from tests.families.tiny import small, tiny
 
 
 @dataclass
@@ -53,90 +56,16 @@ class Row:
         return next((word for word in ("wrong", "refused") if word in words), "exact")
 
 
-class Uncached:
-    """A model that reads every text from its beginning, and keeps the logits of each."""
-
-    def __init__(self, model):
-        self.model, self.config, self.device = model, model.config, model.device
-        self.logits: dict[tuple[int, ...], torch.Tensor] = {}
-
-    def after(self, ids: list[int]) -> torch.Tensor:
-        """[V] logits of the token after a text."""
-        if (key := tuple(ids)) not in self.logits:
-            with torch.no_grad():
-                out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False)
-            self.logits[key] = out.logits[0, -1, :VOCAB].float()
-        return self.logits[key]
-
-    def __call__(self, input_ids, **given):
-        logits = self.after(input_ids[0].tolist())[None, None]
-        return SimpleNamespace(logits=logits, hidden_states=[logits])
-
-
-class Bench:
-    """Two models of a family, their texts, and what the reference makes of them."""
-
-    def __init__(self, student, teacher):
-        self.models, self.own = (student, teacher), (Uncached(student), Uncached(teacher))
-        self.kept: list[tuple[torch.Tensor, list[int]]] = []  # of a rollout: the teacher's states, the text
-        given = {"max_new_tokens": LIMIT, "acceptance": RULE, "vocab": VOCAB}
-        try:
-            self.rollout, self.by_teacher, _ = reference_rollout(*self.own, QUERIES, INFORMED, **given)
-        except Exception as error:  # it reads no text: then it must be refused
-            self.unread, self.eos = error, []
-        else:
-            # tokens that end a row early, one within a draft
-            self.unread, self.eos = None, sorted({self.rollout[0][3], self.rollout[2][6]})
-
-    def ended(self, text: list[int]) -> list[int]:
-        return text[: next((i + 1 for i, token in enumerate(text) if token in self.eos), len(text))]
-
-    def alone(self, model: Uncached, starts: list[list[int]], writer: int | None) -> list[list[int]]:
-        """Texts that one model writes: drawn with the noise of a writer, or (None) the likeliest tokens."""
-        texts = []
-        for key, start in zip(row_keys(0, range(ROWS)).split(1), starts):
-            text: list[int] = []
-            while len(text) < LIMIT and not (text and text[-1] in self.eos):
-                text.append(int(noisy(model.after(start + text), key, len(text), writer).argmax()))
-            texts.append(text)
-        return texts
-
-    def compare(self, found, expected, decided) -> None:
-        """Raises `Wrong` where a text differs from its reference, but for a close call.
-
-        decided: of a row and the tokens before, how far apart what decided on the next one was.
-        """
-        for row, (text, right) in enumerate(zip(found, expected, strict=True)):
-            if text == right:
-                continue
-            at = next((i for i, pair in enumerate(zip(text, right)) if pair[0] != pair[1]), min(len(text), len(right)))
-            if at == min(len(text), len(right)) or (gap := decided(row, right[:at])) > CLOSE:
-                raise Wrong(f"row {row} writes {text}, and the reference {right}")
-            print(f"    a close call: {gap:.2g}")
-
-
-def noisy(logits: torch.Tensor, key: torch.Tensor, position: int, writer: int | None) -> torch.Tensor:
-    if writer is None:
-        return logits
-    return logits / TEMPERATURE + gumbel(key, torch.tensor([position]), writer, VOCAB)[0].to(logits)
-
-
-def gap(scores: torch.Tensor, k: int = 1) -> float:
-    """How far the k-th largest is from the next."""
-    first, second = scores.topk(k + 1).values[-2:]
-    return float(first - second)
-
-
 def rollout(bench: Bench, rule=RULE, **given):
     return skd_rollout(
         *bench.models,
         QUERIES,
         INFORMED,
         max_new_tokens=LIMIT,
-        gamma=GAMMA,
+        gamma=4,
         acceptance=rule,
         eos_token_id=bench.eos,
-        max_slots=SLOTS,
+        max_slots=2,
         vocab_size=VOCAB,
         **given,
     )
@@ -153,17 +82,18 @@ def drafting(bench: Bench) -> None:
         return min([*draws, gap(yours, RULE.k), float(least.abs().min())])
 
     store = PromptStore(1 << 24)
-    for given in ({"return_teacher_hidden": True}, {"teacher_prompt_store": store}, {"teacher_prompt_store": store}):
-        out = rollout(bench, **given)
+    for kept in (None, store, store):
+        out = rollout(bench, return_teacher_hidden=True, teacher_prompt_store=kept)
         if bench.unread is not None:
             raise bench.unread
-        expected = [bench.ended(text) for text in bench.rollout]
+        expected = [ended(text, bench.eos) for text in bench.rollout]
         bench.compare(out.completion_ids, expected, decided)
         for text, right, wrote, teacher in zip(out.completion_ids, expected, out.from_teacher, bench.by_teacher):
             if text == right and wrote != teacher[: len(text)]:
                 raise Wrong("the tokens are right, and their writers are not")
-        if out.teacher_hidden is not None:
-            bench.kept = list(zip(out.teacher_hidden, out.completion_ids))
+        if not 0 < out.stats.accepted < out.stats.drafted:
+            raise Wrong(f"nothing is shown: {out.stats.accepted} of {out.stats.drafted} drafted tokens were accepted")
+        bench.kept += zip(range(ROWS), out.completion_ids, out.teacher_hidden)
 
 
 def near(found: torch.Tensor, right: torch.Tensor, what: str) -> None:
@@ -172,13 +102,20 @@ def near(found: torch.Tensor, right: torch.Tensor, what: str) -> None:
         raise Wrong(f"{what} differ from the model's by up to {off:.2g} of the largest")
 
 
+@functools.cache
+def plain() -> Uncached:
+    """A model without peculiarities, to draft for others and to be drafted for."""
+    return Uncached(tiny(small(LlamaConfig), seed=3))
+
+
 def lossless(bench: Bench) -> None:
-    """The student drafts for the teacher, whose greedy text it is."""
-    target, draft = bench.own[1], bench.models[0]
-    given = {"num_draft_tokens": GAMMA, "eos_token_id": bench.eos, "max_slots": SLOTS}
-    out = speculative_generate(bench.models[1], draft, INFORMED, max_new_tokens=LIMIT, **given)
-    expected = bench.alone(target, INFORMED, None)
-    bench.compare(out.completion_ids, expected, lambda row, before: gap(target.after(INFORMED[row] + before)))
+    """The student drafts for its teacher, a plain model does, and the teacher for a plain model."""
+    student, teacher = bench.models
+    given = {"max_new_tokens": LIMIT, "num_draft_tokens": 4, "eos_token_id": bench.eos, "max_slots": 2}
+    for target, draft in ((bench.own[1], student), (bench.own[1], plain().model), (plain(), teacher)):
+        out = speculative_generate(target.model, draft, INFORMED, **given)
+        decided = functools.partial(lambda own, row, before: gap(own.after(INFORMED[row] + before)), target)
+        bench.compare(out.completion_ids, bench.alone(target, INFORMED, None), decided)
 
 
 def _alone(bench: Bench, writer: int, rule) -> None:
@@ -206,7 +143,7 @@ def loss_head(bench: Bench) -> None:
         require_config_support(model.config, role, drafts=False)  # as trainers do
         check_head(model, role)
     head = Head(bench.models[1], VOCAB)
-    for row, (states, text) in enumerate(bench.kept):
+    for row, text, states in bench.kept:
         own = [bench.own[1].after(INFORMED[row] + text[:i]) for i in range(len(text))]
         near(head.logits(states), torch.stack(own), "the logits of the states that a rollout keeps")
 

@@ -15,18 +15,23 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "families.md"
 
 HEAD = """# Which models work
 
-Every family of causal language models that transformers knows, tried with a tiny random model in float32: what this package writes beside what the same model writes when it reads each text anew, a token at a time and without a cache. `make families` writes this page (transformers {transformers}, torch {torch}).
+Every family of causal language models that transformers knows, tried with a tiny random model in float32: what this \
+package writes, beside what the same model writes when it reads each text anew, a token at a time, without a cache. \
+`make families` makes this page (transformers {transformers}, torch {torch}).
 
-A family is *exact* where texts are equal token by token, *refused* where a ValueError says so before anything is written; *wrong* must not occur. {counts}
+*exact*: the texts are equal, token by token. *refused*: a ValueError says so before anything is written. *wrong* \
+must not occur. {counts}
 
-| column | what was tried |
+| column | what is tried |
 |---|---|
-| drafts and verifies | a student drafts and a teacher verifies (`skd_rollout`): prompts of different lengths, random rejections, rows that take the places of ended ones, two tokens that end a row, prompts that were read before (`teacher_prompt_store`) |
-| lossless | a draft and a target (`speculative_generate`) |
+| drafts and verifies | a student and a teacher (`skd_rollout`): prompts of different lengths, random rejections, \
+rows that take the places of ended ones, two tokens that end a row, prompts read before (`teacher_prompt_store`) |
+| lossless | `speculative_generate`: a target and a draft of the family, and each of them with a Llama |
 | student alone, teacher alone | `rollout_policy: student` and `teacher` |
-| loss head | logits computed from the states that a rollout keeps, as losses do; where it is refused, so is a training |
+| loss head | logits from the states that a rollout keeps, as losses compute them; refused, so is training |
 
-Families are named by their `model_type`. Models that are encoders by default (BERT and its kin) are loaded with `is_decoder=True`.
+A family is named by its `model_type`. Encoders, such as BERT, and decoders with an encoder, such as BART, are loaded \
+as decoders alone: `is_decoder=True`, `is_encoder_decoder=False`.
 
 ## Exact in everything
 {exact}
@@ -38,8 +43,10 @@ Families are named by their `model_type`. Models that are encoders by default (B
 
 
 def short(sentence: str) -> str:
-    """What is wrong with a family's model, without its name."""
-    return re.sub(r"^the (logits of the )?(student|teacher|target|draft) \w+ ", r"\1", sentence).replace("|", "\\|")
+    """A sentence of refusal without the model's name, what to do instead, and figures that depend on chance."""
+    said = re.sub(r" ?\b(of )?the (student|teacher|target|draft) (?!is )\w+", "", sentence).strip()
+    said = re.sub(r" \((they differ by|its logits are off by) [^)]*\)", "", said)
+    return said.split("; rollout_policy")[0].replace("|", "\\|")
 
 
 def written(rows: Iterable[Row]) -> str:
@@ -65,7 +72,7 @@ def written(rows: Iterable[Row]) -> str:
 
 
 def read(text: str) -> tuple[str, dict[str, list[str]]]:
-    """The version of transformers that a page was made with, and of each family: its words, in the order of `CHECKS`."""
+    """The version of transformers that a page was made with; of each family, its words, in the order of `CHECKS`."""
     version = re.search(r"transformers (\S+), torch", text).group(1)
     exact, others = text.split("## Exact in everything")[1].split("## Not in everything")
     found = {name: ["exact"] * len(CHECKS) for name in re.findall(r"`([^`]+)`", exact)}

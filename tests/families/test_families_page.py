@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from tests.families.check import CHECKS, Bench, Row, Uncached, Verdict, Wrong, verdict
+from tests.families.bench import Bench
+from tests.families.check import CHECKS, Row, Verdict, verdict
 from tests.families.page import PAGE, read, written
-from tests.families.sizes import VOCAB
 from tests.families.table import row
 from tests.families.tiny import families, pair, small
 

@@ -5,14 +5,15 @@ import inspect
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from tests.families.sizes import NO_TEXT, OF_FAMILY, PART, SIZES
+from tests.families.exceptions import NO_TEXT, OF_FAMILY, PART
+from tests.families.sizes import SIZES
 from tests.speculative.toy_models import perturbed
 
 
 WEIGHTS = 0.1  # standard deviation of matrices: what a token is worth is then seen in all that follow
 EMBEDDINGS = 0.2
 LOGITS = 2.0  # standard deviation of logits: their distributions are neither flat nor certain
-AMOUNT = 0.3  # of a matrix's own spread: by how much a student differs from its teacher
+AMOUNT = 0.1  # of a matrix's own spread: by how much a student differs from its teacher
 AS_DRAWN = ("A_log", "conv", "slstm")  # parameters that are no matrices to multiply with, by parts of their names
 
 
