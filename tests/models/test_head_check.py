@@ -128,7 +128,9 @@ def test_a_rollout_writes_the_models_own_text_or_refuses_the_model(monkeypatch):
     refused = {
         gpt: "OpenAIGPTLMHeadModel keeps no keys and values in the cache",
         build(BertConfig): "BertLMHeadModel is built as an encoder",
-        build(RobertaConfig, **DECODER): "RobertaForCausalLM counts its positions from the number of its padding token",
+        build(
+            RobertaConfig, **DECODER
+        ): "RobertaForCausalLM counts its positions from the number of its padding token",
         build(BartConfig, **bart): "BartForCausalLM counts positions by the length of its cache",
         t5: "is an encoder-decoder",
         build(CpmAntConfig, dim_head=16, dim_ff=32, prompt_length=2): "CpmAntForCausalLM puts a prompt of its own",

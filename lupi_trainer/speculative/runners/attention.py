@@ -24,6 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from ...models.private import (
     attn_implementation,
+    layer_types,
     set_attn_implementation,
     supports_flash_attention,
     supports_sdpa,
@@ -79,21 +80,28 @@ def _grouped(original):
 
 def _used(original):
     def mask(*args, **kwargs):
-        """Returns [A] int32, how many slots of each row the last of its queries sees; for prompts, sdpa's mask."""
+        """Returns [A] int32, how many slots of each row the last of its queries sees; for prompts, sdpa's mask.
+
+        With a window it is [A, window], each number many times, for not every model hands the window on.
+        """
         q_offset = kwargs.get("q_offset")
         if not isinstance(q_offset, torch.Tensor) or q_offset.ndim != 1:
             return original(*args, **kwargs)
-        return (q_offset + kwargs["q_length"]).clamp(max=kwargs["kv_length"]).to(torch.int32)
+        used = (q_offset + kwargs["q_length"]).clamp(max=kwargs["kv_length"]).to(torch.int32)
+        window = kwargs.get("local_size")
+        return used[:, None].expand(-1, window) if window else used
 
     return mask
 
 
 def _by_length(original):
     def attention(module, query, key, value, attention_mask, *args, **kwargs):
-        """query [B, G * H, Q, D], key and value [B, H, K, D], lengths [B] int32 -> ([B, Q, G * H, D], None)."""
-        if attention_mask is None or attention_mask.ndim != 1:
+        """query [B, G * H, Q, D], key, value [B, H, K, D], lengths [B] or [B, window] -> ([B, Q, G * H, D], None)."""
+        if attention_mask is None or attention_mask.ndim > 2:
             return original(module, query, key, value, attention_mask, *args, **kwargs)
         scale, window = kwargs.get("scaling"), kwargs.get("sliding_window") or 0
+        if attention_mask.ndim == 2:
+            attention_mask, window = attention_mask[:, 0].contiguous(), attention_mask.shape[1]
         given = [states.transpose(1, 2) for states in (query, key, value)] + [attention_mask]
         given += [query.shape[-1] ** -0.5 if scale is None else float(scale), window]
         alike = query.dtype == key.dtype == value.dtype and key.shape[-1] == value.shape[-1]
@@ -124,6 +132,9 @@ def _takes_lengths(model) -> bool:
     """Whether the model hands on all that a kernel needs, as it must for flash attention, and there is a kernel."""
     inner, config = base_model(model), text_config(model)
     if not (supports_flash_attention(inner) and supports_sdpa(inner)):
+        return False
+    # a kernel knows no chunks; and models whose layers share keys and values cut masks to the places that they want
+    if {name for name, _ in layer_types(config)} & {"chunked_attention", "dummy"}:
         return False
     weight = inner.get_input_embeddings().weight
     device = weight.device.type

@@ -13,6 +13,7 @@ from lupi_trainer.speculative import AdapterDisabled, skd_rollout, speculative_g
 from lupi_trainer.speculative.runners import kernels
 from lupi_trainer.speculative.runners.attention import attends_by_length, ragged_attention
 from lupi_trainer.speculative.runners.runner import Runner
+from tests.families.tiny import families, pair, small
 from tests.speculative.reference import reference_rollout
 from tests.speculative.runners.test_cache import uncached
 from tests.speculative.runners.test_support import INFORMED, QUERIES, with_lora
@@ -132,6 +133,18 @@ def test_more_tokens_than_the_reader_was_made_for(on_cpu):
         runner.admit([0, 1], [0, 1])
         with pytest.raises(ValueError, match="3 tokens a row, and the runner was made for 2"):
             runner.read(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long), 1)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "phimoe", "llama4_text", "gemma4_text"])
+def test_families_with_states_windows_and_chunks_of_their_own(family, on_cpu):
+    """Phi-3.5-MoE does not hand its window on; chunks, and layers that share keys and values, go by masks."""
+    student, teacher = pair(small(families()[family]))
+    with ragged_attention(teacher):
+        assert attends_by_length(teacher) == (family not in ("llama4_text", "gemma4_text"))
+    rows = prompts(3, 9, 14, seed=3)
+    expected = reference_rollout(student, teacher, rows, rows, max_new_tokens=6, acceptance=RULE)
+    rollout = skd_rollout(student, teacher, rows, rows, max_new_tokens=6, acceptance=RULE, gamma=3, max_slots=2)
+    assert rollout.completion_ids == expected[0]
 
 
 def test_who_attends_by_length(on_cpu):
