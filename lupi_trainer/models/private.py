@@ -48,20 +48,19 @@ def is_stateful(model: Any) -> bool:
     return getattr(model, "_is_stateful", False)
 
 
+_STATES = ("conv", "linear_attention", "hybrid", "hybrid_sliding")  # types of layers that keep them
+
+
 def layer_types(config: Any) -> list[tuple[str, int]]:
     """The type of each layer's cache, as transformers names it, and its number of states (0: it keeps none)."""
     if getattr(config, "num_hidden_layers", None) is None:  # of a model elsewhere, of which less is known
         return []
-    if hasattr(cache_utils, "get_layer_types_and_kwargs"):
-        names, given = cache_utils.get_layer_types_and_kwargs(config)
-        return [(name, each.get("number_of_states", 0)) for name, each in zip(names, given)]
-    # an older release, which says nothing of states, of layers that share, and of those without a cache
-    names = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    plain = ("full_attention", "sliding_attention")
-    shared = len(names) - (getattr(config, "num_kv_shared_layers", 0) or 0)
-    older = f"(in transformers {transformers.__version__}, where their caches are not described)"
-    described = [name in plain and i < shared for i, name in enumerate(names)]
-    return [(name if known else f"{name} {older}", 0) for name, known in zip(names, described)]
+    names, given = cache_utils.get_layer_types_and_kwargs(config)
+    if isinstance(given, dict):  # an older release: one for all layers, without those that have no cache of their own
+        older = f"a kind that transformers {transformers.__version__} does not describe"
+        given, names = [given] * len(names), names + [older] * (config.num_hidden_layers - len(names))
+    given = [*given, *[{} for _ in names[len(given) :]]]
+    return [(name, each.get("number_of_states", 1) if name in _STATES else 0) for name, each in zip(names, given)]
 
 
 def leave_out_of_saves(model: Any, names: Iterable[str]) -> None:

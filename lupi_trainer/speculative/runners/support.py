@@ -55,7 +55,6 @@ _NO_TEXTS = {
     "musicgen_decoder": _CODES,
     "musicgen_melody_decoder": _CODES,
     "prophetnet": " predicts several tokens ahead with an attention that knows one position a call",
-    "rwkv": " mixes up the rows of a batch when it goes on from its state",
     "xlm": " puts a mask token behind each text when it generates",
     "xlnet": " reads texts in any order: it is no causal language model",
 }

@@ -97,7 +97,7 @@ TINY = {
             "has layers of local attention",
         ),
         (FalconConfig(**TINY, alibi=True), "has ALiBi, which it computes for rows of one length"),
-        (DeepseekV32Config(**TINY, index_topk=2), "has layers of indexed_attention, whose cache"),
+        (DeepseekV32Config(**TINY, index_topk=2), "has layers of \\w+_attention, whose cache"),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
