@@ -56,9 +56,7 @@ def test_drafting_is_refused_by_name_and_so_are_blocks_of_a_text_without_drafts(
     with pytest.raises(ValueError, match=f"the student {name} keeps a state .*rollout_policy 'student' and 'teacher'"):
         skd_rollout(*models, QUERIES, INFORMED, max_new_tokens=2)
     for asked in ({"on_block": print}, {"trace_rows": [0]}):
-        with pytest.raises(
-            ValueError, match=f"{name} and {name} cannot draft and verify, so the teacher"
-        ):
+        with pytest.raises(ValueError, match=f"{name} and {name} cannot draft and verify, so the teacher"):
             skd_rollout(*models, QUERIES, INFORMED, max_new_tokens=2, acceptance=AcceptNone(), **asked)
 
 
