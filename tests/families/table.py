@@ -24,9 +24,7 @@ def row(name: str) -> Row:
         config = small(families()[name])
         models = pair(copy.deepcopy(config))  # they may change theirs
     except Exception as error:  # in a new release of transformers, say: to be looked at
-        return _same(
-            name, Verdict("wrong", f"cannot be built: {type(error).__name__}: {' '.join(str(error).split())}")
-        )
+        return _same(name, Verdict("wrong", f"cannot be built: {type(error).__name__}: {error}"))
     return check_family(name, config, *models)
 
 
