@@ -1,5 +1,6 @@
 """Two tiny models of a family, and what they write when they read every text anew, a token at a time."""
 
+import sys
 from types import SimpleNamespace
 
 import torch
@@ -92,7 +93,7 @@ class Bench:
             at = next((i for i, pair in enumerate(zip(text, right)) if pair[0] != pair[1]), min(len(text), len(right)))
             if at == min(len(text), len(right)) or (gap := decided(row, right[:at])) > CLOSE:
                 raise Wrong(f"row {row} writes {text}, and the reference {right}")
-            print(f"    a close call: {gap:.2g}")
+            print(f"    a close call: {gap:.2g}", file=sys.stderr)
 
 
 def noisy(logits: torch.Tensor, key: torch.Tensor, position: int, writer: int | None) -> torch.Tensor:

@@ -53,7 +53,7 @@ class Row:
     def word(self) -> str:
         """The worst of them."""
         words = {verdict.word for verdict in self.verdicts.values()}
-        return next((word for word in ("wrong", "refused") if word in words), "exact")
+        return next((word for word in ("wrong", "refused", "not built") if word in words), "exact")
 
 
 def rollout(bench: Bench, rule=RULE, **given):

@@ -49,15 +49,23 @@ def short(sentence: str) -> str:
     return said.split("; rollout_policy")[0].replace("|", "\\|")
 
 
+def fate(row: Row) -> str:
+    """What a family is in all."""
+    words = {verdict.word for verdict in row.verdicts.values()}
+    if "wrong" in words or words == {"refused"}:
+        return row.word
+    return {"exact": "exact in everything", "refused": "exact in part"}.get(row.word, row.word)
+
+
 def written(rows: Iterable[Row]) -> str:
     """The page."""
     rows = sorted(rows, key=lambda row: row.family)
-    counts = Counter(row.word for row in rows)
+    counts = Counter(fate(row) for row in rows)
     exact = [row for row in rows if row.word == "exact"]
     head = HEAD.format(
         transformers=transformers.__version__,
         torch=torch.__version__.split("+")[0],
-        counts=f"Of {len(rows)} families, " + ", ".join(f"{n} are {word}" for word, n in counts.most_common()) + ".",
+        counts=f"Of {len(rows)} families, {', '.join(f'{counts[each]} are {each}' for each in sorted(counts))}.",
         exact=", ".join(f"`{row.family}`" for row in exact),
         columns=" | ".join(CHECKS),
         lines="---|" * len(CHECKS),

@@ -128,9 +128,7 @@ def test_a_rollout_writes_the_models_own_text_or_refuses_the_model(monkeypatch):
     refused = {
         gpt: "OpenAIGPTLMHeadModel keeps no keys and values in the cache",
         build(BertConfig): "BertLMHeadModel is built as an encoder",
-        build(
-            RobertaConfig, **DECODER
-        ): "RobertaForCausalLM counts its positions from the number of its padding token",
+        build(RobertaConfig, **DECODER): "RobertaForCausalLM counts its positions from",
         build(BartConfig, **bart): "BartForCausalLM counts positions by the length of its cache",
         t5: "is an encoder-decoder",
         build(CpmAntConfig, dim_head=16, dim_ff=32, prompt_length=2): "CpmAntForCausalLM puts a prompt of its own",
@@ -148,6 +146,8 @@ def test_a_rollout_writes_the_models_own_text_or_refuses_the_model(monkeypatch):
         ValueError, match="target GPTNeoXJapaneseForCausalLM does not run on the cache of a rollout.*view"
     ):
         speculative_generate(japanese, PromptLookup(), PROMPTS, max_new_tokens=4)
+    with pytest.raises(ValueError, match="target BartForCausalLM does not read its positions as it is told to"):
+        speculative_generate(build(BartConfig, **bart), PromptLookup(), PROMPTS, max_new_tokens=4)
 
 
 def test_models_whose_layers_differ_write_their_own_text():
