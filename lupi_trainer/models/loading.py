@@ -154,6 +154,8 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
             from peft import AutoPeftModelForCausalLM
 
             refuse_hub_code(_check_base(name, adapter))
+            if Path(path).is_dir() and not (Path(path) / "adapter_model.safetensors").is_file():
+                raise FileNotFoundError(f"{name} has no adapter_model.safetensors")
             cached_file(path, "adapter_model.safetensors")  # raises where there is none: PEFT would read a pickle
             model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
         else:
@@ -181,7 +183,10 @@ def weights_named(name: str) -> Generator[None]:
 
 def _check_base(name: str, config: str) -> str:
     """The base model of an adapter; a ValueError where its configuration file names one that is not where it was."""
-    base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{config}: not a configuration of an adapter ({error})") from error
     try:
         return resolve_model(base or "")
     except ValueError as error:

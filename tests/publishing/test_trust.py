@@ -151,8 +151,12 @@ def test_a_pickled_adapter_is_not_read(tmp_path, student, tokenizer):
     load_model(str(folder))
     torch.save({}, folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(OSError, match="adapter_model.safetensors"):
+    with pytest.raises(OSError, match=r"adapter has no adapter_model.safetensors$"):
         load_model(str(folder))
+    for text in ("{", "[]", "[" * 100_000):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(ValueError, match="adapter_config.json: not a configuration of an adapter"):
+            load_model(str(folder))
 
 
 class Mark:
