@@ -4,6 +4,7 @@ A record has `id`, `category`, `query`, `knowledge`, `sources`, `word_count` and
 `record_id` of one, `question` and `answers`, of which the first occurs in the knowledge of its record.
 """
 
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,10 +23,18 @@ TEXTS, LISTS = ("id", "category", "query", "knowledge"), ("sources", "weakness_a
 SAME_QUERY, SAME_KNOWLEDGE = 0.8, 0.5  # share of common words, and of common runs of three words
 SAME_QUESTION = 0.25  # share of common runs of three letters, of two questions with a common answer
 
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")  # kana and Chinese letters
+_UNSPACED_WORDS = re.compile(
+    rf"(?=({_UNSPACED.pattern}{{2}}))."  # at the first letter of a pair
+    rf"|((?:(?!{_UNSPACED.pattern})\S)+|(?<!{_UNSPACED.pattern})\S)"
+)
+
 
 def word_runs(text: str, length: int) -> set[str]:
-    """Every run of `length` words of a text, normalized; all of the text where it has fewer."""
-    words = normalize(text).split()
+    """Every run of `length` words of a text, normalized; all of the text where it has fewer. Where there are no spaces
+    between words, each two letters that are side by side are a word."""
+    text = normalize(text)
+    words = [pair or word for pair, word in _UNSPACED_WORDS.findall(text)] if _UNSPACED.search(text) else text.split()
     return {" ".join(words[i : i + length]) for i in range(max(len(words) - length + 1, 1))} - {""}
 
 

@@ -21,8 +21,9 @@ def near_rows(
     """Every set that is like one before it: all of them, and no other.
 
     Each is compared with each, by counting: what is in many of the sets as a matrix product, what is in few by lists
-    of those that have it, and what is in one set alone not at all. So texts from one template cost hardly more than
-    texts that have nothing in common, and of a set nothing is kept but a number an element.
+    of those that have it, what is in the same sets once for all of it, and what is in one set alone not at all. So
+    texts from one template, or of the sentences of one pool, cost hardly more than texts that have nothing in common,
+    and of a set nothing is kept but a number an element.
 
     Args:
         sets: read one at a time.
@@ -37,6 +38,8 @@ def near_rows(
     sizes = np.array([len(one) for one in elements], np.int64)
     rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     _, elements, counts = np.unique(np.concatenate([*elements, np.empty(0, np.int64)]), False, True, True)
+    shared = counts[elements] > 1
+    rows, elements, counts, weights = _together(rows[shared], elements[shared], len(sizes))
     many = np.argsort(-counts, kind="stable")[:WIDEST]
     many = many[counts[many] > max(1, len(sizes) // MANY)]
     column = np.full(len(counts), -1, np.int32)
@@ -44,9 +47,9 @@ def near_rows(
     matrix = np.zeros((len(sizes), len(many)), np.float32)
     in_many = column[elements] >= 0
     matrix[rows[in_many], column[elements[in_many]]] = 1
+    weighted = weights[many].astype(np.float32)
 
-    in_few = ~in_many & (counts[elements] > 1)
-    rows, elements = rows[in_few], elements[in_few]  # by row
+    rows, elements = rows[~in_many], elements[~in_many]  # by row
     order = np.argsort(elements, kind="stable")
     having = rows[order]  # by element, and of each by row
     place = np.empty(len(order), np.int64)
@@ -56,16 +59,40 @@ def near_rows(
 
     for j in watch(range(len(sizes)), what):
         if j % BLOCK == 0:
-            product = matrix[j : j + BLOCK] @ matrix[: j + BLOCK].T
+            product = (matrix[j : j + BLOCK] * weighted) @ matrix[: j + BLOCK].T
         own = slice(bounds[j], bounds[j + 1])
         before = place[own] - first[own]  # how many earlier rows have it
         starts = first[own] - np.cumsum(before) + before
         earlier = having[np.repeat(starts, before) + np.arange(before.sum())]
-        common = product[j % BLOCK, :j] + np.bincount(earlier, minlength=j)
+        few = np.bincount(earlier, np.repeat(weights[elements[own]], before), minlength=j)
+        common = product[j % BLOCK, :j] + few
         similarity = common / np.maximum(sizes[:j] + sizes[j] - common, 1)
         near = np.flatnonzero((similarity >= share) & (common > 0))
         if len(near):
             yield j, near, similarity[near]
+
+
+def _together(rows: np.ndarray, elements: np.ndarray, many: int) -> tuple[np.ndarray, ...]:
+    """Elements that are in the same of `many` rows become one, which counts as often.
+
+    Args:
+        rows, elements: numbers of both, of every element of a row; by row.
+
+    Returns:
+        (rows, elements) of those that are left, in how many rows each element is, how many it was.
+    """
+    order = np.argsort(elements, kind="stable")
+    starts = np.flatnonzero(np.diff(elements[order], prepend=-1))
+    # a set of rows, as the sum of numbers drawn for each
+    drawn = np.random.default_rng(0).integers(0, 2**64, many, np.uint64)
+    sums = np.add.reduceat(drawn[rows[order]], starts) if len(starts) else drawn[:0]
+    counts = np.diff(starts, append=len(order))
+    _, leading, weights = np.unique(sums, return_index=True, return_counts=True)
+    number = np.full(len(starts), -1, np.int64)
+    number[leading] = np.arange(len(leading))
+    left = np.empty(len(order), np.int64)
+    left[order] = np.repeat(number, counts)
+    return rows[left >= 0], left[left >= 0], counts[leading], weights
 
 
 def near_pairs(sets: Iterable[set[str]], share: float) -> Iterator[tuple[int, int, float]]:

@@ -15,13 +15,14 @@ from typing import Any
 from ..data.files import write_atomically
 from ..data.wording import counted
 from .rollouts import CutOff, Rollouts
-from .run import CURVES, Run
+from .run import CURVES, NOT_SHOWN, Run
 from .tables import marks, settings, warnings
 from .words import CURVES as ABOUT
 from .words import METRICS, is_share
 
 
-MOST_TOKENS = 100_000  # in all rollouts of a page; more would make a browser wait
+# in all rollouts of a page, and points of a line: more would make a browser wait
+MOST_TOKENS, MOST_LETTERS, MOST_POINTS = 100_000, 10_000_000, 2000
 
 
 def _thin(places: list[int], limit: int) -> list[int]:
@@ -33,13 +34,31 @@ def _thin(places: list[int], limit: int) -> list[int]:
     return [places[round(i * (len(places) - 1) / (limit - 1))] for i in range(limit)]
 
 
+def _thin_line(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most [`MOST_POINTS`] of a line's points, with its ends, and the highest and the lowest of each stretch."""
+    if len(points) <= MOST_POINTS:
+        return points
+    stretches, inner = (MOST_POINTS - 2) // 2, points[1:-1]
+    bounds = [len(inner) * i // stretches for i in range(stretches + 1)]
+    kept = {points[0], points[-1]}
+    for first, end in zip(bounds, bounds[1:]):
+        kept |= {f(inner[first:end], key=lambda point: point[1]) for f in (min, max)}
+    return sorted(kept)
+
+
+def _letters(rollout: dict[str, Any]) -> int:
+    """How many letters the texts of a rollout have."""
+    texts = [*rollout["completion"], *rollout["draft"], rollout["privileged_context"]]
+    return sum(len(text or "") for text in [*texts, *(message["content"] for message in rollout["prompt"])])
+
+
 def _choose(rollouts: Rollouts, places: list[int], limit: int) -> tuple[list[dict[str, Any]], int]:
-    """(rollouts in some of the places, which have no more than [`MOST_TOKENS`] tokens, how many lines were cut off).
+    """(rollouts in some of the places, which are no more than a page holds, how many lines were cut off).
 
     They are read one at a time, and no more of them than are shown.
     """
     while True:
-        chosen, tokens, cut_off = [], 0, 0
+        chosen, tokens, letters, cut_off = [], 0, 0, 0
         for seen, place in enumerate(_thin(places, limit), 1):
             try:
                 chosen.append(rollouts[place])
@@ -47,8 +66,10 @@ def _choose(rollouts: Rollouts, places: list[int], limit: int) -> tuple[list[dic
                 cut_off += 1
                 continue
             tokens += len(chosen[-1]["completion"])
-            if tokens > MOST_TOKENS and limit > 1:
-                limit = max(1, min(min(limit, len(places)) - 1, seen * MOST_TOKENS // tokens))
+            letters += _letters(chosen[-1])
+            filled = max(tokens / MOST_TOKENS, letters / MOST_LETTERS)
+            if filled > 1 and limit > 1:
+                limit = max(1, min(min(limit, len(places)) - 1, int(seen / filled)))
                 break
         else:
             return chosen, cut_off
@@ -68,27 +89,34 @@ def page_data(
         `name`; `curves` (title and lines with [step, value] points, what title and labels mean, and whether values are
         fractions of 1; those without a point are left out); `metrics` (figures of `metrics.json`), and which of them
         are `shares`; `rollouts` (at most `max_rollouts`, and so many that they have no more than
-        [`MOST_TOKENS`] tokens, spread over the run); `notes` (what is missing, in words).
+        [`MOST_TOKENS`] tokens and [`MOST_LETTERS`] letters, spread over the run); `notes` (what is missing, in words).
     """
-    curves = []
+    curves, notes = [], list(run.notes)
     for curve in CURVES:
         lines = {label: run.points(metric) for metric, label in curve.lines.items()}
         lines = {label: points for label, points in lines.items() if points}
         if lines:
+            notes += [
+                f"{len(_thin_line(points)):,} of the {len(points):,} points of {metric} are shown, with its ends, the "
+                "highest and the lowest."
+                for metric in curve.lines
+                if len(points := run.points(metric)) > MOST_POINTS
+            ]
+            lines = {label: _thin_line(points) for label, points in lines.items()}
             words = {label: METRICS[metric] for metric, label in curve.lines.items()}
             about = {"about": ABOUT[curve.name], "words": words, "share": all(map(is_share, curve.lines))}
             curves.append({"name": curve.name, "title": curve.title, "lines": lines, **about})
-    notes = list(run.notes)
     for metric in {metric: None for curve in CURVES for metric in curve.lines}:
         if left_out := len(run.values(metric)) - len(run.points(metric)):
-            notes.append(f"{counted(left_out, 'value')} of {metric} left out of its curve: NaN or infinite.")
+            notes.append(f"{counted(left_out, 'value')} of {metric} left out of its curve: {NOT_SHOWN}.")
     places = run.rollouts.within(first_step, last_step)
     rollouts, cut_off = _choose(run.rollouts, places, max_rollouts)
     cut_off += run.rollouts.broken
     if not run.rollouts:
         notes.append("No rollouts were recorded: train with record_rollouts set to how many.")
     if len(run.rollouts) > len(rollouts):
-        long = f": a page holds up to {MOST_TOKENS:,} tokens" if len(rollouts) < min(max_rollouts, len(places)) else ""
+        most = f": a page holds up to {MOST_TOKENS:,} tokens and {MOST_LETTERS:,} letters"
+        long = most if len(rollouts) < min(max_rollouts, len(places)) else ""
         notes.append(f"{len(rollouts)} of {len(run.rollouts)} recorded rollouts are shown{long}.")
     if cut_off:
         notes.append(f"{counted(cut_off, 'line')} of rollouts.jsonl left out: cut off in writing.")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .plain import oddity
 
 
 MOST = 2**53  # of whole numbers, more than a browser counts
 _STEP = re.compile(rb'\{\s*"step"\s*:\s*(\d{1,15})[\s,}]')
+_MARKS = [(getattr(codecs, f"BOM_UTF{bits}_{order}"), f"UTF-{bits}") for bits in (32, 16) for order in ("LE", "BE")]
 _SHARES = "student_probability teacher_probability draft_student_probability draft_teacher_probability".split()
 # one entry a token, of these types
 _LISTS: dict[str, tuple[type, ...]] = {
@@ -46,8 +48,8 @@ class Rollouts:
         self.starts, self.lines = array("Q"), array("Q")  # bytes before a line, and its number, from 1
         if not path.is_file():
             return
-        at = 0
         with open(path, "rb") as file:
+            at = _skip_mark(file, path)
             for number, line in enumerate(file, 1):
                 bare = line.strip()
                 if bare[:1] == b"{" and bare[-1:] == b"}":
@@ -111,6 +113,19 @@ class Rollouts:
         if not places and steps:
             raise ValueError(f"{self.path} has no rollout of these steps, but from {min(steps)} to {max(steps)}")
         return places
+
+
+def _skip_mark(file: BinaryIO, path: Path) -> int:
+    """How many bytes a byte order mark has, behind which the file is read on.
+
+    Raises:
+        ValueError: it is that of another encoding.
+    """
+    start = file.read(4)
+    for mark, name in _MARKS:
+        if start.startswith(mark):
+            raise ValueError(f"{path} is {name} text, and must be UTF-8")
+    return file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
 
 
 def _fault(entry: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ from .rollouts import Rollouts
 
 
 NOTES = "run_notes.json"  # which a run's script writes: settings and warnings
+LARGEST = 1e300  # of what a curve shows: a distance between two of them is a number, too
+NOT_SHOWN = f"NaN, infinite or above {LARGEST:g}"
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Run:
         return sorted(points.items())
 
     def points(self, metric: str) -> list[tuple[int, float]]:
-        """[`values`] without those that no curve can show: NaN and infinity."""
-        return [(step, value) for step, value in self.values(metric) if math.isfinite(value)]
+        """[`values`] without those that no curve can show: see [`NOT_SHOWN`]."""
+        return [(step, value) for step, value in self.values(metric) if abs(value) <= LARGEST]
 
 
 def _read_state(path: Path) -> tuple[int, list[dict[str, Any]]]:

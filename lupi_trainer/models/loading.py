@@ -20,6 +20,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from ..lab import resolve_model
 from .adapters import check_adapters, refuse_adapter, refuse_tied, trains_tokens_alone
+from .hub_code import refuse_hub_code
 from .vocabulary import check_tokenizer
 
 
@@ -87,6 +88,7 @@ def resolve_student(
         init_kwargs: dict[str, Any] = {"use_safetensors": True} | (args.model_init_kwargs or {})
         args.model_init_kwargs = init_kwargs
         refuse_adapter(model, "student", init_kwargs.get("revision"))
+        refuse_hub_code(model, init_kwargs.get("revision"))
         if trains_tokens_alone(model, peft_config):
             refuse_tied(AutoConfig.from_pretrained(model, **repository_options(args)))
     elif peft_config is None and not trains_more and not any(p.requires_grad for p in model.parameters()):
@@ -151,10 +153,13 @@ def load_model(name: str, dtype: str = "auto", device: str | None = None, *, cha
         if (adapter := find_adapter_config_file(path)) is not None:
             from peft import AutoPeftModelForCausalLM
 
-            _check_base(name, adapter)
+            refuse_hub_code(_check_base(name, adapter))
+            if Path(path).is_dir() and not (Path(path) / "adapter_model.safetensors").is_file():
+                raise FileNotFoundError(f"{name} has no adapter_model.safetensors")
             cached_file(path, "adapter_model.safetensors")  # raises where there is none: PEFT would read a pickle
             model = AutoPeftModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
         else:
+            refuse_hub_code(path)
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **SAFE_WEIGHTS)
     return model.to(device).eval(), tokenizer
 
@@ -176,11 +181,14 @@ def weights_named(name: str) -> Generator[None]:
         raise ValueError(f"the weights of {name} have other shapes than its configuration says") from error
 
 
-def _check_base(name: str, config: str) -> None:
-    """Raise ValueError for an adapter whose configuration file names a base model that is not where it was."""
-    base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path")
+def _check_base(name: str, config: str) -> str:
+    """The base model of an adapter; a ValueError where its configuration file names one that is not where it was."""
     try:
-        resolve_model(base or "")
+        base = json.loads(Path(config).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{config}: not a configuration of an adapter ({error})") from error
+    try:
+        return resolve_model(base or "")
     except ValueError as error:
         raise ValueError(f"{name} is an adapter, and its base model is not here: {error}") from error
 
@@ -205,6 +213,7 @@ def load_complete(name: str, role: str, **model_kwargs: Any):
     """
     path, revision = resolve_model(name), model_kwargs.get("revision")
     refuse_adapter(path, role, revision)
+    refuse_hub_code(path, revision)
     options = SAFE_WEIGHTS | {key: value for key, value in model_kwargs.items() if value is not None}
     known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     refuse_quantized(AutoConfig.from_pretrained(path, **known), role)

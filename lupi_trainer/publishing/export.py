@@ -20,6 +20,7 @@ from ..lab.folders import ADAPTER_CONFIG
 from ..models.adapters import load_adapter, merge_adapter, refuse_adapter
 from ..models.generation import make_savable
 from ..models.head_check import refuse_encoder_decoder
+from ..models.hub_code import refuse_hub_code
 from ..models.loading import NO_CODE, load_complete, refuse_quantized
 from ..models.vocabulary import check_tokenizer, check_vocabularies
 from .ends import make_sampling_valid, set_ends, set_template_defaults
@@ -87,6 +88,7 @@ def find_student(name: str, base: str | None = None, template_kwargs: Mapping[st
     own = base is None or (Path(folder) / "tokenizer_config.json").is_file()
     if base is not None:
         refuse_adapter(weights, "base")
+        refuse_hub_code(weights)
         open_adapter(folder)
     config, tokenizer = _read(AutoConfig, weights), _read(AutoTokenizer, folder if own else weights)
     check_tokenizer(tokenizer)
@@ -192,6 +194,7 @@ def check_draft(student: Student, teacher: str) -> None:
     """
     path = resolve_model(teacher)
     refuse_adapter(path, "teacher")
+    refuse_hub_code(path)
     config, tokenizer = _read(AutoConfig, path), _read(AutoTokenizer, path)
     check_vocabularies(student.config, config, student.tokenizer, tokenizer)
     ours, theirs = (one.get_text_config().vocab_size for one in (student.config, config))

@@ -16,6 +16,7 @@ from ..data.special_tokens import SpecialTokens
 from ..data.templates import check_template_kwargs
 from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
+from ..models.hub_code import refuse_hub_code
 from ..models.vocabulary import tokenizer_beside
 from ..training import reporters
 from ..training.checkpoints import only_run, room_for, write_atomically
@@ -148,6 +149,7 @@ def student_arguments(training_args, model_args) -> dict[str, Any]:
     training_args.model_init_kwargs = init_kwargs | (training_args.model_init_kwargs or {})
     path = resolve_model(model_args.model_name_or_path)
     refuse_adapter(path, "student", model_args.model_revision)
+    refuse_hub_code(path, model_args.model_revision)
     return {
         "model": path,
         "args": training_args,

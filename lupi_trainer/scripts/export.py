@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adapter", action="store_true", help="keep the adapter, and do not merge it (hf and vllm)")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", choices=dtypes, default="auto", help="type of the weights of hf and vllm (auto: that of the files)")
-    add("--type", choices=GGUF_TYPES, default="f16", help="type of the weights in a GGUF file")
+    add("--type", choices=GGUF_TYPES, help="type of the weights in a GGUF file (default: f16)")
     add("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py, for models that are not written here")
     add("--draft_of", metavar="TEACHER", help="README says how it drafts for this model on vLLM (--to vllm)")
     add(
@@ -67,8 +67,9 @@ def check_flags(args: argparse.Namespace, is_adapter: bool) -> None:
             "--dtype is of the weights of hf and vllm; "
             + ("of a GGUF file: --type" if is_gguf else "an adapter keeps its own")
         )
-    if not is_gguf and (args.converter or args.type != "f16"):
+    if not is_gguf and (args.converter or args.type):
         raise ValueError(f"--{'converter' if args.converter else 'type'} is of a GGUF file, with --to gguf or ollama")
+    args.type = args.type or "f16"
     if args.draft_of and (args.to != "vllm" or args.adapter):
         raise ValueError("--draft_of is of a complete model for vLLM: --to vllm, without --adapter")
     if args.base_dir and not is_adapter:

@@ -13,8 +13,9 @@ from .recipe_words import RecipeError
 FLAG = "--no_plugins"
 HELP = "refuse classes of your own, `env` and code of models in a recipe: for one that you do not trust"
 CLASSES = ("acceptance_rule", "gamma_policy")
-CODE = ("trust_remote_code", "allow_all_kernels", "use_kernels")  # switches under which the Hub's code runs
-KERNELS = ("attn_implementation", "teacher_attn_implementation")  # OWNER/NAME is code from the Hub
+# switches under which the Hub's code runs
+CODE = ("trust_remote_code", "allow_all_kernels", "use_kernels", "kernel_config")
+KERNELS = ("attn_implementation", "experts_implementation")  # how such keys end; OWNER/NAME is code from the Hub
 OFF = ("", "false", "f", "no", "n", "0", "none", "null")
 
 
@@ -42,7 +43,9 @@ def refuse_code(settings: dict[str, Any], where: str) -> None:
             what = f"names a class outside the package, {text!r}, whose code would run"
         elif last in CODE and text.lower() not in OFF:
             what = "lets code of a model or of the Hub run"
-        elif last in KERNELS and "/" in text:
+        elif last == "weights_only" and text.lower() in OFF:
+            what = "lets code in pickled weights run"
+        elif last.endswith(KERNELS) and "/" in text:
             what = f"names code on the Hub, {text!r}"
         if what:
             raise RecipeError(

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .remote import RemoteStats
-from .wire import GivenUp, NotAnswered, RequestRefused, TeacherServerError, Wire
+from .wire import GivenUp, NoAnswer, NotAnswered, RequestRefused, TeacherServerError, Wire
 
 
 Job = tuple[str, Callable[[threading.Event], Any]]  # by what name errors know it; gets the event that ends its tries
@@ -52,17 +52,31 @@ class ChatServer:
         words: Mapping[str, str] = MappingProxyType({}),
     ):
         self.wire = Wire(url, timeout, request_timeout, RemoteStats(), **words)
-        self.in_flight = in_flight
-        self.name = name or self.wire.patiently(lambda: self._only_one(name_flag))
+        self.in_flight, self.name_flag = in_flight, name_flag
+        self.name = name or self.wire.patiently(lambda: self._only_one())
 
-    def _only_one(self, name_flag: str) -> str:
-        answer = self.wire.send("GET", "/v1/models")
-        names = [self.wire.without_key(str(card["id"])) for card in answer["data"]]
+    def _names(self) -> list[str]:
+        """Of all models that are served."""
+        return [self.wire.without_key(str(card["id"])) for card in self.wire.send("GET", "/v1/models")["data"]]
+
+    def _only_one(self) -> str:
+        names = self._names()
         if len(names) != 1:
             raise TeacherServerError(
-                f"{self.wire.url} serves {', '.join(names) or 'nothing'}: say which with {name_flag}"
+                f"{self.wire.url} serves {', '.join(names) or 'nothing'}: say which with {self.name_flag}"
             )
         return names[0]
+
+    def _with_names(self, error: RequestRefused) -> RequestRefused:
+        """What is not found may be the model's name: then those that there are follow."""
+        try:
+            names = self._names() if error.status == 404 else [self.name]
+        except (TeacherServerError, NoAnswer, KeyError, TypeError, ValueError):
+            return error
+        if self.name in names:
+            return error
+        said = f"{error} (it serves {', '.join(names) or 'nothing'}: say which with {self.name_flag})"
+        return RequestRefused(said, error.status)
 
     def reply(
         self,
@@ -92,7 +106,10 @@ class ChatServer:
         body |= {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         if template:
             body["chat_template_kwargs"] = template
-        answer = self.wire.send("POST", "/v1/chat/completions", body | more, count=max_tokens)
+        try:
+            answer = self.wire.send("POST", "/v1/chat/completions", body | more, count=max_tokens)
+        except RequestRefused as error:
+            raise self._with_names(error) from error
         choice, text = _only_choice(answer)
         text = self.wire.without_key(text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         usage = answer.get("usage")

@@ -13,6 +13,7 @@ from transformers.integrations import deepspeed
 
 from ..models.adapters import refuse_adapter
 from ..models.head_check import refuse_rescaled
+from ..models.hub_code import refuse_hub_code
 from ..models.loading import SAFE_WEIGHTS, keep_4bit_exact, key_named
 from ..models.private import deepspeed_config, use_one_gpu_at_most
 from ..models.vocabulary import tokenizer_beside
@@ -197,6 +198,7 @@ def load_teacher_config(teacher: str | PreTrainedModel, args: Any, tokenizer: An
     options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
     with key_named(f"the teacher {teacher!r} (teacher_model_name_or_path)"):
         refuse_adapter(teacher, "teacher", args.teacher_model_revision)
+        refuse_hub_code(teacher, args.teacher_model_revision)
         config = AutoConfig.from_pretrained(teacher, **options)
         return config, tokenizer_beside(teacher, **options) if tokenizer is None else tokenizer
 

@@ -16,6 +16,7 @@ from ..losses.chunked_mtp import chunked_ce
 from ..models.adapters import refuse_adapter
 from ..models.backbone import backbone_states, inputs_on_device
 from ..models.head_check import check_head
+from ..models.hub_code import refuse_hub_code
 from ..models.lm_head import Head
 from ..models.loading import NO_CODE, SAFE_WEIGHTS, keep_4bit_exact, key_named
 from ..models.vocabulary import check_vocabularies, tokenizer_beside
@@ -146,6 +147,7 @@ def require_reference(model: str | nn.Module | None, args: Any, student: str | n
         with key_named(f"the reference {model!r} (reference_model_name_or_path)"):
             path = resolve_model(model)
             refuse_adapter(path, "reference", options.get("revision"))
+            refuse_hub_code(path, options.get("revision"))
             AutoConfig.from_pretrained(path, revision=options.get("revision"), **NO_CODE)
     refuse_shared(student, model, "reference")
 

@@ -179,6 +179,10 @@ def test_errors_name_the_question_and_show_no_key(serve, tmp_path, capsys, monke
     server.models = ("one", "two")
     assert main(command) == 2
     assert "serves one, two: say which with --served_model" in capsys.readouterr().err
+    server.faults = repeat(404)
+    assert main([*command, "--served_model", "three"]) == 2
+    said = capsys.readouterr().err
+    assert "refused (HTTP 404): as the test wants it (it serves one, two: say which with --served_model)" in said
     server.close()
     assert main([*command, "--served_model", "one"]) == 2
     assert "the server http" in (said := capsys.readouterr().err) and "(--server_timeout=0.1)" in said

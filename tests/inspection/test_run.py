@@ -159,13 +159,14 @@ def test_values_that_are_not_finite_are_left_out_of_curves_and_told(tmp_path):
     folder = make_run(tmp_path / "run", rollouts=2, perplexity=float("inf"), loss=0.5)
     state = json.loads((folder / "trainer_state.json").read_text())
     state["log_history"][1]["loss"] = float("nan")
+    state["log_history"][2]["loss"] = -1e305  # so far from others that their distance may be infinite
     (folder / "trainer_state.json").write_text(json.dumps(state))
     text = (folder / "rollouts.jsonl").read_text().replace('"divergence": [0.0,', '"divergence": [NaN,')
     (folder / "rollouts.jsonl").write_text(text)
     run = read_run(folder)
-    assert [step for step, _ in run.points("loss")] == [10, 30, 40]
+    assert [step for step, _ in run.points("loss")] == [10, 40]
     page = write_page(run, tmp_path / "page.html").read_text()
-    assert "1 value of loss left out of its curve: NaN or infinite." in page
+    assert "2 values of loss left out of its curve: NaN, infinite or above 1e+300." in page
     assert page_data(run)["metrics"] == {"perplexity": "inf", "loss": 0.5}
     assert page_data(run)["rollouts"][0]["divergence"][:2] == [None, 0.0]
     plot_runs([run], tmp_path / "plots", ["loss"])
@@ -176,7 +177,9 @@ def test_a_page_holds_so_many_tokens_that_it_stays_quick(tmp_path, monkeypatch):
     run = read_run(make_run(tmp_path / "run", rollouts=20, tokens=30))
     data = page_data(run)
     assert [r["row_id"] for r in data["rollouts"]] == [0, 5, 9]
-    assert data["notes"] == ["3 of 20 recorded rollouts are shown: a page holds up to 100 tokens."]
+    assert data["notes"] == [
+        "3 of 20 recorded rollouts are shown: a page holds up to 100 tokens and 10,000,000 letters."
+    ]
     assert len(page_data(read_run(make_run(tmp_path / "long", rollouts=2, tokens=300)))["rollouts"]) == 1
 
 

@@ -200,6 +200,7 @@ def edited(tmp_path, file: str, change: dict) -> str:
         (["--to", "vllm", "--base_dir", "lab:teacher"], {}, "is no adapter, but a complete model"),
         (["--to", "ollama", "--dtype", "float16"], {}, "of a GGUF file: --type"),
         (["--to", "hf", "--type", "q8_0"], {}, "--type is of a GGUF file"),
+        (["--to", "vllm", "--type", "f16"], {}, "--type is of a GGUF file"),  # its default, which vLLM has not
         (["--to", "hf", "--draft_of", "lab:teacher"], {}, "--draft_of is of a complete model for vLLM"),
         (["--to", "hf", "--name", "a/b"], {}, "--name 'a/b' cannot be"),
         (["--to", "gguf", "--converter", "gone.py"], {}, "--converter: no such file: gone.py"),

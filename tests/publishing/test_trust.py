@@ -88,6 +88,24 @@ def test_a_models_own_code_is_not_run_and_nobody_is_asked(tmp_path, monkeypatch,
     assert marker.exists()  # it is code that would run
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("role", ["student", "teacher", "evaluated", "base of an adapter", "reference", "sft"])
+def test_code_of_the_hub_that_a_models_configuration_names_is_not_run(tmp_path, monkeypatch, tokenizer, role, key):
+    monkeypatch.setattr("transformers.modeling_utils.is_kernel", lambda name: pytest.fail(f"{name} would be loaded"))
+    path = tmp_path / "model"
+    shutil.copytree(resolve_model("lab:student"), path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {key: "someone/kernel"}))
+    if role == "base of an adapter":
+        tokenizer.save_pretrained(tmp_path / "adapter")
+        LoraConfig(base_model_name_or_path=str(path)).save_pretrained(tmp_path / "adapter")
+        path = tmp_path / "adapter"
+    loading = LOADING | {"base of an adapter": LOADING["evaluated"]}
+    loading["reference"] = lambda tmp_path, path: make_wmtp_trainer(tmp_path, "rho1-wmtp", reference_model=path)
+    with pytest.raises(ValueError, match=f"`{key}` in its config.json names code on the Hub, 'someone/kernel'"):
+        loading[role](tmp_path, str(path))
+
+
 def pickled(folder: Path, model) -> str:
     shutil.copytree(resolve_model("lab:student"), folder)
     (folder / "model.safetensors").unlink()
@@ -133,8 +151,12 @@ def test_a_pickled_adapter_is_not_read(tmp_path, student, tokenizer):
     load_model(str(folder))
     torch.save({}, folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
-    with pytest.raises(OSError, match="adapter_model.safetensors"):
+    with pytest.raises(OSError, match=r"adapter has no adapter_model.safetensors$"):
         load_model(str(folder))
+    for text in ("{", "[]", "[" * 100_000):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(ValueError, match="adapter_config.json: not a configuration of an adapter"):
+            load_model(str(folder))
 
 
 class Mark:

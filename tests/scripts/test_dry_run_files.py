@@ -112,3 +112,14 @@ def test_records_are_read_before_anything_heavy_is(tmp_path):
     path.write_text("{")
     (fault,) = [fault for fault in faults_of("skd", "--dataset_name", str(path)) if "JSON" in fault]
     assert fault.startswith(f"dataset_name: {path}")
+
+
+def test_pickled_weights_are_a_fault_unless_they_are_asked_for(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_text("")
+    for key in ("model", "teacher_model"):
+        named = "skd", f"--{key}_name_or_path", str(tmp_path)
+        fault = f"{key}_name_or_path: {tmp_path} has no weights as safetensors"
+        assert fault in faults_of(*named)
+        assert fault not in faults_of(*named, f"--{key}_init_kwargs", '{"use_safetensors": false}')
+        assert fault in faults_of(*named, f"--{key}_init_kwargs", '{"use_safetensors": true}')

@@ -19,6 +19,10 @@ CODE = {
     "trust_remote_code: 'Yes'": "'trust_remote_code' lets code",
     "model_init_kwargs: {trust_remote_code: true}": "'model_init_kwargs.trust_remote_code' lets code",
     """teacher_model_init_kwargs: '{"a": [{"use_kernels": 1}]}'""": "'teacher_model_init_kwargs.a.use_kernels' lets",
+    "model_init_kwargs: {_attn_implementation: someone/kernel}": "'model_init_kwargs._attn_implementation' names code",
+    "model_init_kwargs: {experts_implementation: a/kernel}": "'model_init_kwargs.experts_implementation' names code",
+    "model_init_kwargs: {kernel_config: {RMSNorm: a/b}}": "'model_init_kwargs.kernel_config' lets code",
+    "model_init_kwargs: {weights_only: false}": "'model_init_kwargs.weights_only' lets code in pickled weights run",
     "attn_implementation: someone/kernel": "'attn_implementation' names code on the Hub, 'someone/kernel'",
 }
 READERS = {name: [name, "--config"] for name in (*TRAINING, "compare", "real")} | {"sweep": ["sweep"]}
@@ -50,7 +54,7 @@ def test_code_is_refused_by_key_in_a_recipe_and_on_the_command_line(line, tmp_pa
     said = refusal(["skd", "--config", "recipe.yaml", "--no_plugins"], capsys)
     assert said.startswith(f"error: recipe.yaml: {CODE[line]}") and "--no_plugins refuses it" in said
     key, _, value = line.partition(": ")
-    if key != "env" and "{trust" not in value:
+    if key not in ("env", "model_init_kwargs"):
         said = refusal(["skd", "--no_plugins", f"--{key}", value.strip("'")], capsys)
         assert said.startswith(f"error: option {CODE[line].replace('Yes', 'yes')}")
 
@@ -82,7 +86,7 @@ def test_scripts_that_accelerate_starts_have_it_and_what_brings_no_code_passes(t
             parse(arguments)
     recipe.write_text(
         "dataset_name: lab:new\nenv: {}\ntrust_remote_code: false\nacceptance_rule: top_p\nattn_implementation: sdpa\n"
-        "model_init_kwargs: {trust_remote_code: false}"
+        "model_init_kwargs: {trust_remote_code: false, weights_only: true}"
     )
     assert parse(arguments)[1].acceptance_rule == "top_p"
     with pytest.raises(RecipeError, match="option 'gamma_policy' names a class"):

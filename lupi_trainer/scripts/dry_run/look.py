@@ -1,5 +1,6 @@
 """What files alone say against a run: its keys, data, models, folder, packages. torch is not imported."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,10 +145,20 @@ def models(settings: Settings) -> Iterator[str]:
                     f"{key}: {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
                     f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
                 )
-            elif not any(path.glob("*.safetensors")):
+            elif not any(path.glob("*.safetensors")) and not _takes_pickles(settings, key):
                 yield f"{key}: {name} has no weights as safetensors"
         elif offline and not _is_cached(name, settings.get(REVISIONS[key])):
             yield f"{key}: {name} is no folder here, HF_HUB_OFFLINE is set, and its cache has no such model"
+
+
+def _takes_pickles(settings: Settings, key: str) -> bool:
+    """Whether the loading options of the model that a key names ask for weights of PyTorch's own format."""
+    options = settings.get(key.replace("model_name_or_path", "model_init_kwargs"))
+    try:
+        options = json.loads(options) if isinstance(options, str) else options
+    except (ValueError, RecursionError):  # which is said where it is read
+        return False
+    return isinstance(options, dict) and options.get("use_safetensors") is False
 
 
 def _template(settings: Settings) -> Iterator[str]:
