@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
@@ -21,6 +23,17 @@ from .wire import OneTextFails, TeacherServerError, Wire
 
 _SHORT = 6  # tokens of text for each place asked about, up to which `prompt_logprobs` is faster (measured)
 _IN_FLIGHT = 32  # requests at the same time
+_TRIES = 20
+
+
+class Cut(ValueError):
+    """Fewer of the likeliest tokens than were asked for.
+
+    vLLM (0.32) returns two where it reads a prompt together with one whose tokens are asked for by their ids, as
+    another process may do; `prompt_logprobs` are not cut.
+    """
+
+
 _PROBE_TOKENS = 48
 _ROUNDED = 0.02  # by how much a sum of probabilities of half precision may be off
 
@@ -65,6 +78,7 @@ class TeacherServer(RemoteTeacher):
         self.max_length = card["max_model_len"] - 1  # it writes one token more
         self._probe = _probe_text(tokenizer)
         self._wire.patiently(lambda: self._check_tokenizer(tokenizer))
+        self._looking, self._looked = threading.Lock(), -math.inf  # when it was last seen to be the same
         self._fingerprint = self._wire.patiently(self._look)
 
     # What the engine asks
@@ -82,7 +96,7 @@ class TeacherServer(RemoteTeacher):
         """One request a row, many in flight at once; where one fails for good, the others are given up."""
         given_up = threading.Event()
         futures = [
-            self._pool.submit(self._wire.patiently, lambda row=row: ask(*row), self._check_same, given_up)
+            self._pool.submit(self._wire.patiently, lambda row=row: ask(*row), self._check_back, given_up)
             for row in zip(*columns)
         ]
         try:
@@ -99,7 +113,12 @@ class TeacherServer(RemoteTeacher):
                 future.cancel()
 
     def _score(self, text: list[int], count: int):
-        return self._by_prompt(text, count) if len(text) <= _SHORT * count else self._by_prefixes(text, count)
+        if len(text) > _SHORT * count:
+            try:
+                return self._by_prefixes(text, count)
+            except Cut:
+                pass
+        return self._by_prompt(text, count)
 
     def _by_prompt(self, text: list[int], count: int):
         # the last token of the prompt is not looked at, only what might have been there
@@ -157,10 +176,10 @@ class TeacherServer(RemoteTeacher):
         """The likeliest `top_k`, falling.
 
         Raises:
-            ValueError: there are fewer.
+            Cut: there are fewer.
         """
         if len(values) < self.top_k:
-            raise ValueError(f"{len(values)} of the {self.top_k} likeliest tokens")
+            raise Cut(f"{len(values)} of the {self.top_k} likeliest tokens")
         ids = sorted(values, key=values.__getitem__, reverse=True)[: self.top_k]
         return ids, [values[i] for i in ids]
 
@@ -213,7 +232,7 @@ class TeacherServer(RemoteTeacher):
         """Log-probabilities after the last tokens of the probe, asked for in every way that will be used."""
         text = self._probe[1]
         try:
-            ways = self._by_prompt(text, 4), self._by_prefixes(text, 4)
+            ways = self._by_prompt(text, 4), self._uncut(lambda: self._by_prefixes(text, 4))
             likeliest = ways[1][-1][0][:MOST_ASKED]
             asked = self._logprobs(text, likeliest)
         except TeacherServerError as error:
@@ -227,6 +246,23 @@ class TeacherServer(RemoteTeacher):
                 "--logprobs-mode raw_logprobs"
             )
         return by_prefixes
+
+    def _uncut(self, ask: Callable):
+        """What `ask()` returns once no other process asks for tokens by their ids at the same moment."""
+        for _ in range(_TRIES):
+            try:
+                return ask()
+            except Cut:
+                time.sleep(random.uniform(0.02, 0.2))
+        return ask()
+
+    def _check_back(self) -> None:
+        """`_check_same`, by one of all rows that wait for the server: the others need not look again."""
+        waits = time.monotonic()
+        with self._looking:
+            if self._looked < waits:
+                self._check_same()
+                self._looked = time.monotonic()
 
     def _check_same(self) -> None:
         """The model that answers now must be the one that answered when it was connected."""

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 
 import pytest
 import torch
@@ -56,6 +57,42 @@ def test_the_text_is_the_local_teachers(server, student, teacher, tokenizer, pro
     ways = {"prompt_logprobs" if "prompt_logprobs" in body else "logprobs" for body in server.requests}
     assert ways == {"prompt_logprobs", "logprobs"}, "both ways of asking must have been tried"
     assert all(isinstance(body["prompt"][0], int | list) for body in server.requests), "token ids, never text"
+
+
+def test_what_a_server_cuts_beside_anothers_question_is_asked_in_the_other_way(server, student, tokenizer, prompts):
+    """vLLM returns two tokens to those whom it reads together with a question for tokens by their ids."""
+    whole, sampled = roll(student, connect(server, tokenizer), prompts), server._sampled
+    cuts = []
+
+    def cut(row, body):
+        answer = sampled(row, body)
+        if not body.get("logprob_token_ids") and len(server.requests) % 3 < 2:
+            cuts.append(answer["top_logprobs"][0])
+            answer["top_logprobs"] = [dict(list(cuts[-1].items())[:2])]
+        return answer
+
+    server._sampled = cut
+    remote = connect(server, tokenizer)
+    assert roll(student, remote, prompts).completion_ids == whole.completion_ids
+    assert remote.stats.retries == 0 and len(cuts) > 20
+
+
+def test_a_server_that_is_back_is_looked_at_once(server, student, tokenizer, prompts):
+    """Not by every row that waits for it: their looks would be read together."""
+    remote, looks = connect(server, tokenizer), []
+    check = remote._check_same
+    remote._check_same = lambda: [looks.append(threading.get_ident()), check()]
+    server.faults = [503] * ROWS
+    server.together = None
+    with remote._looking:  # until all wait
+        rows = threading.Thread(target=remote.score, args=([[3, 4, 5]] * ROWS, [1] * ROWS))
+        rows.start()
+        deadline = time.monotonic() + 20
+        while remote.stats.retries < ROWS and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.6)  # the first pause
+    rows.join(20)
+    assert remote.stats.retries == ROWS and len(looks) == 1
 
 
 def test_rows_are_asked_about_at_the_same_time(server, student, tokenizer, prompts):
