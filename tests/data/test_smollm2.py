@@ -106,15 +106,21 @@ def test_general_questions_and_the_text_have_nothing_to_do_with_it():
 def test_the_results_page_is_what_the_runs_say():
     page = (DATA / "RESULTS.md").read_text(encoding="utf-8").split("# On a real model\n")[1]
     known = json.loads((DATA / "smollm2_runs.json").read_text(encoding="utf-8"))
-    shown = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
+    lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in page.splitlines() if line.startswith("|")]
+    starts = [n - 1 for n, line in enumerate(lines) if set("".join(line)) == {"-"}]
+    ends, curves, tuning = (lines[a + 2 : b] for a, b in zip(starts, [*starts[1:], len(lines)]))
+
+    def percent(point: dict, *names: str) -> list[str]:
+        return [f"{point[name]:.1%}" for name in names]
+
+    scores, runs = ("new", "new_strict", "unseen", "general"), known["runs"]
+    assert [row[2:6] for row in ends] == [percent(run["curve"][-1], *scores) for run in runs]
+    accepted = [percent(run["rollouts"], "acc_rate/mean") if "rollouts" in run else [""] for run in runs]
+    assert [row[6:7] for row in ends] == accepted
+    points = [point for run in runs[:2] for point in run["curve"]]
+    assert [row[1:] for row in curves] == [
+        [str(p["step"]), *percent(p, *scores), f"{p['tokens']:,}"] for p in points
     ]
-    scores = ("new", "new_strict", "unseen", "general")
-    rows = [
-        [str(p["step"]), *(f"{p[score]:.1%}" for score in scores), f"{p['tokens']:,}"]
-        for p in known["runs"][0]["curve"]
-    ]
-    assert shown[2 : 2 + len(rows)] == rows
-    marks = [[f"{p['new']:.1%}" for p in run["curve"][1:]] for run in known["tuning"]]
-    assert [[cell for cell in row[3:] if "%" in cell] for row in shown[-len(marks) :]] == marks
-    assert f"{known['runs'][0]['rollouts']['acc_rate/mean']:.1%} were accepted" in page
+    marks = [", ".join(f"{p['step']}: {p['new']:.1%}" for p in run["curve"][1:]) for run in known["tuning"]]
+    assert [row[-1] for row in tuning] == marks
+    assert [row[0].split()[0].lower() for row in ends + tuning] == [run["arm"] for run in runs + known["tuning"]]
