@@ -118,9 +118,7 @@ def test_the_results_page_is_what_the_runs_say():
     accepted = [percent(run["rollouts"], "acc_rate/mean") if "rollouts" in run else [""] for run in runs]
     assert [row[6:7] for row in ends] == accepted
     points = [point for run in runs[:2] for point in run["curve"]]
-    assert [row[1:] for row in curves] == [
-        [str(p["step"]), *percent(p, *scores), f"{p['tokens']:,}"] for p in points
-    ]
+    assert [row[1:] for row in curves] == [[str(p["step"]), *percent(p, *scores), f"{p['tokens']:,}"] for p in points]
     marks = [", ".join(f"{p['step']}: {p['new']:.1%}" for p in run["curve"][1:]) for run in known["tuning"]]
     assert [row[-1] for row in tuning] == marks
     assert [row[0].split()[0].lower() for row in ends + tuning] == [run["arm"] for run in runs + known["tuning"]]
