@@ -23,17 +23,10 @@ def refuse_hub_code(name: str, revision: str | None = None) -> None:
     Raises:
         ValueError: it does; the message names file, key and code.
     """
-    file = cached_file(
-        name,
-        "config.json",
-        revision=revision,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
     try:
-        config = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # which is said when it is loaded
+        found = cached_file(name, "config.json", revision=revision)
+        config = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # which is said when it is loaded
         return
     for key, value in _named(config):
         if key.endswith(KERNELS) and "/" in str(value):
