@@ -12,7 +12,7 @@ from tests.families.tiny import families, pair, small
 from tests.speculative.toy_models import prompts
 
 
-FAMILIES = ("llama", "qwen3_5_text", "granitemoehybrid", "falcon_h1", "lfm2", "mamba")
+FAMILIES = ("llama", "qwen3_5_text", "falcon_h1", "mamba")
 PROMPTS = prompts(8, 2, 9, seed=1)
 
 
