@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from ..lab import resolve_model
 from ..models.adapters import check_base_untouched
 from ..models.backbone import context_length
+from ..models.head_check import refuse_rescaled
 from ..models.loading import key_named, repository_options
 from ..models.vocabulary import check_tokenizer, check_vocabularies
 from ..speculative.runners.support import config_can_draft, require_config_support
@@ -159,6 +160,7 @@ def compare_models(
     else:
         student_config = student.config
     refuse_router_loss(student_config, args)
+    refuse_rescaled(student_config, "student")
     teacher_config = student_config
     if teacher is not None:
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import RwkvConfig
 
 from lupi_trainer.lab.tokenizer import build_tokenizer
 from tests.families.tiny import families, small, tiny
@@ -73,3 +74,14 @@ def test_models_that_cannot_draft_learn_from_texts_that_one_of_them_writes(tmp_p
             make_trainer(tmp_path, folder, folder, config_record_rollouts=2, **given)
     with pytest.raises(ValueError, match="the student RecurrentGemmaForCausalLM keeps a state of its own"):
         make_trainer(tmp_path, folder, "lab:teacher")
+
+
+@pytest.mark.parametrize("policy", ["speculative", "student"])
+def test_a_student_that_cannot_be_saved_is_not_told_of_another_policy(tmp_path, policy):
+    """RWKV, refused by its configuration: there are no weights to read."""
+    tokenizer = build_tokenizer()
+    RwkvConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(tmp_path / "rwkv")
+    tokenizer.save_pretrained(tmp_path / "rwkv")
+    (tmp_path / "rwkv" / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(ValueError, match="the student is a rwkv model.* Such a model is not supported here$"):
+        make_trainer(tmp_path, str(tmp_path / "rwkv"), "lab:teacher", config_rollout_policy=policy)

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ...models.private import is_stateful
 from ..rules.logits import is_distribution
 from ..rules.noise import STUDENT, TEACHER, row_keys, sample
-from ..runners.support import active, base_model
+from ..runners.support import active, base_model, rounding
 from .report import Report
 from .request import Request
 from .results import Rollout, RolloutStats
@@ -70,9 +70,8 @@ def _fault(model) -> str | None:
                 out = module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
                 whole = module(input_ids=out.sequences[:, :-1], use_cache=False).logits[0, ids.shape[1] - 1 :]
             ours = torch.cat(out.logits).to(whole)
-            rounding = max(1e-4, 4 * torch.finfo(inner.dtype).eps) * whole.abs().max()
             off = (ours - whole).abs().max()
-            if off > rounding:
+            if off > rounding(model) * whole.abs().max():
                 _tried[inner] = f" is off by {off.item():.2g} from the logits of the text read at once"
         except torch.OutOfMemoryError:
             raise

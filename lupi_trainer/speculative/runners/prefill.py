@@ -62,7 +62,7 @@ class Prefill:
         fresh, donors = self._assign(slots, rows)
         fresh = [slot for slot in fresh if not self._restored(slot)]
         groups = self._groups(fresh)
-        blank = self.needs_buffers and bool(slots) and not groups and not self.cache.has_buffers
+        blank = self.needs_buffers and self.has_prefix and bool(slots) and not groups and not self.cache.has_buffers
         forwards = len(groups) + (not self.has_prefix) + blank
         empty = self.lockstep.most(forwards) - forwards
         if not self.has_prefix:

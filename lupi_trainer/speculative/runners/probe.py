@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ...models.private import supports_sdpa
 from .attention import ragged_attention
 from .runner import Runner
-from .support import active, base_model, evaluating, keeps_states, text_config
+from .support import active, base_model, evaluating, keeps_states, rounding, text_config
 
 
 _PROMPTS = [[1, 2, 3, 4, 2, 1], [3, 1, 2, 2]]  # rows of different lengths
@@ -49,12 +49,11 @@ def _fault(model, compared: bool) -> str | None:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError) as error:
         return f" does not run on the cache of a rollout ({error})"
-    rounding = max(1e-4, 4 * torch.finfo(base_model(model).dtype).eps) * theirs.abs().max()
     off = (ours - theirs).abs().max()
     # NaN is named by what trains, as a fault of the weights
     return (
         f" does not read its positions as it is told to (its logits are off by {off.item():.2g})"
-        if (off > rounding)
+        if (off > rounding(model) * theirs.abs().max())
         else None
     )
 

@@ -75,7 +75,7 @@ class Replay:
         if not self.fed:
             self.before = self.read[:rows]
             self.copy(0, rows)
-        self.fed.append(tokens)
+        self.fed.append(tokens.clone())  # of what may be a view of what the verdict overwrites
         for slot in range(rows):
             self.read[slot] += width
 

@@ -130,6 +130,15 @@ def reads_singly(model) -> bool:
     return text_config(model).model_type in _SINGLY
 
 
+def rounding(model) -> float:
+    """By how much two right ways to read a text may differ, as a share of the largest logit.
+
+    A layer's rounding adds to that of those before it as steps of a random walk do.
+    """
+    depth = getattr(text_config(model), "num_hidden_layers", None) or 1
+    return max(1e-4, 4 * torch.finfo(base_model(model).dtype).eps * max(depth / 4, 1) ** 0.5)
+
+
 def prefill_budget(model, rows: int, slots: int) -> int:
     """Tokens in one prefill forward, padding too: activations stay near an eighth of the weights and the cache."""
     config = text_config(model)

@@ -1,7 +1,11 @@
-"""What reading prompts costs beside the backbone."""
+"""What reading prompts costs beside the backbone, and that nothing is read over them."""
 
 import pytest
+import torch
 
+from lupi_trainer.speculative.runners.attention import ragged_attention
+from lupi_trainer.speculative.runners.runner import Runner
+from tests.families.tiny import families, small, tiny
 from tests.speculative.scene import Scene
 
 
@@ -18,3 +22,17 @@ def test_the_lm_head_reads_one_place_of_a_prompt_and_needs_no_copies_of_its_weig
         hook.remove()
     assert seen and all(states.is_contiguous() for states in seen)
     assert max(states.shape[1] for states in seen) <= 5 < max(map(len, scene.prompts[1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text"])
+def test_prompts_that_are_a_common_prefix_and_one_token_leave_nothing_to_read(family):
+    """The forward that would make buffers, where there are none, must not write over the prefix."""
+    model = tiny(small(families()[family]), seed=0)
+    prompts = [[*range(3, 23), last] for last in (5, 6)]
+    with ragged_attention(model):
+        runner = Runner(model, prompts, 2, 4, model.config.vocab_size)
+        runner.admit([0, 1], [0, 1])
+        logits, _ = runner.read(torch.tensor([[5], [6]]), torch.zeros(2, dtype=torch.long), 20)
+    expected = model(input_ids=torch.tensor(prompts), use_cache=False).logits[:, -1]
+    torch.testing.assert_close(logits[:, 0], expected, atol=1e-4, rtol=1e-4)

@@ -70,6 +70,15 @@ def test_a_copy_after_every_token_saves_the_students_reading(models, expected, m
     assert cost[True][0] < cost[False][0] and cost[True][1] > cost[False][1] and cost[True][2] < cost[False][2]
 
 
+def test_a_row_alone_reads_again_what_it_was_fed(models, expected, monkeypatch):
+    """Its last token is fed as a view of the rows' pending tokens, which the round's verdict overwrites."""
+    monkeypatch.setattr(Replay, "copies_steps", lambda self, rows, steps: False)
+    tokens, by_teacher, _ = expected["short"]
+    for row, prompt in enumerate(SHORT):
+        rollout = roll(models, [prompt], row_ids=[row])
+        assert (rollout.completion_ids, rollout.from_teacher) == ([tokens[row]], [by_teacher[row]])
+
+
 def test_the_teacher_reads_a_drafted_token_twice_at_most(models, monkeypatch):
     """And nothing is copied or read again where nothing is ever rejected."""
     student, teacher = models
