@@ -116,7 +116,7 @@ class TeacherServer(RemoteTeacher):
         if len(text) > _SHORT * count:
             try:
                 return self._by_prefixes(text, count)
-            except Cut:
+            except Cut:  # the other way has the same probabilities, which `_look` has compared
                 pass
         return self._by_prompt(text, count)
 

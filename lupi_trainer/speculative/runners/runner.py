@@ -188,9 +188,9 @@ class Runner:
         assert self.replay is not None
         starts = [self.prefill.length(slot) + self.replay.take_up(slot, tokens.shape[1]) for slot in slots]
         offsets, rows = torch.tensor(starts, device=self.device), torch.tensor(slots, device=self.device)
+        visible = self._visible(max(starts) + tokens.shape[1])
         for part in tokens.split(1 if self.prefill.singly else tokens.shape[1], 1):
             self.forwards += 1
-            visible = self._visible(max(starts) + tokens.shape[1])
             with active(self.model) as model:
                 positions = self.cache.seek(offsets, part.shape[1], visible, rows)
                 first = self.prefill.first_logits
