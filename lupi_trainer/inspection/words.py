@@ -16,6 +16,8 @@ METRICS = {
     "eval_closed_book_lenient": "Share of the questions that the student answers without the knowledge: an accepted "
     "answer anywhere in its text.",
     "rollout/tokens_per_second": "Tokens that student and teacher wrote a second, all rows together.",
+    "rollout/close_calls": "Share of the tokens written that hung on rounding, in half precision: read in other "
+    "shapes, another one might stand there.",
     "tokens/teacher_share": "Share of the tokens of the texts that the teacher wrote, since it rejected the draft.",
 }
 CURVES = {
@@ -27,7 +29,17 @@ CURVES = {
     "teacher_share": "How much of the texts is the teacher's: it falls as the student learns.",
 }
 # parts of the names of figures that are fractions of 1, in a log and in `metrics.json`
-SHARES = ("closed_book", "open_book", "phrasing", "long_form", "common_facts", "acc_rate", "acceptance", "_share")
+SHARES = (
+    "closed_book",
+    "open_book",
+    "phrasing",
+    "long_form",
+    "common_facts",
+    "acc_rate",
+    "acceptance",
+    "close_calls",
+    "_share",
+)
 MARKS = {  # metric -> its name on the page
     "eval_closed_book_strict": "closed-book, strict",
     "eval_closed_book_lenient": "closed-book, lenient",

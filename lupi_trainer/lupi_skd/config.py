@@ -55,7 +55,8 @@ class LUPISKDConfig(DistillationConfig):
             Draft length: tokens that the student drafts before the teacher verifies them.
         gamma_policy (`str`, *optional*, defaults to `"fixed"`):
             How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"`, `"goodput"`, or a class of your own as
-            `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. It changes the speed, never the text.
+            `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. It changes the speed, and in float32 never the
+            text.
         acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
             Which drafted tokens are accepted: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability
             relative to the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
@@ -86,6 +87,11 @@ class LUPISKDConfig(DistillationConfig):
         teacher_prompt_cache_mb (`int`, *optional*, defaults to `0`):
             Keep so many megabytes (2**20 bytes) of keys and values of prompts that a frozen teacher has read, and
             read them no more in later epochs. Text, and a resumed run, are the same but for rounding. `0` keeps none.
+        deterministic (`bool`, *optional*, defaults to `False`):
+            Let the shapes of a rollout follow from the seed, the data and the settings alone, so that a run in half
+            precision, too, writes the same texts when it is repeated, or resumed, on the same machine. What depends
+            on the clock, or on what has been read before, is refused: `gamma_policy="goodput"`,
+            `teacher_prompt_cache_mb` and a teacher on a server. For the backward, there is `full_determinism`.
         reuse_verification (`bool`, *optional*, defaults to `True`):
             Take the teacher's hidden states for the loss from the verification: one run of the teacher a step. Only
             where the rollout is speculative; the loss is the same.
@@ -209,6 +215,10 @@ class LUPISKDConfig(DistillationConfig):
         default=0, metadata={"help": "Megabytes of the teacher's prompts that are kept; 0: none."}
     )
     max_slots: int | None = field(default=None, metadata={"help": "Rows rolled out at the same time."})
+    deterministic: bool = field(
+        default=False,
+        metadata={"help": "Refuse what lets the shapes of rollouts depend on the clock."},
+    )
     reuse_verification: bool = field(
         default=True, metadata={"help": "Take the teacher's states for the loss from the verification."}
     )

@@ -45,6 +45,8 @@ def value_faults(args: Any) -> Iterator[str]:
         yield f"temperature (of the loss) must be above 0, and finite, got {args.temperature}"
     if not 0.0 <= args.beta <= 1.0:  # of which the parent lets NaN pass
         yield f"beta must be in [0, 1], got {args.beta}"
+    if args.deterministic:
+        yield from _undetermined(args)
     if args.teacher_load_in_4bit and args.teacher_load_in_8bit:
         yield "teacher_load_in_4bit and teacher_load_in_8bit exclude each other"
     if args.teacher_offload and (args.teacher_load_in_4bit or args.teacher_load_in_8bit):
@@ -55,3 +57,17 @@ def value_faults(args: Any) -> Iterator[str]:
                 f"{name}={getattr(args, name)!r} has no meaning here: the rollout samples at student_temperature "
                 f"and teacher_temperature, under accept_top_k and teacher_min_prob. Leave it at {neutral!r}."
             )
+
+
+def _undetermined(args: Any) -> Iterator[str]:
+    """What lets the shapes of a rollout depend on more than the seed, the data and the settings."""
+    said = "deterministic: true does not go with"
+    if args.gamma_policy == "goodput":
+        yield f"{said} gamma_policy='goodput', which follows measured seconds: take 'fixed' or 'adaptive'"
+    if args.teacher_prompt_cache_mb > 0:
+        yield (
+            f"{said} teacher_prompt_cache_mb={args.teacher_prompt_cache_mb}: a resumed run has not read the prompts "
+            "that an unbroken one keeps, and reads them in other shapes. Leave it at 0"
+        )
+    if args.teacher_model_server_url is not None:
+        yield f"{said} a teacher on a server, which chooses its batches itself"

@@ -14,9 +14,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ...models.private import is_stateful
+from ..rules.close_calls import sample_closely
 from ..rules.logits import is_distribution
 from ..rules.noise import STUDENT, TEACHER, row_keys, sample
-from ..runners.support import active, base_model, rounding
+from ..runners.support import active, base_model, resolution, rounding
 from .report import Report
 from .request import Request
 from .results import Rollout, RolloutStats
@@ -28,16 +29,22 @@ _tried: WeakKeyDictionary = WeakKeyDictionary()  # models that were tried -> the
 class _Draws(LogitsProcessor):
     """Puts the token that the noise of each row draws in the place of the logits."""
 
-    def __init__(self, keys: torch.Tensor, start: int, temperature: float, writer: int, vocab_size: int):
+    def __init__(self, keys, start: int, temperature: float, writer: int, vocab_size: int, resolution: float):
         self.keys, self.start, self.temperature, self.writer = keys, start, temperature, writer
-        self.vocab_size = vocab_size
+        self.vocab_size, self.resolution = vocab_size, resolution
         self.valid: list[torch.Tensor] = []  # of each token: [R] bool, whether there was a distribution
+        self.close: list[torch.Tensor] = []  # of each token: [R] bool, whether it was a close call; in half precision
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         logits = scores[:, : self.vocab_size].float()
         self.valid.append(is_distribution(logits))
         positions = torch.full_like(self.keys, input_ids.shape[1] - self.start)
-        token = sample(logits.nan_to_num(), self.temperature, self.keys, positions, self.writer)
+        drawn = logits.nan_to_num(), self.temperature, self.keys, positions, self.writer
+        if self.resolution:
+            token, close = sample_closely(*drawn, self.resolution)
+            self.close.append(close)
+        else:
+            token = sample(*drawn)
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
 
@@ -116,11 +123,12 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
         use_cache=True,
     )
     texts: list[list[int]] = [[] for _ in prompts]
+    near: list[list[bool]] = [[] for _ in prompts]
     broken, stats = {}, RolloutStats()
     # RWKV mixes the states of rows that it reads together
     for rows in _groups(prompts, 1 if is_stateful(base_model(model)) else request.slots):
         ids = torch.tensor([prompts[row] for row in rows], device=device)
-        draws = _Draws(keys[rows], ids.shape[1], temperature, writer, request.vocab_size)
+        draws = _Draws(keys[rows], ids.shape[1], temperature, writer, request.vocab_size, resolution(model))
         with active(model) as module, _plain_generation(model):
             out = module.generate(
                 input_ids=ids,
@@ -129,17 +137,24 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
                 logits_processor=LogitsProcessorList([draws]),
             )
         written, valid = out[:, ids.shape[1] :].tolist(), torch.stack(draws.valid, 1).tolist()
-        for row, tokens, known in zip(rows, written, valid):
+        close = torch.stack(draws.close, 1).tolist() if draws.close else [[]] * len(rows)
+        for row, tokens, known, calls in zip(rows, written, valid, close):
             ends = [i + 1 for i, token in enumerate(tokens) if token in request.eos_token_ids]
             whole = known.index(False) if False in known else len(tokens)
             texts[row] = tokens[: min([*ends, whole])]
+            near[row] = calls[: len(texts[row])]
             if whole < min([*ends, len(tokens)]):
                 broken[row] = "student" if mine else "teacher"
         _count(stats, [texts[row] for row in rows], [row in broken for row in rows], writer)
         if on_round is not None:
             on_round(stats)
+    stats.close_calls = sum(map(sum, near))
     return Rollout(
-        completion_ids=texts, from_teacher=[[not mine] * len(text) for text in texts], stats=stats, broken=broken
+        completion_ids=texts,
+        from_teacher=[[not mine] * len(text) for text in texts],
+        stats=stats,
+        broken=broken,
+        close_calls=near if resolution(model) else None,
     )
 
 

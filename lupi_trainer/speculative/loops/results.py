@@ -55,6 +55,7 @@ class RolloutStats(RoundCounts):
     full_match: int = 0  # blocks of which every token that had a place was accepted
     student_forwards: int = 0  # without the prefill
     teacher_forwards: int = 0
+    close_calls: int = 0  # tokens written whose draw or verdict lay within rounding; not counted in float32
 
     def _count_block(self, row: Report[int]) -> None:
         self.finished += row.remaining == 0
@@ -70,6 +71,7 @@ class Rollout:
     from_teacher: list[list[bool]]
     stats: RolloutStats
     broken: dict[int, str] = field(default_factory=dict)  # rows cut short -> whose logits were no distribution
+    close_calls: list[list[bool]] | None = None  # of each token: it hung on rounding; None in float32
     teacher_hidden: list[torch.Tensor] | None = None  # [len_i, H_teacher]: what the teacher's lm_head read
     # of a remote teacher [len_i, 2 * top_k]: its likeliest token ids, then their log-probabilities (-inf: no token)
     teacher_top: list[torch.Tensor] | None = None

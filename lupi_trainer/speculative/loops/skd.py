@@ -11,6 +11,7 @@ import torch
 
 from ...teachers.remote import RemoteTeacher
 from ..rules.acceptance import AcceptNone, Judged
+from ..rules.close_calls import close_verdict
 from ..rules.gamma import GAMMA_POLICIES, Fixed, GammaPolicy
 from ..rules.logits import is_distribution, probability, rank
 from ..rules.noise import row_keys
@@ -18,7 +19,7 @@ from ..runners.prompt_store import PromptStore
 from ..runners.remote_runner import RemoteRunner
 from ..runners.runner import Runner
 from ..runners.slots import Slots
-from .completions import Completions
+from .completions import Completions, either
 from .report import Report
 from .request import Request
 from .results import Block, Rollout, RolloutStats
@@ -31,6 +32,7 @@ class Draft(NamedTuple):
 
     tokens: torch.Tensor  # [A, g] int64
     valid: torch.Tensor  # [A, g] bool: drawn from a distribution
+    close: torch.Tensor | None  # [A, g] bool: another token was as likely but for rounding; None in float32
     logits: torch.Tensor | None  # [A, g, V] where the rule wants them, else of the traced rows alone, else None
 
 
@@ -43,6 +45,7 @@ class Verified(NamedTuple):
     logits: torch.Tensor  # [A, Q, V]
     hidden: torch.Tensor | None  # [A, Q, H], what lm_head read
     accepted: torch.Tensor  # [A, Q] bool
+    close: torch.Tensor | None  # [A, Q] bool: but for rounding, it would have been judged otherwise; None in float32
 
 
 class SKD(Rounds[RolloutStats]):
@@ -128,8 +131,10 @@ class SKD(Rounds[RolloutStats]):
         rows = torch.tensor(traced, device=device) if traced else None
         longest, temperature = self.slots.longest(self.student), self.r.student_temperature
         keep, home = bool(wanted or traced), self.teacher.device
-        tokens, valid, logits = self.student.draft(token, n, longest, gamma, temperature, keys, keep, rows)
-        return Draft(tokens.to(home), valid.to(home), None if logits is None else logits.to(home))
+        drafted = self.student.draft(token, n, longest, gamma, temperature, keys, keep, rows)
+        tokens, valid, close, logits = (None if part is None else part.to(home) for part in drafted)
+        assert tokens is not None and valid is not None  # these two always are there
+        return Draft(tokens, valid, close, logits)
 
     def verify(self, draft: Draft, states: torch.Tensor) -> Verified:
         """The teacher reads the draft, and its rule accepts or rejects each token; `states` [A, g + 1, S]."""
@@ -138,16 +143,17 @@ class SKD(Rounds[RolloutStats]):
         n, longest, keep = self.slots.n[:a], self.slots.longest(self.teacher), self.r.return_teacher_hidden
         if self.r.verification == "parallel":
             logits, hidden = self.teacher.read(fed, n, longest, keep)
-            return Verified(logits, hidden, self._judge(logits, draft, states, 0))
+            return Verified(logits, hidden, *self._judge(logits, draft, states, 0))
         parts, running = [], ~self.slots.idle[:a]
         for i in range(gamma):
             logits, hidden = self.teacher.read(fed[:, i : i + 1], n + i, longest + i, keep)
-            parts.append(Verified(logits, hidden, self._judge(logits, draft, states, i)))
+            parts.append(Verified(logits, hidden, *self._judge(logits, draft, states, i)))
             running = running & parts[-1].accepted[:, 0]
             if not self.lockstep.together and not running.any():
                 break
-        logits, hidden, accepted = zip(*parts)
-        return Verified(torch.cat(logits, 1), torch.cat(hidden, 1) if keep else None, torch.cat(accepted, 1))
+        logits, hidden, accepted, close = (None if part[0] is None else torch.cat(part, 1) for part in zip(*parts))
+        assert logits is not None and accepted is not None
+        return Verified(logits, hidden, accepted, close)
 
     def _predicted_states(self, gamma: int) -> torch.Tensor:
         """Returns [A, gamma + 1, S]: the rule's state before each place, if all tokens before it are accepted."""
@@ -156,8 +162,11 @@ class SKD(Rounds[RolloutStats]):
             states.append(self.r.acceptance.next_state(states[-1], True))
         return torch.stack(states, 1)
 
-    def _judge(self, logits: torch.Tensor, draft: Draft, states: torch.Tensor, first: int) -> torch.Tensor:
-        """Returns [A, Q] bool for the teacher's `logits` [A, Q, V] at the places of the draft from `first` on."""
+    def _judge(self, logits: torch.Tensor, draft: Draft, states: torch.Tensor, first: int):
+        """Returns which are accepted [A, Q] bool, and which of these verdicts were close [A, Q] bool or None.
+
+        `logits` [A, Q, V] are the teacher's at the places of the draft from `first` on.
+        """
         places = slice(first, first + logits.shape[1])
         student_logits = draft.logits if self.r.acceptance.needs_student_logits else None
         judged = Judged(
@@ -168,7 +177,8 @@ class SKD(Rounds[RolloutStats]):
             student_temperature=self.r.student_temperature,
             state=states[:, places],
         )
-        return self.r.acceptance.accept(judged)
+        accepted, resolution = self.r.acceptance.accept(judged), self.teacher.resolution
+        return accepted, close_verdict(self.r.acceptance, judged, accepted, resolution) if resolution else None
 
     def commit(self, draft: Draft, verified: Verified, states: torch.Tensor) -> Report[torch.Tensor]:
         """Writes the accepted tokens and the teacher's corrections.
@@ -186,13 +196,17 @@ class SKD(Rounds[RolloutStats]):
         at = accepted.clamp(max=width - 1)
         broken = rejected & ~valid[slots, at] & ~self.slots.idle[:a]
         corrects = rejected & ~broken
-        correction = self.teacher.draw(logits, at, self.r.teacher_temperature, self.keys[row], n + at, corrects)
+        drawn = logits, at, self.r.teacher_temperature, self.keys[row], n + at, corrects
+        correction, close = self.teacher.draw(*drawn)
         corrected = corrects[:, None] & (places == at[:, None])
         new = torch.where(corrected, correction[:, None], draft.tokens[:, :width])
 
         count = torch.minimum(accepted + corrects, left).masked_fill(self.slots.idle[:a], 0)
         ends, count, column = self.cut(new, count, n)
-        self.completions.write(row, column, new, corrected, verified.hidden)
+        drafted_closely = None if draft.close is None else draft.close[:, :width]
+        drawn_closely = None if close is None else corrected & close[:, None]
+        close = either(drafted_closely, verified.close, drawn_closely)
+        self.completions.write(row, column, new, corrected, verified.hidden, close)
         if self.tracer is not None and draft.logits is not None:
             self._trace(self.tracer, draft.tokens, draft.logits, logits, new, column)
 
@@ -261,7 +275,8 @@ class SKD(Rounds[RolloutStats]):
             on_block(block)
 
     def result(self) -> Rollout:
-        tokens, by_teacher, hidden = self.completions.of_lengths(self.lengths)
+        tokens, by_teacher, hidden, close = self.completions.of_lengths(self.lengths)
+        self.stats.close_calls = sum(map(sum, close or []))
         self.stats.student_forwards = self.student.forwards
         self.stats.teacher_forwards = self.teacher.forwards
         self.stats.count_replay(self.slots.runners)
@@ -270,6 +285,7 @@ class SKD(Rounds[RolloutStats]):
             from_teacher=by_teacher,
             stats=self.stats,
             broken=self.broken,
+            close_calls=close,
             teacher_hidden=None if self.remote else hidden,
             teacher_top=hidden if self.remote else None,
             traces=self.tracer.traces(self.lengths) if self.tracer else None,

@@ -29,13 +29,15 @@ class TeacherOnly(SKD):
         token, keys, parts = self.pending[:a, 1:].contiguous(), self.keys[row], []
         for i in range(gamma):
             logits, hidden = self.teacher.read(token, n + i, longest + i, keep)
-            token = self.teacher.draw(logits, first, temperature, keys, n + i, running)[:, None]
-            parts.append((token, is_distribution(logits), hidden))
-        tokens, valid, hidden = zip(*parts)
+            drawn, close = self.teacher.draw(logits, first, temperature, keys, n + i, running)
+            token = drawn[:, None]
+            parts.append((token, is_distribution(logits), hidden, close))
+        tokens, valid, hidden, close = zip(*parts)
+        near = None if close[0] is None else torch.stack(close, 1)
         new, valid = torch.cat(tokens, 1), torch.cat(valid, 1)
         written = valid.long().cumprod(1).sum(1)
         ends, count, column = self.cut(new, torch.minimum(written, left) * running, n)
-        self.completions.write(row, column, new, True, torch.cat(hidden, 1) if keep else None)
+        self.completions.write(row, column, new, True, torch.cat(hidden, 1) if keep else None, near)
         broken = (written < left.clamp(max=gamma)) & ~ends & running
         self.pending[:a] = new[torch.arange(a, device=n.device), count - 1][:, None]
         self.slots.n[:a] += count

@@ -20,7 +20,7 @@ from ..rules.noise import TEACHER, gumbel
 class RemoteRunner:
     """Reads as a `Runner` does; the text of a row takes the place of its keys and values."""
 
-    recorded, least_batch, replay = False, 0, None
+    recorded, least_batch, replay, resolution = False, 0, None, 0.0
 
     def __init__(
         self,
@@ -124,15 +124,17 @@ class RemoteRunner:
         error = error.masked_fill((ids == self.vocab_size).all(-1), 0.0).max().item()
         self.teacher.stats.normalizer_error = max(self.teacher.stats.normalizer_error, error)
 
-    def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
+    def draw(self, logits, at, temperature: float, keys, positions, wanted) -> tuple[torch.Tensor, None]:
         """logits [A, Q, V], at [A] -> tokens [A] drawn from the full distribution at place `at`, where `wanted` [A].
+
+        Also returns None for the close calls: what the server computes in is not known.
 
         A token that was not returned has at most the log-probability of the least likely one returned. With the
         addressed noise of every token at hand, those that could still win are asked for, most promising first.
         """
         logits = logits[torch.arange(len(at), device=at.device), at].clone()
         if temperature == 0:
-            return logits.argmax(-1)
+            return logits.argmax(-1), None
         noise = gumbel(keys, positions, TEACHER, self.vocab_size)
         unknown = logits == logits.amin(-1, keepdim=True)
         ceiling = logits.masked_fill(unknown, math.inf).amin(-1, keepdim=True)
@@ -155,4 +157,4 @@ class RemoteRunner:
                 logits[slot, asked[slot]] = torch.tensor(values, device=logits.device)
                 unknown[slot, asked[slot]] = False
         scores = (logits / temperature).add_(noise).masked_fill_(unknown, -math.inf)
-        return scores.argmax(-1)
+        return scores.argmax(-1), None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..rules.close_calls import sample_closely
 from ..rules.noise import TEACHER, sample
 from .attention import attends_by_length
 from .cache import RaggedCache
@@ -29,6 +30,7 @@ from .support import (
     cache_kinds,
     keeps_states,
     require_cache,
+    resolution,
     text_config,
     usable_positions,
 )
@@ -76,6 +78,7 @@ class Runner:
             )
         self.model, self.vocab_size, self.compile, self.lockstep = model, vocab_size, compile, lockstep
         self.device = model.get_input_embeddings().weight.device
+        self.resolution = resolution(model)
         self.prompts = prompts
         self.size = max(map(len, prompts)) + max_new_tokens
         if compile:  # so that batches of similar length share their graphs
@@ -143,11 +146,12 @@ class Runner:
         keys: torch.Tensor,
         keep_logits: bool,
         rows: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """tokens [A, 1] -> the next `gamma` tokens of each row [A, gamma], drawn with the noise of `keys` [A].
 
-        Also returns which of them came from a distribution [A, gamma] bool, and, with `keep_logits`, the logits of
-        `rows` [P, gamma, V] (None: of all), else None.
+        Also returns which of them came from a distribution [A, gamma] bool, which were close calls [A, gamma] bool
+        (None where the model computes in float32), and, with `keep_logits`, the logits of `rows` [P, gamma, V] (None:
+        of all), else None.
         """
         at_once = self.compile and not self.recorded and self.device.type == "cpu"
         step = compiled_write if self.compile else write
@@ -157,21 +161,27 @@ class Runner:
 
         def run(model, seen, tokens, offsets, keys, written):
             fed = tokens, offsets, seen, self.vocab_size, span(gamma) if at_once else gamma
-            drawn = temperature, keys, written
-            return call(draft, model, self.cache, *fed, *drawn, keep_logits, in_loop, step, compile=at_once)[:3]
+            drawn = temperature, keys, written, self.resolution
+            return call(draft, model, self.cache, *fed, *drawn, keep_logits, in_loop, step, compile=at_once)[:4]
 
         self.forwards += gamma
         kind = draft, gamma, keep_logits, temperature
         if self.replay is not None:
             self.replay.feed(tokens)
-        drafts, valid, logits = self._call(run, kind, longest, gamma, tokens, written, keys, written)
+        drafts, valid, close, logits = self._call(run, kind, longest, gamma, tokens, written, keys, written)
         if self.replay is not None:
             self.replay.feed(drafts[:, :-1])
-        return drafts, valid, logits[rows] if self.compile and rows is not None else logits
+        return drafts, valid, close, logits[rows] if self.compile and rows is not None else logits
 
-    def draw(self, logits, at, temperature: float, keys, positions, wanted) -> torch.Tensor:
-        """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts."""
-        return sample(logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER)
+    def draw(
+        self, logits, at, temperature: float, keys, positions, wanted
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """logits [A, Q, V], at [A] -> the teacher's token [A] at place `at`; `wanted` [A]: where it counts.
+
+        Also returns which were close calls [A] bool; None where the model computes in float32.
+        """
+        drawn = logits[torch.arange(len(at), device=at.device), at], temperature, keys, positions, TEACHER
+        return sample_closely(*drawn, self.resolution) if self.resolution else (sample(*drawn), None)
 
     def settle(self, written: dict[int, int]) -> None:
         """Ends a round after which the running rows hold so many tokens: slot -> tokens behind its prompt."""

@@ -12,6 +12,7 @@ import weakref
 
 import torch
 
+from ..rules.close_calls import sample_closely
 from ..rules.logits import is_distribution
 from ..rules.noise import STUDENT, sample
 from .private import COMPILE_ERRORS, at_most_graphs, mark_dynamic, while_loop
@@ -58,10 +59,16 @@ def read(model, cache, tokens, offsets, visible, vocab_size, keep_hidden):
     return out.logits[..., :vocab_size].float(), out.hidden_states[-1] if keep_hidden else None
 
 
-def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions):
-    """tokens [A, 1] at offsets [A] -> (the student's next token [A, 1], its logits [A, V] float32)."""
+def write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions, resolution):
+    """tokens [A, 1] at offsets [A] -> (the next token [A, 1], close calls [A] or None, logits [A, V] float32).
+
+    The student's. Close calls are looked for where `resolution` (see `rules.close_calls`) is not 0.
+    """
     logits = read(model, cache, tokens, offsets, visible, vocab_size, False)[0][:, -1]
-    return sample(logits, temperature, keys, positions, STUDENT)[:, None], logits
+    if not resolution:
+        return sample(logits, temperature, keys, positions, STUDENT)[:, None], None, logits
+    token, close = sample_closely(logits, temperature, keys, positions, STUDENT, resolution)
+    return token[:, None], close, logits
 
 
 def draft(
@@ -75,35 +82,43 @@ def draft(
     temperature,
     keys,
     positions,
+    resolution,
     keep_logits,
     rows=None,
     step=write,
 ):
     """tokens [A, 1] at offsets [A] -> the tokens [A, steps] that the student writes from there on.
 
-    Also which of them it drew from a distribution [A, steps] bool; with `keep_logits`, its logits of `rows`
-    [P, steps, V] (None: of all), else None; and the last token [A, 1]. `steps` may be a number or its `span`.
-    Compiled, one graph holds the entire loop, and keeps all rows.
+    Also which of them it drew from a distribution [A, steps] bool; with a `resolution`, which were close calls [A,
+    steps] bool, else None; with `keep_logits`, its logits of `rows` [P, steps, V] (None: of all), else None; and the
+    last token [A, 1]. `steps` may be a number or its `span`. Compiled, one graph holds the entire loop, and keeps all
+    rows.
     """
     if torch.compiler.is_compiling():
-        given = tokens, offsets, visible, vocab_size, steps, temperature, keys, positions, keep_logits
+        given = tokens, offsets, visible, vocab_size, steps, temperature, keys, positions, resolution, keep_logits
         return _loop(model, cache, *given)
-    drafts, valid, kept = [], [], []
+    drafts, valid, close, kept = [], [], [], []
     for i in range(_number(steps)):
-        given = offsets + i, visible, vocab_size, temperature, keys, positions + i
-        tokens, logits = step(model, cache, tokens, *given)
+        given = offsets + i, visible, vocab_size, temperature, keys, positions + i, resolution
+        tokens, near, logits = step(model, cache, tokens, *given)
         drafts.append(tokens)
         valid.append(is_distribution(logits))
+        if resolution:
+            close.append(near)
         if keep_logits:
             kept.append(logits if rows is None else logits[rows])
-    return torch.cat(drafts, 1), torch.stack(valid, 1), torch.stack(kept, 1) if kept else None, tokens
+    stacked = (torch.stack(parts, 1) if parts else None for parts in (valid, close, kept))
+    return torch.cat(drafts, 1), *stacked, tokens
 
 
-def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, temperature, keys, positions, keep_logits):
+def _loop(
+    model, cache, tokens, offsets, visible, vocab_size, steps, temperature, keys, positions, resolution, keep_logits
+):
     """What `draft` does, as `torch.compile` sees it."""
     a, steps, device = tokens.shape[0], _number(steps), tokens.device
     drafts = torch.zeros(a, steps, dtype=torch.long, device=device)
     valid = torch.zeros(a, steps, dtype=torch.bool, device=device)
+    close = torch.zeros(a, steps, dtype=torch.bool, device=device) if resolution else None
     kept = torch.zeros(a, steps, vocab_size, device=device) if keep_logits else None
     end = torch.full((), steps, device=device)
 
@@ -111,17 +126,19 @@ def _loop(model, cache, tokens, offsets, visible, vocab_size, steps, temperature
         return i < end
 
     def one(token, i):
-        given = offsets + i, visible, vocab_size, temperature, keys, positions + i
-        token, logits = write(model, cache.twin(), token, *given)
+        given = offsets + i, visible, vocab_size, temperature, keys, positions + i, resolution
+        token, near, logits = write(model, cache.twin(), token, *given)
         drafts.index_copy_(1, i[None], token)
         valid.index_copy_(1, i[None], is_distribution(logits)[:, None])
+        if close is not None:
+            close.index_copy_(1, i[None], near[:, None])
         if kept is not None:
             kept.index_copy_(1, i[None], logits[:, None])
         return token.clone(), i + 1
 
     # a loop of whose results none is used would be left out, whatever it has written elsewhere
     last, _ = while_loop(going_on, one, (tokens.clone(), torch.zeros((), dtype=torch.long, device=device)))
-    return drafts, valid, kept, last
+    return drafts, valid, close, kept, last
 
 
 @functools.cache
@@ -158,9 +175,9 @@ def call(function, model, *args, compile: bool):
         return function(model, *args)
 
 
-def compiled_write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions):
+def compiled_write(model, cache, tokens, offsets, visible, vocab_size, temperature, keys, positions, resolution):
     """`write`, compiled; with a `span` of visible slots, for all batches."""
     if isinstance(visible, torch.Tensor):
         any_shape(tokens, offsets, keys, positions)
-    given = tokens, offsets, visible, vocab_size, temperature, keys, positions
+    given = tokens, offsets, visible, vocab_size, temperature, keys, positions, resolution
     return call(write, model, cache, *given, compile=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ...models.private import is_stateful, layer_types
+from ...models.private import has_mixed_precision, is_stateful, layer_types
 from ...teachers.self_taught import AdapterDisabled
 
 
@@ -137,6 +137,15 @@ def rounding(model) -> float:
     """
     depth = getattr(text_config(model), "num_hidden_layers", None) or 1
     return max(1e-4, 4 * torch.finfo(base_model(model).dtype).eps * max(depth / 4, 1) ** 0.5)
+
+
+def resolution(model) -> float:
+    """The spacing of the numbers at 1 that a model computes in, where that is half precision; else 0."""
+    device = model.get_input_embeddings().weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base_model(model).dtype
+    if has_mixed_precision(base_model(model)):
+        dtype = torch.bfloat16  # or float16, whose numbers lie nearer
+    return torch.finfo(dtype).eps if dtype.itemsize < 4 else 0.0
 
 
 def prefill_budget(model, rows: int, slots: int) -> int:
