@@ -168,12 +168,13 @@ def flaw(kernel: Kernel, device: str, dtype: torch.dtype, head_dim: int) -> str 
     """Compares a kernel with `masked` on few and on many slots; returns what is wrong with it, or None."""
     generator = torch.Generator().manual_seed(0)
     for case in _CASES:
-        states = [part.to(device, dtype) for part in _states(case, head_dim, generator)]
+        query, key, value = (part.to(device, dtype) for part in _states(case, head_dim, generator))
+        states = query, key, value
         used = torch.tensor(case.used, dtype=torch.int32, device=device)
-        given = *states, used, head_dim**-0.5, case.window
+        rest = used, head_dim**-0.5, case.window
         try:
             with torch.no_grad():
-                error = (kernel(*given).float() - masked(*given).float()).abs().max().item()
+                error = (kernel(*states, *rest).float() - masked(*states, *rest).float()).abs().max().item()
         except Exception as reason:  # of an extension: whatever it is, the kernel is of no use here
             return f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason).strip() else ''}"
         if not error < _TOLERANCE:
