@@ -23,7 +23,8 @@ METRICS = {
 CURVES = {
     "loss": "What is minimized, step by step.",
     "acceptance": "How often the teacher accepts what the student drafts: it rises as the two come to agree.",
-    "gamma": "How many tokens the student drafts before the teacher verifies them: the speed, never the text.",
+    "gamma": "How many tokens the student drafts before the teacher verifies them: the speed, and in float32 "
+    "never the text.",
     "closed_book": "What the student answers without the knowledge: what has moved into its weights.",
     "speed": "How fast texts are written.",
     "teacher_share": "How much of the texts is the teacher's: it falls as the student learns.",

@@ -73,9 +73,11 @@ class LUPISKDConfig(DistillationConfig):
             Temperature at which the teacher verifies and replaces. Of a remote teacher, a probability at another
             temperature than 1 is known up to an error whose bound is logged (`teacher_server/normalizer_error`).
         verification (`str`, *optional*, defaults to `"parallel"`):
-            `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the same.
+            `"parallel"` verifies a block in one teacher forward, `"sequential"` in one a token. The text is the
+            same in float32, and in half precision but for rounding (`rollout/close_calls`).
         compile_rollout (`bool`, *optional*, defaults to `False`):
-            Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same.
+            Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same, but
+            for rounding in half precision.
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
             Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
             out as it wants them, with LoRA merged into them, for the time of a rollout: `"auto"` where that can be

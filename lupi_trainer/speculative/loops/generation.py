@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ..drafts.source import is_source
 from ..rules.gamma import GammaPolicy
 from ..runners.attention import ragged_attention
+from ..runners.float32_logits import float32_logits
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.support import evaluating
 from .checks import check_sampling, integer, prompt_lists, refuse_former, token_ids
@@ -41,7 +42,7 @@ def speculative_generate(
 
     At temperature 0 the text is the target's own greedy text; above, it has the target's law, and is a pure function
     of the models, prompts, draft lengths, `block_verification` and `seed`, whatever the batch (arXiv 2211.17192,
-    2403.10444).
+    2403.10444). That holds in float32; in half precision rounding decides where two tokens are as good as equal.
 
     Args:
         target: a causal language model of transformers, on any device and in any dtype.
@@ -87,5 +88,5 @@ def speculative_generate(
     request.check(target, draft)
     models = {"target": target} if is_source(draft) else {"target": target, "draft": draft}
     used = models.values()
-    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
+    with evaluating(*used), ragged_attention(*used), float32_logits(*used), packed_weights(models, pack_weights):
         return Decoder(target, draft, request, on_tokens).run()

@@ -8,6 +8,7 @@ from ...teachers.remote import RemoteTeacher
 from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..rules.noise import STUDENT
 from ..runners.attention import ragged_attention
+from ..runners.float32_logits import float32_logits
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.probe import reading_fault
@@ -55,7 +56,8 @@ def skd_rollout(
 
     Every token is drawn from the student; one that the teacher's rule rejects is drawn again, from the full
     teacher distribution. The result is a pure function of the models, prompts, rule, temperatures, `seed` and
-    `row_ids`: every other argument changes the speed alone.
+    `row_ids`: every other argument changes the speed alone. That holds in float32; in half precision other shapes may
+    write another token where a logit's rounding decides, which `stats.close_calls` counts.
 
     Args:
         student, teacher: causal language models of transformers (or a PeftModel, or `AdapterDisabled` of one), on any
@@ -132,6 +134,6 @@ def skd_rollout(
             )
         with evaluating(*used), packed_weights({who: writer}, pack_weights):
             return write_by_generate(writer, request, on_round)
-    with evaluating(*used), ragged_attention(*used), packed_weights(models, pack_weights):
+    with evaluating(*used), ragged_attention(*used), float32_logits(*used), packed_weights(models, pack_weights):
         # nothing holds the caches when weights are put back
         return (TeacherOnly if alone else SKD)(student, teacher, request, on_block, on_round).run()

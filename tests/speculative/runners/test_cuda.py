@@ -9,6 +9,7 @@ from lupi_trainer.speculative import speculative_generate
 from lupi_trainer.speculative.runners import graphs, kernels
 from lupi_trainer.speculative.runners import runner as runner
 from lupi_trainer.speculative.runners.attention import attends_by_length, ragged_attention
+from lupi_trainer.speculative.runners.float32_logits import float32_logits
 from tests.speculative.scene import Scene
 from tests.speculative.toy_models import FAMILIES, perturbed, prompts, toy
 
@@ -81,3 +82,14 @@ def test_lossless_texts(compile, made):
     ]
     expected = [ids[0, len(p) :].tolist() for ids, p in zip(plain, given[2])]
     assert speculative_generate(*given, **options, compile=compile).completion_ids == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_keep_what_the_lm_head_has_added_up(dtype):
+    model = toy("qwen3", hidden=64).cuda().to(dtype)
+    tokens = torch.tensor(prompts(4, 8, 8, seed=5)).cuda()
+    with torch.no_grad(), float32_logits(model):
+        out = model(input_ids=tokens, output_hidden_states=True)
+    exact = out.hidden_states[-1].double() @ model.lm_head.weight.double().t()
+    assert (out.logits - exact).abs().max() < 1e-4 * exact.abs().max()
+    assert (exact.to(dtype) - exact).abs().max() > 1e-3 * exact.abs().max()  # which half precision rounds away
