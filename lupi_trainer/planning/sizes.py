@@ -117,7 +117,7 @@ class _Kept(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, *grads):  # ty: ignore[invalid-method-override]
+    def backward(ctx, *grads):
         raise NotImplementedError("nothing is computed here")
 
 
@@ -177,7 +177,7 @@ def _kept(model: Any, mixed: torch.dtype | None) -> tuple[float, int]:
 
 
 def _cache_bytes(model: Any) -> tuple[int, int]:
-    """(bytes of keys and values of a slot, bytes of states) of one row: what the engine's cache holds of two tokens."""
+    """(bytes of keys and values of a slot, bytes of states) of one row, as the engine's cache holds them."""
     cache = RaggedCache(cache_kinds(text_config(model)), 1, 2, None, cache_argument(model))
     rows = torch.zeros(1, dtype=torch.long, device="meta")
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
@@ -193,9 +193,8 @@ def _cache_bytes(model: Any) -> tuple[int, int]:
 
 def _experts(model: Any, config: Any) -> tuple[int, int, int]:
     """(numbers of all experts, experts of a layer, experts that a token is sent to); zeros for a dense model."""
-    many = (
-        largest(config, "num_experts") or largest(config, "num_local_experts") or largest(config, "n_routed_experts")
-    )
+    names = "num_experts", "num_local_experts", "n_routed_experts"
+    many = next((number for number in (largest(config, name) for name in names) if number), 0)
     each = largest(config, "num_experts_per_tok")
     if not many or not each:
         return 0, 0, 0

@@ -14,10 +14,8 @@ from .tables import table
 
 def bytes_table(plans: list[DevicePlan], memory: int | None) -> str:
     """Of each device and phase, every item of its fullest moment, in GiB."""
-    columns = [
-        (f"{plan.device}, {moment.phase}", moment) for plan in plans for moment in (plan.rollout, plan.training)
-    ]
-    columns = [(name, moment) for name, moment in columns if moment.items]
+    moments = [(plan.device, moment) for plan in plans for moment in (plan.rollout, plan.training) if moment.items]
+    columns = [(f"{device}, {moment.phase}", moment) for device, moment in moments]
     items = dict.fromkeys(item for _, moment in columns for item in moment.items)
     rows = [[item, *(gib(m.items[item]) if item in m.items else "" for _, m in columns)] for item in items]
     rows.append(["peak", *(gib(moment.total) for _, moment in columns)])
@@ -38,9 +36,8 @@ def models_table(run: Run) -> str:
         if role == "teacher" and run.self_taught:
             kind = "the student's"
         trained = f"{model.trained / 1e6:,.1f} M" if role == "student" else ""
-        rows.append(
-            [f"{role} {model.name}", f"{model.weights / 1e9:.2f} G", trained, kind, f"{model.slot / 1024:.1f}"]
-        )
+        numbers = [f"{model.weights / 1e9:.2f} G", trained, kind, f"{model.slot / 1024:.1f}"]
+        rows.append([f"{role} {model.name}", *numbers])
     return table(["", "weights", "trained", "held in", "KiB of K/V a token"], rows)
 
 
