@@ -8,12 +8,15 @@ from torch import nn
 
 from ..losses.divergence import divergence_loss
 from ..losses.top_k import top_k_divergence_loss
-from ..models.backbone import completion_states
+from ..models.backbone import completion_states, completion_states_by_rows
 from ..models.lm_head import Head
 from ..teachers.self_taught import AdapterDisabled
 from ..training.private import DistillationHooks, chunked_divergence_loss
 from .config import LUPISKDConfig
 from .placement import on_device
+
+
+_MOST_TOKENS = 8192  # that the teacher reads at a time, padding too
 
 
 class PrivilegedLoss(DistillationHooks):
@@ -48,11 +51,17 @@ class PrivilegedLoss(DistillationHooks):
         try:
             # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
             with torch.no_grad(), context, self._teacher_on_device(), torch.autocast(device.type, enabled=False):
-                states = completion_states(model, *(inputs[name].to(device) for name in names))
+                given = (inputs[name].to(device) for name in names)
+                states = completion_states_by_rows(model, self._rows_at_once(), *given)
                 # a row that is left out may be NaN, and so would 0 times it
-                return states.masked_fill(inputs["completion_mask"].to(device)[..., None] == 0, 0)
+                return states.masked_fill_(inputs["completion_mask"].to(device)[..., None] == 0, 0)
         finally:
             model.train(was_training)
+
+    def _rows_at_once(self) -> int:
+        """Of the longest rows that there may be: where weights are sharded, all processes run as many forwards."""
+        longest = self.args.max_teacher_prompt_length + (self.args.max_completion_length or 0)
+        return max(_MOST_TOKENS // longest, 1)
 
     def _own_teacher_head(self, head: Head) -> Head:
         """The student's head without its adapter, which may hold a part of it: trained tokens, a trained copy."""

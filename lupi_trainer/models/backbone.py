@@ -79,6 +79,26 @@ def completion_states(
     return backbone_states(model, inputs)[:, prompt_ids.size(1) - 1 : -1]
 
 
+def completion_states_by_rows(model: Any, rows: int, *given: torch.Tensor) -> torch.Tensor:
+    """[`completion_states`], `rows` rows of the batch at a time, for a model that is not trained by them.
+
+    Args:
+        model: as there.
+        rows: at least 1; beside the result, so many rows' states and activations are held at once.
+        given: the tensors that are given there.
+
+    Returns:
+        [B, C, H], not a view of longer states.
+    """
+    batch, states = len(given[0]), torch.empty(0)
+    for first in range(0, batch, rows):
+        part = completion_states(model, *(tensor[first : first + rows] for tensor in given))
+        if first == 0:
+            states = part.new_empty(batch, *part.shape[1:])
+        states[first : first + rows] = part
+    return states
+
+
 def labeled_states(model: Any, inputs: dict[str, Any], labeled: torch.Tensor, role: str) -> torch.Tensor:
     """[`backbone_states`] one position before each labeled token.
 

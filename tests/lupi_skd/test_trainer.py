@@ -14,6 +14,7 @@ from trl import DistillationConfig, DistillationTrainer
 from lupi_trainer import LUPISKDTrainer
 from lupi_trainer.cli import main
 from lupi_trainer.lab import load_lab_records, resolve_model
+from lupi_trainer.lupi_skd import loss
 from lupi_trainer.speculative import AdapterDisabled
 from lupi_trainer.speculative.rules.noise import addresses
 from lupi_trainer.speculative.runners import packed_weights
@@ -91,6 +92,20 @@ def test_states_kept_from_verification_give_the_loss_of_a_fresh_teacher_forward(
     assert "teacher_hidden" in inputs
     fresh = {k: v for k, v in inputs.items() if k != "teacher_hidden"}
     assert_same(loss_and_gradients(trainer, inputs), loss_and_gradients(trainer, fresh), tolerance=2e-6)
+
+
+def test_the_teachers_own_reading_takes_few_rows_at_a_time(tmp_path, monkeypatch):
+    trainer, _ = make_trainer(tmp_path, config_reuse_verification=False)
+    inputs, read, states = one_batch(trainer, 5), [], {}
+    trainer.teacher_model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for most, rows in ((8192, [5]), (2 * (256 + 12), [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr(loss, "_MOST_TOKENS", most)
+        states[most] = trainer._teacher_states(inputs)
+        assert read == rows
+        read.clear()
+        torch.testing.assert_close(states[most], states[8192], atol=1e-5, rtol=1e-5)
 
 
 def test_the_teacher_reads_its_own_prompt(tmp_path):

@@ -42,8 +42,8 @@ class HeadsDraft:
         dtype = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
         self.states = torch.zeros(rows, self.heads.window, self.hidden_size, dtype=dtype, device=slots.n.device)
         self.count = torch.zeros(rows, dtype=torch.long, device=slots.n.device)
-        slots.track(self.states, lambda new: self.states.new_zeros(len(new), *self.states.shape[1:]))
-        slots.track(self.count, lambda new: self.count.new_zeros(len(new)))
+        slots.track(self.states, lambda row: 0)
+        slots.track(self.count, lambda row: 0)
         self.slots = slots
 
     def propose(self, slots: Slots, texts: Texts, gamma: int, noise: RoundNoise) -> Proposal:

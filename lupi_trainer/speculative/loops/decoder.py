@@ -75,8 +75,7 @@ class Decoder(Rounds[SpeculativeStats]):
             recorded=self.target.recorded,
         )
         if isinstance(self.source, DraftModel):
-            behind = self.source.behind
-            self.slots.track(behind, lambda rows: behind.new_zeros(len(rows)))
+            self.slots.track(self.source.behind, lambda row: 0)
         self.texts = Texts.of_prompts(request.prompts, limit, device)
         self.keys = row_keys(request.seed, list(range(rows)), device)
 

@@ -89,11 +89,12 @@ class SKD(Rounds[RolloutStats]):
             lockstep=request.lockstep,
             on_round=on_round,
         )
-        last = torch.tensor([[s[-1], t[-1]] for s, t in zip(request.student_prompts, request.teacher_prompts)])
+        pairs = zip(request.student_prompts, request.teacher_prompts)
+        last = torch.tensor([[s[-1], t[-1]] for s, t in pairs], device=device)
         initial = torch.tensor(request.acceptance.initial_state(), dtype=torch.float64, device=device)
         # each row's last token, which neither model has read yet, and the acceptance rule's state after it
-        self.pending = self.slots.track(last[: request.slots].to(device), lambda rows: last[rows].to(device))
-        self.state = self.slots.track(initial.repeat(request.slots, 1), lambda rows: initial.repeat(len(rows), 1))
+        self.pending = self.slots.track(last[: request.slots].clone(), lambda row: last[row])
+        self.state = self.slots.track(initial.repeat(request.slots, 1), lambda row: initial)
         self.keys = row_keys(request.seed, request.row_ids, device)
         self.completions = Completions(rows, limit, device)
         self.broken: dict[int, str] = {}
@@ -125,7 +126,7 @@ class SKD(Rounds[RolloutStats]):
         keys = self.keys[self.slots.row[:a]].to(device)
         wanted = self.r.acceptance.needs_student_logits
         traced = self.tracer.slots(self.slots.owner) if self.tracer and not wanted else []
-        rows = torch.tensor(traced, device=device) if traced else None
+        rows = self.student.cache.index(traced, device) if traced else None
         longest, temperature = self.slots.longest(self.student), self.r.student_temperature
         keep, home = bool(wanted or traced), self.teacher.device
         tokens, valid, logits = self.student.draft(token, n, longest, gamma, temperature, keys, keep, rows)
@@ -216,10 +217,11 @@ class SKD(Rounds[RolloutStats]):
     def _trace(self, tracer: Tracer, drafts, student_logits, teacher_logits, new, column) -> None:
         slots, width = tracer.slots(self.slots.owner), new.shape[1]
         if slots:
+            rows, index = [self.slots.owner[slot] for slot in slots], self.slots.numbers.of(slots)
             if self.r.acceptance.needs_student_logits:  # of all rows, not of the traced ones alone
-                student_logits = student_logits[slots]
-            rows, drafts = [self.slots.owner[slot] for slot in slots], drafts[slots, :width]
-            tracer.add(rows, column[slots], drafts, new[slots], student_logits[:, :width], teacher_logits[slots])
+                student_logits = student_logits[index]
+            seen = column[index], drafts[index, :width], new[index]
+            tracer.add(rows, *seen, student_logits[:, :width], teacher_logits[index])
 
     def on_broken(self, slot: int, report: Report[int]) -> None:
         self.broken[self.slots.running()[slot]] = ("student", "teacher")[report.broken - 1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..rules.logits import probability, rank
+from ..runners.numbers import Numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Tracer:
         self.place = {row: i for i, row in enumerate(self.rows)}
         self.temperatures = student_temperature, teacher_temperature
         self.seen = torch.zeros(len(self.rows), limit + 1, 7, dtype=torch.float64, device=device)  # last: discarded
+        self.numbers = Numbers(len(self.rows), device)
 
     def slots(self, owner: list[int | None]) -> list[int]:
         """The slots that hold a traced row."""
@@ -65,7 +67,7 @@ class Tracer:
             ],
             -1,
         )
-        index = torch.tensor([self.place[row] for row in rows], device=self.seen.device)
+        index = self.numbers.of([self.place[row] for row in rows])
         self.seen[index[:, None], columns] = seen.double()
 
     def traces(self, lengths: list[int]) -> list[TokenTrace]:

@@ -17,6 +17,7 @@ from transformers import cache_utils
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .layers import HybridLayer, RaggedLayer, StateLayer, Window
+from .numbers import Numbers
 
 
 States = list[dict[tuple[bool, int], torch.Tensor]]  # of some rows: of each layer, its states [R, ...]
@@ -52,6 +53,7 @@ class RaggedCache(Cache):
         there are, where that is less than `slots`; `argument`: under which the model's forward takes its cache."""
         self.window, self.positions = Window(rows, slots), slots if positions is None else positions
         self.kinds, self.argument = kinds, argument
+        self._numbers: dict[torch.device, Numbers] = {}
         super().__init__(layers=[self._layer(*kind) for kind in kinds])
         self.attending = [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
         self.recurrent = [layer for layer in self.layers if isinstance(layer, StateLayer)]
@@ -71,6 +73,12 @@ class RaggedCache(Cache):
     def has_buffers(self) -> bool:
         """Whether a forward has made them."""
         return all(layer.is_initialized for layer in self.attending) and all(layer.buffers for layer in self.recurrent)
+
+    def index(self, chosen: Sequence[int], device: torch.device) -> torch.Tensor:
+        """R rows or slots, as [R] int64 on a device."""
+        if device not in self._numbers:
+            self._numbers[device] = Numbers(max(self.window.rows, self.window.slots + 1), device)
+        return self._numbers[device].of(chosen)
 
     def twin(self) -> RaggedCache:
         """The same buffers with a place of its own: a loop that is traced may move nothing that lies outside of it."""
@@ -110,9 +118,13 @@ class RaggedCache(Cache):
         self._enter()
         return torch.arange(start, start + width, device=device)[None]
 
-    def seek_prefill(self, rows: torch.Tensor, start: int) -> None:
-        """Places the next forward: it fills slots `start`, `start + 1`, ... of the given rows [R]."""
-        self.window.start, self.window.chosen = start, rows
+    def seek_prefill(self, rows: torch.Tensor, start: int, first: int | None = None) -> None:
+        """Places the next forward: it fills slots `start`, `start + 1`, ... of the given rows [R].
+
+        `first`: of rows that follow one another, the first, where attention takes lengths and so needs no copy of what
+        is before `start`.
+        """
+        self.window.start, self.window.chosen, self.window.first = start, rows, first
         self._enter()
 
     def _enter(self) -> None:
@@ -125,8 +137,12 @@ class RaggedCache(Cache):
             layer.leave()
 
     def get_query_offset(self, layer_idx: int = 0):
-        """The position of the first query: an int for a prefill or a single row, else a tensor, one for each row."""
-        return self.window.offsets if self.window.start is None else self.window.start
+        """The position of the first query: a tensor, one for each row, where their lengths tell what attention sees;
+        for a single row or a prefill without them an int."""
+        w = self.window
+        if w.start is not None and w.chosen is not None and w.first is not None:
+            return torch.full_like(w.chosen, w.start)
+        return w.offsets if w.start is None else w.start
 
     def clear(self, row: int, start: int) -> None:
         """Zeroes a row from slot `start` on: numbers that are not finite would reach the next row in its place."""
@@ -164,5 +180,7 @@ class RaggedCache(Cache):
             if states is not None and not layer.buffers:
                 layer.buffers = {k: v.new_zeros(self.window.rows, *v.shape[1:]) for k, v in states[i].items()}
             for key, buffer in layer.buffers.items():
-                new = 0 if states is None else states[i][key][[0] * len(rows) if of is None else of]
-                buffer[rows] = new
+                new: Any = 0
+                if states is not None:
+                    new = states[i][key][:1] if of is None else states[i][key][self.index(of, buffer.device)]
+                buffer[self.index(rows, buffer.device)] = new

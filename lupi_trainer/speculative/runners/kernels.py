@@ -2,7 +2,7 @@
 
 Query j of row r sees the slots 0 to `used[r] - Q + j`, where Q is the number of queries; with a window, the last so
 many of them. torch's variable-length attention and flash-attn (arXiv 2307.08691) do this on GPUs, in half precision.
-Before one is used, its answer is compared with plain attention's on a small case: a kernel that lines queries up
+Before one is used, its answers are compared with plain attention's: a kernel that lines queries up
 otherwise, as early versions did, would make texts that look right and are not.
 """
 
@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import inspect
 import warnings
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -53,6 +53,15 @@ def _rows_as_one(states: torch.Tensor) -> torch.Tensor:
     return states.as_strided((rows * slots, heads, dim), states.stride()[1:], states.storage_offset())
 
 
+def _window(queries: int, window: int) -> tuple[int, int]:
+    """How many slots before and behind its own a query sees, -1 for all; a single one has none in use behind it.
+
+    Without a bound on either side FlashAttention takes the query heads of a group for queries, and splits the slots
+    over the GPU: its quick path for one token a row.
+    """
+    return (-1, -1) if queries == 1 and not window else (window - 1 if window else -1, 0)
+
+
 def torch_varlen(query, key, value, used, scale: float, window: int) -> torch.Tensor:
     """`torch.nn.attention.varlen.varlen_attn`, where it takes the number of keys in use."""
     from torch.nn.attention.varlen import varlen_attn
@@ -68,7 +77,7 @@ def torch_varlen(query, key, value, used, scale: float, window: int) -> torch.Te
         width,
         slots,
         scale=scale,
-        window_size=(window - 1 if window else -1, 0),
+        window_size=_window(width, window),
         enable_gqa=heads != key.shape[2],
         seqused_k=used,
     )
@@ -86,7 +95,7 @@ def flash_attn(query, key, value, used, scale: float, window: int) -> torch.Tens
         cache_seqlens=used,
         softmax_scale=scale,
         causal=True,
-        window_size=(window - 1 if window else -1, 0 if window else -1),
+        window_size=(window - 1, 0) if window else (-1, -1),  # `causal` alone bounds it
     )
 
 
@@ -120,23 +129,56 @@ def _candidates(device: str) -> list[Kernel]:
     return [torch_varlen] * _has_torch_varlen() + [flash_attn] * flash
 
 
+class _Case(NamedTuple):
+    """A call that a kernel is tried with."""
+
+    queries: int
+    slots: int
+    window: int = 0
+    group: int = 2  # query heads of a key/value head, of which there are two
+    used: tuple[int, ...] = (5, 77, 23)  # slots of each row
+
+
+_LONG = 6575  # slots, of prompts of 2,460 tokens and answers of 4,096, where kernels divide them
+_CASES = (
+    _Case(5, 80),
+    _Case(5, 80, window=6),
+    _Case(1, 96),
+    _Case(20, _LONG, group=8, used=(_LONG, 4111, 20)),  # Qwen3's groups
+    _Case(1, _LONG, group=8, used=(_LONG, 4111, 20)),
+)
+
+
+def _states(case: _Case, head_dim: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random query [3, Q, 2 * group, head_dim], key and value [3, slots, 2, head_dim].
+
+    Of many slots one would be lost: there, every query is like the key of the last slot that it sees, and like the
+    next one's.
+    """
+    key, value = torch.randn(2, 3, case.slots, 2, head_dim, generator=generator)
+    if case.slots < _LONG:
+        return torch.randn(3, case.queries, 2 * case.group, head_dim, generator=generator), key, value
+    last = torch.tensor(case.used)[:, None] - case.queries + torch.arange(case.queries)
+    row = torch.arange(3)[:, None]
+    near = key[row, last] + key[row, (last + 1).clamp(max=case.slots - 1)]
+    return near.repeat_interleave(case.group, 2), key, value
+
+
 def flaw(kernel: Kernel, device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Compares a kernel with `masked` on a small case; returns what is wrong with it, or None."""
+    """Compares a kernel with `masked` on few and on many slots; returns what is wrong with it, or None."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(3, n, heads, head_dim, generator=generator).to(device, dtype)
-        for n, heads in ((5, 4), (96, 2), (96, 2))
-    )
-    used = torch.tensor([5, 77, 23], dtype=torch.int32, device=device)
-    for queries, slots, window in ((5, 80, 0), (5, 80, 6), (1, 96, 0)):
-        given = query[:, :queries], key[:, :slots], value[:, :slots], used, head_dim**-0.5, window
+    for case in _CASES:
+        query, key, value = (part.to(device, dtype) for part in _states(case, head_dim, generator))
+        states = query, key, value
+        used = torch.tensor(case.used, dtype=torch.int32, device=device)
+        rest = used, head_dim**-0.5, case.window
         try:
             with torch.no_grad():
-                error = (kernel(*given).float() - masked(*given).float()).abs().max().item()
+                error = (kernel(*states, *rest).float() - masked(*states, *rest).float()).abs().max().item()
         except Exception as reason:  # of an extension: whatever it is, the kernel is of no use here
             return f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason).strip() else ''}"
         if not error < _TOLERANCE:
-            return f"its result is {error:.2g} away from plain attention's (window {window})"
+            return f"its result is {error:.2g} away from plain attention's ({case.slots} slots, window {case.window})"
     return None
 
 

@@ -23,6 +23,7 @@ class Window:
         self.rows, self.slots = rows, slots
         self.start: int | None = None  # prefill, or a single row: the same first slot for all the chosen rows
         self.chosen: torch.Tensor | None = None  # [R] row indices; None: the first rows
+        self.first: int | None = None  # where those of a prefill follow one another: the first of them
         self.offsets: torch.Tensor | None = None  # otherwise: [A] first slot of each of those rows
         self.visible = 0  # otherwise: how many slots attention looks at
 
@@ -80,7 +81,10 @@ class RaggedLayer(CacheLayerMixin):
             return buffer[:1, : w.start + new.shape[1]].transpose(1, 2)
         rows = w.chosen.to(buffer.device)
         buffer[:, w.start : w.start + new.shape[1]].index_copy_(0, rows, new)
-        return states if w.start == 0 else buffer[rows, : w.start + new.shape[1]].transpose(1, 2)
+        if w.start == 0:
+            return states
+        chosen = rows if w.first is None else slice(w.first, w.first + len(rows))
+        return buffer[chosen, : w.start + new.shape[1]].transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return (self.window.visible if self.window.start is None else self.window.start + query_length), 0

@@ -22,6 +22,17 @@ def _shared_prefix(prompts: list[list[int]]) -> int:
     return shared if len(prompts) > 1 and shared >= _SHORTEST_SHARED_PREFIX else 0
 
 
+def _runs(slots: list[int]) -> list[list[int]]:
+    """Slots in ascending order, those that follow one another together."""
+    runs: list[list[int]] = []
+    for slot in sorted(slots):
+        if runs and slot == runs[-1][-1] + 1:
+            runs[-1].append(slot)
+        else:
+            runs.append([slot])
+    return runs
+
+
 class Prefill:
     """Which prompt each slot of a `RaggedCache` holds, and the forwards and copies that bring it there."""
 
@@ -33,12 +44,15 @@ class Prefill:
         needs_buffers: bool,
         lockstep: Lockstep | Alone,
         store: PromptStore | None = None,
+        by_length: bool = False,
     ):
         """`needs_buffers`: the cache must have its buffers afterwards, even if the prompts leave nothing to read.
 
         `store`: of this model; prompts are taken from it and put into it, each complete, so no prefix is shared.
+        `by_length`: the model attends by a kernel that takes lengths.
         """
         self.model, self.cache, self.prompts, self.lockstep, self.store = model, cache, prompts, lockstep, store
+        self.by_length = by_length
         self.needs_buffers = needs_buffers or bool(cache.recurrent)
         self.device = model.get_input_embeddings().weight.device
         distinct: dict[tuple[int, ...], int] = {}
@@ -145,12 +159,15 @@ class Prefill:
                 groups[-1].append(slot)
             else:
                 groups.append([slot])
+        if self.by_length and self.prefix:  # a kernel finds rows that follow one another, without a copy of them
+            groups = [part for group in groups for part in _runs(group)]
         return groups
 
     def _read(self, slots: list[int], parts: list[list[int]], start: int) -> None:
         width = max(map(len, parts))
         ids = torch.tensor([part + [0] * (width - len(part)) for part in parts], device=self.device)
-        self.cache.seek_prefill(torch.tensor(slots, device=self.device), start)
+        first = slots[0] if self.by_length and start else None
+        self.cache.seek_prefill(self.cache.index(slots, self.device), start, first)
         positions = torch.arange(start, start + width, device=self.device).expand(len(parts), -1)
         self.model(input_ids=ids, **self.cache.arguments(positions), logits_to_keep=self.first_logits)
         self.cache.leave()
@@ -158,8 +175,7 @@ class Prefill:
 
     def _copy(self, source: list[int], target: list[int], length: int) -> None:
         if length or self.cache.recurrent:
-            device = self.device
-            self.cache.copy_rows(torch.tensor(source, device=device), torch.tensor(target, device=device), length)
+            self.cache.copy_rows(*(self.cache.index(slots, self.device) for slots in (source, target)), length)
 
     def _share_states(self, slots: list[int], read: list[int]) -> None:
         """Keeps the states of prompts that rows to come have, too, and gives them to those that are there."""

@@ -86,7 +86,7 @@ class Runner:
         self.cache = RaggedCache(kinds, slots, self.capacity, self.size, cache_argument(model))
         self.replay = Replay(self.cache, takes_back, model) if self.cache.recurrent else None
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
-        self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store)
+        self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store, self.by_length)
         self.forwards = 0
         self.graphs = Graphs(recorder_for(model) if compile and not lockstep.together else None)
 
@@ -102,9 +102,8 @@ class Runner:
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Makes the slots ready to continue the prompts `rows`; equal prompts and the common prefix are read once."""
-        lengths = [len(self.prompts[row]) - 1 for row in rows]
-        index = torch.tensor(slots, dtype=torch.long, device=self.device)
-        self.base[index] = torch.tensor(lengths, dtype=torch.long, device=self.device)
+        for slot, row in zip(slots, rows):
+            self.base[slot] = len(self.prompts[row]) - 1
         self.prefill.admit(slots, rows)
         if self.replay is not None:
             self.replay.begin(slots)
@@ -187,7 +186,7 @@ class Runner:
         """tokens [R, c] are read by the given slots, which have read all that is before them; for recurrent states."""
         assert self.replay is not None
         starts = [self.prefill.length(slot) + self.replay.take_up(slot, tokens.shape[1]) for slot in slots]
-        offsets, rows = torch.tensor(starts, device=self.device), torch.tensor(slots, device=self.device)
+        offsets, rows = (self.cache.index(numbers, self.device) for numbers in (starts, slots))
         visible = self._visible(max(starts) + tokens.shape[1])
         for part in tokens.split(1 if self.prefill.singly else tokens.shape[1], 1):
             self.forwards += 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .numbers import Numbers
 from .remote_runner import RemoteRunner
 from .runner import Runner
 
@@ -27,10 +28,11 @@ class Slots:
         self.row = torch.zeros(slots, dtype=torch.long, device=device)
         self.n = torch.zeros(slots, dtype=torch.long, device=device)
         self.idle = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.numbers = Numbers(slots, device)
         self.states: list[tuple[torch.Tensor, Callable]] = []
 
-    def track(self, state: torch.Tensor, initial: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
-        """Lets a tensor [slots, ...] move with the rows; `initial(rows)` [R, ...] is what new rows start with."""
+    def track(self, state: torch.Tensor, initial: Callable[[int], torch.Tensor | int]) -> torch.Tensor:
+        """Lets a tensor [slots, ...] move with the rows; `initial(row)` [...] is what a new row starts with."""
         self.states.append((state, initial))
         return state
 
@@ -56,13 +58,10 @@ class Slots:
             self.owner[slot], self.written[slot] = row, 0
         for runner in self.runners:
             runner.admit(slots, rows)
-        if not slots:
-            return
-        index = torch.tensor(slots, device=self.n.device)
-        self.row[index] = torch.tensor(rows, device=self.n.device)
-        self.n[index] = 0
-        for state, initial in self.states:
-            state[index] = initial(rows)
+        for slot, row in zip(slots, rows):  # one by one, for the host waits for an index that is copied to a GPU
+            self.row[slot], self.n[slot] = row, 0
+            for state, initial in self.states:
+                state[slot] = initial(row)
 
     def retire(self, slots: list[int]) -> None:
         """Gives up the slots of ended rows."""

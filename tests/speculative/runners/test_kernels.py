@@ -42,10 +42,11 @@ def written_out(query, key, value, used, scale, window):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """Lets rollouts on the CPU, in float32, take the kernels that are put into the list."""
+    """Lets rollouts on the CPU, in float32, take the kernels that are put into the list, tried on few slots."""
     chosen = [written_out]
     monkeypatch.setattr(kernels, "_candidates", lambda device: chosen)
     monkeypatch.setattr(kernels, "_HALF", (torch.float32,))
+    monkeypatch.setattr(kernels, "_CASES", [case for case in kernels._CASES if case.slots < 100])
     kernels.find_kernel.cache_clear()
     yield chosen
     kernels.find_kernel.cache_clear()
@@ -124,6 +125,33 @@ def test_drafts_beyond_the_last_position(on_cpu):
     pair = perturbed(teacher, 0.1), teacher
     expected, _, _ = reference_rollout(*pair, queries, informed, max_new_tokens=10)
     assert skd_rollout(*pair, queries, informed, max_new_tokens=10, gamma=7).completion_ids == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_behind_a_common_prefix_are_read_by_the_kernel_without_a_copy_of_it(family, on_cpu, monkeypatch):
+    model, shared, seen = toy(family), prompts(1, 20, 20, seed=6)[0], []
+    tails = [[9, 8, 7, 6, 5], [9, 8, 7, 6, 5], [4], [3, 5, 4, 8], [7, 9, 8], [3, 4, 5, 6, 7, 8]]
+    rows = [shared + tail for tail in tails]  # of which the second is copied, and the third leaves nothing to read
+
+    def watched(query, key, *rest):
+        seen.append((query.shape[0], query.shape[1], key.untyped_storage().data_ptr()))
+        return written_out(query, key, *rest)
+
+    with ragged_attention(model):
+        runner = Runner(model, rows, slots=6, max_new_tokens=4, vocab_size=VOCAB)
+        on_cpu[:] = [watched]
+        kernels.find_kernel.cache_clear()
+        monkeypatch.setattr(kernels, "flaw", lambda *kind: None)
+        runner.admit([*range(6)], [*range(6)])
+        buffers = {layer.keys.untyped_storage().data_ptr() for layer in runner.cache.layers}
+        # slots 3 to 5 together, and slot 0, in both layers
+        assert sorted((r, q) for r, q, _ in seen) == [(1, 4), (1, 4), (3, 5), (3, 5)]
+        assert {place for _, _, place in seen} == buffers
+        last = torch.tensor([row[-1:] for row in rows])
+        logits, _ = runner.read(last, torch.zeros(6, dtype=torch.long), max(map(len, rows)) - 1)
+    for row, text in enumerate(rows):
+        torch.testing.assert_close(logits[row], uncached(model, text, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_more_tokens_than_the_reader_was_made_for(on_cpu):
@@ -207,6 +235,27 @@ def test_a_kernel_that_is_wrong_is_named_and_not_used(wrong, on_cpu):
         assert kernels.find_kernel("cpu", torch.float32, 16) is written_out
 
 
+@pytest.mark.parametrize("queries", [1, 20])
+def test_a_kernel_that_is_wrong_on_many_slots_alone_is_found(queries, monkeypatch):
+    """Of Qwen3's shapes: eight query heads of a key/value head, 6,575 slots."""
+    (case,) = (case for case in kernels._CASES if case.slots > 6000 and case.queries == queries)
+    monkeypatch.setattr(kernels, "_CASES", [case])
+
+    def of_four_thousand(query, key, value, used, *rest):
+        return kernels.masked(query, key[:, :4096], value[:, :4096], used.clamp(max=4096), *rest)
+
+    def one_too_few(query, key, value, used, *rest):
+        return kernels.masked(query, key, value, used - 1, *rest)
+
+    def one_too_many(query, key, value, used, *rest):
+        return kernels.masked(query, key, value, used + 1, *rest)
+
+    found = {kernel: kernels.flaw(kernel, "cpu", torch.bfloat16, 32) for kernel in (of_four_thousand, one_too_few)}
+    found[one_too_many] = kernels.flaw(one_too_many, "cpu", torch.bfloat16, 32)
+    assert all("(6575 slots" in str(reason) for reason in found.values()), found
+    assert kernels.flaw(written_out, "cpu", torch.float32, 32) is None
+
+
 def test_the_mask_says_the_same(on_cpu):
     assert kernels.flaw(written_out, "cpu", torch.float32, 24) is None
     assert kernels.find_kernel("cpu", torch.float32, 12) is None, "not a multiple of 8"
@@ -235,7 +284,9 @@ def test_without_a_gpu_nothing_changes():
 
 def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa, seqused_k):
     assert query.shape[1] == key.shape[1] or enable_gqa
-    assert cu_seq_q.dtype == cu_seq_k.dtype == seqused_k.dtype == torch.int32 and window_size[1] == 0
+    assert cu_seq_q.dtype == cu_seq_k.dtype == seqused_k.dtype == torch.int32
+    # of a single query both sides open, which FlashAttention has a quick path for; of several, none sees what follows
+    assert window_size == (-1, -1) if max_q == 1 and window_size[0] < 0 else window_size[1] == 0
     out = torch.empty_like(query)
     for row, n in enumerate(seqused_k.tolist()):
         (q0, q1), (k0, k1) = cu_seq_q[row : row + 2].tolist(), cu_seq_k[row : row + 2].tolist()
