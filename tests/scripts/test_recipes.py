@@ -82,6 +82,12 @@ def test_recipe_parses_and_says_how_it_is_started(name):
     device = yaml.safe_load(text).get("teacher_device")
     assert device in (None, "cpu", "paired")
     assert (Path(launched.config_file).stem == "paired_gpu") == (device == "paired")
+    # whose weights the optimizer steps on: float32 ones, whatever the model computes in
+    (stated,) = re.findall(r"^dtype: (\w+) .*# .*master weights: (.*)$", text, re.M)
+    adapted, frozen = model_args.use_peft, getattr(training_args, "freeze_trunk", False)
+    assert ("the adapter's, in float32" in stated[1], "the heads', in float32" in stated[1]) == (adapted, frozen)
+    if not adapted and not frozen:
+        assert stated[0] == "float32" or ("DeepSpeed" in stated[1] and Path(launched.config_file).stem[:5] == "zero2")
     # every group of keys is explained: a comment on the line, or a heading above
     assert len(re.findall(r"^# \w", text, re.M)) >= 4
 
