@@ -107,12 +107,14 @@ class LUPISKDConfig(DistillationConfig):
         > Parameters that control the teacher
 
         teacher_dtype (`str`, *optional*, defaults to `"auto"`):
-            Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
+            Type that a teacher given by name is loaded in, and computes in where it is quantized to 4 bits (`"auto"`:
+            as it was saved).
         teacher_device (`str`, *optional*):
             Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
             `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.
         teacher_offload (`bool`, *optional*, defaults to `False`):
-            Keep the teacher in the CPU's memory between rollouts, so that training has the GPU for itself.
+            Keep the teacher in the CPU's memory between rollouts, so that training has the GPU for itself: pinned, once,
+            and copied to the GPU for a rollout.
         teacher_attn_implementation (`str`, *optional*):
             Attention implementation of a teacher given by name.
         teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):

@@ -44,7 +44,7 @@ from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
 from .loss import PrivilegedLoss
 from .metrics import RolloutTotals, rollout_metrics
-from .placement import backend_name
+from .placement import Offloaded, backend_name
 from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
@@ -180,7 +180,7 @@ class LUPISKDTrainer(
             self._teacher_device = next(teacher.parameters()).device
             check_head(teacher, "teacher")
             if args.teacher_offload:
-                teacher.to("cpu")
+                self._offloaded = Offloaded(teacher)
         # The parent does not know the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
             model=student,
