@@ -7,6 +7,8 @@ import weakref
 import pytest
 import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.lupi_skd.placement import Offloaded, backend_name
@@ -158,12 +160,35 @@ def test_all_placements_of_the_issue_have_a_configuration():
         "multi_node",
         "fsdp2",
         "zero2",
+        "zero2_paired",
         "zero3",
+        "multi_node_paired",
     }
     assert wanted <= names
 
 
-@pytest.mark.parametrize("name", ["multi_node", "paired_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("name, machines", [("zero2_paired", 1), ("multi_node_paired", 2)])
+def test_deepspeed_gives_every_process_of_a_machine_two_neighboring_gpus(name, machines):
+    """What accelerate would start, and with which environment."""
+    args = launch_command_parser().parse_args(["--config_file", str(find_accelerate_config(name)), "train.py"])
+    args, *_ = _validate_launch_command(args)
+    args.main_process_port, args.deepspeed_fields_from_accelerate_config = 0, "zero_stage"  # a port that is free
+    _, environment = prepare_deepspeed_cmd_env(args)
+    processes = int(args.nproc_per_node)
+    order = list(map(int, environment["CUDA_VISIBLE_DEVICES"].split(",")))
+    for rank in range(processes):
+        teacher = int(paired_device(rank, processes, len(order)).removeprefix("cuda:"))
+        assert (order[rank], order[teacher]) == (2 * rank, 2 * rank + 1)
+    assert (processes, machines) == (4, int(getattr(args, "nnodes", None) or 1))
+    assert (
+        environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2" and environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["multi_node", "multi_node_paired", "paired_gpu", "multi_gpu", "fsdp2", "zero2", "zero2_paired", "zero3"],
+)
 def test_accelerate_reads_the_configuration(name):
     """As `accelerate launch` does it; the GPUs themselves are not here."""
     from accelerate.commands.config.config_args import load_config_from_file
