@@ -78,8 +78,8 @@ class LUPISKDConfig(DistillationConfig):
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
             Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
             out as it wants them, with LoRA merged into them, for the time of a rollout: `"auto"` where that can be
-            done (in mixed precision not with an adapter), `True` or a refusal to run where it cannot, `False` never. The text is the
-            same but for rounding.
+            done (in mixed precision not with an adapter), `True` or a refusal to run where it cannot, `False` never.
+            The text is the same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
