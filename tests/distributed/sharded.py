@@ -10,8 +10,10 @@ from unittest import mock
 
 import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -156,6 +158,18 @@ def move(rank: int, backend: str, folder: str, processes: int = 2, bf16: bool = 
         trainer.train()
         after = [whole(p) for p in trainer.model.parameters()]
     return torch.cat([(a - b).flatten() for a, b in zip(after, before)])
+
+
+def train_recipe(rank: int, config: str, arguments: list[str], processes: int = 2) -> None:
+    """`lupi skd` with arguments, as it is started with an accelerate configuration of DeepSpeed, on the CPU."""
+    args = launch_command_parser().parse_args(["--config_file", str(CONFIGS / config), "train.py"])
+    args, *_ = _validate_launch_command(args)
+    args.main_process_port, args.deepspeed_fields_from_accelerate_config = 0, "zero_stage"
+    _, environment = prepare_deepspeed_cmd_env(args)
+    with as_one_of(rank, processes, "zero2"), mock.patch(f"{HARDWARE}.is_torch_bf16_gpu_available", lambda: True):
+        os.environ.update({key: value for key, value in environment.items() if key.startswith("ACCELERATE_")})
+        os.environ.update(ACCELERATE_TORCH_DEVICE="cpu")
+        importlib.import_module("lupi_trainer.scripts.lupi_skd").main(arguments)
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:

@@ -38,8 +38,11 @@ PAIRED = ("8x80gb", "two-nodes")  # whose float32 weights are DeepSpeed's
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    return save_inputs(tmp_path_factory.mktemp("sized"))
+
+
+def save_inputs(folder: Path) -> Path:
     """Four short records, one short example, and a pair of tiny Qwen3 models in bfloat16, as they are on the Hub."""
-    folder = tmp_path_factory.mktemp("sized")
     keys = yaml.safe_load(find_recipe(RECIPES["80gb"]).read_text())
     records = [{**r, "knowledge": r["knowledge"][:300]} for r in read_records(str(ROOT / keys["dataset_name"]))[:4]]
     shots = [{"query": "What is kimchi?", "answer": "Kimchi is fermented vegetables."}]
