@@ -131,6 +131,7 @@ def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None)
     policy, sharding = get("rollout_policy", "speculative"), _sharding(get, launched or {})
     drafts = policy == "speculative" or get("teacher_model_server_url", None) is not None
     trust, mixed = bool(get("trust_remote_code", False)), _mixed(get)
+    is_mixed = mixed is not None
     name = get("model_name_or_path")
     config = model_config(name, "student", "model_name_or_path", get, get("model_revision", None), drafts)
     dtype = dtype_named(get("dtype", None), config)
@@ -167,6 +168,7 @@ def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None)
         checkpointing=_checkpoints(get),
         optimizer=str(get("optim", None) or "adamw_torch_fused"),
         sharding=sharding,
+        mixed=is_mixed,
         attends_by_mask=not str(get("attn_implementation", None) or "sdpa").startswith(("flash", "kernels")),
     )
 

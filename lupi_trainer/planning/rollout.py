@@ -16,8 +16,8 @@ def forward_work(model: ModelSize, rows: int, tokens: int, before: int = 0) -> i
     """Bytes that a forward of `tokens` new tokens a row needs besides, where nothing is kept for a backward.
 
     The MLP holds three rows of its inner width and four of the hidden one; attention queries, keys, values and its
-    result, and behind `before` tokens a copy of the keys and values of all, and a mask, once as bool and once as
-    numbers. Of a quantized model one layer is there in its own type.
+    result, and behind `before` tokens, where no kernel takes lengths, a copy of all keys and values, and a mask, once
+    as bool and once as numbers. Of a quantized model one layer is there in its own type.
     """
     size, every = model.itemsize, rows * tokens
     mlp = every * size * (3 * model.inner + 4 * model.hidden)
@@ -34,7 +34,8 @@ def forward_work(model: ModelSize, rows: int, tokens: int, before: int = 0) -> i
 def prefill_work(run: Run, model: ModelSize, prompt: int, prefix: int) -> int:
     """Bytes of the largest forward in which prompts are read."""
     rows, each = run.read_at_once(model, prompt, prefix)
-    return max(forward_work(model, rows, each, prefix), forward_work(model, 1, prefix) if prefix else 0)
+    before = 0 if run.by_length(model) else prefix
+    return max(forward_work(model, rows, each, before), forward_work(model, 1, prefix) if prefix else 0)
 
 
 def verify_work(run: Run) -> tuple[int, int]:
@@ -52,7 +53,7 @@ def verify_work(run: Run) -> tuple[int, int]:
 
 def draft_work(run: Run) -> int:
     """Bytes of one step of the draft, whose noise is made of whole numbers as wide as the logits."""
-    model = run.student
+    model = run.writer
     kept = run.running * run.gamma * model.vocabulary * _FLOAT if run.judges_student else 0
     step = run.running * model.vocabulary * (5 * _FLOAT + model.itemsize // 2)
     return kept + step + (model.largest * model.itemsize if model.bits.bits else 0)
@@ -71,10 +72,12 @@ def rollout_moments(run: Run) -> dict[str, list[Moment]]:
         base[home] = Moment("", "rollout")
     mine = base[STUDENT]
     mine.add("weights", student_weights(run, "rollout"))
+    if run.writes_rounded:
+        mine.add("bfloat16 copy", run.student.weights * run.writer.itemsize)
     mine.add("master weights", master(run))
     mine.add("optimizer", optimizer(run))
     if run.drafts:
-        mine.add("K/V of the student", cache_bytes(run, run.student, run.student_prompt))
+        mine.add("K/V of the student", cache_bytes(run, run.writer, run.student_prompt))
     if teacher is not None:
         its = base[home]
         if not run.self_taught:
@@ -84,7 +87,7 @@ def rollout_moments(run: Run) -> dict[str, list[Moment]]:
             mine.add("teacher's lm_head", teacher.head * teacher.itemsize)
     works: list[tuple[str, str, str, int]] = []  # (device, moment, item, bytes)
     if run.drafts:
-        works.append((STUDENT, "prompts", "prefill", prefill_work(run, run.student, run.student_prompt, 0)))
+        works.append((STUDENT, "prompts", "prefill", prefill_work(run, run.writer, run.student_prompt, 0)))
         works.append((STUDENT, "draft", "logits", draft_work(run)))
     kept = 0
     if teacher is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,6 +53,7 @@ class Run:
         checkpointing: whether activations are computed again in the backward.
         optimizer: its name in the recipe.
         sharding: over which processes the student's training is divided.
+        mixed: whether the student is trained in mixed precision.
         attends_by_mask: whether the student's training attends by a mask [rows, 1, tokens, tokens].
     """
 
@@ -77,6 +78,7 @@ class Run:
     checkpointing: bool = True
     optimizer: str = "adamw_torch_fused"
     sharding: Sharding = Sharding()
+    mixed: bool = False
     attends_by_mask: bool = False
 
     @property
@@ -94,14 +96,30 @@ class Run:
         """Whether the teacher is not beside the student."""
         return self.home != STUDENT
 
+    @property
+    def writes_rounded(self) -> bool:
+        """Whether the student writes with a bfloat16 copy of its float32 weights."""
+        whole = self.student.dtype == torch.float32 and not self.student.adapter
+        return whole and self.mixed and not self.sharding.kind
+
+    @property
+    def writer(self) -> ModelSize:
+        """The student as it writes."""
+        if not self.writes_rounded:
+            return self.student
+        return replace(self.student, dtype=torch.bfloat16, slot=self.student.slot // 2)
+
+    def by_length(self, model: ModelSize) -> bool:
+        """Whether a kernel takes the rows' lengths, where there is one."""
+        half = model.dtype in (torch.float16, torch.bfloat16)
+        return half and model.width % 8 == 0 and model.width <= _LARGEST_HEAD
+
     def slots_of(self, model: ModelSize, prompt: int) -> int:
         """Slots that the engine reserves for a row of a model: prompt, completion, and what a kernel looks beyond."""
         size = prompt + self.completion
         if self.compiled:
             size = min(compiled_size(size), usable_positions(model) or size)
-        half = model.dtype in (torch.float16, torch.bfloat16)
-        by_length = half and model.width % 8 == 0 and model.width <= _LARGEST_HEAD
-        return size + (self.gamma - 1 if by_length else 0)
+        return size + (self.gamma - 1 if self.by_length(model) else 0)
 
     def read_at_once(self, model: ModelSize, prompt: int, prefix: int = 0) -> tuple[int, int]:
         """(rows, tokens of each) that the engine reads of prompts in one forward, behind a prefix that all share."""

@@ -11,6 +11,7 @@ from .run import STUDENT, Run
 
 # of TRL's loss on a GPU (`trl/kernels/chunked_divergence.py`), whose logits are made tile by tile
 _TILE_TOKENS, _TILE_COLUMNS = 4096, 32768
+_READ_TOKENS = 8192  # of the teacher at a time, where it reads a batch by itself
 _NORM = 9  # bytes of each hidden number that the last norm keeps in float32 and out of it
 
 
@@ -28,6 +29,16 @@ def loss_work(run: Run) -> int:
     return 2 * tile * FLOAT32 + last * student.itemsize + sums * FLOAT32 + again + tokens * width * student.itemsize
 
 
+def loss_forward_work(run: Run) -> int:
+    """Bytes of the loss in its forward, where autocast still holds its copies of the weights."""
+    student, tokens = run.student, run.rows * run.completion
+    if run.teacher is None:
+        return loss_work(run)
+    tiles = 2 * min(tokens, _TILE_TOKENS) * _TILE_COLUMNS * FLOAT32
+    copies = tokens * (student.hidden + run.teacher.hidden) * student.itemsize
+    return tiles + copies + (student.cast if run.checkpointing else 0)
+
+
 def activation_bytes(run: Run) -> tuple[int, int]:
     """(bytes that the forward keeps, bytes of the layer whose backward runs, beside those that are still kept)."""
     student = run.student
@@ -35,14 +46,15 @@ def activation_bytes(run: Run) -> tuple[int, int]:
     size, mask = student.itemsize, 0
     if run.attends_by_mask:  # bool, and as numbers
         mask = tokens * (run.student_prompt + run.completion) * (1 + size)
-    work = tokens * size * (3 * student.inner + 2 * student.hidden)
+    work = tokens * size * 2 * (student.inner + student.hidden)
     if student.bits.bits:
         work += student.largest * size
     if not run.checkpointing:
         return round(student.kept * tokens) + student.cast + mask, work
     norm = tokens * student.hidden * _NORM  # which is done when the first layer's backward begins
-    each = round(student.kept * tokens / student.layers)
-    return tokens * student.hidden * size * student.layers + norm + student.cast + mask, each + work - norm
+    each = round((student.kept * tokens - norm) / student.layers)
+    each += student.cast // student.layers
+    return tokens * student.hidden * size * student.layers + norm + mask, each + work - norm
 
 
 def training_moments(run: Run) -> dict[str, list[Moment]]:
@@ -68,7 +80,8 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
     inputs = tokens * student.hidden * student.itemsize
     found = []
     for name, activations, gradient, loss in (
-        ("loss", kept, before, loss_work(run)),
+        ("loss", kept, before, loss_forward_work(run)),
+        ("loss's backward", kept, before, loss_work(run)),
         ("first backward", kept + layer + inputs, max(before, head), 0),
         ("last backward", 2 * inputs + (layer if run.checkpointing else kept / student.layers), grads, 0),
         ("optimizer step", 0, grads + step_work(run), 0),
@@ -88,7 +101,7 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
             if run.offloaded:
                 read.add("teacher's weights", teacher.held)
             each = run.teacher_prompt + run.completion
-            read.add("states kept", run.rows * each * teacher.hidden * teacher.itemsize)
-            read.add("prefill", forward_work(teacher, run.rows, each))
+            read.add("states kept", run.rows * run.completion * teacher.hidden * teacher.itemsize)
+            read.add("prefill", forward_work(teacher, min(run.rows, max(_READ_TOKENS // each, 1)), each))
         moments.setdefault(home, []).append(read)
     return moments
