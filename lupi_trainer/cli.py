@@ -23,6 +23,7 @@ from .scripts import (
     inspect,
     merge,
     new,
+    plan,
     plot,
     prune,
     push,
@@ -55,6 +56,7 @@ MEANT = {
 # command -> what has its `HELP`, `add_arguments` and `main`
 COMMANDS = {
     "new": new,
+    "plan": plan,
     "ask": ask,
     "chat": chat,
     "evaluate": evaluate,

@@ -40,7 +40,8 @@ class KDLoRAConfig(SFTConfig):
         teacher_model_init_kwargs (`dict`, *optional*):
             Further arguments of `from_pretrained` for a teacher given by name.
         teacher_dtype (`str`, *optional*, defaults to `"auto"`):
-            Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
+            Type that a teacher given by name is loaded in, and computes in where it is quantized to 4 bits (`"auto"`:
+            as it was saved).
         teacher_device (`str`, *optional*):
             Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
             `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.

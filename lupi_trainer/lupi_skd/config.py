@@ -81,8 +81,8 @@ class LUPISKDConfig(DistillationConfig):
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
             Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
             out as it wants them, with LoRA merged into them, for the time of a rollout: `"auto"` where that can be
-            done (not in mixed precision), `True` or a refusal to run where it cannot, `False` never. The text is the
-            same but for rounding.
+            done (in mixed precision not with an adapter), `True` or a refusal to run where it cannot, `False` never.
+            The text is the same but for rounding.
         max_slots (`int`, *optional*):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
@@ -115,12 +115,14 @@ class LUPISKDConfig(DistillationConfig):
         > Parameters that control the teacher
 
         teacher_dtype (`str`, *optional*, defaults to `"auto"`):
-            Type that a teacher given by name is loaded in (`"auto"`: as it was saved).
+            Type that a teacher given by name is loaded in, and computes in where it is quantized to 4 bits (`"auto"`:
+            as it was saved).
         teacher_device (`str`, *optional*):
             Device of the teacher, for instance `"cuda:1"`. `"paired"` gives every process a second GPU for it (with
             `accelerate_configs/paired_gpu.yaml` process i has GPUs 2i and 2i + 1). `None` puts it beside the student.
         teacher_offload (`bool`, *optional*, defaults to `False`):
-            Keep the teacher in the CPU's memory between rollouts, so that training has the GPU for itself.
+            Keep the teacher in the CPU's memory between rollouts, so that training has the GPU for itself: one pinned
+            copy, from which the GPU's is made anew for every rollout.
         teacher_attn_implementation (`str`, *optional*):
             Attention implementation of a teacher given by name.
         teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):

@@ -13,7 +13,7 @@ from ..models.lm_head import Head
 from ..teachers.self_taught import AdapterDisabled
 from ..training.private import DistillationHooks, chunked_divergence_loss
 from .config import LUPISKDConfig
-from .placement import on_device
+from .placement import Offloaded
 
 
 _MOST_TOKENS = 8192  # that the teacher reads at a time, padding too
@@ -26,6 +26,7 @@ class PrivilegedLoss(DistillationHooks):
     teacher_model: Any
     shared_vocab_size: int
     _teacher_device: torch.device  # of a teacher that is loaded here
+    _offloaded: Offloaded | None = None  # with `teacher_offload`
     _teacher_head: Head | None = None
 
     @property
@@ -33,9 +34,7 @@ class PrivilegedLoss(DistillationHooks):
         return isinstance(self.teacher_model, AdapterDisabled)
 
     def _teacher_on_device(self):
-        if not self.args.teacher_offload:
-            return nullcontext()
-        return on_device(self.teacher_model, self._teacher_device)
+        return nullcontext() if self._offloaded is None else self._offloaded.on(self._teacher_device)
 
     def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""

@@ -29,11 +29,34 @@ def backend_name(dist, accelerator) -> str:
     return name
 
 
-@contextmanager
-def on_device(model: torch.nn.Module, device: torch.device) -> Generator[None]:
-    """Inside, an offloaded `model` is on `device`; it is moved there from the CPU's memory, and back afterwards."""
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to("cpu")
+class Offloaded:
+    """A frozen model that is kept in the CPU's memory, and copied to a device for as long as it works there.
+
+    The weights in main memory are the model's one and only: pinned where there is CUDA, so that they are read at the
+    speed of the bus, and never written. A copy on a device is dropped after its work, not copied back.
+
+    Args:
+        model: moved here by its construction, wherever it is.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        pinned = torch.cuda.is_available()
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for tensor in (*model.parameters(), *model.buffers()):
+            home = tensor.detach().cpu()
+            self.kept.append((tensor, home.pin_memory() if pinned else home))
+        self._drop()
+
+    def _drop(self) -> None:
+        for tensor, home in self.kept:
+            tensor.data = home
+
+    @contextmanager
+    def on(self, device: torch.device) -> Generator[None]:
+        """Inside, the model is on `device`."""
+        try:
+            for tensor, home in self.kept:
+                tensor.data = home if device == home.device else home.to(device, non_blocking=True, copy=True)
+            yield
+        finally:
+            self._drop()

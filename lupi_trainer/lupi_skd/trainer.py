@@ -1,6 +1,7 @@
 """LUPI-SKD: speculative knowledge distillation from a teacher that reads what the student does not."""
 
 import logging
+from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,10 +45,11 @@ from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
 from .loss import PrivilegedLoss
 from .metrics import RolloutTotals, rollout_metrics
-from .placement import backend_name
+from .placement import Offloaded, backend_name
 from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
+from .rounded import rounded_weights, writes_rounded
 from .rules import make_gamma_policy, rule_of
 from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
 from .token_means import TokenMeans
@@ -180,7 +182,7 @@ class LUPISKDTrainer(
             self._teacher_device = next(teacher.parameters()).device
             check_head(teacher, "teacher")
             if args.teacher_offload:
-                teacher.to("cpu")
+                self._offloaded = Offloaded(teacher)
         # The parent does not know the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
             model=student,
@@ -209,6 +211,7 @@ class LUPISKDTrainer(
         )
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
+        self._writes_rounded = writes_rounded(bare, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
         sharded = (self.dist.is_fsdp or self.dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
@@ -302,6 +305,7 @@ class LUPISKDTrainer(
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as student,
             self.dist.summon_full_params(self.model_wrapped, recurse=False),
+            rounded_weights(student) if self._writes_rounded else nullcontext(),
             self._teacher_on_device(),
             errors_named(self._rows),
         ):

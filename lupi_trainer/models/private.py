@@ -9,7 +9,8 @@ of DeepSpeed, `_n_gpu` of training arguments, and what accelerate puts on a modu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
@@ -88,3 +89,18 @@ def has_hook(module: nn.Module) -> bool:
 def has_mixed_precision(model: Any) -> bool:
     """Whether accelerate has put mixed precision around the model's forward."""
     return hasattr(model, "_original_forward")
+
+
+@contextmanager
+def without_mixed_precision(model: Any) -> Generator[None]:
+    """Inside, the model's forward is the one that accelerate has put mixed precision around, and nothing else."""
+    if not has_mixed_precision(model):
+        yield
+        return
+    mixed, original = model.forward, model._original_forward
+    del model._original_forward
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward, model._original_forward = mixed, original

@@ -205,7 +205,7 @@ def recipe_text(
             ("lora_r", "16", "32 or 64 if it does not learn all facts"),
             ("lora_alpha", "32", "twice lora_r"),
             ("lora_target_modules", "all-linear", "leave it"),
-            ("dtype", "bfloat16" if gpu else "float32", "of the student's weights"),
+            ("dtype", "bfloat16" if gpu else "float32", "of the frozen weights; float32 where all are trained"),
         ],
         "Data": [
             ("dataset_name", text_of(found.records), "`prompt`, and `privileged_context`, which answers it"),

@@ -19,14 +19,32 @@ from ..models.private import deepspeed_config, use_one_gpu_at_most
 from ..models.vocabulary import tokenizer_beside
 
 
-def quantization_config(args: Any, dtype: Any) -> BitsAndBytesConfig | None:
-    """The teacher's own quantization, apart from the student's."""
+def checkpoint_dtype(teacher: str, args: Any) -> torch.dtype:
+    """The type that a teacher's files say they are in.
+
+    Raises:
+        ValueError: they do not say.
+    """
+    options = {"revision": args.teacher_model_revision, "trust_remote_code": args.trust_remote_code}
+    config = AutoConfig.from_pretrained(teacher, **options)
+    dtype = config.dtype or config.get_text_config().dtype
+    if dtype is None:
+        raise ValueError(
+            f"the configuration of the teacher {teacher} does not say which type its weights have, in which a teacher "
+            "in 4 bits is to compute: set teacher_dtype, for instance to bfloat16"
+        )
+    return dtype
+
+
+def quantization_config(args: Any, dtype: torch.dtype | None) -> BitsAndBytesConfig | None:
+    """The teacher's own quantization, apart from the student's; `dtype`: that 4-bit layers compute in, which
+    bitsandbytes would take to be float32."""
     if args.teacher_load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     if args.teacher_load_in_4bit:
         return BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else None,
+            bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_type=args.teacher_bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=args.teacher_use_bnb_nested_quant,
         )
@@ -158,7 +176,10 @@ def load_teacher(teacher: str | PreTrainedModel, args: Any, device: torch.device
             dtype = getattr(torch, dtype, None)
             if not isinstance(dtype, torch.dtype):
                 raise ValueError(f"teacher_dtype must be 'auto' or a torch dtype, got {args.teacher_dtype!r}")
-        quantized = quantization_config(args, dtype)
+        computes_in = dtype
+        if dtype == "auto":
+            computes_in = checkpoint_dtype(teacher, args) if args.teacher_load_in_4bit else None
+        quantized = quantization_config(args, computes_in)
         kwargs = SAFE_WEIGHTS | {"dtype": dtype, "revision": args.teacher_model_revision}
         kwargs["trust_remote_code"] = args.trust_remote_code
         if args.teacher_attn_implementation is not None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..models.loading import keep_4bit_exact
+from .movement import require_movement
 from .private import TrainerHooks
 
 
@@ -22,7 +23,7 @@ class FiniteSteps(TrainerHooks):
     gradients by itself, gradients may be infinite.
 
     Raises:
-        `ValueError`: at construction; the model has nothing that can be trained.
+        `ValueError`: at construction; the model has nothing that can be trained, or its weights would not move.
         `FloatingPointError`: from `train()`; the weights are those of the step before.
         `RuntimeError`: from `train()`; the loss does not reach the weights or is always 0, or a stream of records had
             none.
@@ -40,8 +41,8 @@ class FiniteSteps(TrainerHooks):
         self.require_trainable()
 
     def require_trainable(self) -> None:
-        """Raise ValueError if no parameter of the model requires a gradient, or one does that a given optimizer does
-        not hold."""
+        """Raise ValueError if no parameter of the model requires a gradient, one does that a given optimizer does not
+        hold, or too many are of a type that rounds their steps away."""
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
                 f"nothing can be trained: no parameter of the {type(self.model).__name__} requires a gradient. Load "
@@ -58,6 +59,8 @@ class FiniteSteps(TrainerHooks):
                 f"{left[0]!r}: make it of the model with its adapter or heads, or give none; freeze what is not to "
                 "be trained by `requires_grad_(False)`"
             )
+        if self.accelerator.is_main_process:  # others may have no weights yet
+            require_movement(self)
 
     def train(self, *args, **kwargs):
         self._zero_steps = 0

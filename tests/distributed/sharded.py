@@ -8,18 +8,23 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lupi_trainer.lab import load_lab_records, resolve_model
 from tests.kd_lora.training import make_kd_trainer
 from tests.lupi_skd.training import make_trainer
+from tests.training.test_movement import make_mover
 from tests.wmtp.training import ALGORITHMS, make_wmtp_trainer, uneven_answers
 
 
+HARDWARE = "transformers.training_args"
 CONFIGS = Path(__file__).parents[2] / "recipes/accelerate_configs"
 
 
@@ -137,6 +142,45 @@ def train(
         "backend": trainer.backend,
         "lockstep": trainer._lockstep is not None,
     }
+
+
+def move(rank: int, backend: str, folder: str, processes: int = 2, bf16: bool = True) -> torch.Tensor:
+    """What a run of full fine-tuning adds to the weights that its optimizer steps on, in a row; `bf16`: they are
+    loaded in bfloat16, and it computes in it."""
+    with as_one_of(rank, processes, backend), mock.patch(f"{HARDWARE}.is_torch_bf16_gpu_available", lambda: True):
+        shared = settings(backend)
+        shared.pop("ds3_gather_for_generation", None)
+        if "deepspeed" in shared:
+            shared["deepspeed"]["bf16"] = {"enabled": "auto"}
+        changes = {"per_device_train_batch_size": 4 // processes, "bf16": bf16, **shared}
+        trainer = make_mover(Path(folder), torch.bfloat16 if bf16 else torch.float32, **changes)
+        before = [p.detach().float().clone() for p in trainer.model.parameters()]
+        trainer.train()
+        after = [whole(p) for p in trainer.model.parameters()]
+    return torch.cat([(a - b).flatten() for a, b in zip(after, before)])
+
+
+def train_recipe(rank: int, config: str, arguments: list[str], processes: int = 2) -> None:
+    """`lupi skd` with arguments, as it is started with an accelerate configuration of DeepSpeed, on the CPU."""
+    args = launch_command_parser().parse_args(["--config_file", str(CONFIGS / config), "train.py"])
+    args, *_ = _validate_launch_command(args)
+    args.main_process_port, args.deepspeed_fields_from_accelerate_config = 0, "zero_stage"
+    _, environment = prepare_deepspeed_cmd_env(args)
+    with as_one_of(rank, processes, "zero2"), mock.patch(f"{HARDWARE}.is_torch_bf16_gpu_available", lambda: True):
+        os.environ.update({key: value for key, value in environment.items() if key.startswith("ACCELERATE_")})
+        os.environ.update(ACCELERATE_TORCH_DEVICE="cpu")
+        importlib.import_module("lupi_trainer.scripts.lupi_skd").main(arguments)
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The float32 weights that an optimizer steps on, of all processes."""
+    if hasattr(parameter, "full_tensor"):
+        return parameter.full_tensor().detach()
+    if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter).detach()
+    return parameter.detach().clone()
 
 
 TRAINERS = ("kd-lora", *ALGORITHMS)

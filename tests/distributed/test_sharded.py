@@ -1,5 +1,6 @@
 """The same losses, however the student's weights are shared out over processes."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.pair import run_pair
-from tests.distributed.sharded import TRAINERS, train, train_others
+from tests.distributed.sharded import TRAINERS, move, train, train_others, train_recipe
+from tests.scripts.test_sized_recipes import arguments, save_inputs
 from tests.teachers.vllm_stand_in import VLLMStandIn
+from tests.training.test_movement import shares
 
 
 SAVED = {"save_strategy": "steps", "save_steps": 2}
@@ -92,6 +95,37 @@ def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_o
         assert first[name] == second[name] == pytest.approx(others_of_one[name], abs=1e-5), name
         assert len(set(first[name])) == 3
     assert_alike(saved(tmp_path), others_of_one["saved"])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("backend", ["fsdp2", "zero2", "zero3"])
+def test_sharded_weights_that_are_loaded_in_bfloat16_make_the_movement_of_float32(tmp_path, backend):
+    """Float32 weights are kept by FSDP2 in accelerate's hands, and by DeepSpeed: of plain AdamW at 1e-5 no step is
+    lost, though one process with such weights would lose most of them."""
+    if backend.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
+    (folder := tmp_path / "one").mkdir()
+    (wanted,) = run_pair(folder, partial(move, bf16=False), "none", str(folder), 1, processes=1)
+    for moved in run_pair(tmp_path, move, backend, str(tmp_path)):
+        length, way = shares(moved, wanted)
+        print(f"{backend}: {length:.1%} of the length, {way:.1%} of the way")
+        assert length >= 0.95 and way >= 0.95
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "recipe, config", [("8x80gb", "zero2_paired.yaml"), ("two-nodes", "multi_node_paired.yaml")], ids=["8x80gb", "two"]
+)
+def test_the_recipes_of_pairs_train_with_zero2_in_their_own_types(tmp_path, recipe, config):
+    pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
+    (inputs := tmp_path / "inputs").mkdir()
+    command, *given = arguments(recipe, save_inputs(inputs), output_dir=tmp_path / "run", use_cpu="false")
+    assert command == "skd"
+    run_pair(tmp_path, train_recipe, config, given)
+    weights = saved(tmp_path / "run" / "checkpoint-2")
+    assert weights and {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert [log["loss"] > 0 for log in state["log_history"] if "loss" in log] == [True, True]
 
 
 @pytest.mark.distributed

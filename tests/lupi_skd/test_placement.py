@@ -2,13 +2,16 @@
 
 import copy
 import logging
+import weakref
 
 import pytest
 import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 from lupi_trainer.lab import resolve_model
-from lupi_trainer.lupi_skd.placement import backend_name, on_device
+from lupi_trainer.lupi_skd.placement import Offloaded, backend_name
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, list_recipes
 from lupi_trainer.teachers.loaded import load_teacher, paired_device, teacher_place
 from tests.lupi_skd.training import make_config, make_trainer
@@ -68,32 +71,62 @@ def test_a_model_whose_weights_are_sharded_is_refused(tmp_path, teacher, role):
             make_wmtp_trainer(tmp_path, "rho1-wmtp", reference_model=sharded)
 
 
+ELSEWHERE = torch.device("cpu", 0)  # to torch another place than "cpu": what goes there is a copy
+
+
 @pytest.mark.parametrize("reuse", [True, False])
-def test_an_offloaded_teacher_is_on_its_device_for_its_work_alone(tmp_path, teacher, reuse):
+def test_an_offloaded_teacher_is_on_its_device_for_its_work_alone(tmp_path, monkeypatch, teacher, reuse):
     """The same losses; it comes once a rollout, and once a loss where states are not kept."""
-    runs = []
+    runs, copies, dropped = [], [], []
+    on, drop = Offloaded.on, Offloaded._drop
+    monkeypatch.setattr(Offloaded, "on", lambda *args: copies.append(args[1]) or on(*args))
+    monkeypatch.setattr(Offloaded, "_drop", lambda model: dropped.append(model) or drop(model))
     for offload in (False, True):
-        moves: list[str] = []
         trainer, losses = make_trainer(
             tmp_path / str(offload),
             teacher_model=teacher,
             config_teacher_offload=offload,
             config_reuse_verification=reuse,
         )
-        trainer.teacher_model.to = lambda device, moves=moves: moves.append(torch.device(device).type)
-        trainer._teacher_device = torch.device("cpu", 0)
+        trainer._teacher_device = ELSEWHERE
         trainer.train()
-        runs.append((losses.losses, len(moves)))
-    assert runs[0][0] == runs[1][0]
-    assert (runs[0][1], runs[1][1]) == (0, 2 * 3 * (1 if reuse else 2))
+        runs.append(losses.losses)
+        assert len(copies) == (3 * (1 if reuse else 2) if offload else 0)
+    assert runs[0] == runs[1] and set(copies) == {ELSEWHERE}
+    assert len(dropped) == len(copies) + 1  # when it was offloaded first
 
 
-def test_a_model_is_moved_back_after_an_error():
-    model, places = torch.nn.Linear(2, 2), []
-    model.to = lambda device: places.append(str(device))
-    with pytest.raises(KeyError), on_device(model, torch.device("cuda:1")):
+def storages(model) -> dict[str, int]:
+    return {name: tensor.untyped_storage().data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def test_an_offloaded_model_has_one_master_and_its_copies_are_dropped(teacher, monkeypatch):
+    model = copy.deepcopy(teacher).requires_grad_(False)
+    model.register_buffer("extra", torch.arange(3.0), persistent=False)
+    bytes_before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pins = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pins.append(tensor) or tensor.clone())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    offloaded = Offloaded(model)
+    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    assert len(pins) == len(tensors)  # a tied weight once
+    home, gone = storages(model), []
+    for _ in range(2):
+        with offloaded.on(ELSEWHERE):
+            away = storages(model)
+            assert not {*away.values()} & {*home.values()} and len({*away.values()}) == len({*home.values()})
+            assert model.lm_head.weight is model.model.embed_tokens.weight
+            assert model.extra.data_ptr() != offloaded.kept[-1][1].data_ptr()
+            gone += [weakref.ref(parameter.untyped_storage()) for parameter in model.parameters()]
+            assert gone[-1]() is not None
+            model.model.norm.weight.zero_()  # a copy: what is written there is lost with it
+        assert storages(model) == home and not any(storage() for storage in gone)
+    with pytest.raises(KeyError), offloaded.on(ELSEWHERE):
         raise KeyError
-    assert places == ["cuda:1", "cpu"]
+    assert storages(model) == home and len(pins) == len(tensors)
+    assert all(torch.equal(tensor, bytes_before[name]) for name, tensor in model.state_dict().items())
+    with offloaded.on(torch.device("cpu")):  # where it is
+        assert storages(model) == home
 
 
 def test_offloading_what_cannot_move_is_refused(tmp_path, teacher):
@@ -127,12 +160,35 @@ def test_all_placements_of_the_issue_have_a_configuration():
         "multi_node",
         "fsdp2",
         "zero2",
+        "zero2_paired",
         "zero3",
+        "multi_node_paired",
     }
     assert wanted <= names
 
 
-@pytest.mark.parametrize("name", ["multi_node", "paired_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("name, machines", [("zero2_paired", 1), ("multi_node_paired", 2)])
+def test_deepspeed_gives_every_process_of_a_machine_two_neighboring_gpus(name, machines):
+    """What accelerate would start, and with which environment."""
+    args = launch_command_parser().parse_args(["--config_file", str(find_accelerate_config(name)), "train.py"])
+    args, *_ = _validate_launch_command(args)
+    args.main_process_port, args.deepspeed_fields_from_accelerate_config = 0, "zero_stage"  # a port that is free
+    _, environment = prepare_deepspeed_cmd_env(args)
+    processes = int(args.nproc_per_node)
+    order = list(map(int, environment["CUDA_VISIBLE_DEVICES"].split(",")))
+    for rank in range(processes):
+        teacher = int(paired_device(rank, processes, len(order)).removeprefix("cuda:"))
+        assert (order[rank], order[teacher]) == (2 * rank, 2 * rank + 1)
+    assert (processes, machines) == (4, int(getattr(args, "nnodes", None) or 1))
+    assert (
+        environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2" and environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["multi_node", "multi_node_paired", "paired_gpu", "multi_gpu", "fsdp2", "zero2", "zero2_paired", "zero3"],
+)
 def test_accelerate_reads_the_configuration(name):
     """As `accelerate launch` does it; the GPUs themselves are not here."""
     from accelerate.commands.config.config_args import load_config_from_file

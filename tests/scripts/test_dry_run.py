@@ -128,6 +128,15 @@ def test_what_is_missing_of_files_folders_and_packages_is_named(tmp_path, monkey
     ]
 
 
+def test_an_optimizer_is_looked_for_in_its_own_package(monkeypatch):
+    bnb = ("adamw_8bit", "adamw_bnb_8bit", "ademamix_8bit", "lion_8bit", "galore_adamw_8bit", "paged_lion_32bit")
+    ours = dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), "torchao") | dict.fromkeys(bnb, "bitsandbytes")
+    for optimizer, package in ours.items():
+        monkeypatch.setattr("lupi_trainer.training.reporters.is_installed", lambda name, there=package: name != there)
+        faults = faults_of("skd", "--optim", optimizer, "--report_to", "none")
+        assert faults == [f"optim: {optimizer} needs {package}: pip install {package}"]
+
+
 def test_no_number_of_steps_and_no_value_are_explained(tmp_path):
     (tmp_path / "recipe.yaml").write_text(
         yaml.safe_dump({**yaml.safe_load(find_recipe(FULL).read_text()), "gamma": None})

@@ -59,8 +59,12 @@ def test_recipe_parses_and_says_how_it_is_started(name):
     (command,) = [c for c, s in TRAINING.items() if s == script]
     started = ["--config", f"recipes/{name}"]
     commands = [shlex.split(line) for line in head_commands(name)]
-    assert ["lupi", command, *started] in commands and commands[-1][:2] == ["accelerate", "launch"]
+    assert commands[-1][:2] == ["accelerate", "launch"]
     launched = launch_command_parser().parse_args(commands[-1][2:])
+    with_what = Path(launched.config_file).stem
+    alone, beside = ["lupi", command, *started], ["--accelerate_config", with_what]
+    needed = {"zero2_paired": beside, "multi_node_paired": [beside[0], f"{beside[1]}.yaml"]}  # a template is copied
+    assert [*alone, *needed.get(with_what, [])] in commands
     assert launched.module and launched.training_script == f"lupi_trainer.scripts.{script}"
     assert launched.training_script_args == started
     assert Path(launched.config_file) == Path("recipes", "accelerate_configs", Path(launched.config_file).name)
@@ -81,7 +85,13 @@ def test_recipe_parses_and_says_how_it_is_started(name):
     # a teacher on a GPU of its own is started with the configuration that gives it one
     device = yaml.safe_load(text).get("teacher_device")
     assert device in (None, "cpu", "paired")
-    assert (Path(launched.config_file).stem == "paired_gpu") == (device == "paired")
+    assert with_what.endswith(("paired_gpu", "_paired")) == (device == "paired")
+    # whose weights the optimizer steps on: float32 ones, whatever the model computes in
+    (stated,) = re.findall(r"^dtype: (\w+) .*# .*master weights: (.*)$", text, re.M)
+    adapted, frozen = model_args.use_peft, getattr(training_args, "freeze_trunk", False)
+    assert ("the adapter's, in float32" in stated[1], "the heads', in float32" in stated[1]) == (adapted, frozen)
+    if not adapted and not frozen:
+        assert stated[0] == "float32" or ("DeepSpeed's, in float32" in stated[1] and with_what in needed)
     # every group of keys is explained: a comment on the line, or a heading above
     assert len(re.findall(r"^# \w", text, re.M)) >= 4
 

@@ -1,14 +1,18 @@
 """A teacher in 4 bits, on the CPU as on a GPU."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lupi_trainer.kd_lora.quantization import quantization_kl
+from lupi_trainer.teachers.loaded import load_teacher
 from tests.kd_lora.training import lab_tokenizer, labeled_dataset, make_kd_trainer
-from tests.lupi_skd.training import make_trainer
+from tests.lupi_skd.training import make_config, make_trainer
 
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -37,6 +41,33 @@ def teacher_path(tmp_path_factory):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    "saved, asked, expected",
+    [
+        ("bfloat16", "auto", torch.bfloat16),
+        ("float16", "auto", torch.float16),
+        ("float32", "auto", torch.float32),
+        ("bfloat16", "float32", torch.float32),
+    ],
+)
+def test_4_bits_compute_in_the_type_of_the_checkpoint(tmp_path, teacher_path, monkeypatch, saved, asked, expected):
+    config = json.loads(Path(teacher_path, "config.json").read_text()) | {"dtype": saved}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    args = make_config(tmp_path, teacher_load_in_4bit=True, teacher_dtype=asked)
+    given = []
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda _, **options: given.append(options) or nn.Linear(1, 1)
+    )
+    load_teacher(str(tmp_path), args, torch.device("cpu"))
+    assert given[0]["quantization_config"].bnb_4bit_compute_dtype == expected
+    assert given[0]["dtype"] == ("auto" if asked == "auto" else expected)
+
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    if asked == "auto":
+        with pytest.raises(ValueError, match="does not say which type its weights have.*set teacher_dtype"):
+            load_teacher(str(tmp_path), args, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("nested", [False, True])

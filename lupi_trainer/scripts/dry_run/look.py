@@ -44,14 +44,17 @@ PACKAGES: dict[str, tuple[tuple[Any, ...], str, str]] = {
 }
 OPTIMIZERS = {
     "bnb": "bitsandbytes",
-    "8bit": "bitsandbytes",
+    "adamw_8bit": "bitsandbytes",
+    "mix_8bit": "bitsandbytes",
+    "lion_8bit": "bitsandbytes",
     "paged": "bitsandbytes",
     "galore": "galore_torch",
     "apollo": "apollo_torch",
     "lomo": "lomo_optim",
     "grokadamw": "grokadamw",
     "schedule_free": "schedulefree",
-    "torchao": "torchao",
+    "torch_4bit": "torchao",
+    "torch_8bit": "torchao",
 }
 
 

@@ -45,7 +45,7 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _compiled_size(size: int) -> int:
+def compiled_size(size: int) -> int:
     """The slots of a compiled cache that holds `size`: two sizes between powers of two, for each is a graph."""
     return _up(size, max(_BUCKET, 1 << max(size.bit_length() - 2, 0)))
 
@@ -82,7 +82,7 @@ class Runner:
         self.prompts = prompts
         self.size = max(map(len, prompts)) + max_new_tokens
         if compile:  # so that batches of similar length share their graphs
-            self.size = min(_compiled_size(self.size), usable_positions(model) or sys.maxsize)
+            self.size = min(compiled_size(self.size), usable_positions(model) or sys.maxsize)
         # a kernel counts the slots that a row's last query sees, be it one that is not kept: they all must exist
         self.by_length, self.widest = attends_by_length(model), widest
         self.capacity = self.size + (widest - 1 if self.by_length else 0)

@@ -150,12 +150,15 @@ def resolution(model) -> float:
 
 def prefill_budget(model, rows: int, slots: int) -> int:
     """Tokens in one prefill forward, padding too: activations stay near an eighth of the weights and the cache."""
-    config = text_config(model)
+    return tokens_at_once(text_config(model), sum(parameter.numel() for parameter in model.parameters()), rows, slots)
+
+
+def tokens_at_once(config, weights: int, rows: int, slots: int) -> int:
+    """[`prefill_budget`] of a model of so many weights, as its configuration tells it."""
     heads = largest(config, "num_key_value_heads") or largest(config, "num_attention_heads") or 1
     states = 2 * config.num_hidden_layers * heads * head_width(config)
     width = largest(config, "intermediate_size") or 4 * config.hidden_size
-    held = sum(parameter.numel() for parameter in model.parameters()) + states * rows * slots
-    return min(max(held // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
+    return min(max((weights + states * rows * slots) // (8 * (4 * width + 8 * config.hidden_size)), 128), 8192)
 
 
 def _no_writer(config) -> str | None:

@@ -128,7 +128,7 @@ def test_without_a_compiler_the_rollout_says_so_and_goes_on(compiling):
 
 def test_caches_of_an_entire_training_have_few_sizes():
     """Past `_GRAPHS` shapes, a model would run without compilation for good."""
-    sizes = {size: runner._compiled_size(size) for size in range(1, 8193)}
+    sizes = {size: runner.compiled_size(size) for size in range(1, 8193)}
     assert all(size <= slots <= max(1.5 * size, size + 63) for size, slots in sizes.items())
     gamma_history = 4
     assert gamma_history * len(set(sizes.values())) < module._GRAPHS

@@ -1,0 +1,208 @@
+"""A recipe as a [`Run`]: its keys, and its models by their configurations alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from ..lab import resolve_model
+from ..models.adapters import refuse_adapter
+from ..models.head_check import refuse_rescaled
+from ..models.hub_code import refuse_hub_code
+from ..models.loading import key_named
+from ..speculative.runners.support import require_config_support
+from .run import CPU, STUDENT, TEACHER, Run, Sharding
+from .sizes import Bits, ModelSize, size_of
+
+
+Get = Callable[..., Any]  # (key, default) -> what the recipe says
+PLAIN_RULES = ("top_k", "adaptive_top_k")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of prompts and texts: the longest, and how long texts are on average; and how they are known.
+
+    Attributes:
+        student, teacher: of the longest prompts; `prefix`: those with which all of the teacher's begin.
+        completion: the longest text; `mean`: one on average.
+        source: where the prompts' lengths are from, as a phrase.
+    """
+
+    student: int
+    teacher: int
+    prefix: int
+    completion: int
+    mean: int
+    source: str
+
+
+def dtype_named(name: Any, config: Any, default: torch.dtype = torch.float32) -> torch.dtype:
+    """The type that a recipe names; "auto": that of the files.
+
+    Raises:
+        ValueError: torch has no such type.
+    """
+    if name is None:
+        return default
+    if name == "auto":
+        return config.dtype or config.get_text_config().dtype or torch.float32
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"there is no type {name!r}: auto, float32, bfloat16 and float16 are known")
+    return dtype
+
+
+def model_config(name: str, role: str, key: str, get: Get, revision: str | None, drafts: bool) -> Any:
+    """The configuration of a model, from a folder, the Hub or the lab; refused as training refuses it.
+
+    Raises:
+        ValueError: a model that cannot be taught or teach, by name.
+        OSError: there is none.
+    """
+    with key_named(key):
+        path = resolve_model(name)
+        refuse_adapter(path, role, revision)
+        refuse_hub_code(path, revision)
+        config = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=bool(get("trust_remote_code", False))
+        )
+    refuse_rescaled(config, role)
+    require_config_support(config, role, drafts)
+    return config
+
+
+def _peft_config(get: Get) -> Any:
+    if not get("use_peft", False):
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=get("lora_task_type", "CAUSAL_LM"),
+        r=get("lora_r", 16),
+        lora_alpha=get("lora_alpha", 32),
+        target_modules=get("lora_target_modules", None),
+        target_parameters=get("lora_target_parameters", None),
+        modules_to_save=get("lora_modules_to_save", None),
+        use_dora=get("use_dora", False),
+    )
+
+
+def _sharding(get: Get, launched: dict[str, Any]) -> Sharding:
+    """What an accelerate configuration divides, or a recipe's own `deepspeed` file."""
+    processes = int(launched.get("num_processes", 1))
+    stage, kind = 0, str(launched.get("distributed_type", "NO"))
+    if kind == "DEEPSPEED":
+        stage = int((launched.get("deepspeed_config") or {}).get("zero_stage", 0))
+    if isinstance(file := get("deepspeed", None), (str, dict)):
+        config = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str) else file
+        stage = int(config.get("zero_optimization", {}).get("stage", 0))
+    name = f"zero{stage}" if stage else "fsdp2" if kind == "FSDP" or get("fsdp", None) else ""
+    return Sharding(name, processes, bool(get("ds3_gather_for_generation", True)))
+
+
+def _place(get: Get) -> str:
+    device = str(get("teacher_device", None) or "")
+    if device.startswith("cpu"):
+        return CPU
+    return STUDENT if device in ("", "cuda", "cuda:0") else TEACHER
+
+
+def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None) -> Run:
+    """The run that a recipe describes.
+
+    Args:
+        get: (key, default) -> what the recipe says.
+        lengths: of prompts and texts.
+        launched: an accelerate configuration; `None` for one process.
+
+    Raises:
+        ValueError: no student, no teacher, or a model that training refuses; it is named.
+        OSError: there is no such model.
+    """
+    if get("model_name_or_path", None) is None:
+        raise ValueError("`model_name_or_path` is required: the student's name or path")
+    policy, sharding = get("rollout_policy", "speculative"), _sharding(get, launched or {})
+    drafts = policy == "speculative" or get("teacher_model_server_url", None) is not None
+    trust, mixed = bool(get("trust_remote_code", False)), _mixed(get)
+    is_mixed = mixed is not None
+    name = get("model_name_or_path")
+    config = model_config(name, "student", "model_name_or_path", get, get("model_revision", None), drafts)
+    dtype = dtype_named(get("dtype", None), config)
+    if mixed is not None and sharding.kind:
+        dtype, mixed = mixed, None  # DeepSpeed and FSDP2 compute in it
+    peft_config = _peft_config(get)
+    bits = Bits(4 if get("load_in_4bit", False) else 8 if get("load_in_8bit", False) else 0)
+    student = size_of(
+        config, name, dtype, bits=bits, trains=True, peft_config=peft_config, mixed=mixed, trust_remote_code=trust
+    )
+    teacher = _teacher(get, student, drafts)
+    rule, rows = get("acceptance_rule", "top_k"), int(get("per_device_train_batch_size", 8))
+    accumulation = int(get("gradient_accumulation_steps", 1))
+    remote = get("teacher_model_server_url", None) is not None
+    return Run(
+        student=student,
+        teacher=None if remote else teacher,
+        home=STUDENT if teacher is student else _place(get),
+        self_taught=teacher is student,
+        offloaded=bool(get("teacher_offload", False)),
+        rows=rows,
+        accumulation=accumulation,
+        slots=int(get("max_slots", None) or rows * accumulation),
+        student_prompt=lengths.student,
+        teacher_prompt=lengths.teacher,
+        prefix=lengths.prefix,
+        completion=lengths.completion,
+        gamma=int(get("gamma", 20)) if policy != "teacher" else 1,
+        drafts=policy != "teacher" or remote,
+        judges_student=rule in ("relative", "divergence"),
+        plain_rule=rule in PLAIN_RULES,
+        compiled=bool(get("compile_rollout", False)),
+        keeps_states=bool(get("reuse_verification", True)) and policy == "speculative" and not remote,
+        checkpointing=_checkpoints(get),
+        optimizer=str(get("optim", None) or "adamw_torch_fused"),
+        sharding=sharding,
+        mixed=is_mixed,
+        attends_by_mask=not str(get("attn_implementation", None) or "sdpa").startswith(("flash", "kernels")),
+    )
+
+
+def _mixed(get: Get) -> torch.dtype | None:
+    """What training computes in beside the weights' own type; TRL's default is bfloat16."""
+    if get("fp16", False):
+        return torch.float16
+    return torch.bfloat16 if get("bf16", None) in (None, True) and not get("use_cpu", False) else None
+
+
+def _checkpoints(get: Get) -> bool:
+    value = get("activation_checkpointing", None)
+    return bool(get("gradient_checkpointing", True) if value is None else value)
+
+
+def _teacher(get: Get, student: ModelSize, drafts: bool) -> ModelSize | None:
+    name = get("teacher_model_name_or_path", None)
+    if get("teacher_model_server_url", None) is not None:
+        return None
+    if name is None:
+        if not get("use_peft", False):
+            raise ValueError(
+                "no teacher: set `teacher_model_name_or_path` or `teacher_model_server_url`, or give the student a "
+                "LoRA adapter (`use_peft`), so that it can be its own teacher with the adapter switched off"
+            )
+        return student
+    key, revision = "teacher_model_name_or_path", get("teacher_model_revision", None)
+    config = model_config(name, "teacher", key, get, revision, drafts)
+    bits = 4 if get("teacher_load_in_4bit", False) else 8 if get("teacher_load_in_8bit", False) else 0
+    return size_of(
+        config,
+        name,
+        dtype_named(get("teacher_dtype", "auto"), config),
+        bits=Bits(bits, bool(get("teacher_use_bnb_nested_quant", False))),
+        trust_remote_code=bool(get("trust_remote_code", False)),
+    )
