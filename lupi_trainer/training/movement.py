@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from transformers.utils import strtobool
 
 
@@ -58,6 +59,7 @@ def share_that_stays(weights: Iterable[tuple[torch.Tensor, float]]) -> float:
     """
     stuck, count = 0.0, 0
     for weight, step in weights:
+        weight = weight.to_local() if isinstance(weight, DTensor) else weight  # the others' are not asked for
         count += weight.numel()
         if weight.dtype in _HALF and weight.numel() and weight.device.type != "meta" and step > 0:
             every = -(-weight.numel() // _LOOKED_AT)
