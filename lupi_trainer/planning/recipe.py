@@ -114,13 +114,19 @@ def _place(get: Get) -> str:
     return STUDENT if device in ("", "cuda", "cuda:0") else TEACHER
 
 
-def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None) -> Run:
+def make_run(
+    get: Get,
+    lengths: Lengths,
+    launched: dict[str, Any] | None = None,
+    known: dict[Any, ModelSize] | None = None,
+) -> Run:
     """The run that a recipe describes.
 
     Args:
         get: (key, default) -> what the recipe says.
         lengths: of prompts and texts.
         launched: an accelerate configuration; `None` for one process.
+        known: sizes of models, kept from call to call.
 
     Raises:
         ValueError: no student, no teacher, or a model that training refuses; it is named.
@@ -139,10 +145,14 @@ def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None)
         dtype, mixed = mixed, None  # DeepSpeed and FSDP2 compute in it
     peft_config = _peft_config(get)
     bits = Bits(4 if get("load_in_4bit", False) else 8 if get("load_in_8bit", False) else 0)
-    student = size_of(
-        config, name, dtype, bits=bits, trains=True, peft_config=peft_config, mixed=mixed, trust_remote_code=trust
-    )
-    teacher = _teacher(get, student, drafts)
+    known = {} if known is None else known
+    key = name, dtype, bits, mixed, str(peft_config)
+    if key not in known:
+        known[key] = size_of(
+            config, name, dtype, bits=bits, trains=True, peft_config=peft_config, mixed=mixed, trust_remote_code=trust
+        )
+    student = known[key]
+    teacher = _teacher(get, student, drafts, known)
     rule, rows = get("acceptance_rule", "top_k"), int(get("per_device_train_batch_size", 8))
     accumulation = int(get("gradient_accumulation_steps", 1))
     remote = get("teacher_model_server_url", None) is not None
@@ -158,7 +168,7 @@ def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None)
         student_prompt=lengths.student,
         teacher_prompt=lengths.teacher,
         prefix=lengths.prefix,
-        completion=lengths.completion,
+        completion=int(get("max_completion_length", lengths.completion)),
         gamma=int(get("gamma", 20)) if policy != "teacher" else 1,
         drafts=policy != "teacher" or remote,
         judges_student=rule in ("relative", "divergence"),
@@ -185,7 +195,7 @@ def _checkpoints(get: Get) -> bool:
     return bool(get("gradient_checkpointing", True) if value is None else value)
 
 
-def _teacher(get: Get, student: ModelSize, drafts: bool) -> ModelSize | None:
+def _teacher(get: Get, student: ModelSize, drafts: bool, known: dict[Any, ModelSize]) -> ModelSize | None:
     name = get("teacher_model_name_or_path", None)
     if get("teacher_model_server_url", None) is not None:
         return None
@@ -198,11 +208,12 @@ def _teacher(get: Get, student: ModelSize, drafts: bool) -> ModelSize | None:
         return student
     key, revision = "teacher_model_name_or_path", get("teacher_model_revision", None)
     config = model_config(name, "teacher", key, get, revision, drafts)
-    bits = 4 if get("teacher_load_in_4bit", False) else 8 if get("teacher_load_in_8bit", False) else 0
-    return size_of(
-        config,
-        name,
-        dtype_named(get("teacher_dtype", "auto"), config),
-        bits=Bits(bits, bool(get("teacher_use_bnb_nested_quant", False))),
-        trust_remote_code=bool(get("trust_remote_code", False)),
+    bits = Bits(
+        4 if get("teacher_load_in_4bit", False) else 8 if get("teacher_load_in_8bit", False) else 0,
+        bool(get("teacher_use_bnb_nested_quant", False)),
     )
+    dtype = dtype_named(get("teacher_dtype", "auto"), config)
+    if (name, dtype, bits) not in known:
+        trust = bool(get("trust_remote_code", False))
+        known[name, dtype, bits] = size_of(config, name, dtype, bits=bits, trust_remote_code=trust)
+    return known[name, dtype, bits]

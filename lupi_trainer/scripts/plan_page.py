@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..planning.advice import Change
 from ..planning.gpus import GPU
 from ..planning.moments import gib
 from ..planning.plan import DevicePlan
 from ..planning.recipe import Lengths
 from ..planning.run import CPU, Run
+from ..planning.speed import Speed
 from .tables import table
 
 
@@ -70,3 +72,36 @@ def as_data(plans: list[DevicePlan]) -> list[dict[str, Any]]:
         }
         for plan in plans
     ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, readable."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def speed_lines(speed: Speed, best: Speed, said: list[str]) -> str:
+    """Tokens, forwards and seconds of a step, and what they rest on."""
+    each, parts = duration(speed.draft + speed.verification), (speed.prompts, speed.rollout, speed.training)
+    prompts, rollout, training = map(duration, parts)
+    lines = [
+        f"A step of a process: {speed.written:,} tokens written, {speed.read:,} of prompts read, {speed.trained:,} "
+        f"trained on; {speed.rounds:,} rounds of {each}, in each of which a row writes {speed.a_round:.1f} tokens; "
+        f"{speed.student_forwards:,} forwards of the student and {speed.teacher_forwards:,} of the teacher",
+        f"About {duration(speed.step)}: prompts {prompts}, rollout {rollout}, training {training}; computed, if",
+        *(f"- {sentence}" for sentence in said),
+    ]
+    if best.rollout < 0.95 * speed.rollout:
+        lines.append(f"gamma: {best.gamma} would make it a rollout of {duration(best.rollout)}")
+    return "\n".join(lines)
+
+
+def change_lines(found: list[Change], gpu: GPU) -> str:
+    """What to change where it does not fit."""
+    if not found:
+        return f"It does not fit a {gpu.name}, and no key that is known here would change that: take a larger GPU"
+    rows = [[str(change), gib(change.total), "fits" if change.fits else "does not fit"] for change in found]
+    return f"It does not fit a {gpu.name}. What needs less, and what the fullest GPU then holds:\n" + table(
+        ["keys", "GiB", ""], rows
+    )
