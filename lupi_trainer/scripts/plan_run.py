@@ -16,7 +16,18 @@ from ..planning.recipe import Lengths, make_run
 from ..planning.run import Run
 from ..planning.speed import assumptions, best_gamma, speed_of
 from .dry_run.settings import Settings, read_settings, variables
-from .plan_page import as_data, batch_line, bytes_table, change_lines, lengths_line, models_table, speed_lines
+from .plan_page import (
+    activations_line,
+    as_data,
+    batch_line,
+    bytes_table,
+    change_lines,
+    estimate_line,
+    lengths_line,
+    models_table,
+    moments_table,
+    speed_lines,
+)
 from .recipe_files import find_accelerate_config, find_recipe
 
 
@@ -65,7 +76,8 @@ def plan_recipe(args: argparse.Namespace) -> int:
         return 0 if room else 1
     print(models_table(run))
     print(f"\n{lengths_line(lengths)}\n")
-    print(bytes_table(plans, None if gpu is None else gpu.memory))
+    print(estimate_line(run) + bytes_table(plans, None if gpu is None else gpu.memory))
+    print(f"\n{moments_table(run)}\n\n{activations_line(run)}")
     if gpu is None:
         print("\nName a GPU (--gpu h100-80) to see whether this fits, and how long a step takes.")
         return 0
