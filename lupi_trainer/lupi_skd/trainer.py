@@ -18,6 +18,7 @@ from ..data.special_tokens import SpecialTokens
 from ..models.generation import common_ends
 from ..models.head_check import check_head
 from ..models.loading import resolve_student
+from ..planning.check import warn_of_memory
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
@@ -177,6 +178,10 @@ class LUPISKDTrainer(
         if args.eval_strategy != "no":
             check_last_batch(args, eval_dataset)
 
+        its = teacher if kind is TeacherKind.LOCAL else None
+        models = student, its, kind is TeacherKind.SELF
+        read = train_dataset, processing_class, self.teacher_prompt
+        warn_of_memory(args, *models, *read, peft_config, quantization_config)
         if kind is TeacherKind.LOCAL:
             teacher = load_teacher(teacher, args, args.device)
             self._teacher_device = next(teacher.parameters()).device

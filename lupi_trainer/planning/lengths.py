@@ -17,8 +17,30 @@ SHORTEST_PREFIX = 16  # tokens, below which the engine reads no prefix by itself
 UNKNOWN_PROMPT = 512  # tokens of a student's prompt that nobody knows
 
 
-def _read(get: Get) -> tuple[int, int, int]:
+def longest_prompts(
+    records: Any, tokenizer: Any, teacher_prompt: TeacherPrompt, options: dict[str, Any]
+) -> tuple[int, int, int]:
     """(tokens of the longest student prompt, of the longest teacher prompt, of the prefix of all teacher prompts).
+
+    Args:
+        records: as [`prepare_columns`] leaves them; of more than `MOST_RECORDS` the first so many are read.
+        tokenizer: the student's.
+        teacher_prompt: what surrounds the knowledge.
+        options: of the chat template.
+
+    Raises:
+        ValueError: the template refuses a record.
+    """
+    rows = records.select(range(min(len(records), MOST_RECORDS)))
+    students = encode(tokenizer, list(rows["prompt"]), **options)
+    asked = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
+    teachers = encode(tokenizer, asked, **options)
+    shared = len(os.path.commonprefix(teachers)) if len(teachers) > 1 else 0
+    return max(map(len, students)), max(map(len, teachers)), shared
+
+
+def _read(get: Get) -> tuple[int, int, int]:
+    """[`longest_prompts`] of a recipe.
 
     Raises:
         OSError, ValueError: there are no records, or no tokenizer.
@@ -32,18 +54,11 @@ def _read(get: Get) -> tuple[int, int, int]:
     if tokenizer is None:
         raise ValueError("there is no tokenizer beside the student")
     records: Any = prepare_columns(load_training_data(name, config=get("dataset_config", None), split=split))
-    rows = records.select(range(min(len(records), MOST_RECORDS)))
     template = get("knowledge_template", None)
     surroundings = {"knowledge_template": template} if template else {}
-    prompt = TeacherPrompt(
-        get("teacher_system_prompt", None), load_few_shot_examples(get("few_shot_examples", None)), **surroundings
-    )
-    options = get("chat_template_kwargs", None) or {}
-    students = encode(tokenizer, list(rows["prompt"]), **options)
-    asked = [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
-    teachers = encode(tokenizer, asked, **options)
-    shared = len(os.path.commonprefix(teachers)) if len(teachers) > 1 else 0
-    return max(map(len, students)), max(map(len, teachers)), shared
+    examples = load_few_shot_examples(get("few_shot_examples", None))
+    prompt = TeacherPrompt(get("teacher_system_prompt", None), examples, **surroundings)
+    return longest_prompts(records, tokenizer, prompt, get("chat_template_kwargs", None) or {})
 
 
 def find_lengths(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from .sizes import Bits, ModelSize, size_of
 
 
 Get = Callable[..., Any]  # (key, default) -> what the recipe says
-PLAIN_RULES = ("top_k", "adaptive_top_k")
+PLAIN_RULES = ("top_k", "adaptive_top_k")  # compare ranks and one probability
+READS_STUDENT = ("relative", "divergence")
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,19 @@ def _place(get: Get) -> str:
     return STUDENT if device in ("", "cuda", "cuda:0") else TEACHER
 
 
-def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None) -> Run:
+def make_run(
+    get: Get,
+    lengths: Lengths,
+    launched: dict[str, Any] | None = None,
+    known: dict[Any, ModelSize] | None = None,
+) -> Run:
     """The run that a recipe describes.
 
     Args:
         get: (key, default) -> what the recipe says.
         lengths: of prompts and texts.
         launched: an accelerate configuration; `None` for one process.
+        known: sizes of models, kept from call to call.
 
     Raises:
         ValueError: no student, no teacher, or a model that training refuses; it is named.
@@ -138,17 +145,38 @@ def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None)
     if mixed is not None and sharding.kind:
         dtype, mixed = mixed, None  # DeepSpeed and FSDP2 compute in it
     peft_config = _peft_config(get)
-    bits = Bits(4 if get("load_in_4bit", False) else 8 if get("load_in_8bit", False) else 0)
-    student = size_of(
-        config, name, dtype, bits=bits, trains=True, peft_config=peft_config, mixed=mixed, trust_remote_code=trust
-    )
-    teacher = _teacher(get, student, drafts)
+    bits = _bits(get, "", "use_bnb_nested_quant")
+    known = {} if known is None else known
+    key = name, dtype, bits, mixed, str(peft_config)
+    if key not in known:
+        known[key] = size_of(
+            config, name, dtype, bits=bits, trains=True, peft_config=peft_config, mixed=mixed, trust_remote_code=trust
+        )
+    student = known[key]
+    teacher = _teacher(get, student, drafts, known)
+    return assemble(get, student, teacher, lengths, sharding, is_mixed)
+
+
+def assemble(
+    get: Get, student: ModelSize, teacher: ModelSize | None, lengths: Lengths, sharding: Sharding, mixed: bool
+) -> Run:
+    """The run of a recipe whose models are known.
+
+    Args:
+        get: (key, default) -> what the recipe says.
+        student, teacher: their sizes; of a self-taught student both are one; no teacher where it is on a server.
+        lengths: of prompts and texts.
+        sharding: of the student's training.
+        mixed: whether that is in mixed precision.
+    """
+    policy, remote = get("rollout_policy", "speculative"), teacher is None
     rule, rows = get("acceptance_rule", "top_k"), int(get("per_device_train_batch_size", 8))
     accumulation = int(get("gradient_accumulation_steps", 1))
-    remote = get("teacher_model_server_url", None) is not None
+    if teacher is not None and teacher is not student:
+        teacher = replace(teacher, bits=_bits(get, "teacher_", "teacher_use_bnb_nested_quant"))
     return Run(
         student=student,
-        teacher=None if remote else teacher,
+        teacher=teacher,
         home=STUDENT if teacher is student else _place(get),
         self_taught=teacher is student,
         offloaded=bool(get("teacher_offload", False)),
@@ -158,19 +186,24 @@ def make_run(get: Get, lengths: Lengths, launched: dict[str, Any] | None = None)
         student_prompt=lengths.student,
         teacher_prompt=lengths.teacher,
         prefix=lengths.prefix,
-        completion=lengths.completion,
+        completion=int(get("max_completion_length", lengths.completion)),
         gamma=int(get("gamma", 20)) if policy != "teacher" else 1,
         drafts=policy != "teacher" or remote,
-        judges_student=rule in ("relative", "divergence"),
+        judges_student=rule in READS_STUDENT,
         plain_rule=rule in PLAIN_RULES,
         compiled=bool(get("compile_rollout", False)),
         keeps_states=bool(get("reuse_verification", True)) and policy == "speculative" and not remote,
         checkpointing=_checkpoints(get),
-        optimizer=str(get("optim", None) or "adamw_torch_fused"),
+        optimizer=str(getattr(optimizer := get("optim", None), "value", optimizer) or "adamw_torch_fused"),
         sharding=sharding,
-        mixed=is_mixed,
+        mixed=mixed,
         attends_by_mask=not str(get("attn_implementation", None) or "sdpa").startswith(("flash", "kernels")),
     )
+
+
+def _bits(get: Get, role: str, nested: str) -> Bits:
+    number = 4 if get(f"{role}load_in_4bit", False) else 8 if get(f"{role}load_in_8bit", False) else 0
+    return Bits(number, number == 4 and bool(get(nested, False)))
 
 
 def _mixed(get: Get) -> torch.dtype | None:
@@ -185,7 +218,7 @@ def _checkpoints(get: Get) -> bool:
     return bool(get("gradient_checkpointing", True) if value is None else value)
 
 
-def _teacher(get: Get, student: ModelSize, drafts: bool) -> ModelSize | None:
+def _teacher(get: Get, student: ModelSize, drafts: bool, known: dict[Any, ModelSize]) -> ModelSize | None:
     name = get("teacher_model_name_or_path", None)
     if get("teacher_model_server_url", None) is not None:
         return None
@@ -198,11 +231,7 @@ def _teacher(get: Get, student: ModelSize, drafts: bool) -> ModelSize | None:
         return student
     key, revision = "teacher_model_name_or_path", get("teacher_model_revision", None)
     config = model_config(name, "teacher", key, get, revision, drafts)
-    bits = 4 if get("teacher_load_in_4bit", False) else 8 if get("teacher_load_in_8bit", False) else 0
-    return size_of(
-        config,
-        name,
-        dtype_named(get("teacher_dtype", "auto"), config),
-        bits=Bits(bits, bool(get("teacher_use_bnb_nested_quant", False))),
-        trust_remote_code=bool(get("trust_remote_code", False)),
-    )
+    dtype = dtype_named(get("teacher_dtype", "auto"), config)
+    if (name, dtype) not in known:
+        known[name, dtype] = size_of(config, name, dtype, trust_remote_code=bool(get("trust_remote_code", False)))
+    return known[name, dtype]

@@ -63,7 +63,8 @@ class ModelSize:
         slot: bytes of keys and values of one row and slot, all layers together.
         states: bytes of recurrent states of one row.
         trained, trained_width: numbers that get gradients, and bytes of each; 0: nothing is trained.
-        kept, cast: bytes that a forward keeps for the backward: of each token, and besides (weights in another type).
+        kept, cast: bytes that a forward keeps for the backward: of each token, and besides (weights in another type);
+            `estimated` from the model's widths, where it cannot be run without numbers.
     """
 
     name: str
@@ -89,6 +90,7 @@ class ModelSize:
     trains_head: bool = False
     kept: float = 0.0
     cast: int = 0
+    estimated: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -233,7 +235,13 @@ def size_of(
     head = model.get_output_embeddings().weight
     weights = sum(parameter.numel() for parameter in model.parameters())
     linear = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
-    slot, states = _cache_bytes(model)
+    try:
+        slot, states = _cache_bytes(model)
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{name}: what {type(model).__name__} keeps of a token cannot be counted ({reason})"
+        ) from error
     experts, many, each = _experts(model, text)
     tables = model.get_input_embeddings().weight.numel()
     read = weights - (tables if model.get_input_embeddings().weight is not head else 0)
@@ -250,7 +258,12 @@ def size_of(
         wide = torch.float32 if peft_config is not None and not bits.bits else dtype
         figures["trained_width"] = torch.bfloat16.itemsize if bits.bits else wide.itemsize
         figures["trains_head"] = head.requires_grad
-        figures["kept"], figures["cast"] = _kept(model.base_model.model if is_peft_model(model) else model, mixed)
+        try:
+            figures["kept"], figures["cast"] = _kept(model.base_model.model if is_peft_model(model) else model, mixed)
+        except (RuntimeError, NotImplementedError):  # it looks at numbers, of which there are none
+            inner = largest(text, "intermediate_size") or 4 * text.hidden_size
+            figures["kept"] = 1.5 * text.num_hidden_layers * (4 * inner + 8 * text.hidden_size) * dtype.itemsize
+            figures["estimated"] = True
     heads = largest(text, "num_attention_heads") or 1
     return ModelSize(
         name=name,
