@@ -1,12 +1,13 @@
 """Steps that a weight's type would round away: refused before training, and none of them lost in the ways that are
 shipped."""
 
+import re
 from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lupi_trainer.lab import resolve_model
@@ -101,6 +102,20 @@ def test_stochastic_rounding_passes_in_one_process_alone(tmp_path, monkeypatch, 
     monkeypatch.setattr(trainer.accelerator.state, "distributed_type", movement.DistributedType.MULTI_GPU)
     with pytest.raises(ValueError, match="each would round its bfloat16 weights by chances of its own"):
         movement.require_movement(trainer)
+
+
+def test_the_bfloat16_adapter_of_a_quantized_student_is_told_a_learning_rate(tmp_path):
+    student = small_student()
+    adapted = get_peft_model(student, LoraConfig(r=4, task_type="CAUSAL_LM"))
+    for parameter in adapted.parameters():
+        parameter.data = parameter.to(BF16) if parameter.requires_grad else parameter.data  # as TRL does it
+    make = partial(make_kd_trainer, tmp_path, model=adapted, peft_config=None)
+    with pytest.raises(ValueError, match="would never move.* adapter of a quantized student in bfloat16") as refused:
+        make(config_learning_rate=RATE)
+    (least,) = re.findall("learning_rate to (\\S+) or more", str(refused.value))
+    make(config_learning_rate=float(least))
+    with pytest.raises(ValueError, match="would never move"):
+        make(config_learning_rate=float(least) / 2.1)
 
 
 # Movement: what a run of plain AdamW at 1e-5 in float32 adds to the weights, and what others add
