@@ -50,7 +50,8 @@ def rounded_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Ge
     """Inside, the model's float32 weights are rounded to `dtype`, and no mixed precision is around its forward.
 
     Other parameters take their places, tied ones one place; the model's own, on which optimizers and DDP have their
-    hands, are not touched, and come back however the context is left. Buffers stay as they are.
+    hands, are not touched, and come back however the context is left. (`weight.data` of another type would make
+    autograd forget the accumulator that DDP listens to, and its processes would part.) Buffers stay as they are.
     """
     copies: dict[nn.Parameter, nn.Parameter] = {}
     places: list[tuple[nn.Module, str, nn.Parameter]] = []

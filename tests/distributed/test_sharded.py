@@ -113,6 +113,18 @@ def test_sharded_weights_that_are_loaded_in_bfloat16_make_the_movement_of_float3
 
 
 @pytest.mark.distributed
+def test_replicas_that_write_with_bfloat16_copies_stay_one_student(tmp_path):
+    """DDP's hooks are on the float32 weights, which a rollout puts aside: they are the same in both processes."""
+    run, results = partial(train, bf16=True, learning_rate=3e-3, max_steps=3), {}
+    for backend, processes in (("none", 1), ("ddp", 2)):
+        (folder := tmp_path / backend).mkdir()
+        results[backend] = run_pair(folder, run, backend, str(folder / "run"), processes, processes=processes)
+    (one,), (first, second) = results["none"], results["ddp"]
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-2)  # sums in another order
+    assert first["drafted"] == second["drafted"] == one["drafted"]
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     "recipe, config", [("8x80gb", "zero2_paired.yaml"), ("two-nodes", "multi_node_paired.yaml")], ids=["8x80gb", "two"]
 )
