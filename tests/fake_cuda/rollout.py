@@ -9,9 +9,12 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lupi_trainer.speculative import TopK, skd_rollout
+from lupi_trainer.speculative import TopK, skd_rollout, speculative_generate
+from lupi_trainer.speculative.loops import generation
 from lupi_trainer.speculative.loops import rollout as loop
+from lupi_trainer.speculative.loops.decoder import Decoder
 from lupi_trainer.speculative.loops.report import Report
+from lupi_trainer.speculative.loops.rounds import Rounds
 from lupi_trainer.speculative.loops.skd import SKD
 from lupi_trainer.speculative.runners import runner
 from tests.fake_cuda.device import Counted, fake_cuda
@@ -47,26 +50,20 @@ class Recorder:
         return replay, outputs
 
 
-@contextmanager
-def scripted(counted: Counted, lengths: list[int], accepted: int):
-    """Inside, rollouts run on tensors without numbers.
+def _scripted(kind: type[Rounds], counted: Counted, lengths: list[int], accepted: int) -> type[Rounds]:
+    """`SKD` or `Decoder`, whose rounds end as a script says."""
 
-    In each round every row has `accepted` tokens accepted and one rejected, until it has written lengths[row] tokens.
-    Phases: "draft", "verify", "commit", "report" (what the device is asked), "prefill" (the forwards and copies of
-    prompts), "admit" (what else a new row needs), "move" (of a row to another slot), "start" and "end".
-    """
-
-    class Scripted(SKD):
+    class Scripted(kind):
         def __init__(self, *args):
             with counted.within("start"):
                 super().__init__(*args)
-            for phase in ("draft", "verify", "commit"):
-                setattr(self, phase, _wrapped(counted, phase, getattr(self, phase)))
-            for one in self.slots.runners:
-                one.prefill.admit = _wrapped(counted, "prefill", one.prefill.admit)
-            self.slots.admit = _wrapped(counted, "admit", self.slots.admit)
-            self.slots._close = _wrapped(counted, "move", self.slots._close)
-            self.result = _wrapped(counted, "end", self.result)
+            source = getattr(self, "source", None)  # of lossless decoding
+            phases = [(source, "propose", "draft")] if source else [(self, "draft", "draft")]
+            phases += [(self, "verify", "verify"), (self, "commit", "commit"), (self, "result", "end")]
+            phases += [(self.slots, "admit", "admit"), (self.slots, "_close", "move")]
+            phases += [(one.prefill, "admit", "prefill") for one in self.slots.runners]
+            for owner, name, phase in phases:
+                setattr(owner, name, _wrapped(counted, phase, getattr(owner, name)))
 
         def _round(self, gamma, started):
             def told(columns):
@@ -83,12 +80,30 @@ def scripted(counted: Counted, lengths: list[int], accepted: int):
             if row is None:  # the slot idles
                 return Report(0, 0, 0, 0, 0, 0, 0)
             left = lengths[row] - self.slots.written[slot]
-            kept = min(accepted, gamma, left)
-            rejected = int(kept < min(gamma, left))
-            drafted = kept + rejected
-            return Report(drafted, kept, rejected, drafted, left - drafted, 0, 0)
+            places = min(gamma, left - self.bonus)
+            kept = min(accepted, places)
+            rejected = int(kept < places)
+            committed = kept + (self.bonus or rejected)
+            return Report(kept + rejected, kept, rejected, committed, left - committed, 0, 0)
 
-    with patch.object(loop, "SKD", Scripted), patch.object(runner, "recorder_for", lambda model: Recorder(counted)):
+    return Scripted
+
+
+@contextmanager
+def scripted(counted: Counted, lengths: list[int], accepted: int):
+    """Inside, rollouts and lossless decoding run on tensors without numbers.
+
+    In each round every row has `accepted` tokens accepted and one rejected, until it has written lengths[row] tokens.
+    Phases: "draft", "verify", "commit", "report" (what the device is asked), "round" (what else is done in one),
+    "prefill" (the forwards and copies of prompts), "admit" (what else a new row needs), "move" (of a row to another
+    slot), "start" and "end".
+    """
+    given = counted, lengths, accepted
+    with (
+        patch.object(loop, "SKD", _scripted(SKD, *given)),
+        patch.object(generation, "Decoder", _scripted(Decoder, *given)),
+        patch.object(runner, "recorder_for", lambda model: Recorder(counted)),
+    ):
         yield
 
 
@@ -123,3 +138,15 @@ def rolled(
         with scripted(counted, lengths, accepted):
             rollout = skd_rollout(*models, student_prompts, teacher_prompts, **options)
     return rollout, counted
+
+
+def decoded(
+    target: PreTrainedConfig, draft: PreTrainedConfig, prompts: list[list[int]], lengths: list[int], **options
+):
+    """Lossless decoding: the target on `cuda:1`, the draft on `cuda:0`; as in `rolled`, of `speculative_generate`."""
+    with fake_cuda() as counted:
+        with counted.within("load"):
+            models = [model_on(*given) for given in (("cuda:1", target), ("cuda:0", draft))]
+        with scripted(counted, lengths, accepted=2):
+            output = speculative_generate(*models, prompts, **options)
+    return output, counted

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from tests.fake_cuda.device import UNABLE
-from tests.fake_cuda.rollout import rolled
+from tests.fake_cuda.rollout import decoded, rolled
 from tests.fake_cuda.shapes import PROMPTS, qwen3
 
 
@@ -94,3 +94,13 @@ def test_a_recorded_round_launches_two_graphs_and_little_else(tracing):
     assert last["draft"] - before["draft"] <= 14 and last["verify"] - before["verify"] <= 24, (last, before)
     assert {phase for phase, _, _ in seen.questions} == {"report", "end"}
     assert not [where for where in seen.uploads if where[0] in ROUND]
+
+
+def test_lossless_decoding_asks_once_a_round_too():
+    options = {"max_new_tokens": 8, "num_draft_tokens": 2, "temperature": 0.7, "max_slots": 2}
+    output, seen = decoded(qwen3(1), qwen3(1), PROMPTS[1], [5, 2, 7], **options)
+    assert [len(text) for text in output.completion_ids] == [5, 2, 7] and seen.launched("move") > 0
+    asked = {phase: number for (phase, _, _), number in seen.questions.items() if phase not in ("load", "end")}
+    assert asked == {"report": output.stats.rounds}
+    assert not [where for where in seen.uploads if where[0] in ROUND]
+    assert output.stats.accepted == output.stats.drafted, "so that drafts fall behind, and catch up"
