@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.benchmarks import figures, lossless, measure, peers, run
+from tests.benchmarks import fake_device, figures, lossless, measure, peers, run
 from tests.benchmarks.setting import CPU, Scripted, Shape
+from tests.fake_cuda.device import UNABLE
 
 
 TINY = replace(
@@ -97,3 +98,18 @@ def test_the_draft_of_lossless_is_ten_times_cheaper():
     with torch.device("meta"):
         target, draft = lossless.Pair().models("meta", torch.float32)
     assert lossless.weights(target) / lossless.weights(draft) == pytest.approx(10, abs=0.5)
+
+
+@pytest.mark.skipif(UNABLE is not None, reason=str(UNABLE))
+def test_the_table_of_devices_that_are_not_there(monkeypatch, capsys):
+    monkeypatch.setattr(fake_device, "SIZES", dict.fromkeys(("0.6B", "4B", "32B"), (1, 64, 64, 8, True)))
+    for name, number in (("ROWS", 2), ("NEW", 8), ("GAMMA", 2)):
+        monkeypatch.setattr(fake_device, name, number)
+    fake_device.main()
+    head, _, two_devices, one, *states = capsys.readouterr().out.splitlines()
+    assert head.split(" | ")[4:6] == ["questions a round", "copies from the host"]
+    assert [row.split(" | ")[4:6] for row in (two_devices, one)] == [["1", "0"]] * 2
+    assert "cuda:1" in two_devices and "cuda:1" not in one
+    assert [line.partition(" at a time")[0] for line in states] == [
+        f"32B reads a batch by itself, {rows} rows" for rows in (2, 1)
+    ]

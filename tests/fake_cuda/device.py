@@ -76,6 +76,8 @@ class Counted(TorchDispatchMode):
 
     live, peak, phase_peak: bytes by device ("cuda:0"), now, at most, and at most in each phase: (phase, device).
     launches: kernels by (phase, operation); views and new memory are none.
+    rounds: launches of some phases up to the end of each round.
+    replayed: CUDA graphs, each of which is one launch, and how many were recorded: by phase and "recorded".
     questions: where the host waits for what the device has: (phase, operation, line).
     uploads: copies from the host to a device, for which the host waits too: (phase, operation, line).
     """
@@ -87,8 +89,10 @@ class Counted(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         self.phase_peak: dict[tuple[str, str], int] = {}
         self.launches: Counter[tuple[str, str]] = Counter()
+        self.replayed: Counter[str] = Counter()
         self.questions: Counter[tuple[str, str, str]] = Counter()
         self.uploads: Counter[tuple[str, str, str]] = Counter()
+        self.rounds: list[dict[str, int]] = []
         self.answer: Callable[[torch.Tensor], Any] = _zeros  # what `tolist` of a tensor without numbers returns
         self._seen: dict[int, weakref.ref] = {}
 
@@ -138,6 +142,11 @@ class Counted(TorchDispatchMode):
     def asked(self, operation: str) -> None:
         """Notes that the host waits for the device."""
         self.questions[self.phase, operation, self._line()] += 1
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """True: what is compiled is captured while this counts."""
+        return True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, is_new = _known(func)

@@ -13,6 +13,7 @@ from lupi_trainer.speculative import TopK, skd_rollout
 from lupi_trainer.speculative.loops import rollout as loop
 from lupi_trainer.speculative.loops.report import Report
 from lupi_trainer.speculative.loops.skd import SKD
+from lupi_trainer.speculative.runners import runner
 from tests.fake_cuda.device import Counted, fake_cuda
 
 
@@ -30,6 +31,22 @@ def _wrapped(counted: Counted, phase: str, function):
     return run
 
 
+class Recorder:
+    """Takes the place of `CUDARecorder`: nothing is recorded, and a replay is counted."""
+
+    def __init__(self, counted: Counted):
+        self.counted = counted
+
+    def record(self, function):
+        outputs = function()
+        self.counted.replayed["recorded"] += 1
+
+        def replay():
+            self.counted.replayed[self.counted.phase] += 1
+
+        return replay, outputs
+
+
 @contextmanager
 def scripted(counted: Counted, lengths: list[int], accepted: int):
     """Inside, rollouts run on tensors without numbers.
@@ -45,8 +62,8 @@ def scripted(counted: Counted, lengths: list[int], accepted: int):
                 super().__init__(*args)
             for phase in ("draft", "verify", "commit"):
                 setattr(self, phase, _wrapped(counted, phase, getattr(self, phase)))
-            for runner in self.slots.runners:
-                runner.prefill.admit = _wrapped(counted, "prefill", runner.prefill.admit)
+            for one in self.slots.runners:
+                one.prefill.admit = _wrapped(counted, "prefill", one.prefill.admit)
             self.slots.admit = _wrapped(counted, "admit", self.slots.admit)
             self.slots._close = _wrapped(counted, "move", self.slots._close)
             self.result = _wrapped(counted, "end", self.result)
@@ -60,6 +77,7 @@ def scripted(counted: Counted, lengths: list[int], accepted: int):
             with counted.within("round"), patch.object(Report, "read", _wrapped(counted, "report", Report.read)):
                 super()._round(gamma, started)
             counted.answer = before
+            counted.rounds.append({phase: counted.launched(phase) for phase in ("draft", "verify", "commit")})
 
         def said(self, slot: int, row: int | None, gamma: int) -> Report[int]:
             if row is None:  # the slot idles
@@ -70,7 +88,7 @@ def scripted(counted: Counted, lengths: list[int], accepted: int):
             drafted = kept + rejected
             return Report(drafted, kept, rejected, drafted, left - drafted, 0, 0)
 
-    with patch.object(loop, "SKD", Scripted):
+    with patch.object(loop, "SKD", Scripted), patch.object(runner, "recorder_for", lambda model: Recorder(counted)):
         yield
 
 

@@ -3,6 +3,7 @@
 Operations that mix devices end a rollout there, so that one that comes to its end has none.
 """
 
+import warnings
 from functools import cache
 
 import pytest
@@ -14,6 +15,25 @@ from tests.fake_cuda.shapes import PROMPTS, qwen3
 
 pytestmark = pytest.mark.skipif(UNABLE is not None, reason=str(UNABLE))
 ROUND = {"round", "draft", "verify", "commit", "report", "move"}
+
+
+# kernels that torch launches for a layer of Qwen3 without compilation; more is a copy or a mask that was not there
+LAYER = sum(
+    {
+        "four norms: to float32, square, mean, epsilon, root, scale, back, weight": 4 * 8,
+        "rotary positions of queries and keys: half turned (negated, joined), two products, their sum": 2 * 5,
+        "products with weights: q, k, v, o, gate, up, down": 7,
+        "activation, and its product with `up`": 2,
+        "residuals": 2,
+        "keys and values into the cache": 2,
+        "attention, by lengths: no mask": 1,
+    }.values()
+)
+NOISE, NORM, EMBEDDING_AND_HEAD = 46, 8, 3
+POSITIONS = 24  # each row's slots and positions, rotary angles, lengths for the kernel
+TOKEN = EMBEDDING_AND_HEAD + NORM + POSITIONS + NOISE + 14  # and a choice, a check that it was one, traced logits
+BLOCK = EMBEDDING_AND_HEAD + NORM + POSITIONS + 16  # and the rule: rank and probability of each draft
+COMMIT = 170  # of which the correction's noise is 46, and a trace 55
 
 
 @cache
@@ -40,3 +60,37 @@ def test_a_new_row_is_told_its_prompt_alone():
     told = {where: number for where, number in seen.uploads.items() if where[0] in ("admit", "prefill")}
     # the prefix, which the teacher's prompts share, and two groups of each model: the first two rows, and the third
     assert list(told.values()) == [5] and next(iter(told))[2].startswith("prefill.py")
+
+
+def test_launches_of_a_token_and_a_layer():
+    (rollout, one), (_, two) = counted(1), counted(2)
+    tokens, blocks = rollout.stats.student_forwards, rollout.stats.teacher_forwards
+    for phase, forwards, fixed in (("draft", tokens, TOKEN), ("verify", blocks, BLOCK)):
+        layer = two.launched(phase) - one.launched(phase)
+        assert layer == LAYER * forwards, {n for p, n in two.launches if p == phase}
+        assert one.launched(phase) - layer <= fixed * forwards
+    assert one.launched("commit") == two.launched("commit") <= COMMIT * rollout.stats.rounds
+
+
+def test_prompts_behind_a_common_prefix_are_read_without_masks_and_copies():
+    (_, one), (_, two) = counted(1), counted(2)
+    layer = {name: two.launches["prefill", name] - one.launches["prefill", name] for _, name in two.launches}
+    # of both models, in one layer more: the first two rows and the third; the teacher's behind the prefix
+    assert layer["ragged_attention"] == 2 and layer["_scaled_dot_product_flash_attention"] == 3
+    assert layer["index"] == layer["index_put_"] == 2, "the prefix, copied to all rows"
+    assert ("prefill", "_scaled_dot_product_efficient_attention") not in two.launches
+
+
+@pytest.mark.slow
+def test_a_recorded_round_launches_two_graphs_and_little_else(tracing):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        rollout, seen = rolled(qwen3(1), qwen3(1), *PROMPTS, compile=True, max_slots=2, lengths=[13, 12, 12])
+    rounds = rollout.stats.rounds
+    assert rounds > 4 and seen.replayed == {"recorded": 2, "draft": rounds - 1, "verify": rounds - 1}
+    last, before = seen.rounds[-1], seen.rounds[-2]
+    # what differs from call to call is copied to where a graph reads it, and results from where it writes them; then
+    # there is the rule, outside of the graph
+    assert last["draft"] - before["draft"] <= 14 and last["verify"] - before["verify"] <= 24, (last, before)
+    assert {phase for phase, _, _ in seen.questions} == {"report", "end"}
+    assert not [where for where in seen.uploads if where[0] in ROUND]

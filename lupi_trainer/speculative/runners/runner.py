@@ -215,8 +215,9 @@ class Runner:
     def _call(self, function, kind: tuple, longest: int, width: int, tokens, written, *tensors):
         """Runs `function`, which feeds `width` tokens a row; `kind` is all that the tensors do not tell of it."""
         visible = self._visible(longest + width)
-        # in lockstep a row may be fed beyond its limit, which only `seek` knows how to place
-        alone = len(tokens) == 1 and not self.compile and longest + width <= self.size
+        # a kernel takes lengths, be it of one row; in lockstep a row may be fed beyond its limit, where `seek` alone
+        # knows its place
+        alone = len(tokens) == 1 and not (self.compile or self.by_length) and longest + width <= self.size
         offsets: Any = longest if alone else self.base[: len(tokens)] + written
         seen = visible
         if self.compile and not self.recorded:
