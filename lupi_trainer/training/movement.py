@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
+from torch.distributed.tensor import DTensor
 from transformers.utils import strtobool
 
 
@@ -28,11 +29,15 @@ _NEAREST = {
 _STOCHASTIC = "bf16_stochastic_round"
 _KEPT = (_STOCHASTIC, "use_kahan_summation")  # of `optim_args`: what is rounded away is drawn for, or added later
 
-WAYS_OUT = (
+_WAYS_OUT = (
     "Load them in float32 (`dtype: float32`) and compute in bfloat16 (`bf16: true`), with `optim: adamw_bnb_8bit` "
     "where memory is short; or train a LoRA adapter (`use_peft: true`); or start with DeepSpeed ZeRO-2, which keeps "
     "float32 weights besides (`accelerate_configs/zero2.yaml`, `zero2_paired.yaml`); or, on one GPU, set "
     "`optim: adamw_torch_8bit` with `optim_args: bf16_stochastic_round=True` (torchao)"
+)
+_WAYS_OUT_OF_AN_ADAPTER = (
+    "TRL keeps the adapter of a quantized student in bfloat16; adapters take larger steps than whole models: set "
+    "learning_rate to {least:g} or more, or load the student without quantization, for an adapter in float32"
 )
 
 
@@ -58,6 +63,7 @@ def share_that_stays(weights: Iterable[tuple[torch.Tensor, float]]) -> float:
     """
     stuck, count = 0.0, 0
     for weight, step in weights:
+        weight = weight.to_local() if isinstance(weight, DTensor) else weight  # the others' are not asked for
         count += weight.numel()
         if weight.dtype in _HALF and weight.numel() and weight.device.type != "meta" and step > 0:
             every = -(-weight.numel() // _LOOKED_AT)
@@ -138,7 +144,15 @@ def require_movement(trainer: Any) -> None:
     if share > STUCK:
         half = next(p for p in weights if p.dtype in _HALF)
         kind, rate = str(half.dtype).removeprefix("torch."), max(step for _, step in steps)
+        ways = _WAYS_OUT
+        if is_peft_model(trainer.model):
+            least = next(n for n in (rate * 2**i for i in range(1, 64)) if _share_at(steps, n / rate) <= STUCK)
+            ways = _WAYS_OUT_OF_AN_ADAPTER.format(least=least)
         raise ValueError(
             f"{share:.0%} of the weights that are trained would never move: they are {kind}, in which a step of "
-            f"learning_rate={rate:g} is rounded away. {WAYS_OUT}"
+            f"learning_rate={rate:g} is rounded away. {ways}"
         )
+
+
+def _share_at(steps: list[tuple[torch.Tensor, float]], factor: float) -> float:
+    return share_that_stays((weight, factor * step) for weight, step in steps)

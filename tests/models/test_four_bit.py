@@ -58,6 +58,7 @@ def layers_of(model) -> list:
 def make_sft_trainer(tmp_path, model, **_):
     flags = f"--model_name_or_path {model} --dataset_name lab:common --load_in_4bit --use_peft --lora_r 4 --use_cpu"
     flags += f" --output_dir {tmp_path} --max_steps 2 --logging_steps 1 --bf16 false --report_to none"
+    flags += " --learning_rate 1e-3"
     trainer = sft.build_trainer(*sft.make_parser().parse_args_and_config(flags.split()))
     losses = Losses()
     trainer.add_callback(losses)

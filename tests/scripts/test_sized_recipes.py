@@ -74,6 +74,7 @@ def arguments(recipe: str, folder: Path, **changes) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipe_trains(tmp_path, folder, recipe, capsys):
     run, changes = tmp_path / "run", {}

@@ -1,13 +1,17 @@
 """Steps that a weight's type would round away: refused before training, and none of them lost in the ways that are
 shipped."""
 
+import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.training_args import OptimizerNames
 
 from lupi_trainer.lab import resolve_model
 from lupi_trainer.training import movement
@@ -103,6 +107,63 @@ def test_stochastic_rounding_passes_in_one_process_alone(tmp_path, monkeypatch, 
         movement.require_movement(trainer)
 
 
+Params4bit = type("Params4bit", (torch.nn.Parameter,), {})  # by which accelerate knows them
+
+
+@pytest.mark.parametrize(
+    "kind, mixed, options, kept",
+    [
+        ("MULTI_GPU", "bf16", {}, False),
+        ("DEEPSPEED", "bf16", {}, True),
+        ("DEEPSPEED", "no", {"bf16": {"enabled": True}}, True),
+        ("DEEPSPEED", "bf16", {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}, False),
+        ("FSDP", "bf16", {}, True),
+        ("FSDP", "no", {}, False),
+        ("FSDP", "bf16", {"quantized": True}, False),
+        ("FSDP", "bf16", {"quantized": True, "is_fsdp2": False}, True),
+    ],
+)
+def test_who_keeps_float32_weights_beside_those_that_were_loaded(kind, mixed, options, kept):
+    config = {key: value for key, value in options.items() if key == "bf16"}
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(hf_ds_config=HfDeepSpeedConfig(config)))
+    accelerator = SimpleNamespace(
+        distributed_type=movement.DistributedType[kind],
+        mixed_precision=mixed,
+        state=state,
+        is_fsdp2=options.get("is_fsdp2", True),
+        is_main_process=True,
+    )
+    model = torch.nn.Linear(64, 64, bias=False, dtype=BF16)
+    torch.nn.init.ones_(model.weight)
+    if options.get("quantized"):
+        model.frozen = Params4bit(torch.zeros(1), requires_grad=False)
+    args = SimpleNamespace(optim="adamw_torch", optim_args=None, learning_rate=RATE)
+    given = {"optimizer": None, "optimizer_cls_and_kwargs": None}
+    trainer = SimpleNamespace(accelerator=accelerator, model=model, args=args, **given)
+    if kept:
+        return movement.require_movement(trainer)
+    with pytest.raises(ValueError, match="100% of the weights that are trained would never move"):
+        movement.require_movement(trainer)
+
+
+def test_the_optimizers_are_transformers_own():
+    assert movement._NEAREST <= {name.value for name in OptimizerNames}
+
+
+def test_the_bfloat16_adapter_of_a_quantized_student_is_told_a_learning_rate(tmp_path):
+    student = small_student()
+    adapted = get_peft_model(student, LoraConfig(r=4, task_type="CAUSAL_LM"))
+    for parameter in adapted.parameters():
+        parameter.data = parameter.to(BF16) if parameter.requires_grad else parameter.data  # as TRL does it
+    make = partial(make_kd_trainer, tmp_path, model=adapted, peft_config=None)
+    with pytest.raises(ValueError, match="would never move.* adapter of a quantized student in bfloat16") as refused:
+        make(config_learning_rate=RATE)
+    (least,) = re.findall("learning_rate to (\\S+) or more", str(refused.value))
+    make(config_learning_rate=float(least))
+    with pytest.raises(ValueError, match="would never move"):
+        make(config_learning_rate=float(least) / 2.1)
+
+
 # Movement: what a run of plain AdamW at 1e-5 in float32 adds to the weights, and what others add
 
 
@@ -140,6 +201,7 @@ def wanted(tmp_path_factory):
     return run(tmp_path_factory.mktemp("float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 def test_plain_adamw_on_bfloat16_weights_makes_little_of_it(tmp_path, monkeypatch, wanted, mixed):
     monkeypatch.setattr(movement, "STUCK", 1.0)
@@ -159,6 +221,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_the_ways_out_make_all_of_it(tmp_path, wanted, name):
     if "stochastic" in name:
@@ -168,6 +231,7 @@ def test_the_ways_out_make_all_of_it(tmp_path, wanted, name):
     assert length >= 0.95 and way >= 0.95
 
 
+@pytest.mark.slow
 def test_an_adapter_of_frozen_bfloat16_weights_makes_all_of_it(tmp_path):
     moved = {}
     for dtype in (FP32, BF16):
