@@ -103,6 +103,14 @@ def test_general_questions_and_the_text_have_nothing_to_do_with_it():
     assert len(text.split()) > 500 and not any(p["question"] in text for p in general)
 
 
+def test_rehearsal_is_of_other_general_questions_and_has_no_knowledge():
+    rows = load_training_data(str(FOLDER / "rehearsal.json"))
+    asked = [prompt[0]["content"] for prompt in rows["prompt"]]
+    every = {p["question"] for p in load_probes(str(DATA / "general_en.json"))}
+    assert set(asked) == every - {p["question"] for p in probes("general")} and len(asked) == len(set(asked)) > 90
+    assert not any(rows["privileged_context"])
+
+
 def test_the_results_page_is_what_the_runs_say():
     page = (DATA / "RESULTS.md").read_text(encoding="utf-8").split("# On a real model\n")[1]
     known = json.loads((DATA / "smollm2_runs.json").read_text(encoding="utf-8"))
