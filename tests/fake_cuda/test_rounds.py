@@ -33,9 +33,7 @@ NOISE, NORM, EMBEDDING_AND_HEAD = 46, 8, 3
 CLOSE_DRAW = 9  # in half precision: a tolerance from the largest logit, the two largest scores, how near they are
 CLOSE_VERDICT = 30  # and the rule asked again with each draft's logit raised, and lowered
 POSITIONS = 24  # each row's slots and positions, rotary angles, lengths for the kernel
-TOKEN = (
-    EMBEDDING_AND_HEAD + NORM + POSITIONS + NOISE + CLOSE_DRAW + 14
-)  # a choice, a check of it, traced logits
+TOKEN = EMBEDDING_AND_HEAD + NORM + POSITIONS + NOISE + CLOSE_DRAW + 14  # a choice, a check of it, traced logits
 BLOCK = EMBEDDING_AND_HEAD + NORM + POSITIONS + CLOSE_VERDICT + 16  # and the rule: rank and probability of each draft
 COMMIT = 185  # of which the correction's noise is 46, a trace 55, and what was close 12
 
