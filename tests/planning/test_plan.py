@@ -141,3 +141,13 @@ def test_without_a_gpu_nothing_is_planned_before_a_run(caplog):
     args = SimpleNamespace(device=torch.device("cpu"))  # of which nothing more is asked
     check.warn_of_memory(args, "student", "teacher", False, Dataset.from_list([{"prompt": "x"}]), None, None)
     assert not caplog.records
+
+
+def test_a_plan_that_cannot_be_made_is_said_and_the_run_goes_on(caplog, monkeypatch):
+    def fails(*given):
+        raise NotImplementedError("a model of its own kind")
+
+    monkeypatch.setattr(check, "plan_of", fails)
+    args = SimpleNamespace(device=torch.device("cuda"), max_teacher_prompt_length=20, max_completion_length=10)
+    check.warn_of_memory(args, "student", "teacher", False, iter(()), None, None)
+    assert "room for this run is not known: a model of its own kind" in caplog.text
