@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--accelerate_config", metavar="NAME", help="as in training: zero2, fsdp2, paired_gpu, a path, ...")
     add("--student_prompt_tokens", type=positive, help="longest student prompt (default: that of the records)")
     add("--teacher_prompt_tokens", type=positive, help="longest teacher prompt (default: that of the records)")
-    add("--prefix_tokens", type=int, help="tokens that all teacher prompts share (default: those of the records)")
+    add("--prefix_tokens", type=natural, help="tokens that all teacher prompts share (default: those of the records)")
     add("--completion_tokens", type=positive, help="a text on average, for the seconds (default: the longest)")
     add("--acceptance", type=share, default=0.9, help="share of the drafts accepted, for the seconds (default: 0.9)")
     add("--json", action="store_true", help="print the figures as JSON")
@@ -36,6 +36,17 @@ def positive(text: str) -> int:
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A number of tokens, or none.
+
+    Raises:
+        argparse.ArgumentTypeError: it is below 0, or no number.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0, got {text!r}")
     return int(text)
 
 
