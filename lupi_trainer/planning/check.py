@@ -146,8 +146,8 @@ def warn_of_memory(
     lengths = Lengths(*found, args.max_completion_length, args.max_completion_length, "the records")
     try:
         run, remake = plan_of(args, student, teacher, self_taught, lengths, peft_config, quantization_config)
-    except ValueError as error:
-        logger.warning(f"whether the GPU has room for this run is not known: {error}")
+    except (OSError, ValueError) as error:  # of files that loading has other settings for, too
+        logger.warning(f"whether the GPU has room for this run is not known: {str(error).strip().splitlines()[0]}")
         return
     room = {STUDENT: _free(args.device)}
     if run.home == TEACHER:
