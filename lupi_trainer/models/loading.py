@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -41,6 +42,8 @@ def key_named(key: str) -> Generator[None]:
         if key in str(error):
             raise
         raise ValueError(f"{key}: {error}") from error
+    except StrictDataclassError as error:  # values that a model's config.json cannot have
+        raise ValueError(f"{key}: {' '.join(str(error).split())}") from error
     except OSError as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
         raise kind(f"{key}: {str(error).strip().splitlines()[0]}") from error

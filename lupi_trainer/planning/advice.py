@@ -63,7 +63,10 @@ def changes(run: Run, memory: int, remake: Remake) -> list[Change]:
     """
     before, found, together = fullest(run), [], {}
     for keys in _candidates(run, memory, remake):
-        changed = remake(keys)
+        try:
+            changed = remake(keys)
+        except ValueError:  # the model cannot have it: no adapter of PEFT's, for instance
+            continue
         if fullest(changed) < before:
             found.append(Change(keys, fullest(changed), fits(changed, memory)))
     if any(change.fits for change in found):

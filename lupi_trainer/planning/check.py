@@ -146,9 +146,10 @@ def warn_of_memory(
     lengths = Lengths(*found, args.max_completion_length, args.max_completion_length, "the records")
     try:
         run, remake = plan_of(args, student, teacher, self_taught, lengths, peft_config, quantization_config)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # a plan is advice: a model that cannot be built without numbers may train all the same
-        logger.warning(f"whether the GPU has room for this run is not known: {error}")
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # a plan is advice: what cannot be built without numbers, or is found by other settings, may train all the same
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning(f"whether the GPU has room for this run is not known: {said[0]}")
         return
     room = {STUDENT: _free(args.device)}
     if run.home == TEACHER:

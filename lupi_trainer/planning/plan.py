@@ -12,7 +12,7 @@ from .training import training_moments
 
 
 PHASES = ("rollout", "training")
-_MOST_ROWS = 1 << 12
+_MOST_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -97,19 +97,35 @@ def _peft_config(get: Get) -> Any:
 
 def _sharding(get: Get, launched: dict[str, Any]) -> Sharding:
     """What an accelerate configuration divides, or a recipe's own `deepspeed` file."""
-    processes = int(launched.get("num_processes", 1))
-    stage, kind = 0, str(launched.get("distributed_type", "NO"))
+    processes, stage, kind = launched.get("num_processes", 1), 0, str(launched.get("distributed_type", "NO"))
+    if not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"--accelerate_config: num_processes must be a whole number from 1, got {processes!r}")
+    file = get("deepspeed", None)
     if kind == "DEEPSPEED":
-        stage = int((launched.get("deepspeed_config") or {}).get("zero_stage", 0))
-    if isinstance(file := get("deepspeed", None), (str, dict)):
-        config = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str) else file
-        stage = int(config.get("zero_optimization", {}).get("stage", 0))
+        settings = launched.get("deepspeed_config") or {}
+        stage = int(settings.get("zero_stage", 0))
+        file = file or settings.get("deepspeed_config_file")
+    if isinstance(file, (str, dict)):
+        stage = _zero_stage(file)
     name = f"zero{stage}" if stage else "fsdp2" if kind == "FSDP" or get("fsdp", None) else ""
     return Sharding(name, processes, bool(get("ds3_gather_for_generation", True)))
 
 
+def _zero_stage(file: str | dict[str, Any]) -> int:
+    """The stage that DeepSpeed's own configuration sets."""
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8")) if isinstance(file, str) else file
+        return int(config.get("zero_optimization", {}).get("stage", 0))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"deepspeed: no stage of ZeRO can be read from {file} ({error})") from error
+
+
 def _place(get: Get) -> str:
     device = str(get("teacher_device", None) or "")
+    try:
+        torch.device("cuda" if device in ("", "paired") else device)
+    except RuntimeError as error:
+        raise ValueError(f"teacher_device={device!r} is no device: {error}") from error
     if device.startswith("cpu"):
         return CPU
     return STUDENT if device in ("", "cuda", "cuda:0") else TEACHER
@@ -124,17 +140,15 @@ def make_run(
     """The run that a recipe describes.
 
     Args:
-        get: (key, default) -> what the recipe says.
+        get: (key, default) -> what the recipe says; it names a student.
         lengths: of prompts and texts.
         launched: an accelerate configuration; `None` for one process.
         known: sizes of models, kept from call to call.
 
     Raises:
-        ValueError: no student, no teacher, or a model that training refuses; it is named.
+        ValueError: no teacher, or a model that training refuses; it is named.
         OSError: there is no such model.
     """
-    if get("model_name_or_path", None) is None:
-        raise ValueError("`model_name_or_path` is required: the student's name or path")
     policy, sharding = get("rollout_policy", "speculative"), _sharding(get, launched or {})
     drafts = policy == "speculative" or get("teacher_model_server_url", None) is not None
     trust, mixed = bool(get("trust_remote_code", False)), _mixed(get)
@@ -173,7 +187,8 @@ def assemble(
     rule, rows = get("acceptance_rule", "top_k"), int(get("per_device_train_batch_size", 8))
     accumulation = int(get("gradient_accumulation_steps", 1))
     if teacher is not None and teacher is not student:
-        teacher = replace(teacher, bits=_bits(get, "teacher_", "teacher_use_bnb_nested_quant"))
+        asked = _bits(get, "teacher_", "teacher_use_bnb_nested_quant")
+        teacher = replace(teacher, bits=asked if asked.bits else teacher.bits)
     return Run(
         student=student,
         teacher=teacher,
@@ -231,7 +246,8 @@ def _teacher(get: Get, student: ModelSize, drafts: bool, known: dict[Any, ModelS
         return student
     key, revision = "teacher_model_name_or_path", get("teacher_model_revision", None)
     config = model_config(name, "teacher", key, get, revision, drafts)
-    dtype = dtype_named(get("teacher_dtype", "auto"), config)
+    with key_named("teacher_dtype"):
+        dtype = dtype_named(get("teacher_dtype", "auto"), config)
     if (name, dtype) not in known:
         known[name, dtype] = size_of(config, name, dtype, trust_remote_code=bool(get("trust_remote_code", False)))
     return known[name, dtype]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -204,6 +205,26 @@ def _experts(model: Any, config: Any) -> tuple[int, int, int]:
     return sum(parameter.numel() for _, parameter in named), many, each
 
 
+def stored_bits(config: Any, name: str) -> Bits:
+    """How a checkpoint has its linear layers already.
+
+    Raises:
+        ValueError: in a way whose bytes are not known here.
+    """
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return Bits()
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    if settings.get("load_in_8bit"):
+        return Bits(8)
+    if settings.get("load_in_4bit"):
+        return Bits(4, bool(settings.get("bnb_4bit_use_double_quant")))
+    raise ValueError(
+        f"{name} is stored by {settings.get('quant_method', 'a quantization without a name')}, of which this plan "
+        "cannot count the bytes: bitsandbytes alone is known, or a checkpoint that is not quantized"
+    )
+
+
 def size_of(
     config: Any,
     name: str,
@@ -221,16 +242,20 @@ def size_of(
         config: of transformers.
         name: what it is called.
         dtype: of its weights; of a quantized one, of what is computed.
-        bits: how its linear layers are held.
+        bits: how its linear layers are held, unless the checkpoint has them quantized already.
         trains: whether it is the student.
         peft_config: of the adapter that it gets, or `None`.
         mixed: what autocast computes in, or `None`.
 
     Raises:
-        ValueError: transformers has no causal language model for it.
+        ValueError: transformers has no causal language model for it, or its checkpoint is stored in an unknown way.
     """
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    bits = bits if bits.bits else stored_bits(config, name)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (ArithmeticError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}: no model can be built by its configuration ({error})") from error
     text = text_config(model)
     head = model.get_output_embeddings().weight
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -251,7 +276,7 @@ def size_of(
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            model = get_peft_model(model, copy.deepcopy(peft_config))  # it writes on what it is given
         trained = [p for p in model.parameters() if p.requires_grad]
         figures["trained"] = sum(p.numel() for p in trained)
         # of a quantized model TRL keeps an adapter in bfloat16, PEFT that of another in float32

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from .gpus import GPU
 from .held import optimizer_state
-from .run import Run
+from .run import CPU, Run
 from .sizes import ModelSize
 
 
@@ -147,6 +147,8 @@ def assumptions(run: Run, gpu: GPU, mean: int, acceptance: float) -> list[str]:
         found.append("the server's own time is not in it")
     if run.sharding.kind or run.sharding.processes > 1:
         found.append("what processes send one another is not in it")
+    if run.home == CPU:
+        found.append("the teacher is on the CPU, whose speed is not known: its forwards are timed as on the GPU")
     if run.offloaded:
         found.append("moving the teacher between the CPU's memory and the GPU is not in it")
     return found

@@ -2,6 +2,9 @@
 
 import argparse
 
+from .no_plugins import FLAG
+from .no_plugins import HELP as NO_PLUGINS
+
 
 HELP = "what a recipe needs: bytes, the largest batch, seconds, what to change: lupi plan RECIPE --gpu h100-80"
 DESCRIPTION = """\
@@ -21,10 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--accelerate_config", metavar="NAME", help="as in training: zero2, fsdp2, paired_gpu, a path, ...")
     add("--student_prompt_tokens", type=positive, help="longest student prompt (default: that of the records)")
     add("--teacher_prompt_tokens", type=positive, help="longest teacher prompt (default: that of the records)")
-    add("--prefix_tokens", type=int, help="tokens that all teacher prompts share (default: those of the records)")
+    add("--prefix_tokens", type=natural, help="tokens that all teacher prompts share (default: those of the records)")
     add("--completion_tokens", type=positive, help="a text on average, for the seconds (default: the longest)")
     add("--acceptance", type=share, default=0.9, help="share of the drafts accepted, for the seconds (default: 0.9)")
     add("--json", action="store_true", help="print the figures as JSON")
+    add(FLAG, action="store_true", help=NO_PLUGINS)
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
 
 
@@ -36,6 +40,17 @@ def positive(text: str) -> int:
     """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A number of tokens, or none.
+
+    Raises:
+        argparse.ArgumentTypeError: it is below 0, or no number.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0, got {text!r}")
     return int(text)
 
 

@@ -8,6 +8,7 @@ import transformers
 import yaml
 
 from ..data.credentials import without_secrets
+from ..lupi_skd.values import value_faults
 from ..planning.advice import changes
 from ..planning.gpus import GPU, find_gpu
 from ..planning.lengths import find_lengths
@@ -15,7 +16,10 @@ from ..planning.plan import DevicePlan, fits, largest_batch, plan_bytes
 from ..planning.recipe import Lengths, make_run
 from ..planning.run import Run
 from ..planning.speed import assumptions, best_gamma, speed_of
+from ..training.settings import least_faults
 from .dry_run.settings import Settings, read_settings, variables
+from .launch import TRAINING
+from .no_plugins import FLAG
 from .plan_page import (
     activations_line,
     as_data,
@@ -37,18 +41,48 @@ def recipe_settings(args: argparse.Namespace) -> Settings:
     Raises:
         ValueError: unknown keys, or values that theirs cannot have: all of them, a line each.
     """
-    settings = read_settings("skd", ["--config", str(find_recipe(args.recipe)), *args.recipe_flags])
+    path = str(find_recipe(args.recipe))
+    guarded = [FLAG] if args.no_plugins else []
+    settings = read_settings("skd", ["--config", path, *args.recipe_flags, *guarded])
     if settings.faults:
+        for command in TRAINING:
+            if command != "skd" and not read_settings(command, ["--config", path]).faults:
+                raise ValueError(f"{path} is a recipe of `lupi {command}`; `lupi plan` is for those of `lupi skd`")
         raise ValueError("; ".join(map(without_secrets, settings.faults)))
+    if settings.get("model_name_or_path") is None:
+        raise ValueError("`model_name_or_path` is required: the student's name or path")
+    arguments: Any = settings.as_arguments()
+    if faults := [*value_faults(arguments), *least_faults(arguments)]:
+        raise ValueError("; ".join(faults))
+    mean, longest = args.completion_tokens, arguments.max_completion_length
+    if mean is not None and mean > longest:
+        raise ValueError(f"--completion_tokens {mean} is more than a text can have: max_completion_length={longest}")
     return settings
+
+
+def launch_settings(name: str | None) -> dict[str, Any]:
+    """What an accelerate configuration sets; nothing where none is named.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+        ValueError: it is no mapping of keys to values.
+    """
+    if name is None:
+        return {}
+    path = find_accelerate_config(name)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"--accelerate_config: {path} is no mapping of keys to values")
+    return found
 
 
 def plan_recipe(args: argparse.Namespace) -> int:
     """Print the plan; returns 1 where it does not fit the GPU that is named, else 0."""
     gpu = None if args.gpu is None else find_gpu(args.gpu)
-    launched: dict[str, Any] = {}
-    if args.accelerate_config is not None:
-        launched = yaml.safe_load(find_accelerate_config(args.accelerate_config).read_text(encoding="utf-8"))
+    launched = launch_settings(args.accelerate_config)
     settings = recipe_settings(args)
     transformers.logging.set_verbosity_error()
     with variables(settings.env):

@@ -36,8 +36,8 @@ _WAYS_OUT = (
     "`optim: adamw_torch_8bit` with `optim_args: bf16_stochastic_round=True` (torchao)"
 )
 _WAYS_OUT_OF_AN_ADAPTER = (
-    "TRL keeps the adapter of a quantized student in bfloat16; adapters take larger steps than whole models: set "
-    "learning_rate to {least:g} or more, or load the student without quantization, for an adapter in float32"
+    "TRL keeps the adapter of a quantized student in bfloat16, and PEFT has `modules_to_save` in the student's type. "
+    "Load it without quantization, with `modules_to_save` in float32 (`dtype: float32`){larger}"
 )
 
 
@@ -146,8 +146,10 @@ def require_movement(trainer: Any) -> None:
         kind, rate = str(half.dtype).removeprefix("torch."), max(step for _, step in steps)
         ways = _WAYS_OUT
         if is_peft_model(trainer.model):
-            least = next(n for n in (rate * 2**i for i in range(1, 64)) if _share_at(steps, n / rate) <= STUCK)
-            ways = _WAYS_OUT_OF_AN_ADAPTER.format(least=least)
+            doubled = (rate * 2**i for i in range(1, 64))
+            least = next((n for n in doubled if _share_at(steps, n / rate) <= STUCK), None)  # none moves infinity
+            larger = "" if least is None else f"; or, since adapters take larger steps, set learning_rate to {least:g}"
+            ways = _WAYS_OUT_OF_AN_ADAPTER.format(larger=f"{larger} or more" if larger else "")
         raise ValueError(
             f"{share:.0%} of the weights that are trained would never move: they are {kind}, in which a step of "
             f"learning_rate={rate:g} is rounded away. {ways}"

@@ -126,6 +126,18 @@ def require_config(args: Any, wanted: type) -> None:
         )
 
 
+def least_faults(args: Any) -> Iterator[str]:
+    """Which numbers are below what they can be, one message each.
+
+    Args:
+        args: a configuration, or whatever has its attributes.
+    """
+    for name, least in LEAST.items():
+        value = getattr(args, name, None)
+        if isinstance(value, int) and value < least:
+            yield f"{name} must be at least {least}, got {value}"
+
+
 def check_run_settings(args: Any) -> None:
     """Refuse settings that would end a run when it begins, or have no effect on its device.
 
@@ -136,10 +148,8 @@ def check_run_settings(args: Any) -> None:
         ValueError: the setting, by name.
     """
     check_types(args)
-    for name, least in LEAST.items():
-        value = getattr(args, name, None)
-        if isinstance(value, int) and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for fault in least_faults(args):
+        raise ValueError(fault)
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         raise ValueError(
             f"max_steps={args.max_steps} with num_train_epochs={args.num_train_epochs} says of no step that it is "

@@ -137,6 +137,24 @@ def test_the_check_before_a_run_plans_what_the_command_plans(tmp_path):
     assert plan.plan_bytes(mine) == plan.plan_bytes(make_run(get, lengths))
 
 
+def test_a_run_of_which_no_plan_can_be_made_goes_on(tmp_path, caplog):
+    args = SimpleNamespace(
+        device=torch.device("cuda"),
+        max_teacher_prompt_length=64,
+        max_completion_length=64,
+        world_size=1,
+        ds3_gather_for_generation=True,
+        model_init_kwargs={"cache_dir": "elsewhere"},
+        trust_remote_code=False,
+        bf16=True,
+        fp16=False,
+    )
+    (tmp_path / "config.json").write_text("{")
+    check.warn_of_memory(args, str(tmp_path), None, False, iter([]), None, None)
+    (record,) = caplog.records
+    assert "not known" in record.message and str(tmp_path) in record.message and "\n" not in record.message
+
+
 def test_without_a_gpu_nothing_is_planned_before_a_run(caplog):
     args = SimpleNamespace(device=torch.device("cpu"))  # of which nothing more is asked
     check.warn_of_memory(args, "student", "teacher", False, Dataset.from_list([{"prompt": "x"}]), None, None)

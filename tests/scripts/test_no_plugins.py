@@ -25,7 +25,10 @@ CODE = {
     "model_init_kwargs: {weights_only: false}": "'model_init_kwargs.weights_only' lets code in pickled weights run",
     "attn_implementation: someone/kernel": "'attn_implementation' names code on the Hub, 'someone/kernel'",
 }
-READERS = {name: [name, "--config"] for name in (*TRAINING, "compare", "real")} | {"sweep": ["sweep"]}
+READERS = {name: [name, "--config"] for name in (*TRAINING, "compare", "real")} | {
+    "sweep": ["sweep"],
+    "plan": ["plan"],
+}
 
 
 @pytest.fixture(autouse=True)

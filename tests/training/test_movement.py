@@ -146,6 +146,18 @@ def test_who_keeps_float32_weights_beside_those_that_were_loaded(kind, mixed, op
         movement.require_movement(trainer)
 
 
+def test_modules_that_an_adapter_saves_have_the_type_of_the_student(tmp_path):
+    make = partial(make_trainer, tmp_path, config_learning_rate=RATE)
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", modules_to_save=["lm_head"])
+    with pytest.raises(ValueError, match=r"`modules_to_save` in float32 \(`dtype: float32`\).*learning_rate to"):
+        make(model=small_student(BF16), peft_config=lora)
+    adapted = get_peft_model(small_student(BF16), LoraConfig(r=2, task_type="CAUSAL_LM")).to(BF16)
+    for weight in (p for p in adapted.parameters() if p.requires_grad):
+        weight.data.fill_(torch.inf)  # which no step moves
+    with pytest.raises(ValueError, match=r"`dtype: float32`\)$"):
+        make(model=adapted)
+
+
 def test_the_optimizers_are_transformers_own():
     assert movement._NEAREST <= {name.value for name in OptimizerNames}
 
