@@ -79,15 +79,17 @@ def find_lengths(
         What is stated; of what is not, what the records have; else the recipe's limits.
     """
     completion, limit = int(get("max_completion_length", 4096)), int(get("max_teacher_prompt_length", 4096))
+    guessed = False
     if student is None or teacher is None:
         try:
             found, source = _read(get), "the longest of the records"
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            found = UNKNOWN_PROMPT, limit, 0
+            found, guessed = (UNKNOWN_PROMPT, limit, 0), True
             source = f"the teacher's at its limit, the student's a guess, for no record was read: {reason}"
     else:
         found, source = (student, teacher, 0), "stated"
     longest = (found[0] if student is None else student), (found[1] if teacher is None else teacher)
     shared = min(found[2] if prefix is None else prefix, longest[1] - 1)
-    return Lengths(*longest, shared if shared >= SHORTEST_PREFIX else 0, completion, mean or completion, source)
+    shared = shared if shared >= SHORTEST_PREFIX else 0
+    return Lengths(*longest, shared, completion, mean or completion, source, guessed)

@@ -16,7 +16,7 @@ from ..models.adapters import refuse_adapter
 from ..models.head_check import refuse_rescaled
 from ..models.hub_code import refuse_hub_code
 from ..models.loading import key_named
-from ..speculative.runners.support import require_config_support
+from ..speculative.runners.support import require_config_support, usable_positions
 from .run import CPU, STUDENT, TEACHER, Run, Sharding
 from .sizes import Bits, ModelSize, size_of
 
@@ -34,6 +34,7 @@ class Lengths:
         student, teacher: of the longest prompts; `prefix`: those with which all of the teacher's begin.
         completion: the longest text; `mean`: one on average.
         source: where the prompts' lengths are from, as a phrase.
+        guessed: whether no record was read, so that prompts may be shorter.
     """
 
     student: int
@@ -42,6 +43,7 @@ class Lengths:
     completion: int
     mean: int
     source: str
+    guessed: bool = False
 
 
 def dtype_named(name: Any, config: Any, default: torch.dtype = torch.float32) -> torch.dtype:
@@ -146,7 +148,7 @@ def make_run(
         known: sizes of models, kept from call to call.
 
     Raises:
-        ValueError: no teacher, or a model that training refuses; it is named.
+        ValueError: texts beyond a model's positions, no teacher, or a model that training refuses; it is named.
         OSError: there is no such model.
     """
     policy, sharding = get("rollout_policy", "speculative"), _sharding(get, launched or {})
@@ -168,7 +170,17 @@ def make_run(
         )
     student = known[key]
     teacher = _teacher(get, student, drafts, known)
-    return assemble(get, student, teacher, lengths, sharding, is_mixed)
+    run = assemble(get, student, teacher, lengths, sharding, is_mixed)
+    for role, model, prompt in (("student", student, lengths.student), ("teacher", teacher, lengths.teacher)):
+        if model is None or lengths.guessed:
+            continue
+        positions = usable_positions(model)
+        if positions is not None and prompt + run.completion > positions:
+            raise ValueError(
+                f"the longest {role} prompt has {prompt} tokens; with max_completion_length={run.completion} that is "
+                f"beyond the {positions} positions of {model.name}"
+            )
+    return run
 
 
 def assemble(

@@ -260,14 +260,18 @@ def size_of(
     head = model.get_output_embeddings().weight
     weights = sum(parameter.numel() for parameter in model.parameters())
     linear = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
+    experts, many, each = _experts(model, text)
+    reads = model
+    if many:  # in float32 they cannot be read in groups without numbers; how they are read is nothing to the cache
+        reads = copy.deepcopy(model)
+        reads.set_experts_implementation("batched_mm")
     try:
-        slot, states = _cache_bytes(model)
+        slot, states = _cache_bytes(reads)
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{name}: what {type(model).__name__} keeps of a token cannot be counted ({reason})"
         ) from error
-    experts, many, each = _experts(model, text)
     tables = model.get_input_embeddings().weight.numel()
     read = weights - (tables if model.get_input_embeddings().weight is not head else 0)
     figures: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from transformers import MixtralConfig, Qwen3MoeConfig
 
 from lupi_trainer.lab import lab_path
 from lupi_trainer.planning import check, held, plan, speed
@@ -135,6 +136,15 @@ def test_the_check_before_a_run_plans_what_the_command_plans(tmp_path):
 
     mine = check.plan_of(args, lab_path("lab:student"), lab_path("lab:teacher"), False, lengths)[0]
     assert plan.plan_bytes(mine) == plan.plan_bytes(make_run(get, lengths))
+
+
+@pytest.mark.parametrize("kind", [Qwen3MoeConfig, MixtralConfig])
+def test_experts_in_float32_are_planned(kind):
+    widths = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    config = kind(**widths, num_attention_heads=4, num_key_value_heads=2)
+    half, full = (size_of(config, "m", dtype, trains=True) for dtype in (torch.bfloat16, torch.float32))
+    assert full.slot == 2 * half.slot == 2 * 2 * 2 * 2 * 16 * 2  # layers, keys and values, heads, widths, bytes
+    assert full.weights == half.weights
 
 
 def test_a_run_of_which_no_plan_can_be_made_goes_on(tmp_path, caplog):

@@ -68,6 +68,7 @@ def test_what_does_not_fit_is_said_and_the_advice_makes_it_fit(capsys):
     (["--max_slots", "-1"], ["max_slots must be at least 1"]),
     (["--model_name_or_path", "none"], ["`model_name_or_path` is required"]),
     (["--teacher_dtype", "float99"], ["teacher_dtype: there is no type 'float99'"]),
+    (["--max_completion_length", "9000"], ["longest student prompt has 11", "beyond the", "positions of lab:student"]),
     (["--teacher_device", "moon"], ["teacher_device='moon' is no device"]),
     (["--prefix_tokens", "-5"], ["prefix_tokens", "whole number from 0"]),
     (["--completion_tokens", "57"], ["completion_tokens", "max_completion_length=56"]),
