@@ -345,7 +345,8 @@ class LUPISKDTrainer(
                 )
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
-        for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
+        metrics = rollout_metrics(rollout, self._rows, seconds(), totals, self.accelerator)
+        for key, value in (metrics | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
                 self.metric_lists[mode][key] = [value]  # a running total is logged as it is
             else:
