@@ -1,6 +1,7 @@
 """Every record of a run against every limit: not the first that does not fit, but all of them."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -9,6 +10,7 @@ from ...data.check import check_probes
 from ...data.records import load_records, normalize_record, record_name, sft_row, to_columns
 from ...data.special_tokens import SpecialTokens
 from ...data.squad import check_qa_record, raw_questions, tokenize_qa
+from ...data.turns import turns_of
 from ...lab import LAB_PREFIX, load_lab_records, resolve_model
 from ...lupi_skd.checks import Reading, read_prompts
 from ...lupi_skd.setup import compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
@@ -80,6 +82,8 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
         if source is None:
             continue
         rows = _each(load_records(source, config, split), columns, report, source)
+        if data_args.train_turns == "all" and source != data_args.eval_dataset_name:
+            rows = [row | {"row_id": n} for n, row in enumerate(chain.from_iterable(map(turns_of, rows)))]
         read = list(read_prompts(rows, tokenizer, prompt, args, pair.context_lengths, pair.vocab_size))
         report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
         counts.append((source, len(rows)))
