@@ -1,8 +1,6 @@
 """Configuration of [`LUPISKDTrainer`]."""
 
-import re
-import textwrap
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl import DistillationConfig
@@ -13,6 +11,7 @@ from ..speculative.runners.packed_weights import pack_setting
 from ..training.field_types import check_types
 from ..training.private import json_fields
 from ..training.settings import refuse_not_finite
+from .inherited import inherited_keys
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 from .unread import check_unread_settings
@@ -302,21 +301,5 @@ class LUPISKDConfig(DistillationConfig):
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
 
 
-def _inherited_keys(config: Any) -> str:
-    """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
-    explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
-    lines = [
-        "",
-        "    > Parameters of [`~trl.DistillationConfig`] and [`~transformers.TrainingArguments`]",
-    ]
-    for key in fields(config):
-        if key.name not in explained:
-            kind = key.type.__name__ if isinstance(key.type, type) else str(key.type).removeprefix("typing.")
-            default = "" if key.default in (None, MISSING) else f", defaults to `{key.default!r}`"
-            lines += ["", f"        {key.name} (`{kind}`, *optional*{default}):"]
-            lines.append(textwrap.indent(textwrap.fill(key.metadata["help"], 107), " " * 12))
-    return "\n".join([*lines, "    "])
-
-
 if LUPISKDConfig.__doc__:  # python -OO strips it
-    LUPISKDConfig.__doc__ += _inherited_keys(LUPISKDConfig)
+    LUPISKDConfig.__doc__ += inherited_keys(LUPISKDConfig)
