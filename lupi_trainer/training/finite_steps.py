@@ -1,5 +1,6 @@
 """Training that stops before the optimizer would take a step on numbers that are not finite, or one of no effect."""
 
+import os
 from collections.abc import Sized
 from typing import Any
 
@@ -36,9 +37,16 @@ class FiniteSteps(TrainerHooks):
     _zero_steps = 0  # of the run's first ones, all of which were without effect
 
     def __init__(self, *args, **kwargs):
+        folder = getattr(kwargs.get("args"), "output_dir", None)
+        is_new = folder is not None and not os.path.exists(folder)
         super().__init__(*args, **kwargs)
         keep_4bit_exact(self.model)
-        self.require_trainable()
+        try:
+            self.require_trainable()
+        except ValueError:
+            if is_new and os.path.isdir(folder) and not os.listdir(folder):
+                os.rmdir(folder)  # transformers makes it before anything is known of the weights
+            raise
 
     def require_trainable(self) -> None:
         """Raise ValueError if no parameter of the model requires a gradient, one does that a given optimizer does not

@@ -6,18 +6,14 @@ teacher holds that reads such a batch by itself comes last. Some minutes.
 """
 
 import torch
-from transformers import Qwen3Config
 
 from lupi_trainer.models.backbone import completion_states_by_rows
 from tests.fake_cuda.device import UNABLE, fake_cuda
 from tests.fake_cuda.rollout import model_on, rolled
+from tests.planning.shapes import qwen3_06b, qwen3_4b, qwen3_32b
 
 
-SIZES = {  # layers, width, feed-forward width, query heads, whether the lm_head is the embedding
-    "0.6B": (28, 1024, 3072, 16, True),
-    "4B": (36, 2560, 9728, 32, True),
-    "32B": (64, 5120, 25600, 64, False),
-}
+SIZES = {"0.6B": qwen3_06b(), "4B": qwen3_4b(), "32B": qwen3_32b()}
 ROWS, NEW, GAMMA = 8, 4096, 20
 COLUMNS = (
     "student and teacher",
@@ -30,22 +26,6 @@ COLUMNS = (
 )
 
 
-def qwen3(name: str) -> Qwen3Config:
-    """The configuration of a Qwen3 model."""
-    layers, width, inner, heads, tied = SIZES[name]
-    return Qwen3Config(
-        vocab_size=151936,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=tied,
-        max_position_embeddings=40960,
-    )
-
-
 def prompts() -> tuple[list[list[int]], list[list[int]]]:
     """The student's and the teacher's."""
     rows = range(ROWS)
@@ -54,14 +34,14 @@ def prompts() -> tuple[list[list[int]], list[list[int]]]:
 
 def rollout(student: str, teacher: str, devices: tuple[str, str]) -> list[str]:
     """The cells of a pair."""
-    models = qwen3(student), qwen3(teacher)
+    models = SIZES[student], SIZES[teacher]
     options = {"max_new_tokens": NEW, "gamma": GAMMA, "return_teacher_hidden": True}
     lengths = [GAMMA] * ROWS
     done, seen = rolled(*models, *prompts(), devices=devices, lengths=lengths, accepted=GAMMA - 1, **options)
     rounds, launched = done.stats.rounds, []
     for phase, forwards, name in (("draft", done.stats.student_forwards, student), ("verify", rounds, teacher)):
         number = seen.launched(phase) / forwards
-        launched.append(f"{number:,.0f} ({number / SIZES[name][0]:.1f} a layer)")
+        launched.append(f"{number:,.0f} ({number / SIZES[name].num_hidden_layers:.1f} a layer)")
     waits = []
     for counts in (seen.questions, seen.uploads):
         number = sum(
@@ -75,7 +55,7 @@ def rollout(student: str, teacher: str, devices: tuple[str, str]) -> list[str]:
 def own_reading(teacher: str, rows: int) -> float:
     """GiB beside the weights, where a teacher reads so many rows of a batch at a time, and keeps their states."""
     with fake_cuda() as counted, torch.no_grad():
-        model = model_on("cuda:0", qwen3(teacher))
+        model = model_on("cuda:0", SIZES[teacher])
         prompt, text = (torch.ones(ROWS, n, dtype=torch.long, device="cuda:0") for n in (len(prompts()[1][0]), NEW))
         before = counted.live["cuda:0"]
         completion_states_by_rows(model, rows, prompt, prompt, text, text)

@@ -78,6 +78,16 @@ def test_every_trainer_refuses_it_and_names_the_ways_out(tmp_path, method):
     make(config_learning_rate=1e-3)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refusal_leaves_no_folder_that_was_not_there(tmp_path, there):
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(ValueError, match="would never move"):
+        make_trainer(tmp_path, model=small_student(BF16), config_learning_rate=RATE)
+    assert folder.exists() == there
+
+
 def test_the_optimizer_that_was_given_says_how_far_it_goes(tmp_path):
     student = small_student(BF16)
     make = partial(make_trainer, tmp_path, model=student)
