@@ -10,6 +10,7 @@ import torch
 from tests.benchmarks import fake_device, figures, lossless, measure, peers, run
 from tests.benchmarks.setting import CPU, Scripted, Shape
 from tests.fake_cuda.device import UNABLE
+from tests.planning.shapes import qwen3
 
 
 TINY = replace(
@@ -102,7 +103,7 @@ def test_the_draft_of_lossless_is_ten_times_cheaper():
 
 @pytest.mark.skipif(UNABLE is not None, reason=str(UNABLE))
 def test_the_table_of_devices_that_are_not_there(monkeypatch, capsys):
-    monkeypatch.setattr(fake_device, "SIZES", dict.fromkeys(("0.6B", "4B", "32B"), (1, 64, 64, 8, True)))
+    monkeypatch.setattr(fake_device, "SIZES", dict.fromkeys(("0.6B", "4B", "32B"), qwen3(1, 64, 64, 8)))
     for name, number in (("ROWS", 2), ("NEW", 8), ("GAMMA", 2)):
         monkeypatch.setattr(fake_device, name, number)
     fake_device.main()

@@ -7,8 +7,6 @@ token by token moved the difference of two likely tokens' logits by no more than
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from .acceptance import AcceptanceRule, Judged
@@ -44,13 +42,14 @@ def close_verdict(rule: AcceptanceRule, judged: Judged, accepted: torch.Tensor, 
     """Whether `rule` would judge otherwise if the drafted token's logit were larger or smaller by the tolerance.
 
     accepted [B, Q] bool, what the rule has made of `judged` -> [B, Q] bool. This finds it out for any rule: at rank k,
-    at a least probability, at a share of the largest one.
+    at a least probability, at a share of the largest one. The teacher's logits, which nothing else may share memory
+    with, are moved in place and put back.
     """
-    token, near = judged.draft[..., None], tolerance(judged.teacher_logits, resolution)[..., None]
-    moved = judged.teacher_logits.clone()
-    own = moved.gather(-1, token)
+    logits, token = judged.teacher_logits, judged.draft[..., None]
+    near, own = tolerance(logits, resolution)[..., None], logits.gather(-1, token)
     close = torch.zeros_like(accepted)
     for shift in (near, -near):
-        moved.scatter_(-1, token, own + shift)
-        close |= rule.accept(replace(judged, teacher_logits=moved)) != accepted
+        logits.scatter_(-1, token, own + shift)  # in place: a copy would be as large as the largest that a round has
+        close |= rule.accept(judged) != accepted
+    logits.scatter_(-1, token, own)
     return close
