@@ -5,6 +5,7 @@ the knowledge; where there is no knowledge it sees exactly what the student sees
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,43 @@ KNOWLEDGE_TEMPLATE = "[Background Knowledge]\n{privileged_context}\n\n{query}"
 
 
 @dataclass(frozen=True)
+class Words:
+    """How a model's conversations are written: by the chat template of a tokenizer.
+
+    Args:
+        tokenizer: whose template and special tokens they are.
+        template_kwargs: values of the template's variables.
+    """
+
+    tokenizer: Any
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self, conversations: list[Messages]) -> list[list[int]]:
+        """[`encode`]."""
+        return encode(self.tokenizer, conversations, **self.template_kwargs)
+
+    def check_turns(self, conversations: list[Messages]) -> None:
+        """[`check_turns`]."""
+        check_turns(self.tokenizer, conversations, **self.template_kwargs)
+
+
+def teacher_words(
+    student: Words, tokenizer: Any = None, template: str = "own", template_kwargs: Mapping[str, Any] | None = None
+) -> Words:
+    """How the teacher's conversations are written.
+
+    Args:
+        student: how the student's are.
+        tokenizer: the teacher's; `None`: not known.
+        template: `"own"` (that of the teacher's tokenizer; the student's, if it has none) or `"student"`.
+        template_kwargs: values of the template's variables; `None`: the student's.
+    """
+    own = template == "own" and getattr(tokenizer, "chat_template", None)
+    kwargs = student.template_kwargs if template_kwargs is None else template_kwargs
+    return Words(tokenizer if own else student.tokenizer, kwargs)
+
+
+@dataclass(frozen=True)
 class TeacherPrompt:
     """What surrounds the knowledge in the teacher's prompt.
 
@@ -25,11 +63,13 @@ class TeacherPrompt:
         system_prompt: the persona, or `None` for no system turn.
         few_shot_examples: worked examples as (question, answer) pairs, in order.
         knowledge_template: the last user turn; must contain `{privileged_context}` and `{query}` once each.
+        words: how the teacher's messages are written; `None`: as the student's.
     """
 
     system_prompt: str | None = None
     few_shot_examples: tuple[tuple[str, str], ...] = field(default_factory=tuple)
     knowledge_template: str = KNOWLEDGE_TEMPLATE
+    words: Words | None = None
 
     def __post_init__(self):
         for slot in ("{privileged_context}", "{query}"):

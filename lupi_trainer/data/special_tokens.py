@@ -25,9 +25,11 @@ class SpecialTokens:
     Args:
         tokenizer: of the model that reads the records.
         allowed: refuse nothing; the texts are meant as they are.
+        other: that of a second model that reads them; its control tokens are refused, too.
     """
 
-    def __init__(self, tokenizer: Any, allowed: bool = False):
+    def __init__(self, tokenizer: Any, allowed: bool = False, other: Any = None):
+        self.of_other = None if other is None or other is tokenizer else SpecialTokens(other, allowed)
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         special = [token for token in added if token.special and token.content]
         if allowed or getattr(tokenizer, "split_special_tokens", False):  # which reads them as text
@@ -52,11 +54,11 @@ class SpecialTokens:
 
     def found(self, text: str) -> str | None:
         """The first special token that a text holds, if there is any."""
-        if self.pattern is None:
-            return None
-        found = self.pattern.search(text)
-        if found is None and self.normalize is not None:
+        found = None if self.pattern is None else self.pattern.search(text)
+        if found is None and self.pattern is not None and self.normalize is not None:
             found = self.pattern.search(self.normalize(text))
+        if found is None and self.of_other is not None:
+            return self.of_other.found(text)
         return found[0] if found else None
 
     def check_prompts(self, rows: Iterable[dict[str, Any]]) -> None:

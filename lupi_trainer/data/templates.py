@@ -14,16 +14,20 @@ _OF_THE_CALL = {"conversation", "tokenize", "tokenizer_kwargs", "padding", "trun
 _OF_THE_CALL |= {"return_tensors", "return_dict", "return_assistant_tokens_mask", "continue_final_message"}
 
 
-def check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:
+def check_template_kwargs(template_kwargs: Mapping[str, Any], key: str = "chat_template_kwargs") -> None:
     """Refuse what would cut, pad or not tokenize the prompts, in place of being read by the chat template.
 
+    Args:
+        template_kwargs: names and values.
+        key: of the recipe, that they are from.
+
     Raises:
-        ValueError: one of `chat_template_kwargs`, by name.
+        ValueError: one of them, by name.
     """
     for name in template_kwargs:
         if name in _OF_THE_CALL:
             raise ValueError(
-                f"chat_template_kwargs: {name!r} is no variable of a chat template, but an argument of the call that "
+                f"{key}: {name!r} is no variable of a chat template, but an argument of the call that "
                 "makes tokens of its text, which are set here: leave it out"
             )
 
@@ -41,7 +45,9 @@ def _text(place: int) -> tuple[str, str, str]:
 
 def end_of_turn(tokenizer: Any, **template_kwargs: Any) -> int | None:
     """The token that the chat template writes right after an assistant's answer; `None` where it is no token of its
-    own (text, or nothing), or the template does not write a finished conversation."""
+    own (text, or nothing), there is no template, or it does not write a finished conversation."""
+    if not tokenizer.chat_template:
+        return None
     roles = ("user", "assistant")
     conversation = [{"role": role, "content": _mark(place)} for place, role in enumerate(roles)]
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..speculative import Rollout, skd_rollout
+from ..speculative.loops.results import RowCounts
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,14 @@ class AcceptanceCounts:
     written_by_teacher: float
 
     @classmethod
-    def of(cls, rollout: Rollout) -> AcceptanceCounts:
-        """The counts of one rollout."""
-        stats = rollout.stats
+    def of(cls, rollout: Rollout, rows: Iterable[int] | None = None) -> AcceptanceCounts:
+        """The counts of one rollout, of all rows or of these."""
+        chosen = range(len(rollout.completion_ids)) if rows is None else list(rows)
+        found = [rollout.stats.rows.get(row, RowCounts()) for row in chosen]
         return cls(
-            stats.drafted,
-            stats.accepted,
-            stats.blocks,
-            stats.first_token_accepted,
-            stats.full_match,
-            sum(map(len, rollout.completion_ids)),
-            sum(map(sum, rollout.from_teacher)),
+            *(sum(getattr(counts, field.name) for counts in found) for field in fields(cls)[:5]),
+            sum(len(rollout.completion_ids[row]) for row in chosen),
+            sum(sum(rollout.from_teacher[row]) for row in chosen),
         )
 
     def rates(self) -> dict[str, float]:

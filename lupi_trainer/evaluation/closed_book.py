@@ -202,7 +202,7 @@ def closed_book(
 
     Args:
         model: the student, or the teacher for the open-book ceiling.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; not read where `teacher_prompt` has words of its own, which write all prompts.
         probes: dictionaries with `question`, `answers` (and `knowledge` for open-book).
         teacher_prompt: how the knowledge is put; `None` asks closed-book.
         **kwargs: `max_new_tokens`, `batch_size`, `chat_template_kwargs`, `allow_special_tokens`, `on_batch`, as for
@@ -211,7 +211,9 @@ def closed_book(
     Raises:
         ValueError: open-book, and a probe has no knowledge (named).
     """
-
+    if teacher_prompt is not None and teacher_prompt.words is not None:
+        tokenizer = teacher_prompt.words.tokenizer
+        kwargs["chat_template_kwargs"] = dict(teacher_prompt.words.template_kwargs)
     return ask(model, tokenizer, probes, lambda probe: conversation(probe, teacher_prompt), **kwargs)
 
 

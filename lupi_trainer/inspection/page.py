@@ -103,7 +103,7 @@ def page_data(
                 if len(points := run.points(metric)) > MOST_POINTS
             ]
             lines = {label: _thin_line(points) for label, points in lines.items()}
-            words = {label: METRICS[metric] for metric, label in curve.lines.items()}
+            words = {label: METRICS[metric] for metric, label in curve.lines.items() if label in lines}
             about = {"about": ABOUT[curve.name], "words": words, "share": all(map(is_share, curve.lines))}
             curves.append({"name": curve.name, "title": curve.title, "lines": lines, **about})
     for metric in {metric: None for curve in CURVES for metric in curve.lines}:

@@ -30,9 +30,15 @@ CURVES = (
     Curve(
         "acceptance",
         "Drafted tokens accepted",
-        {"acc_rate/mean": "all", "acc_rate/first_token": "first of a block", "acc_rate/full_match": "full blocks"},
+        {"acc_rate/mean": "all", "acc_rate/first_token": "first of a block", "acc_rate/full_match": "full blocks"}
+        | {"acc_rate/mean_knowledge": "with knowledge", "acc_rate/mean_base": "base records"},
     ),
-    Curve("gamma", "Draft length (tokens)", {"gamma/mean": "mean", "gamma/max": "longest", "gamma/min": "shortest"}),
+    Curve(
+        "gamma",
+        "Draft length (tokens)",
+        {"gamma/mean": "mean", "gamma/max": "longest", "gamma/min": "shortest"}
+        | {"gamma/mean_knowledge": "with knowledge", "gamma/mean_base": "base records"},
+    ),
     Curve(
         "closed_book",
         "Closed-book accuracy",

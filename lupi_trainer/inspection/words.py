@@ -20,6 +20,19 @@ METRICS = {
     "shapes, another one might stand there.",
     "tokens/teacher_share": "Share of the tokens of the texts that the teacher wrote, since it rejected the draft.",
 }
+_KINDS = {"knowledge": "Of records with knowledge", "base": "Of base records"}
+METRICS |= {
+    f"{name}_{kind}": f"{of}, in a mixture: {METRICS[name][0].lower()}{METRICS[name][1:]}"
+    for kind, of in _KINDS.items()
+    for name in (
+        "acc_rate/mean",
+        "acc_rate/first_token",
+        "acc_rate/full_match",
+        "gamma/mean",
+        "tokens/teacher_share",
+        "rollout/tokens_per_second",
+    )
+}
 CURVES = {
     "loss": "What is minimized, step by step.",
     "acceptance": "How often the teacher accepts what the student drafts: it rises as the two come to agree.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.prompts import TeacherPrompt, TemplateError, check_turns, encode
+from ..data.prompts import TeacherPrompt, TemplateError, Words
 from ..data.records import prepare_columns, record_name
 from ..data.special_tokens import SpecialTokens
 from ..data.wording import counted
@@ -165,15 +165,17 @@ def read_prompts(
     """
     if not rows:  # of which no chat template can be asked
         return
-    special = SpecialTokens(tokenizer, args.allow_special_tokens)
     kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
+    own = Words(tokenizer, kwargs)
+    its = teacher_prompt.words or own
+    special = SpecialTokens(tokenizer, args.allow_special_tokens, its.tokenizer)
     prompts = [row["prompt"] for row in rows]
     messages = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
     try:
         special.check_prompts(rows)
-        students, teachers = (encode(tokenizer, conversations, **kwargs) for conversations in (prompts, messages))
-        for conversations in (prompts, messages):
-            check_turns(tokenizer, conversations, **kwargs)
+        students, teachers = own.encode(prompts), its.encode(messages)
+        own.check_turns(prompts)
+        its.check_turns(messages)
     except ValueError as error:
         if len(rows) > 1:  # whose it is, and what is true of the others
             for row in rows:

@@ -1,8 +1,6 @@
 """Configuration of [`LUPISKDTrainer`]."""
 
-import re
-import textwrap
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl import DistillationConfig
@@ -13,13 +11,14 @@ from ..speculative.runners.packed_weights import pack_setting
 from ..training.field_types import check_types
 from ..training.private import json_fields
 from ..training.settings import refuse_not_finite
+from .inherited import inherited_keys
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 from .unread import check_unread_settings
-from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, VERIFICATIONS, value_faults
+from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, TEMPLATES, VERIFICATIONS, value_faults
 
 
-@json_fields("acceptance_kwargs")
+@json_fields("acceptance_kwargs", "teacher_chat_template_kwargs")
 @dataclass
 class LUPISKDConfig(DistillationConfig):
     r"""
@@ -40,6 +39,15 @@ class LUPISKDConfig(DistillationConfig):
         max_teacher_prompt_length (`int`, *optional*, defaults to `4096`):
             Longest teacher prompt in tokens. A longer one is refused, by record.
 
+        teacher_chat_template (`str`, *optional*, defaults to `"own"`):
+            Whose chat template and special tokens write the teacher's prompts: `"own"`, those of its tokenizer where
+            that is known and has a template, or `"student"`. The token ids must be the student's in any case.
+        teacher_chat_template_kwargs (`dict`, *optional*):
+            Values of its variables in the teacher's prompts, in place of `chat_template_kwargs`, which is read for
+            both models if this is `None`.
+        allow_different_prompt_ends (`bool`, *optional*, defaults to `False`):
+            Train though the prompts of student and teacher end so that their answers begin differently (the thinking
+            block of one is open, or closed and empty, or begun by the model itself). Otherwise that is refused.
         allow_special_tokens (`bool`, *optional*, defaults to `False`):
             Let records spell out special tokens, such as `</s>`, which models read as control tokens. Otherwise
             such a record is refused.
@@ -182,6 +190,15 @@ class LUPISKDConfig(DistillationConfig):
     max_teacher_prompt_length: int = field(
         default=4096, metadata={"help": "Longest teacher prompt in tokens; a longer one is an error."}
     )
+    teacher_chat_template: str = field(
+        default="own", metadata={"help": "Whose template writes the teacher's prompts.", "choices": [*TEMPLATES]}
+    )
+    teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "chat_template_kwargs of the teacher's prompts, where they are others."}
+    )
+    allow_different_prompt_ends: bool = field(
+        default=False, metadata={"help": "Let the prompts of both models ask for different first tokens."}
+    )
     allow_special_tokens: bool = field(
         default=False, metadata={"help": "Let records spell out special tokens, which become control tokens."}
     )
@@ -264,8 +281,8 @@ class LUPISKDConfig(DistillationConfig):
         check_types(self)
         super().__post_init__()
         refuse_not_finite(self)  # in what was JSON
-        template_kwargs: Any = self.chat_template_kwargs  # parsed by now
-        check_template_kwargs(template_kwargs or {})
+        for key in ("chat_template_kwargs", "teacher_chat_template_kwargs"):
+            check_template_kwargs(getattr(self, key) or {}, key)  # parsed by now
         for fault in value_faults(self):
             raise ValueError(fault)
         if pack_setting(self.pack_weights) is True:
@@ -284,21 +301,5 @@ class LUPISKDConfig(DistillationConfig):
             raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
 
 
-def _inherited_keys(config: Any) -> str:
-    """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
-    explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
-    lines = [
-        "",
-        "    > Parameters of [`~trl.DistillationConfig`] and [`~transformers.TrainingArguments`]",
-    ]
-    for key in fields(config):
-        if key.name not in explained:
-            kind = key.type.__name__ if isinstance(key.type, type) else str(key.type).removeprefix("typing.")
-            default = "" if key.default in (None, MISSING) else f", defaults to `{key.default!r}`"
-            lines += ["", f"        {key.name} (`{kind}`, *optional*{default}):"]
-            lines.append(textwrap.indent(textwrap.fill(key.metadata["help"], 107), " " * 12))
-    return "\n".join([*lines, "    "])
-
-
 if LUPISKDConfig.__doc__:  # python -OO strips it
-    LUPISKDConfig.__doc__ += _inherited_keys(LUPISKDConfig)
+    LUPISKDConfig.__doc__ += inherited_keys(LUPISKDConfig)

@@ -4,11 +4,17 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 
 from ..evaluation import AcceptanceCounts
 from ..speculative import Rollout
+from ..speculative.loops.results import RowCounts
+
+
+KINDS = ("knowledge", "base")  # of the records of a mixture
 
 
 @dataclass
@@ -18,6 +24,8 @@ class RolloutTotals:
     drafted: int = 0
     accepted: int = 0
     broken: int = 0  # rows that were left out because the teacher's logits were no distribution
+    knowledge: int = 0  # rows with knowledge
+    base: int = 0  # rows without
 
     @staticmethod
     @contextmanager
@@ -32,8 +40,41 @@ class RolloutTotals:
         end = time.perf_counter()
 
 
-def rollout_metrics(rollout: Rollout, seconds: float, totals: RolloutTotals, accelerator) -> dict[str, float]:
+def _of_rows(rollout: Rollout, rows: list[int]) -> list[float]:
+    """What is summed over processes of some rows: how many they are, their draft lengths and seconds, and the rest."""
+    counts = [rollout.stats.rows.get(row, RowCounts()) for row in rows]
+    own = [len(rows), sum(row.gammas for row in counts), sum(row.seconds for row in counts)]
+    return [*own, *astuple(AcceptanceCounts.of(rollout, rows))]
+
+
+def _by_kind(sums: dict[str, list[float]], totals: RolloutTotals, processes: int) -> dict[str, float]:
+    """Metrics of the rows of either kind, once a run has had both: of those that this rollout has."""
+    for kind, (rows, *_) in sums.items():
+        setattr(totals, kind, getattr(totals, kind) + int(rows))
+    found: dict[str, float] = {}
+    for kind, (rows, gammas, seconds, *counted) in sums.items():
+        if not (rows and totals.knowledge and totals.base):
+            continue
+        counts = AcceptanceCounts(*counted)
+        metrics = counts.rates() | {
+            "gamma/mean": gammas / max(counts.blocks, 1),
+            "rollout/tokens_per_second": counts.written / max(seconds / processes, 1e-9),
+        }
+        found |= {f"{name}_{kind}": value for name, value in metrics.items()}
+    return found
+
+
+def rollout_metrics(
+    rollout: Rollout, records: list[dict[str, Any]], seconds: float, totals: RolloutTotals, accelerator
+) -> dict[str, float]:
     """Metrics of one rollout over all processes; `totals` moves on.
+
+    Args:
+        rollout: of `records`.
+        records: with `privileged_context`, which is null in a base record.
+        seconds: that it took.
+        totals: since the run began.
+        accelerator: of the run.
 
     Returns:
         `acc_rate/{mean,first_token,full_match}` (fractions of drafted tokens, and of blocks),
@@ -41,18 +82,26 @@ def rollout_metrics(rollout: Rollout, seconds: float, totals: RolloutTotals, acc
         `tokens/{total_drafted,total_accepted,acceptance_ratio_global,teacher_share}` and
         `rollout/tokens_per_second` (tokens written, of all processes); where a model computes in half precision,
         `rollout/close_calls` (the share of the tokens written that hung on rounding).
+        Once a run has had records with knowledge and base records, for each `KIND` (`knowledge`, `base`) of which
+        there are some: `acc_rate/{mean,first_token,full_match}_KIND`, `gamma/mean_KIND` (a mean over blocks),
+        `tokens/teacher_share_KIND` and `rollout/tokens_per_second_KIND` (where a round's time is divided evenly among
+        the rows that ran in it, and the prompts' reading is no one's).
     """
+    told = [record["privileged_context"] is not None for record in records]
+    kinds = {kind: [i for i, one in enumerate(told) if one is (kind == "knowledge")] for kind in KINDS}
+    of_kinds = [_of_rows(rollout, rows) for rows in kinds.values()]
     gammas = torch.tensor(rollout.stats.gamma_history, dtype=torch.float64)
     spread = len(gammas), gammas.sum(), gammas.square().sum()
-    sums = torch.tensor(
-        [*astuple(AcceptanceCounts.of(rollout)), rollout.stats.close_calls, *spread], dtype=torch.float64
-    )
+    own = [*astuple(AcceptanceCounts.of(rollout)), rollout.stats.close_calls, *spread]
+    sums = torch.tensor([*chain(*of_kinds), *own], dtype=torch.float64)
     extremes = torch.tensor([gammas.max(), -gammas.min(), seconds], dtype=torch.float64)
     if accelerator.num_processes > 1:
         device = accelerator.device
         sums = accelerator.reduce(sums.to(device), reduction="sum").cpu()
         extremes = accelerator.gather(extremes[None].to(device)).amax(dim=0).cpu()
-    *summed, close_calls, rounds, gamma_sum, gamma_squares = sums.tolist()
+    width = len(of_kinds[0])
+    apart = {kind: sums[i * width : (i + 1) * width].tolist() for i, kind in enumerate(KINDS)}
+    *summed, close_calls, rounds, gamma_sum, gamma_squares = sums[len(KINDS) * width :].tolist()
     counts = AcceptanceCounts(*summed)
     gamma_max, negative_min, seconds = extremes.tolist()
     totals.drafted += int(counts.drafted)
@@ -62,6 +111,7 @@ def rollout_metrics(rollout: Rollout, seconds: float, totals: RolloutTotals, acc
     return (
         counts.rates()
         | hung
+        | _by_kind(apart, totals, accelerator.num_processes)
         | {
             "gamma/mean": mean,
             "gamma/max": gamma_max,

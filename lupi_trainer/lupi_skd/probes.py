@@ -5,7 +5,7 @@ from typing import Any
 
 from ..data.answers import score_answer
 from ..data.probe_knowledge import KnowledgeOf, knowledge_in
-from ..data.prompts import TeacherPrompt, encode
+from ..data.prompts import TeacherPrompt, Words, encode
 from ..speculative import AcceptNone, Lockstep, skd_rollout
 from ..speculative.runners.packed_weights import pack_setting
 from ..teachers.self_taught import AdapterDisabled
@@ -40,6 +40,7 @@ class ProbedEvaluation(Probed, DistillationHooks):
     args: LUPISKDConfig
     teacher_model: Any
     teacher_prompt: TeacherPrompt
+    teacher_words: Words
     context_lengths: tuple[int | None, int | None]
     shared_vocab_size: int
     max_completion_length: int
@@ -65,7 +66,7 @@ class ProbedEvaluation(Probed, DistillationHooks):
         probes = self.open_book_probes or []
         questions = [[{"role": "user", "content": probe["question"]}] for probe in probes]
         messages = [self.teacher_prompt.messages(q, p["knowledge"]) for q, p in zip(questions, probes)]
-        prompts = encode(self.processing_class, messages, **self.chat_template_kwargs) if probes else []
+        prompts = self.teacher_words.encode(messages) if probes else []
         bare = encode(self.processing_class, questions, **self.chat_template_kwargs) if probes else []
         asked = [i for i, ids in enumerate(prompts) if len(ids) <= teacher_limit and len(bare[i]) <= student_limit]
         if not asked:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from accelerate.utils import is_peft_model
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.prompt_ends import check_prompt_ends
+from ..data.prompts import TeacherPrompt, Words, load_few_shot_examples, teacher_words
 from ..lab import resolve_model
 from ..models.adapters import check_base_untouched
 from ..models.backbone import context_length
@@ -183,3 +185,27 @@ def compare_models(
         vocab_size, teacher_config = server.vocab_size, server.config
     lengths = context_length(student_config), context_length(teacher_config)
     return ModelPair(vocab_size, lengths, server, teacher_tokenizer)
+
+
+def teacher_prompt_of(
+    args: Any, tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase | None
+) -> TeacherPrompt:
+    """What a run's teacher reads around the knowledge, and in which words: its own template's where that is known.
+
+    Args:
+        args: [`LUPISKDConfig`].
+        tokenizer: the student's.
+        teacher_tokenizer: the teacher's; `None`: not known.
+
+    Raises:
+        ValueError: examples or a template that cannot be read, or prompts of student and teacher that end so that
+            the teacher would teach another first token; both ends are shown.
+    """
+    kwargs: Any = args.chat_template_kwargs or {}  # parsed by now
+    student = Words(tokenizer, kwargs)
+    teacher = teacher_words(student, teacher_tokenizer, args.teacher_chat_template, args.teacher_chat_template_kwargs)
+    examples = load_few_shot_examples(args.few_shot_examples)
+    prompt = TeacherPrompt(args.teacher_system_prompt, examples, args.knowledge_template, teacher)
+    if not args.allow_different_prompt_ends:
+        check_prompt_ends(student, prompt)
+    return prompt

@@ -11,7 +11,6 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DistillationTrainer
 
-from ..data.prompts import TeacherPrompt, check_turns, encode, load_few_shot_examples
 from ..data.record_form import last_user_text
 from ..data.records import check_probes
 from ..data.special_tokens import SpecialTokens
@@ -52,13 +51,15 @@ from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rounded import rounded_weights, writes_rounded
 from .rules import make_gamma_policy, rule_of
-from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, to_source
+from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
 from .token_means import TokenMeans
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
+
+    from ..data.prompts import Words
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ class LUPISKDTrainer(
         callbacks, optimizers, quantization_config, peft_config:
             As in [`~trl.DistillationTrainer`].
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The teacher's tokenizer, only to check that the vocabularies match. Loaded from the teacher's name if the
-            teacher is given by name.
+            The teacher's tokenizer, whose vocabulary must match, and whose chat template writes the teacher's prompts.
+            Loaded from the teacher's name if the teacher is given by name.
         probes (`list[dict]`, *optional*):
             Closed-book questions (`question`, `answers`, `record_id`), asked at every evaluation and logged as
             `eval_closed_book_strict` and `eval_closed_book_lenient`.
@@ -162,14 +163,14 @@ class LUPISKDTrainer(
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
         processing_class = student_tokenizer(student, args, processing_class)
-        self.teacher_prompt = TeacherPrompt(
-            args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
-        )
         self.probes = check_probes(probes) if probes is not None else None
-        self._special_tokens = SpecialTokens(processing_class, args.allow_special_tokens)
-        self._special_tokens.check_probes(self.probes or [])
         pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
         self.shared_vocab_size, self.context_lengths = pair.vocab_size, pair.context_lengths
+        self.teacher_prompt = teacher_prompt_of(args, processing_class, pair.teacher_tokenizer)
+        self.teacher_words = cast("Words", self.teacher_prompt.words)
+        special = processing_class, args.allow_special_tokens, self.teacher_words.tokenizer
+        self._special_tokens = SpecialTokens(*special)
+        self._special_tokens.check_probes(self.probes or [])
         train_dataset, eval_dataset = (
             ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths, pair.vocab_size)
             for data in (train_dataset, eval_dataset)
@@ -212,6 +213,7 @@ class LUPISKDTrainer(
             teacher_generation_config(teacher, args) if isinstance(teacher, str) else teacher,
             pair.teacher_tokenizer,
             self.shared_vocab_size,
+            self.teacher_words.template_kwargs,
             **self.chat_template_kwargs,
         )
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
@@ -295,8 +297,8 @@ class LUPISKDTrainer(
         self._special_tokens.check_prompts(self._rows)  # a streaming dataset is not read before
         messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
         if not isinstance(self.train_dataset, Dataset):  # a stream is checked as it is read
-            check_turns(self.processing_class, messages, **self.chat_template_kwargs)
-        teacher_prompt_ids = encode(self.processing_class, messages, **self.chat_template_kwargs)
+            self.teacher_words.check_turns(messages)
+        teacher_prompt_ids = self.teacher_words.encode(messages)
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
             limits = self.context_lengths, self.processing_class, self.shared_vocab_size
             check_length(row, student_ids, teacher_ids, self.args, *limits)
@@ -343,7 +345,8 @@ class LUPISKDTrainer(
                 )
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
-        for key, value in (rollout_metrics(rollout, seconds(), totals, self.accelerator) | health).items():
+        metrics = rollout_metrics(rollout, self._rows, seconds(), totals, self.accelerator)
+        for key, value in (metrics | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
                 self.metric_lists[mode][key] = [value]  # a running total is logged as it is
             else:

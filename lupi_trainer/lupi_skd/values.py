@@ -10,6 +10,7 @@ from ..training.plugins import is_plugin
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")
 GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
 VERIFICATIONS = ("parallel", "sequential")
+TEMPLATES = ("own", "student")  # whose writes the teacher's prompts
 # Sampling options of the parent class that the rollout does not have.
 _UNSUPPORTED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "generation_kwargs": None}
 
@@ -20,7 +21,12 @@ def value_faults(args: Any) -> Iterator[str]:
     Args:
         args: [`LUPISKDConfig`], or whatever has its attributes.
     """
-    for name, choices in (("rollout_policy", ROLLOUT_POLICIES), ("verification", VERIFICATIONS)):
+    choices_of = {
+        "rollout_policy": ROLLOUT_POLICIES,
+        "verification": VERIFICATIONS,
+        "teacher_chat_template": TEMPLATES,
+    }
+    for name, choices in choices_of.items():
         if getattr(args, name) not in choices:
             yield f"{name} must be one of {list(choices)}, got {getattr(args, name)!r}"
     if args.gamma_policy not in GAMMA_POLICIES and not is_plugin(args.gamma_policy):

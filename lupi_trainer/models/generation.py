@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,7 @@ def common_ends(
     teacher: Any = None,
     teacher_tokenizer: Any = None,
     vocab_size: int | None = None,
+    teacher_template_kwargs: Mapping[str, Any] | None = None,
     **template_kwargs: Any,
 ) -> list[int]:
     """The ids at which a text that two models write ends: either's end of text, or its end of turn.
@@ -57,14 +58,16 @@ def common_ends(
         teacher: its model or `GenerationConfig`; `None`: not known.
         teacher_tokenizer: the teacher's, if it is known.
         vocab_size: ids from here on are written by neither.
-        template_kwargs: for both chat templates.
+        teacher_template_kwargs: for the teacher's chat template; `None`: as for the student's.
+        template_kwargs: for the student's.
     """
     own = set(eos_token_ids(student, tokenizer))
     others = [end_of_turn(tokenizer, **template_kwargs)]
     if teacher is not None:
         others += eos_token_ids(teacher)
     if teacher_tokenizer is not None:
-        others += [teacher_tokenizer.eos_token_id, end_of_turn(teacher_tokenizer, **template_kwargs)]
+        its = template_kwargs if teacher_template_kwargs is None else teacher_template_kwargs
+        others += [teacher_tokenizer.eos_token_id, end_of_turn(teacher_tokenizer, **its)]
     known = {i for i in others if i is not None and (vocab_size is None or i < vocab_size)}
     unread = sorted(known - own)
     if unread:

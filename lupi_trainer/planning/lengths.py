@@ -1,11 +1,11 @@
-"""How long prompts and texts are: stated, read from the records with the student's tokenizer, or at their limits."""
+"""How long prompts and texts are: stated, read from the records with the models' tokenizers, or at their limits."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from ..data.prompts import TeacherPrompt, encode, load_few_shot_examples
+from ..data.prompts import TeacherPrompt, Words, load_few_shot_examples, teacher_words
 from ..data.records import load_training_data, prepare_columns
 from ..lab import resolve_model
 from ..models.vocabulary import tokenizer_beside
@@ -32,9 +32,10 @@ def longest_prompts(
         ValueError: the template refuses a record.
     """
     rows = records.select(range(min(len(records), MOST_RECORDS)))
-    students = encode(tokenizer, list(rows["prompt"]), **options)
+    own = Words(tokenizer, options)
+    students = own.encode(list(rows["prompt"]))
     asked = [teacher_prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
-    teachers = encode(tokenizer, asked, **options)
+    teachers = (teacher_prompt.words or own).encode(asked)
     shared = len(os.path.commonprefix(teachers)) if len(teachers) > 1 else 0
     return max(map(len, students)), max(map(len, teachers)), shared
 
@@ -48,17 +49,21 @@ def _read(get: Get) -> tuple[int, int, int]:
     name, split = get("dataset_name", None), get("dataset_train_split", "train")
     if name is None:
         raise ValueError("the recipe names no `dataset_name`")
-    tokenizer = tokenizer_beside(
-        resolve_model(get("model_name_or_path")), get("model_revision", None), bool(get("trust_remote_code", False))
-    )
+    trusted = bool(get("trust_remote_code", False))
+    tokenizer = tokenizer_beside(resolve_model(get("model_name_or_path")), get("model_revision", None), trusted)
     if tokenizer is None:
         raise ValueError("there is no tokenizer beside the student")
     records: Any = prepare_columns(load_training_data(name, config=get("dataset_config", None), split=split))
     template = get("knowledge_template", None)
     surroundings = {"knowledge_template": template} if template else {}
     examples = load_few_shot_examples(get("few_shot_examples", None))
-    prompt = TeacherPrompt(get("teacher_system_prompt", None), examples, **surroundings)
-    return longest_prompts(records, tokenizer, prompt, get("chat_template_kwargs", None) or {})
+    kwargs, teacher, its = get("chat_template_kwargs", None) or {}, get("teacher_model_name_or_path", None), None
+    if teacher is not None:
+        its = tokenizer_beside(resolve_model(teacher), get("teacher_model_revision", None), trusted)
+    template = get("teacher_chat_template", "own"), get("teacher_chat_template_kwargs", None)
+    words = teacher_words(Words(tokenizer, kwargs), its, *template)
+    prompt = TeacherPrompt(get("teacher_system_prompt", None), examples, **surroundings, words=words)
+    return longest_prompts(records, tokenizer, prompt, kwargs)
 
 
 def find_lengths(

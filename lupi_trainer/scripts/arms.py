@@ -60,6 +60,10 @@ def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: s
         ValueError: no gold answer to a record (named), or no such file; a quantized student for SDFT.
     """
     data_args, _, model_args = arguments
+    if "sft" in arms and data_args.train_turns != "last":
+        raise ValueError(
+            "the arm sft learns answers to last messages alone: leave out train_turns, or the arm (--arms)"
+        )
     if "sft" in arms:
         for name in filter(None, (data_args.dataset_name, data_args.base_dataset_name)):
             try:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from ..data.mixing import mix, mixture_length, parse_mixing
 from ..data.special_tokens import SpecialTokens
 from ..data.templates import check_template_kwargs
+from ..data.turns import TURNS, expand_turns
 from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.hub_code import refuse_hub_code
@@ -87,6 +88,8 @@ class MixedDataArguments(DataArguments):
         mixing: share of the records with knowledge (0.5), or stages of the run, each with its share and its end as a
             part of the run: `[{share: 0.7, until: 0.6667}, {share: 0.3}]`. An epoch is one of the records with
             knowledge.
+        train_turns: which turns of the assistant are written and trained on: `last`, the answer to a record's last
+            message, or `all`, a row for each turn of a dialogue, whose earlier turns both models read as they are.
     """
 
     base_dataset_name: str | None = field(default=None, metadata={"help": "Records without knowledge, mixed in."})
@@ -95,9 +98,15 @@ class MixedDataArguments(DataArguments):
     mixing: list[Any] | str | None = field(
         default=None, metadata={"help": "Share of the records with knowledge, or stages of {share, until}."}
     )
+    train_turns: str = field(
+        default="last",
+        metadata={"help": "Turns of the assistant that are trained on: last or all.", "choices": list(TURNS)},
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.train_turns not in TURNS:
+            raise ValueError(f"train_turns must be one of {list(TURNS)}, got {self.train_turns!r}")
         if (self.mixing is None) != (self.base_dataset_name is None):
             raise ValueError("`mixing` and `base_dataset_name` belong together: set both, or neither")
         if self.mixing is not None:
@@ -107,7 +116,7 @@ class MixedDataArguments(DataArguments):
 def mix_in_base(
     records: Dataset, load_base: Callable[..., Dataset], data_args: MixedDataArguments, training_args
 ) -> Dataset:
-    """The training set of the full run, base records mixed in where the recipe names any.
+    """The training set of the full run: a row for each turn if the recipe wants it, and base records mixed in.
 
     Sets `max_steps` to the steps that the mixture is long, and switches the shuffling off: the order is the mixture's.
 
@@ -115,6 +124,8 @@ def mix_in_base(
         records: with knowledge.
         load_base: loads base records by name, with `config` and `split`.
     """
+    expand = expand_turns if data_args.train_turns == "all" else lambda rows: rows
+    records = expand(records)
     if data_args.base_dataset_name is None:
         return records
     args = training_args
@@ -126,7 +137,7 @@ def mix_in_base(
     base = load_base(
         data_args.base_dataset_name, config=data_args.base_dataset_config, split=data_args.base_dataset_split
     )
-    return mix(records, base, data_args.mixing, total=args.max_steps * batch, batch=batch, seed=args.seed)
+    return mix(records, expand(base), data_args.mixing, total=args.max_steps * batch, batch=batch, seed=args.seed)
 
 
 def student_arguments(training_args, model_args) -> dict[str, Any]:

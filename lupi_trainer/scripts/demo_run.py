@@ -58,10 +58,8 @@ def picture(before: Text, after: Text) -> str:
 def write_together(trainer, question: str, knowledge: str) -> Rollout:
     """One rollout of student and teacher about one question."""
     prompt = [{"role": "user", "content": question}]
-    student_ids, teacher_ids = (
-        encode(trainer.processing_class, [messages])
-        for messages in (prompt, trainer.teacher_prompt.messages(prompt, knowledge))
-    )
+    student_ids = encode(trainer.processing_class, [prompt])
+    teacher_ids = trainer.teacher_words.encode([trainer.teacher_prompt.messages(prompt, knowledge)])
     args = trainer.args
     return skd_rollout(
         trainer.model,

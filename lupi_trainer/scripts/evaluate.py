@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data.answers import MAX_ANSWER_TOKENS
 from ..data.files import write_atomically
-from .flags import add_loading_arguments, add_prompt_arguments, check_models
+from .flags import add_loading_arguments, add_prompt_arguments, check_models, json_object
 
 
 HELP = "ask a model closed-book questions, or measure its perplexity"
@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--teacher_system_prompt", help="persona of the teacher")
     add("--few_shot_examples", help="worked examples of the teacher: a JSON file")
     add_prompt_arguments(parser)
+    parser.add_argument(
+        "--teacher_chat_template_kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="for the chat template of the --teacher, where they are others",
+    )
     add("--max_new_tokens", type=int, default=MAX_ANSWER_TOKENS, help="longest answer to a question")
     add("--batch_size", type=int, default=64)
     add_loading_arguments(parser)
@@ -132,6 +138,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from .marks import marks
 
     check_template_kwargs(args.chat_template_kwargs)
+    check_template_kwargs(args.teacher_chat_template_kwargs or {}, "teacher_chat_template_kwargs")
     probe_sets = {name: load_probes(name) for name in (*args.probes, *args.open_book)}
     rows = load_training_data(args.records) if args.records else None
     report: dict[str, dict] = {}

@@ -181,10 +181,11 @@ def asker_marks(
     bar: WorkBar,
 ) -> ClosedBookResult:
     """One set of questions, put to one model, here or on its server."""
+    own = args.teacher_chat_template_kwargs if asker.role == "teacher" else None
     options: dict[str, Any] = {
         "teacher_prompt": prompt,
         "max_new_tokens": args.max_new_tokens,
-        "chat_template_kwargs": args.chat_template_kwargs,
+        "chat_template_kwargs": args.chat_template_kwargs if own is None else own,
         "on_batch": bar.update,
     }
     if asker.server is not None:

@@ -49,6 +49,8 @@ def _open_book(trainer: Any, data_args: Any, student: str) -> list[str]:
         words += ["--teacher_system_prompt", args.teacher_system_prompt]
     if (examples := args.few_shot_examples) is not None:
         words += ["--few_shot_examples", examples if isinstance(examples, str) else json.dumps(examples)]
+    if (kwargs := args.teacher_chat_template_kwargs) is not None:
+        words += ["--teacher_chat_template_kwargs", json.dumps(kwargs)]
     if any(knowledge_in(probe) is None for probe in trainer.probes):
         words += ["--records", data_args.dataset_name]
     return words

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..data.prompts import check_turns, encode
+from ..data.prompts import Words, teacher_words
 from ..data.records import load_sft_data, record_name
 from ..data.special_tokens import SpecialTokens
 from ..data.squad import QA_TEMPLATE, load_qa_records, tokenize_qa
@@ -73,33 +73,34 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     teacher, teacher_tokenizer = load_model(args.teacher, args.dtype, args.device)
     configs = student.config, teacher.config
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
-    special = SpecialTokens(tokenizer, args.allow_special_tokens)
+    kwargs, its = args.chat_template_kwargs, args.teacher_chat_template_kwargs
+    own = Words(tokenizer, kwargs)
+    words = teacher_words(own, teacher_tokenizer, template_kwargs=its)
+    special = SpecialTokens(tokenizer, args.allow_special_tokens, words.tokenizer)
     special.check_prompts(rows)
-    kwargs = args.chat_template_kwargs
     with_knowledge = [prompt.messages(row["prompt"], row["privileged_context"]) for row in rows]
-    asked = encode(tokenizer, [row["prompt"] for row in rows], **kwargs)
-    informed = encode(tokenizer, with_knowledge, **kwargs)
-    check_turns(tokenizer, with_knowledge, **kwargs)
-    bare = encode(tokenizer, [without_knowledge(prompt, row["prompt"]) for row in rows], **kwargs)
+    asked, informed = own.encode([row["prompt"] for row in rows]), words.encode(with_knowledge)
+    words.check_turns(with_knowledge)
+    bare = words.encode([without_knowledge(prompt, row["prompt"]) for row in rows])
     settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
         "eos_token_id": eos_token_ids(student, tokenizer),
         "vocab_size": vocab_size,
         "max_slots": args.batch_size,
     }
-    ends = common_ends(student, tokenizer, teacher, teacher_tokenizer, vocab_size, **(kwargs or {}))
+    ends = common_ends(student, tokenizer, teacher, teacher_tokenizer, vocab_size, its, **kwargs)
     found = acceptance(student, teacher, asked, informed, **settings | {"eos_token_id": ends})
-    own = skd_rollout(
+    written = skd_rollout(
         student, student, asked, asked, acceptance=TopK(vocab_size, 0.0), student_temperature=0.0, **settings
     )
-    texts = {"the student's text": own.completion_ids}
+    texts = {"the student's text": written.completion_ids}
     if args.gold:
         answers = [gold[row["place"]][0]["content"] for row in rows]
         for row, answer in zip(rows, answers):
             special.check(record_name(row), answer)
         texts["gold text"] = tokenizer(answers, add_special_tokens=False)["input_ids"]
     header, lines = ["nats a token", *PRIVILEGE], []
-    leaks = [mentions_context(tokenizer.decode(ids, skip_special_tokens=True)) for ids in own.completion_ids]
+    leaks = [mentions_context(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written.completion_ids]
     report = {"records": len(rows), "acceptance": found, "leakage": sum(leaks) / len(leaks)}
     for what, ids in texts.items():
         gap = privilege_gap(teacher, informed, bare, ids)

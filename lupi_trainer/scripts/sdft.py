@@ -32,8 +32,11 @@ def build_trainer(data_args: MixedDataArguments, training_args: LUPISKDConfig, m
         shared: keys of the recipe that every trainer has, and their values.
 
     Raises:
-        ValueError: no student is named, or a quantized one; or a `knowledge_template` with words after the question.
+        ValueError: no student is named, or a quantized one; a `knowledge_template` with words after the question, or
+            `teacher_chat_template_kwargs`.
     """
+    if training_args.teacher_chat_template_kwargs not in (None, training_args.chat_template_kwargs):
+        raise ValueError("with SDFTTrainer, both sides read one template: leave out teacher_chat_template_kwargs")
     if not training_args.knowledge_template.endswith("{query}"):
         raise ValueError("with SDFTTrainer, knowledge_template must end with {query}")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -36,6 +36,8 @@ class SFTDataArguments(TextArguments, MixedDataArguments):
 
     def __post_init__(self):
         MixedDataArguments.__post_init__(self)
+        if self.train_turns != "last":
+            raise ValueError("train_turns: gold answers are to a record's last message; all turns are for `lupi skd`")
         TextArguments.__post_init__(self)
 
 

@@ -90,28 +90,31 @@ def test_a_generation_prompt_that_is_switched_off_is_missed(tokenizer):
 
 def test_the_teacher_must_read_its_persona(tmp_path, tokenizer):
     """The record is named, before anything is written; where there is no persona, such a template serves."""
-    records = load_lab_records("lab:new")[:8]
+    records, both = (
+        load_lab_records("lab:new")[:8],
+        dict.fromkeys(("processing_class", "teacher_processing_class"), tokenizer),
+    )
     tokenizer.chat_template = NO_SYSTEM
     with pytest.raises(ValueError, match=f"{records[0]['id']}.*it leaves out the system turn"):
-        make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer)
+        make_trainer(tmp_path, train_dataset=records, **both)
     assert not (tmp_path / "run").exists()
-    make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer, config_teacher_system_prompt=None)
+    make_trainer(tmp_path, train_dataset=records, **both, config_teacher_system_prompt=None)
     own = [
         {**r, "query": [{"role": "system", "content": "Short."}, {"role": "user", "content": r["query"]}]}
         for r in records
     ]
     with pytest.raises(ValueError, match="it leaves out the system turn"):
-        make_trainer(tmp_path, train_dataset=own, processing_class=tokenizer, config_teacher_system_prompt=None)
+        make_trainer(tmp_path, train_dataset=own, **both, config_teacher_system_prompt=None)
     tokenizer.chat_template = NO_PROMPT
     with pytest.raises(ValueError, match="it has no generation prompt"):
-        make_trainer(tmp_path, train_dataset=records, processing_class=tokenizer)
+        make_trainer(tmp_path, train_dataset=records, **both)
     with pytest.raises(ValueError, match="it has no generation prompt"):
         closed_book(None, tokenizer, load_lab_records("lab:probes")[:2])
     with pytest.raises(ValueError, match="it has no generation prompt"):
         encode_prompts(tokenizer, [{"prompt": ASKED}], None)
     tokenizer.chat_template = NO_SYSTEM
     stream = Dataset.from_list(prepare_columns(records).to_list()).to_iterable_dataset()
-    trainer, _ = make_trainer(tmp_path, train_dataset=stream, processing_class=tokenizer)
+    trainer, _ = make_trainer(tmp_path, train_dataset=stream, **both)
     with pytest.raises(ValueError, match="it leaves out the system turn"):
         trainer.train()
 

@@ -122,6 +122,10 @@ def test_the_chat_template_has_the_keyword_arguments_and_leaks_are_counted(think
     assert "leakage of the student's text 25.0%" in capsys.readouterr().out.replace("\n", " ")
     assert main(arguments) == 2
     assert "it thinks" in capsys.readouterr().err
+    alone = [*arguments, "--model", "lab:student"]  # whose template has no such variable
+    assert main([*alone, "--teacher_chat_template_kwargs", '{"think": false}']) == 0
+    assert main([*alone, "--teacher_chat_template_kwargs", '{"think": true}']) == 2
+    assert "it thinks" in capsys.readouterr().err
     for text, said in (("{", "not valid JSON"), ("[1]", "expected a JSON object")):
         with pytest.raises(SystemExit):
             main([*arguments, "--chat_template_kwargs", text])

@@ -8,6 +8,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from base64 import b64encode
 from hashlib import sha256
+from importlib.resources import files
 
 import pytest
 from trl import ModelConfig
@@ -15,6 +16,7 @@ from trl import ModelConfig
 from lupi_trainer.cli import main
 from lupi_trainer.inspection import plot_runs, read_run, write_page
 from lupi_trainer.inspection.page import page_data
+from lupi_trainer.inspection.run import CURVES
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.publishing.student_files import student_files
 from lupi_trainer.scripts.common import DataArguments, train_and_save
@@ -339,3 +341,12 @@ def test_commands_write_where_they_say(tmp_path, command, capsys, monkeypatch):
     written = capsys.readouterr().out.split()
     assert all((tmp_path / path).is_file() for path in written if "/" in path)
     assert (tmp_path / ("run/inspect.html" if command == "inspect" else "plots/loss.svg")).is_file()
+
+
+def test_every_line_of_a_curve_has_a_color_of_its_own():
+    assets = files("lupi_trainer.inspection") / "assets"
+    script, styles = ((assets / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    letters = re.search(r'"(\w+)"\[i\]', script)[1]
+    assert max(len(curve.lines) for curve in CURVES) <= len(letters)
+    for scheme in styles.split("prefers-color-scheme: dark"):
+        assert len({re.search(rf"--{letter}: (#\w+);", scheme)[1] for letter in letters}) == len(letters)

@@ -35,7 +35,12 @@ def test_a_text_ends_where_the_teacher_ends_its_turn(tmp_path, teacher, tokenize
     else:
         other.eos_token = tokenizer.convert_ids_to_tokens(often)
     with caplog.at_level(logging.WARNING):
-        trainer, _ = make_trainer(tmp_path / "b", teacher_model=teacher, teacher_processing_class=other)
+        trainer, _ = make_trainer(
+            tmp_path / "b",
+            teacher_model=teacher,
+            teacher_processing_class=other,
+            config_teacher_chat_template="student",
+        )
     assert trainer.eos_token_ids == sorted([tokenizer.eos_token_id, often])
     name = tokenizer.convert_ids_to_tokens(often)
     assert f"texts end at {name!r} ({often}) too" in caplog.text and "does not stop there" in caplog.text

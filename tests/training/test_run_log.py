@@ -158,6 +158,7 @@ def test_the_evaluation_asks_the_teacher_as_the_run_did():
         "teacher_model_name_or_path": None,
         "teacher_model_server_url": None,
         "teacher_system_prompt": 'Be "short".',
+        "teacher_chat_template_kwargs": {},
     }
     args = SimpleNamespace(**keys, few_shot_examples=[{"query": "A?", "answer": "B."}], output_dir="run")
     probes = [{"question": "Where?", "answers": ["Tamo"], "record_id": "0"}]
@@ -171,6 +172,9 @@ def test_the_evaluation_asks_the_teacher_as_the_run_did():
     told = asked()
     assert told.teacher == told.before == "lab:student" and told.records == "my records.json"
     assert told.teacher_system_prompt == 'Be "short".' and json.loads(told.few_shot_examples) == args.few_shot_examples
+    assert told.teacher_chat_template_kwargs == {}
+    args.teacher_chat_template_kwargs = None
+    assert asked().teacher_chat_template_kwargs is None
     probes[0]["knowledge"], args.teacher_model_name_or_path = "Tamo is there.", "lab:teacher"
     assert asked().records is None and asked().teacher == "lab:teacher"
     args.teacher_model_server_url = "http://localhost:1"

@@ -45,7 +45,7 @@ function drawCurve(curve) {
   }
   const legend = element("div", { className: "legend" });
   lines.forEach(([name, line], i) => {
-    const color = `var(--${"abc"[i]})`, last = line[line.length - 1][1];
+    const color = `var(--${"abcde"[i]})`, last = line[line.length - 1][1];
     image.append(svg("polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), stroke: color }));
     for (const [step, value] of line) {
       const dot = svg("circle", { cx: x(step), cy: y(value), r: line.length > 60 ? 1.5 : 3, fill: color });

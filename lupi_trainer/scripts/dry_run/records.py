@@ -1,18 +1,19 @@
 """Every record of a run against every limit: not the first that does not fit, but all of them."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from ...data.check import check_probes
-from ...data.prompts import TeacherPrompt, load_few_shot_examples
 from ...data.records import load_records, normalize_record, record_name, sft_row, to_columns
 from ...data.special_tokens import SpecialTokens
 from ...data.squad import check_qa_record, raw_questions, tokenize_qa
+from ...data.turns import turns_of
 from ...lab import LAB_PREFIX, load_lab_records, resolve_model
 from ...lupi_skd.checks import Reading, read_prompts
-from ...lupi_skd.setup import compare_models, student_tokenizer, teacher_kind, to_source
+from ...lupi_skd.setup import compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
 from ..kd_lora import evaluation_source
 from .report import Report
 
@@ -66,12 +67,11 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     teacher: Any = args.teacher_model_name_or_path and to_source(args.teacher_model_name_or_path, key)
     kind = teacher_kind(teacher, args, student, peft_config)
     tokenizer = student_tokenizer(student, args, None)
-    # the positions of both models are looked at for every record, so that this is no line of transformers
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     pair = compare_models(student, teacher, kind, args, tokenizer, None)
-    prompt = TeacherPrompt(
-        args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples), args.knowledge_template
-    )
+    # the positions of both models are looked at for every record, so that this is no line of transformers
+    for one in filter(None, (tokenizer, pair.teacher_tokenizer)):
+        one.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    prompt = teacher_prompt_of(args, tokenizer, pair.teacher_tokenizer)
     sources = [
         (data_args.dataset_name, data_args.dataset_config, data_args.dataset_train_split, _columns),
         (data_args.base_dataset_name, data_args.base_dataset_config, data_args.base_dataset_split, _base_columns),
@@ -82,6 +82,8 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
         if source is None:
             continue
         rows = _each(load_records(source, config, split), columns, report, source)
+        if data_args.train_turns == "all" and source != data_args.eval_dataset_name:
+            rows = [row | {"row_id": n} for n, row in enumerate(chain.from_iterable(map(turns_of, rows)))]
         read = list(read_prompts(rows, tokenizer, prompt, args, pair.context_lengths, pair.vocab_size))
         report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
         counts.append((source, len(rows)))

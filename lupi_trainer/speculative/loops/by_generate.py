@@ -6,6 +6,7 @@ Rows of equal length run together, so that none is padded.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -129,6 +130,7 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
     for rows in _groups(prompts, 1 if is_stateful(base_model(model)) else request.slots):
         ids = torch.tensor([prompts[row] for row in rows], device=device)
         draws = _Draws(keys[rows], ids.shape[1], temperature, writer, request.vocab_size, resolution(model))
+        started = time.perf_counter()
         with active(model) as module, _plain_generation(model):
             out = module.generate(
                 input_ids=ids,
@@ -137,6 +139,7 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
                 logits_processor=LogitsProcessorList([draws]),
             )
         written, valid = out[:, ids.shape[1] :].tolist(), torch.stack(draws.valid, 1).tolist()
+        seconds = time.perf_counter() - started
         close = torch.stack(draws.close, 1).tolist() if draws.close else [[]] * len(rows)
         for row, tokens, known, calls in zip(rows, written, valid, close):
             ends = [i + 1 for i, token in enumerate(tokens) if token in request.eos_token_ids]
@@ -145,7 +148,7 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
             near[row] = calls[: len(texts[row])]
             if whole < min([*ends, len(tokens)]):
                 broken[row] = "student" if mine else "teacher"
-        _count(stats, [texts[row] for row in rows], [row in broken for row in rows], writer)
+        _count(stats, {row: texts[row] for row in rows}, broken, writer, seconds)
         if on_round is not None:
             on_round(stats)
     stats.close_calls = sum(map(sum, near))
@@ -158,25 +161,27 @@ def write_by_generate(model, request: Request, on_round: Callable[[RolloutStats]
     )
 
 
-def _count(stats: RolloutStats, texts: list[list[int]], broken: list[bool], writer: int) -> None:
-    """Counts a token of every row as a round."""
+def _count(
+    stats: RolloutStats, texts: dict[int, list[int]], broken: dict[int, str], writer: int, seconds: float
+) -> None:
+    """Counts a token of every row as a round; all of these rounds together took `seconds`."""
     mine = int(writer == STUDENT)
-    steps = max(len(text) + cut for text, cut in zip(texts, broken))
+    steps = max(len(text) + (row in broken) for row, text in texts.items())
     for i in range(steps):
-        reports = [
-            Report(
+        reports = {
+            row: Report(
                 drafted=mine * (i < len(text)),
                 accepted=mine * (i < len(text)),
                 rejected=int(writer == TEACHER and i < len(text)),
                 committed=int(i < len(text)),
-                remaining=max(len(text) + cut - i - 1, 0),
-                broken=int(cut and i == len(text)),
+                remaining=max(len(text) + (row in broken) - i - 1, 0),
+                broken=int(row in broken and i == len(text)),
                 invalid=0,
             )
-            for text, cut in zip(texts, broken)
-            if i < len(text) + cut
-        ]
-        stats.count_round(mine, reports)
+            for row, text in texts.items()
+            if i < len(text) + (row in broken)
+        }
+        stats.count_round(mine, reports, seconds / steps)
     if mine:
         stats.student_forwards += steps
     else:

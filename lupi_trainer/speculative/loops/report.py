@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Generic, Protocol, TypeVar
 
@@ -33,5 +33,5 @@ class Report(Generic[Number]):
 class Stats(Protocol):
     """Counts over all rounds."""
 
-    def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
-        """Adds a round: what it did to each running row."""
+    def count_round(self, gamma: int, reports: Mapping[int, Report[int]], seconds: float) -> None:
+        """Adds a round: what it did to each running row, by the row's number, and how long it took."""

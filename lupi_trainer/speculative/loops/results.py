@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -30,20 +30,33 @@ class RoundCounts:
             self.replayed += replay.replayed
             self.state_copy_bytes += replay.most_bytes
 
-    def count_round(self, gamma: int, reports: Iterable[Report[int]]) -> None:
-        """Adds a round: what it did to each running row."""
+    def count_round(self, gamma: int, reports: Mapping[int, Report[int]], seconds: float) -> None:
+        """Adds a round: what it did to each running row, by the row's number, and how long it took."""
         self.rounds += 1
         self.gamma_history.append(gamma)
-        for row in reports:
+        for number, row in reports.items():
             self.blocks += 1
             self.drafted += row.drafted
             self.accepted += row.accepted
             self.committed += row.committed
-            self._count_block(row)
+            self._count_block(number, row, gamma, seconds / len(reports))
 
-    def _count_block(self, row: Report[int]) -> None:
-        """What is counted of a block besides."""
+    def _count_block(self, number: int, row: Report[int], gamma: int, seconds: float) -> None:
+        """What is counted of a block besides; `seconds`: the row's share of the round."""
         raise NotImplementedError
+
+
+@dataclass
+class RowCounts:
+    """What is counted of one row of a rollout."""
+
+    drafted: int = 0
+    accepted: int = 0
+    blocks: int = 0
+    first_token_accepted: int = 0
+    full_match: int = 0
+    gammas: int = 0  # the draft lengths of its rounds, summed
+    seconds: float = 0.0  # of its rounds, each divided evenly among the rows that ran in it
 
 
 @dataclass
@@ -56,11 +69,21 @@ class RolloutStats(RoundCounts):
     student_forwards: int = 0  # without the prefill
     teacher_forwards: int = 0
     close_calls: int = 0  # tokens written whose draw or verdict lay within rounding; not counted in float32
+    rows: dict[int, RowCounts] = field(default_factory=dict, compare=False, repr=False)
 
-    def _count_block(self, row: Report[int]) -> None:
+    def _count_block(self, number: int, row: Report[int], gamma: int, seconds: float) -> None:
+        first, full = int(row.accepted > 0), int(not row.rejected and not row.broken)
         self.finished += row.remaining == 0
-        self.first_token_accepted += row.accepted > 0
-        self.full_match += not row.rejected and not row.broken
+        self.first_token_accepted += first
+        self.full_match += full
+        its = self.rows.setdefault(number, RowCounts())
+        its.drafted += row.drafted
+        its.accepted += row.accepted
+        its.blocks += 1
+        its.first_token_accepted += first
+        its.full_match += full
+        its.gammas += gamma
+        its.seconds += seconds
 
 
 @dataclass
@@ -112,7 +135,7 @@ class SpeculativeStats(RoundCounts):
         """Share of the drafted tokens that were accepted."""
         return self.accepted / max(self.drafted, 1)
 
-    def _count_block(self, row: Report[int]) -> None:
+    def _count_block(self, number: int, row: Report[int], gamma: int, seconds: float) -> None:
         self.accepted_lengths += [0] * (row.accepted + 1 - len(self.accepted_lengths))
         self.accepted_lengths[row.accepted] += 1
 

@@ -115,7 +115,8 @@ class Rounds(ABC, Generic[Counts]):
             if row.broken:
                 self.on_broken(slot, row)
             self.slots.written[slot] += row.committed
-        self.stats.count_round(gamma if self.drafts else 0, reports.values())
+        by_row = {owner[slot]: row for slot, row in reports.items()}
+        self.stats.count_round(gamma if self.drafts else 0, by_row, seconds)
         outcomes = [Outcome(owner[i], r.accepted, bool(r.rejected), r.remaining) for i, r in reports.items()]
         self.gamma_policy.observe(gamma, outcomes, seconds)
         ended = self.settle(gamma, reports, kept, seconds)
