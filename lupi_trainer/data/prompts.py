@@ -39,6 +39,9 @@ class Words:
         check_turns(self.tokenizer, conversations, **self.template_kwargs)
 
 
+_TEMPLATE_READS = ("chat_template", "bos_token", "eos_token")
+
+
 def teacher_words(
     student: Words, tokenizer: Any = None, template: str = "own", template_kwargs: Mapping[str, Any] | None = None
 ) -> Words:
@@ -47,10 +50,13 @@ def teacher_words(
     Args:
         student: how the student's are.
         tokenizer: the teacher's; `None`: not known.
-        template: `"own"` (that of the teacher's tokenizer; the student's, if it has none) or `"student"`.
+        template: `"own"` (that of the teacher's tokenizer; the student's, if it has none) or `"student"`. A template
+            that is the student's own, with the same bos and eos tokens, is read by the student's tokenizer, which
+            may have tokens that were added to it.
         template_kwargs: values of the template's variables; `None`: the student's.
     """
-    own = template == "own" and getattr(tokenizer, "chat_template", None)
+    written_by = [[getattr(side, name, None) for name in _TEMPLATE_READS] for side in (tokenizer, student.tokenizer)]
+    own = template == "own" and written_by[0][0] and written_by[0] != written_by[1]
     kwargs = student.template_kwargs if template_kwargs is None else template_kwargs
     return Words(tokenizer if own else student.tokenizer, kwargs)
 
