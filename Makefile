@@ -87,8 +87,8 @@ test-serve: .venv/.ready .venv-served/.ready  ## Exported students on a real lla
 	.venv-zero/bin/pip install --quiet --disable-pip-version-check deepspeed --constraint constraints.txt
 	touch .venv-zero/.ready
 
-test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes
-	.venv-zero/bin/python -m pytest tests/distributed/test_sharded.py -k zero
+test-zero: .venv-zero/.ready  ## ZeRO-2 and ZeRO-3 on two CPU processes; on GPUs, where there are some, over NCCL
+	.venv-zero/bin/python -m pytest tests/distributed/test_sharded.py tests/distributed/test_devices.py -k zero
 
 # Beside what .venv has, TRL and transformers of their own (160 MB each): the oldest and the newest that are tested.
 VERSIONS := oldest newest

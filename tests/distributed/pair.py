@@ -1,4 +1,4 @@
-"""Two processes over gloo on one machine."""
+"""Two processes on one machine: over gloo, or on GPUs over NCCL."""
 
 import datetime
 import gc
@@ -11,11 +11,13 @@ import torch
 from tests.forks import CONTEXT
 
 
-def _member(function, folder: str, rank: int, processes: int, arguments: tuple) -> None:
+def _member(function, folder: str, rank: int, processes: int, device: str, arguments: tuple) -> None:
     gc.freeze()  # as in conftest.py
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if device == "cuda":
+        torch.cuda.set_device(rank)
     torch.distributed.init_process_group(
-        "gloo",
+        {"cpu": "gloo", "cuda": "nccl"}[device],
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=processes,
@@ -29,11 +31,13 @@ def _member(function, folder: str, rank: int, processes: int, arguments: tuple) 
     os._exit(0)
 
 
-def run_pair(folder: Path, function, *arguments, processes: int = 2) -> list:
-    """`[function(rank, *arguments) for each rank]`, run at the same time, each with `torch.distributed`."""
+def run_pair(folder: Path, function, *arguments, processes: int = 2, device: str = "cpu") -> list:
+    """`[function(rank, *arguments) for each rank]`, run at the same time, each with `torch.distributed`, and on CUDA
+    with a GPU of its own."""
     ranks = range(processes)
     members = [
-        CONTEXT.Process(target=_member, args=(function, str(folder), rank, processes, arguments)) for rank in ranks
+        CONTEXT.Process(target=_member, args=(function, str(folder), rank, processes, device, arguments))
+        for rank in ranks
     ]
     for member in members:
         member.start()

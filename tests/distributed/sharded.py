@@ -1,4 +1,4 @@
-"""A short lab run on two CPU processes, under each way of sharing out the student's weights."""
+"""A short lab run on two processes, under each way of sharing out the student's weights."""
 
 import contextlib
 import importlib
@@ -34,12 +34,13 @@ def fsdp2() -> dict[str, str]:
     return {"ACCELERATE_USE_FSDP": "true", **{key.upper(): str(value) for key, value in config.items()}}
 
 
-def settings(backend: str) -> dict:
+def settings(backend: str, device: str = "cpu") -> dict:
+    if device == "cpu" and (backend == "fsdp2" or backend.startswith("zero")):
+        os.environ.update(ACCELERATE_TORCH_DEVICE="cpu")
     if backend == "fsdp2":
-        os.environ.update(fsdp2(), ACCELERATE_TORCH_DEVICE="cpu")
+        os.environ.update(fsdp2())
         return {"use_cpu": False}
     if backend.startswith("zero"):
-        os.environ.update(ACCELERATE_TORCH_DEVICE="cpu")
         zero = {
             "stage": int(backend[4]),
             "reduce_bucket_size": 100_000,
@@ -55,7 +56,7 @@ def settings(backend: str) -> dict:
             "zero_allow_untested_optimizer": True,
         }
         return {"use_cpu": False, "deepspeed": config, "ds3_gather_for_generation": not backend.endswith("lockstep")}
-    return {}
+    return {"use_cpu": device == "cpu"}
 
 
 @contextlib.contextmanager
@@ -76,11 +77,11 @@ def on_cpu(backend: str):
 
 
 @contextlib.contextmanager
-def as_one_of(rank: int, processes: int, backend: str):
+def as_one_of(rank: int, processes: int, backend: str, device: str = "cpu"):
     """Inside, this process is one of several, which `backend` may share weights out to; nothing is printed."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    with on_cpu(backend), contextlib.redirect_stdout(io.StringIO()):
+    with on_cpu(backend) if device == "cpu" else contextlib.nullcontext(), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -110,16 +111,17 @@ def train(
     untied: bool = False,
     judged: bool = False,
     resume: str | None = None,
+    device: str = "cpu",
     **changes,
 ) -> dict:
     """Losses and marks of a run of four steps, which an evaluation precedes if `judged`; goes on from `resume`."""
-    with as_one_of(rank, processes, backend):
+    with as_one_of(rank, processes, backend, device):
         config = {
             "max_steps": 4,
             "per_device_train_batch_size": 4 // processes,
             "gradient_accumulation_steps": 2,
             "max_completion_length": 48,
-            **settings(backend),
+            **settings(backend, device),
             **changes,
         }
         trainer, losses = make_trainer(
@@ -141,6 +143,8 @@ def train(
         "marks": marks,
         "backend": trainer.backend,
         "lockstep": trainer._lockstep is not None,
+        "device": trainer.accelerator.device.type,
+        "speaks": torch.distributed.get_backend(),
     }
 
 
