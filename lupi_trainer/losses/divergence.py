@@ -57,6 +57,7 @@ def divergence_loss(
     beta: float,
     num_items_in_batch: torch.Tensor | int | None = None,
     temperature: float = 1.0,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The divergence over a batch, from hidden states, in chunks of tokens.
 
@@ -73,6 +74,7 @@ def divergence_loss(
             Jensen-Shannon divergence.
         num_items_in_batch: tokens that the sum is divided by; those of this batch unless given.
         temperature: of both distributions.
+        weights: [B, C], what each token's divergence is multiplied by; `None`: 1.
 
     Returns:
         Scalar loss in nats, whose gradient reaches the student's states and head; the sum of the student's entropy
@@ -80,10 +82,16 @@ def divergence_loss(
     """
     valid = completion_mask != 0
     states, teacher = teacher_states[valid], teacher.cast(teacher_states.dtype)
+    token_weights = None if weights is None else weights[valid]
 
     def equation(rows: slice, logits: torch.Tensor, with_grad: bool) -> Chunk:
         teacher_logits = teacher.logits(states[rows]).to(logits.dtype)
-        return _divergence(logits, teacher_logits, beta, temperature, with_grad)
+        loss, figures, grad = _divergence(logits, teacher_logits, beta, temperature, with_grad)
+        if token_weights is not None:
+            of_rows = token_weights[rows].to(loss.dtype)
+            loss = loss * of_rows
+            grad = None if grad is None else grad.mul_(of_rows[:, None])
+        return Chunk(loss, figures, grad)
 
     total, entropy = chunked_loss(student_states[valid], student, equation)
     num_tokens = valid.sum()

@@ -11,7 +11,8 @@ from ..speculative.runners.packed_weights import pack_setting
 from ..training.field_types import check_types
 from ..training.private import json_fields
 from ..training.settings import refuse_not_finite
-from .inherited import inherited_keys
+from .inherited import documented
+from .knowledge import KnowledgeKeys, knowledge_faults, say_unread_knowledge
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
 from .unread import check_unread_settings
@@ -20,7 +21,7 @@ from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, TEMPLATES, VERIFICATIONS, 
 
 @json_fields("acceptance_kwargs", "teacher_chat_template_kwargs")
 @dataclass
-class LUPISKDConfig(DistillationConfig):
+class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
     r"""
     Configuration class for the [`LUPISKDTrainer`].
 
@@ -283,7 +284,7 @@ class LUPISKDConfig(DistillationConfig):
         refuse_not_finite(self)  # in what was JSON
         for key in ("chat_template_kwargs", "teacher_chat_template_kwargs"):
             check_template_kwargs(getattr(self, key) or {}, key)  # parsed by now
-        for fault in value_faults(self):
+        for fault in (*value_faults(self), *knowledge_faults(self)):
             raise ValueError(fault)
         if pack_setting(self.pack_weights) is True:
             if self.device.type != "cpu":
@@ -292,6 +293,7 @@ class LUPISKDConfig(DistillationConfig):
                 kind = "bf16" if self.bf16 else "fp16"
                 raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
         check_unread_settings(self)
+        say_unread_knowledge(self)
         make_gamma_policy(self.gamma_policy, self.gamma)
         options: Any = self.acceptance_kwargs  # parsed by now
         make_rule(self.acceptance_rule, options, self.accept_top_k, self.teacher_min_prob)
@@ -302,4 +304,4 @@ class LUPISKDConfig(DistillationConfig):
 
 
 if LUPISKDConfig.__doc__:  # python -OO strips it
-    LUPISKDConfig.__doc__ += inherited_keys(LUPISKDConfig)
+    LUPISKDConfig.__doc__ = documented(LUPISKDConfig, KnowledgeKeys)

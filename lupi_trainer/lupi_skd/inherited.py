@@ -6,10 +6,13 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 
-def inherited_keys(config: Any) -> str:
-    """The keys that the docstring of `config` leaves out, explained by their own help, in the form of the others."""
-    explained = set(re.findall(r"^        (\w+) \(", config.__doc__, re.M))
+def documented(config: Any, *parts: Any) -> str:
+    """The docstring of `config` with all of its keys: its own, those of `parts`, and, in the form of these, the
+    others, explained by their own help."""
+    own = "\n".join([config.__doc__.rstrip(), *(part.__doc__.partition("Parameters:")[2].rstrip() for part in parts)])
+    explained = set(re.findall(r"^        (\w+) \(", own, re.M))
     lines = [
+        own,
         "",
         "    > Parameters of [`~trl.DistillationConfig`] and [`~transformers.TrainingArguments`]",
     ]

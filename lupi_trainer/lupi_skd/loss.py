@@ -11,15 +11,16 @@ from ..losses.top_k import top_k_divergence_loss
 from ..models.backbone import completion_states, completion_states_by_rows
 from ..models.lm_head import Head
 from ..teachers.self_taught import AdapterDisabled
-from ..training.private import DistillationHooks, chunked_divergence_loss
+from ..training.private import chunked_divergence_loss
 from .config import LUPISKDConfig
+from .knowledge import KnowledgeWeights
 from .placement import Offloaded
 
 
 _MOST_TOKENS = 8192  # that the teacher reads at a time, padding too
 
 
-class PrivilegedLoss(DistillationHooks):
+class PrivilegedLoss(KnowledgeWeights):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
     args: LUPISKDConfig
@@ -36,15 +37,15 @@ class PrivilegedLoss(DistillationHooks):
     def _teacher_on_device(self):
         return nullcontext() if self._offloaded is None else self._offloaded.on(self._teacher_device)
 
-    def _teacher_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """[B, C, H_teacher] hidden states of the teacher over its own prompt, on the teacher's device."""
+    def _teacher_states(self, inputs: dict[str, torch.Tensor], prompt: str = "teacher_prompt") -> torch.Tensor:
+        """[B, C, H_teacher] hidden states of the teacher over its own prompt (or another), on the teacher's device."""
         if self._is_self_taught:
             model = self.teacher_model.peft_model
             context = model.disable_adapter()
         else:
             model, context = self.teacher_model, torch.no_grad()
         device = next(model.parameters()).device if self._is_self_taught else self._teacher_device
-        names = ("teacher_prompt_ids", "teacher_prompt_mask", "completion_ids", "completion_mask")
+        names = (f"{prompt}_ids", f"{prompt}_mask", "completion_ids", "completion_mask")
         was_training = model.training
         model.eval()
         try:
@@ -92,17 +93,21 @@ class PrivilegedLoss(DistillationHooks):
         teacher_states = batch.get("teacher_hidden")
         if teacher_states is None:
             teacher_states = self._teacher_states(batch)
-        device = head.weight.device
-        if device.type == "cpu":  # where TRL has no kernel
+        device, weights = head.weight.device, None
+        if self.weighs_tokens():
+            bare_states = self._teacher_states(batch, "bare_prompt").to(device)
+            weights = self.token_weights(batch, teacher_states.to(device), bare_states, teacher)
+        if device.type == "cpu" or weights is not None:  # where TRL has no kernel
             return divergence_loss(
-                student_states,
+                student_states.to(device),
                 head,
-                teacher_states,
+                teacher_states.to(device),
                 teacher,
-                batch["completion_mask"],
+                batch["completion_mask"].to(device),
                 self.beta,
                 num_items_in_batch=count,
                 temperature=self.temperature,
+                weights=weights,
             )
         loss, entropy_sum, num_valid = chunked_divergence_loss(
             student_states.to(device),

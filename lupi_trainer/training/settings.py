@@ -122,7 +122,7 @@ def require_config(args: Any, wanted: type) -> None:
     if args is not None and not isinstance(args, wanted):
         raise TypeError(
             f"`args` must be a {wanted.__name__}, got a {type(args).__name__}: a {wanted.__name__} has all keys of "
-            f"{wanted.__mro__[1].__name__}, and those of this method"
+            f"{wanted.__bases__[-1].__name__}, and those of this method"
         )
 
 
