@@ -8,11 +8,12 @@ mean 1, as those of Rho-1 (arXiv 2404.07965), which compares two models where th
 import torch
 
 from ..models.lm_head import Head
+from ..speculative.rules.logits import gain
 from . import chunks
 from .token_weights import masked_softmax, shuffle_in_texts, top_share
 
 
-SELECTS = ("softmax", "top")
+SELECTS = ("top", "softmax")
 
 
 @torch.no_grad()
@@ -35,8 +36,7 @@ def knowledge_gain(
     size, parts = max(1, chunks.CHUNK_ELEMENTS // teacher.weight.size(0)), []
     for start in range(0, max(1, len(told)), size):  # no tokens are one empty chunk
         rows = slice(start, start + size)
-        log_p, log_q = (teacher.logits(one[rows]).log_softmax(-1) for one in (told, bare))
-        parts.append(torch.linalg.vecdot(log_p.exp(), log_p - log_q).clamp_(min=0))  # below 0 by rounding alone
+        parts.append(gain(*(teacher.logits(one[rows]) for one in (told, bare))))
     gains = torch.cat(parts)
     return gains.new_zeros(valid.shape).masked_scatter_(valid, gains)
 
@@ -46,7 +46,7 @@ def knowledge_weights(
     completion_mask: torch.Tensor,
     knows: torch.Tensor,
     *,
-    select: str = "softmax",
+    select: str = "top",
     temperature: float = 1.0,
     share: float = 0.3,
     floor: float = 0.1,
@@ -58,8 +58,8 @@ def knowledge_weights(
         gain: [B, C] of [`knowledge_gain`], in nats.
         completion_mask: [B, C], 1 at tokens of the loss.
         knows: [B] bool, whether there is knowledge at all; the tokens of the other texts weigh 1 each.
-        select: `"softmax"` of gain / temperature over the text's tokens, or `"top"`: the highest `share` of them
-            alike, none of the others.
+        select: `"top"`: the highest `share` of the text's tokens alike, none of the others; or `"softmax"` of gain /
+            temperature over them.
         temperature: above 0, in nats.
         share: in (0, 1].
         floor: in [0, 1], the least weight of a token; 1 weighs all alike.

@@ -29,8 +29,9 @@ class KnowledgeKeys:
             teacher's distributions with and without the knowledge, for which the teacher reads each text once more,
             behind the bare prompt. `"shuffled"`: the control, with the same weights in a random order. The weights of
             a text have the mean 1; texts without knowledge, and evaluations, are uniform.
-        knowledge_select (`str`, *optional*, defaults to `"softmax"`):
-            `"softmax"` of the divergence over a text's tokens, or `"top"`: the highest `knowledge_share` alike.
+        knowledge_select (`str`, *optional*, defaults to `"top"`):
+            `"top"`: the `knowledge_share` of a text's tokens where the divergence is highest, alike; or `"softmax"` of
+            the divergence over the text's tokens.
         knowledge_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of that softmax, in nats.
         knowledge_share (`float`, *optional*, defaults to `0.3`):
@@ -43,7 +44,7 @@ class KnowledgeKeys:
         default="uniform", metadata={"help": "What a token counts in the loss.", "choices": list(LOSS_WEIGHTINGS)}
     )
     knowledge_select: str = field(
-        default="softmax", metadata={"help": "Softmax weights or selection.", "choices": list(SELECTS)}
+        default="top", metadata={"help": "Selection or softmax weights.", "choices": list(SELECTS)}
     )
     knowledge_temperature: float = field(default=1.0, metadata={"help": "Temperature of the weights' softmax."})
     knowledge_share: float = field(default=0.3, metadata={"help": "Share that counts where the top is selected."})
@@ -95,11 +96,15 @@ class KnowledgeWeights(DistillationHooks):
         """Whether the batch at hand is one whose tokens do not all count alike."""
         return self.model.training and self.args.loss_weighting != "uniform"
 
+    def bare_prompts(self, records: list[dict[str, Any]]) -> list[list[int]]:
+        """The teacher's prompts without the knowledge, in token ids."""
+        return self.teacher_words.encode([one["prompt"] for one in records])
+
     def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         output = super().roll_out(records)
         if self.weighs_tokens():
             device = output["completion_ids"].device
-            prompts = [torch.tensor(ids) for ids in self.teacher_words.encode([one["prompt"] for one in records])]
+            prompts = [torch.tensor(ids) for ids in self.bare_prompts(records)]
             output["bare_prompt_ids"] = pad(prompts, self.processing_class.pad_token_id, "left").to(device)
             output["bare_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left").to(device)
             knows = [one["privileged_context"] is not None for one in records]

@@ -10,6 +10,7 @@ from ..speculative import (
     GammaPolicy,
     Goodput,
     JensenShannon,
+    Knowledge,
     RelativeProbability,
     TopK,
     TopP,
@@ -23,6 +24,7 @@ RULES = {
     "top_p": TopP,
     "relative": RelativeProbability,
     "divergence": JensenShannon,
+    "knowledge": Knowledge,
 }
 
 

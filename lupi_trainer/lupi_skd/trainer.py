@@ -21,6 +21,7 @@ from ..planning.check import warn_of_memory
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
 from ..speculative import Lockstep, skd_rollout
+from ..speculative.rules.acceptance import needs_bare_logits
 from ..speculative.rules.noise import addresses
 from ..speculative.runners.packed_weights import pack_setting
 from ..speculative.runners.prompt_store import PromptStore
@@ -342,6 +343,7 @@ class LUPISKDTrainer(
                     return_teacher_hidden=self.args.reuse_verification,
                     lockstep=self._lockstep,
                     teacher_prompt_store=self._teacher_prompts,
+                    bare_teacher_prompt_ids=self.bare_prompts(self._rows) if needs_bare_logits(self._rule) else None,
                 )
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)

@@ -24,6 +24,7 @@ from .sizes import Bits, ModelSize, size_of
 Get = Callable[..., Any]  # (key, default) -> what the recipe says
 PLAIN_RULES = ("top_k", "adaptive_top_k")  # compare ranks and one probability
 READS_STUDENT = ("relative", "divergence")
+READS_BARE = ("knowledge",)
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,8 @@ def assemble(
         gamma=int(get("gamma", 20)) if policy != "teacher" else 1,
         drafts=policy != "teacher" or remote,
         judges_student=rule in READS_STUDENT,
+        judges_bare=rule in READS_BARE and policy == "speculative",
+        weighs=get("loss_weighting", "uniform") != "uniform",
         plain_rule=rule in PLAIN_RULES,
         compiled=bool(get("compile_rollout", False)),
         keeps_states=bool(get("reuse_verification", True)) and policy == "speculative" and not remote,

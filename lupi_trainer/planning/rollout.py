@@ -48,7 +48,8 @@ def verify_work(run: Run) -> tuple[int, int]:
     read = logits + out + states * (model.layers + 1)
     # a rule that compares ranks makes one more copy, at the temperature; one that makes distributions three
     students = logits if run.judges_student else 0
-    return read + students, (2 if run.plain_rule else 4) * logits + states + students
+    bare = logits + out if run.judges_bare else 0
+    return read + students + bare, (2 if run.plain_rule else 4) * logits + states + students + bare
 
 
 def draft_work(run: Run) -> int:
@@ -83,6 +84,8 @@ def rollout_moments(run: Run) -> dict[str, list[Moment]]:
         if not run.self_taught:
             its.add("teacher's weights", teacher.held)
         its.add("K/V of the teacher", cache_bytes(run, teacher, run.teacher_prompt))
+        if run.judges_bare:
+            its.add("K/V without the knowledge", cache_bytes(run, teacher, run.student_prompt))
         if run.own_device or run.offloaded:
             mine.add("teacher's lm_head", teacher.head * teacher.itemsize)
     works: list[tuple[str, str, str, int]] = []  # (device, moment, item, bytes)

@@ -47,6 +47,8 @@ class Run:
         gamma: tokens of a draft.
         drafts: whether the student writes drafts; else the teacher writes alone.
         judges_student: whether the acceptance rule reads the student's logits.
+        judges_bare: whether it reads the teacher's behind the prompt without the knowledge.
+        weighs: whether the loss weighs tokens, for which the teacher reads them once more without the knowledge.
         plain_rule: whether the rule compares ranks and one probability alone.
         compiled: `compile_rollout`.
         keeps_states: whether the loss takes the teacher's states from the rollout.
@@ -72,6 +74,8 @@ class Run:
     gamma: int
     drafts: bool = True
     judges_student: bool = False
+    judges_bare: bool = False
+    weighs: bool = False
     plain_rule: bool = True
     compiled: bool = False
     keeps_states: bool = True

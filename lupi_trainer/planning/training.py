@@ -20,7 +20,7 @@ def loss_work(run: Run) -> int:
     the type of what they belong to."""
     student, tokens = run.student, run.rows * run.completion
     sums = tokens * student.hidden + (student.head if student.trains_head else 0)
-    if run.teacher is None:  # a few tokens at a time: logits, their softmax and its gradient
+    if run.teacher is None or run.weighs:  # a few tokens at a time: logits, their softmax and its gradient
         return 3 * CHUNK_ELEMENTS * FLOAT32 + 2 * sums * FLOAT32
     tile = min(tokens, _TILE_TOKENS) * _TILE_COLUMNS
     last = min(tokens, _TILE_TOKENS) * (student.vocabulary % _TILE_COLUMNS or _TILE_COLUMNS)
@@ -32,7 +32,7 @@ def loss_work(run: Run) -> int:
 def loss_forward_work(run: Run) -> int:
     """Bytes of the loss in its forward, where autocast still holds its copies of the weights."""
     student, tokens = run.student, run.rows * run.completion
-    if run.teacher is None:
+    if run.teacher is None or run.weighs:
         return loss_work(run)
     tiles = 2 * min(tokens, _TILE_TOKENS) * _TILE_COLUMNS * FLOAT32
     copies = tokens * (student.hidden + run.teacher.hidden) * student.itemsize
@@ -92,16 +92,17 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
         moment.add("loss", loss)
         found.append(moment)
     moments = {STUDENT: found}
-    if teacher is not None and (run.own_device or not run.keeps_states):
+    if teacher is not None and (run.own_device or run.weighs or not run.keeps_states):
         read = Moment("teacher's reading", "training", {} if home != STUDENT else dict(base.items))
         if run.own_device:
             read.add("teacher's weights", teacher.held)
             read.add("context", CONTEXT)
-        if not run.keeps_states:
+        if run.weighs or not run.keeps_states:
             if run.offloaded:
                 read.add("teacher's weights", teacher.held)
-            each = run.teacher_prompt + run.completion
-            read.add("states kept", run.rows * run.completion * teacher.hidden * teacher.itemsize)
+            each = (run.student_prompt if run.keeps_states else run.teacher_prompt) + run.completion
+            readings = int(run.weighs) + int(not run.keeps_states)
+            read.add("states kept", readings * run.rows * run.completion * teacher.hidden * teacher.itemsize)
             read.add("prefill", forward_work(teacher, min(run.rows, max(_READ_TOKENS // each, 1)), each))
         moments.setdefault(home, []).append(read)
     return moments

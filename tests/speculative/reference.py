@@ -27,12 +27,16 @@ def reference_rollout(
     seed=0,
     row_ids=None,
     vocab=None,
+    bare_prompts=None,
 ):
     """Returns (completion_ids, from_teacher, teacher_hidden), one list entry a row."""
     vocab = vocab or min(student.config.vocab_size, teacher.config.vocab_size)
     keys = row_keys(seed, list(range(len(student_prompts))) if row_ids is None else row_ids)
     rows = []
-    for key, student_prompt, teacher_prompt in zip(keys.split(1), student_prompts, teacher_prompts):
+    bare_prompts = bare_prompts or [None] * len(student_prompts)
+    for key, student_prompt, teacher_prompt, bare in zip(
+        keys.split(1), student_prompts, teacher_prompts, bare_prompts
+    ):
         completion, by_teacher, hidden = [], [], []
         state = torch.tensor([acceptance.initial_state()], dtype=torch.float64)
         while len(completion) < max_new_tokens and not (completion and completion[-1] in eos):
@@ -40,8 +44,15 @@ def reference_rollout(
             s, _ = next_token_state(student, student_prompt + completion, vocab)
             t, h = next_token_state(teacher, teacher_prompt + completion, vocab)
             token = sample(s[None], student_temperature, key, at, STUDENT)
+            without = None if bare is None else next_token_state(teacher, bare + completion, vocab)[0][None, None]
             judged = Judged(
-                t[None, None], token[None], teacher_temperature, s[None, None], student_temperature, state[None]
+                t[None, None],
+                token[None],
+                teacher_temperature,
+                s[None, None],
+                student_temperature,
+                bare_logits=without,
+                state=state[None],
             )
             accepted = bool(acceptance.accept(judged))
             if not accepted:

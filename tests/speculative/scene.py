@@ -1,6 +1,7 @@
 """Two models, their prompts, and what the reference makes of them."""
 
 from lupi_trainer.speculative import TopK, skd_rollout
+from lupi_trainer.speculative.rules.acceptance import needs_bare_logits
 from tests.speculative.reference import reference_rollout
 from tests.speculative.toy_models import perturbed, prompts, toy
 
@@ -18,9 +19,11 @@ class Scene:
         queries = prompts(rows, 1, 9, seed=1)
         knowledge = prompts(rows, 3, longest, seed=2)
         self.prompts = queries, [k + q for k, q in zip(knowledge, queries)]
+        # prompts without the knowledge, whose last token is another one
+        self.bare = [q[:-1] + [q[-1] % 50 + 9] for q in queries] if needs_bare_logits(rule) else None
         self.options = {"max_new_tokens": LIMIT, "acceptance": rule, **options}
         self.tokens, self.by_teacher, self.hidden = reference_rollout(
-            self.student, self.teacher, *self.prompts, eos=EOS, **self.options
+            self.student, self.teacher, *self.prompts, eos=EOS, bare_prompts=self.bare, **self.options
         )
         assert 0.2 < sum(map(sum, self.by_teacher)) / sum(map(len, self.tokens)) < 0.8, "both must write"
 
@@ -28,6 +31,8 @@ class Scene:
         rows = list(range(len(self.tokens))) if rows is None else rows
         options = {"eos_token_id": list(EOS), **self.options, **options}
         chosen = [[column[i] for i in rows] for column in self.prompts]
+        if self.bare is not None:
+            options = {"bare_teacher_prompt_ids": [self.bare[i] for i in rows], **options}
         return skd_rollout(self.student, self.teacher, *chosen, row_ids=rows, **options)
 
     def check(self, rollout, rows=None):

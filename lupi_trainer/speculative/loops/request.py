@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...teachers.remote import RemoteTeacher
 from ..drafts.source import is_source
-from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
+from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK, needs_bare_logits
 from ..rules.gamma import GAMMA_POLICIES, GammaPolicy
 from ..rules.noise import STUDENT, TEACHER
 from ..rules.speculative_sampling import Sampling
@@ -48,6 +48,7 @@ class Request:
     lockstep: Lockstep | Alone
     compile: bool
     teacher_prompt_store: PromptStore | None = None
+    bare_prompts: list[list[int]] | None = None
 
     def __post_init__(self):
         rows = len(self.student_prompts)
@@ -55,6 +56,13 @@ class Request:
             raise ValueError("student_prompt_ids is empty: there is nothing to roll out")
         if len(self.teacher_prompts) != rows:
             raise ValueError(f"{rows} student prompts, but {len(self.teacher_prompts)} teacher prompts")
+        if (self.bare_prompts is not None) != needs_bare_logits(self.acceptance):
+            need = (
+                "looks at the teacher's prompts without the knowledge" if self.bare_prompts is None else "has no use"
+            )
+            raise ValueError(f"bare_teacher_prompt_ids: {self.acceptance} {need}")
+        if self.bare_prompts is not None and len(self.bare_prompts) != rows:
+            raise ValueError(f"{rows} student prompts, but {len(self.bare_prompts)} bare teacher prompts")
         if len(self.row_ids) != rows:
             raise ValueError(f"{rows} student prompts, but {len(self.row_ids)} row_ids")
         at_least_one(max_new_tokens=self.max_new_tokens, gamma=self.gamma, max_slots=self.slots)
@@ -97,6 +105,8 @@ class Request:
             self.teacher_prompt_store.require(teacher)
         check_prompts("student", student, self.student_prompts, self.max_new_tokens)
         check_prompts("teacher", teacher, self.teacher_prompts, self.max_new_tokens)
+        if self.bare_prompts is not None:
+            check_prompts("bare teacher", teacher, self.bare_prompts, self.max_new_tokens)
         if drafts:
             require_own_logits(student, "student")
             require_own_logits(teacher, "teacher")

@@ -51,6 +51,7 @@ def skd_rollout(
     return_teacher_hidden: bool = False,
     lockstep: Lockstep | None = None,
     teacher_prompt_store: PromptStore | None = None,
+    bare_teacher_prompt_ids: list[list[int]] | None = None,
 ) -> Rollout:
     """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
 
@@ -92,6 +93,8 @@ def skd_rollout(
             forwards equal.
         teacher_prompt_store: keeps what the teacher has read of its prompts for later rollouts, which read others
             only; for a teacher whose weights stay as they are. Texts are the same but for rounding.
+        bare_teacher_prompt_ids: the teacher's prompts without the knowledge, for the rules that look at them
+            (`Knowledge`), and for no other.
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
@@ -117,6 +120,9 @@ def skd_rollout(
         lockstep=Alone() if lockstep is None else lockstep,
         compile=compile,
         teacher_prompt_store=teacher_prompt_store,
+        bare_prompts=None
+        if bare_teacher_prompt_ids is None
+        else prompt_lists("bare_teacher_prompt_ids", bare_teacher_prompt_ids),
     ).checked(student, teacher)
     # another process in lockstep may run the student
     drafts_matter = on_block is not None or request.trace_rows or request.lockstep.together

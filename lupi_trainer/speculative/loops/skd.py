@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ...teachers.remote import RemoteTeacher
-from ..rules.acceptance import AcceptNone, Judged
+from ..rules.acceptance import AcceptNone, Judged, needs_bare_logits
 from ..rules.close_calls import close_verdict
 from ..rules.gamma import GAMMA_POLICIES, Fixed, GammaPolicy
 from ..rules.logits import is_distribution, probability, rank
@@ -78,7 +78,12 @@ class SKD(Rounds[RolloutStats]):
             )
         else:
             self.teacher = run(teacher, request.teacher_prompts, request.teacher_prompt_store)
+        self.bare: Runner | None = None  # the teacher once more, without the knowledge
+        if needs_bare_logits(request.acceptance):
+            assert not self.remote and request.bare_prompts is not None  # `checked`
+            self.bare = run(teacher, request.bare_prompts)
         runners = [self.student, self.teacher] if self.drafts else [self.teacher]
+        runners += [] if self.bare is None else [self.bare]
         device = self.teacher.device
         super().__init__(
             Slots(runners, rows, request.slots, device),
@@ -92,10 +97,11 @@ class SKD(Rounds[RolloutStats]):
             lockstep=request.lockstep,
             on_round=on_round,
         )
-        pairs = zip(request.student_prompts, request.teacher_prompts)
-        last = torch.tensor([[s[-1], t[-1]] for s, t in pairs], device=device)
+        prompts = request.student_prompts, request.teacher_prompts, *([request.bare_prompts] if self.bare else [])
+        last = torch.tensor([[prompt[-1] for prompt in of_row] for of_row in zip(*prompts)], device=device)
         initial = torch.tensor(request.acceptance.initial_state(), dtype=torch.float64, device=device)
-        # each row's last token, which neither model has read yet, and the acceptance rule's state after it
+        # each row's last token, which its model has not read yet (of each prompt one), and the acceptance rule's
+        # state after it
         self.pending = self.slots.track(last[: request.slots].clone(), lambda row: last[row])
         self.state = self.slots.track(initial.repeat(request.slots, 1), lambda row: initial)
         self.keys = row_keys(request.seed, request.row_ids, device)
@@ -121,6 +127,8 @@ class SKD(Rounds[RolloutStats]):
             self.student.idle()
         for _ in range(gamma if self.r.verification == "sequential" else 1):
             self.teacher.idle()
+            if self.bare is not None:
+                self.bare.idle()
 
     def draft(self, gamma: int) -> Draft:
         """The student writes `gamma` tokens of every row."""
@@ -140,15 +148,15 @@ class SKD(Rounds[RolloutStats]):
     def verify(self, draft: Draft, states: torch.Tensor) -> Verified:
         """The teacher reads the draft, and its rule accepts or rejects each token; `states` [A, g + 1, S]."""
         a, gamma = draft.tokens.shape
-        fed = torch.cat([self.pending[:a, 1:], draft.tokens[:, :-1]], 1)
+        fed = torch.cat([self.pending[:a, 1:2], draft.tokens[:, :-1]], 1)
         n, longest, keep = self.slots.n[:a], self.slots.longest(self.teacher), self.r.return_teacher_hidden
         if self.r.verification == "parallel":
             logits, hidden = self.teacher.read(fed, n, longest, keep)
-            return Verified(logits, hidden, *self._judge(logits, draft, states, 0))
+            return Verified(logits, hidden, *self._judge(logits, draft, states, 0, n))
         parts, running = [], ~self.slots.idle[:a]
         for i in range(gamma):
             logits, hidden = self.teacher.read(fed[:, i : i + 1], n + i, longest + i, keep)
-            parts.append(Verified(logits, hidden, *self._judge(logits, draft, states, i)))
+            parts.append(Verified(logits, hidden, *self._judge(logits, draft, states, i, n)))
             running = running & parts[-1].accepted[:, 0]
             if not self.lockstep.together and not running.any():
                 break
@@ -163,10 +171,17 @@ class SKD(Rounds[RolloutStats]):
             states.append(self.r.acceptance.next_state(states[-1], True))
         return torch.stack(states, 1)
 
-    def _judge(self, logits: torch.Tensor, draft: Draft, states: torch.Tensor, first: int):
+    def _bare_logits(self, draft: Draft, places: slice, n: torch.Tensor) -> torch.Tensor | None:
+        """[A, Q, V], where the rule looks at them: the teacher's at these places of a draft, without the knowledge."""
+        if self.bare is None:
+            return None
+        fed = torch.cat([self.pending[: len(n), 2:], draft.tokens[:, :-1]], 1)[:, places]
+        return self.bare.read(fed, n + places.start, self.slots.longest(self.bare) + places.start)[0]
+
+    def _judge(self, logits: torch.Tensor, draft: Draft, states: torch.Tensor, first: int, n: torch.Tensor):
         """Returns which are accepted [A, Q] bool, and which of these verdicts were close [A, Q] bool or None.
 
-        `logits` [A, Q, V] are the teacher's at the places of the draft from `first` on.
+        `logits` [A, Q, V] are the teacher's at the places of the draft from `first` on; `n` [A], written before it.
         """
         places = slice(first, first + logits.shape[1])
         student_logits = draft.logits if self.r.acceptance.needs_student_logits else None
@@ -176,6 +191,7 @@ class SKD(Rounds[RolloutStats]):
             teacher_temperature=self.r.teacher_temperature,
             student_logits=None if student_logits is None else student_logits[:, places],
             student_temperature=self.r.student_temperature,
+            bare_logits=self._bare_logits(draft, places, n),
             state=states[:, places],
         )
         accepted, resolution = self.r.acceptance.accept(judged), self.teacher.resolution

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from .logits import distribution, probability, rank
+from .logits import distribution, gain, probability, rank
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,15 @@ class Judged:
     teacher_temperature: float
     student_logits: torch.Tensor | None = None  # [B, Q, V] float32, before temperature; where the rule asks for it
     student_temperature: float = 1.0
+    bare_logits: torch.Tensor | None = None  # [B, Q, V] float32, the teacher's without the knowledge; likewise
     state: torch.Tensor | None = None  # [B, Q, S] float64, the memory before each place; where the rule has one
 
 
 class AcceptanceRule(Protocol):
-    """What the engine needs of a rule; rules without a memory have `state_size` 0."""
+    """What the engine needs of a rule; rules without a memory have `state_size` 0.
+
+    One whose `needs_bare_logits` is true is told, too, what the teacher says without the knowledge.
+    """
 
     @property
     def state_size(self) -> int:
@@ -47,6 +51,11 @@ class AcceptanceRule(Protocol):
 
     def accept(self, judged: Judged) -> torch.Tensor:
         """Returns [B, Q] bool: the accepted tokens, each as if all before it in the block were accepted."""
+
+
+def needs_bare_logits(rule: AcceptanceRule) -> bool:
+    """Whether a rule looks at the teacher's logits behind its prompt without the knowledge."""
+    return bool(getattr(rule, "needs_bare_logits", False))
 
 
 class Memoryless:
@@ -205,3 +214,32 @@ class JensenShannon(Memoryless):
         q = distribution(judged.student_logits, judged.student_temperature)
         entropy = [torch.special.entr(x).sum(-1) for x in ((p + q) / 2, p, q)]
         return (entropy[0] - (entropy[1] + entropy[2]) / 2).clamp(0, math.log(2)) <= self.tau
+
+
+@dataclass(frozen=True)
+class Knowledge(Memoryless):
+    """Strict where the knowledge speaks: top-k membership, with `strict_k` in the place of `k` where the teacher's
+    distributions with and without the knowledge differ by `threshold` nats or more (KL, at temperature 1).
+
+    `min_prob` is as in `TopK`. The teacher reads each text a second time, behind its prompt without the knowledge.
+    """
+
+    k: int = 5
+    strict_k: int = 1
+    threshold: float = 1.0
+    min_prob: float = 0.05
+
+    needs_bare_logits = True
+
+    def __post_init__(self):
+        if not 1 <= self.strict_k <= self.k:
+            raise ValueError(f"1 <= strict_k <= k must hold, got {self.strict_k} and {self.k}")
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold must not be negative, got {self.threshold}")
+        _check_share("min_prob", self.min_prob)
+
+    def accept(self, judged: Judged) -> torch.Tensor:
+        assert judged.bare_logits is not None  # `needs_bare_logits`
+        speaks = gain(judged.teacher_logits, judged.bare_logits) >= self.threshold
+        lenient = TopK(self.k, self.min_prob).accept(judged)
+        return lenient & (~speaks | (rank(judged.teacher_logits, judged.draft) < self.strict_k))

@@ -28,3 +28,10 @@ def distribution(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     return (logits / temperature).softmax(-1)
+
+
+def gain(logits: torch.Tensor, bare_logits: torch.Tensor) -> torch.Tensor:
+    """Both [..., V] -> [...] nats: KL(p || p_bare) at temperature 1, what the knowledge changes in a distribution."""
+    log_p = logits.log_softmax(-1)
+    # below 0 by rounding alone
+    return torch.linalg.vecdot(log_p.exp(), log_p - bare_logits.log_softmax(-1)).clamp(min=0)

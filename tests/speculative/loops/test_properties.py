@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from lupi_trainer.speculative import AdaptiveTopK, JensenShannon, RelativeProbability, TopK, TopP
+from lupi_trainer.speculative import AdaptiveTopK, JensenShannon, Knowledge, RelativeProbability, TopK, TopP
 from tests.speculative.scene import LIMIT, ROWS, Scene
 
 
@@ -16,6 +16,7 @@ RULES = {
     "top_p": TopP(0.8),
     "relative": RelativeProbability(0.1),
     "divergence": JensenShannon(0.35),
+    "knowledge": Knowledge(k=8, threshold=0.7, min_prob=0.02),
 }
 
 

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from lupi_trainer.speculative import AdaptiveTopK, JensenShannon, Judged, RelativeProbability, TopK, TopP
+from lupi_trainer.speculative import (
+    AdaptiveTopK,
+    JensenShannon,
+    Judged,
+    Knowledge,
+    RelativeProbability,
+    TopK,
+    TopP,
+)
 from tests.speculative.scene import Scene
 
 
@@ -11,7 +19,7 @@ from tests.speculative.scene import Scene
 LOGITS = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.5]).log()
 
 
-def accepts(rule, *, logits=LOGITS, temperature=1.0, student=None, student_temperature=1.0, state=None):
+def accepts(rule, *, logits=LOGITS, temperature=1.0, student=None, student_temperature=1.0, state=None, bare=None):
     """Which of all tokens would be accepted at one place."""
     vocab = logits.shape[-1]
     judged = Judged(
@@ -20,6 +28,7 @@ def accepts(rule, *, logits=LOGITS, temperature=1.0, student=None, student_tempe
         teacher_temperature=temperature,
         student_logits=None if student is None else student.expand(1, vocab, vocab),
         student_temperature=student_temperature,
+        bare_logits=None if bare is None else bare.expand(1, vocab, vocab),
         state=None if state is None else torch.tensor(state, dtype=torch.float64).expand(1, vocab, -1),
     )
     return rule.accept(judged)[0].tolist()
@@ -104,6 +113,9 @@ def test_adaptive_top_k_is_tight_where_the_teacher_is_sure():
         (lambda: AdaptiveTopK(k=60), "1 <= k_min <= k <= k_max must hold"),
         (lambda: AdaptiveTopK(r_minus=0.95), "r_minus must not be above r_plus"),
         (lambda: AdaptiveTopK(step=-1), "step must not be negative"),
+        (lambda: Knowledge(strict_k=6), "1 <= strict_k <= k must hold, got 6 and 5"),
+        (lambda: Knowledge(threshold=-1), "threshold must not be negative, got -1"),
+        (lambda: Knowledge(min_prob=2), r"min_prob must lie in \[0, 1\], got 2"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -117,6 +129,7 @@ def test_bad_settings_are_refused(make, message):
         TopP(0.6),
         RelativeProbability(0.3),
         JensenShannon(0.25),
+        Knowledge(k=8, strict_k=2, threshold=0.7, min_prob=0.02),
         AdaptiveTopK(k=4, k_max=12, r_plus=0.5, r_minus=0.4, decay=0.7, step=1.0, s=3.0),
     ],
     ids=lambda rule: type(rule).__name__,
@@ -131,6 +144,23 @@ def test_blocks_of_any_length_and_slots_judge_alike(rule):
         {"gamma": 5, "verification": "sequential"},
     ):
         scene.check(scene.roll(**options))
+
+
+def test_knowledge_is_strict_where_it_changes_the_distribution():
+    bare = torch.tensor([-1.0, 2.0, 0.0, 0.3, 0.1])
+    p, q = LOGITS.double().softmax(-1), bare.double().softmax(-1)
+    divergence = float((p * (p / q).log()).sum())
+    assert divergence > 1
+    rule = {"k": 3, "strict_k": 1, "min_prob": 0.2}
+    for threshold, expected in ((divergence - 1e-3, [1, 0, 0, 0, 0]), (divergence + 1e-3, [1, 1, 0, 0, 0])):
+        assert accepts(Knowledge(threshold=threshold, **rule), bare=bare) == [bool(x) for x in expected]
+    assert accepts(Knowledge(threshold=1e-3, **rule), bare=LOGITS + 1) == [True, True, False, False, False]
+
+
+def test_what_the_knowledge_rule_reads_matters():
+    """Otherwise the tests against the reference would say nothing about its third reader."""
+    scenes = [Scene("llama", rule=Knowledge(k=8, threshold=t, min_prob=0.02)) for t in (0.0, 0.7, 99.0)]
+    assert len({str(scene.tokens) for scene in scenes}) == 3
 
 
 def test_the_memory_of_adaptive_top_k_matters():
