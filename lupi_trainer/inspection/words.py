@@ -18,6 +18,9 @@ METRICS = {
     "rollout/tokens_per_second": "Tokens that student and teacher wrote a second, all rows together.",
     "rollout/close_calls": "Share of the tokens written that hung on rounding, in half precision: read in other "
     "shapes, another one might stand there.",
+    "knowledge/gain": "What the knowledge changes in the teacher's distributions, in nats, a mean over the tokens of "
+    "texts that have some.",
+    "knowledge/effective_tokens": "Share of those tokens that the loss's weights amount to: 1 where all count alike.",
     "tokens/teacher_share": "Share of the tokens of the texts that the teacher wrote, since it rejected the draft.",
 }
 _KINDS = {"knowledge": "Of records with knowledge", "base": "Of base records"}

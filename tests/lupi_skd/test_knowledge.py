@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 
 import pytest
 import torch
@@ -27,6 +28,15 @@ def logits(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0, len(prompt) - 1 : -1]
 
 
+def weights_of(gain: torch.Tensor, select: str) -> torch.Tensor:
+    """gain [C] -> [C]: by their definitions, with the settings' defaults."""
+    if select == "softmax":
+        return 0.1 + 0.9 * gain.softmax(0) * len(gain)
+    count = math.ceil(0.3 * len(gain) - 1e-6)
+    chosen = torch.zeros(len(gain)).index_fill(0, gain.argsort(descending=True, stable=True)[:count], 1.0)
+    return 0.1 + 0.9 * chosen * len(gain) / count
+
+
 def reference(trainer, batch, tokenizer) -> tuple[torch.Tensor, float]:
     """The weighted divergence, text by text; and the largest gain of a token, in nats."""
     total, tokens, largest = torch.zeros(()), 0, 0.0
@@ -40,7 +50,7 @@ def reference(trainer, batch, tokenizer) -> tuple[torch.Tensor, float]:
         with torch.no_grad(), contextlib.nullcontext() if own else trainer.model.disable_adapter():
             knowing, unknowing = logits(teacher, told, text), logits(teacher, bare, text)
         gain = (knowing.softmax(-1) * (knowing.log_softmax(-1) - unknowing.log_softmax(-1))).sum(-1)
-        weights = 0.1 + 0.9 * gain.softmax(0) * len(text)
+        weights = weights_of(gain, trainer.args.knowledge_select)
         if RECORDS[row]["knowledge"] is None:
             weights = torch.ones(len(text))
         else:
@@ -51,14 +61,20 @@ def reference(trainer, batch, tokenizer) -> tuple[torch.Tensor, float]:
     return total / tokens, largest
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("kind", ["loaded", "self", "own template"])
-def test_the_loss_is_its_definition(tmp_path, teacher, tokenizer, kind, reuse):
+@pytest.mark.parametrize("kind, reuse, select", [
+    ("loaded", True, "top"),
+    ("loaded", False, "softmax"),
+    ("self", True, "softmax"),
+    ("self", False, "top"),
+    ("own template", True, "top"),
+])  # fmt: skip
+def test_the_loss_is_its_definition(tmp_path, teacher, tokenizer, kind, reuse, select):
     changes = self_taught(teacher) if kind == "self" else {}
     if kind == "own template":
         tokenizer = verbose(tokenizer)
         changes = {"teacher_processing_class": tokenizer, "config_allow_different_prompt_ends": True}
-    trainer, _ = make_trainer(tmp_path, config_reuse_verification=reuse, **WEIGHTED, **changes)
+    changes |= {"config_reuse_verification": reuse, "config_knowledge_select": select}
+    trainer, _ = make_trainer(tmp_path, **WEIGHTED, **changes)
     batch = one_batch(trainer)
     found = loss_and_gradients(trainer, batch)
     wanted, largest = reference(trainer, batch, tokenizer)
@@ -148,10 +164,10 @@ def test_a_teacher_on_a_server_has_not_read_without_the_knowledge(tmp_path):
     "settings, said",
     [
         ({"knowledge_floor": 0.2}, "knowledge_floor=0.2: no effect, since loss_weighting='uniform'"),
-        ({"loss_weighting": "knowledge", "knowledge_share": 0.5}, "knowledge_share=0.5: no effect"),
+        ({"loss_weighting": "knowledge", "knowledge_temperature": 0.5}, "knowledge_temperature=0.5: no effect"),
         (
-            {"loss_weighting": "knowledge", "knowledge_select": "top", "knowledge_temperature": 0.5},
-            "knowledge_temperature=0.5: no effect",
+            {"loss_weighting": "knowledge", "knowledge_select": "softmax", "knowledge_share": 0.5},
+            "knowledge_share=0.5: no effect",
         ),
     ],
 )
