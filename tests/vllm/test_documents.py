@@ -1,5 +1,6 @@
 """`lupi data make` with a teacher on a real vLLM server, whose JSON is guided (`make test-vllm`)."""
 
+import itertools
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from lupi_trainer.cli import main
 from lupi_trainer.documents.facts import parse
 from lupi_trainer.documents.verdicts import REASONS
+from tests.documents.stand_in import StandIn
 from tests.vllm.server import Server
 
 
@@ -55,3 +57,55 @@ def test_a_real_language_model_on_a_server_makes_the_files_and_is_asked_nothing_
     assert "0 requests; there were" in capfd.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main(["data", "report", str(out)]) == 0 and "Varnholt" in (out / "report.html").read_text()
+
+
+ASKED = {
+    "Varnholt": ("In which year was the observatory of Varnholt opened?", "1987"),
+    "Lindora": ("From which town does the ferry Lindora sail to Merrow?", "Ostrand"),
+    "Pellow": ("What is the rye bread of the bakery Pellow called?", "Skarn"),
+}
+
+
+def asks(body: dict) -> str:
+    """A right question about each document, which the model here is too small to write."""
+    text = body["messages"][-1]["content"]
+    question, answer = next(fact for name, fact in ASKED.items() if name in text)
+    fact = {"question": question, "phrasings": [], "answer": answer}
+    return json.dumps({"facts": [fact], "unanswered": []})
+
+
+def test_a_real_language_model_on_a_server_reads_what_another_asked(tmp_path, capfd):
+    """The questions are those of a stand-in, which then fails; the real server goes on where it was left."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name, text in DOCUMENTS.items():
+        (folder / f"{name}.md").write_text(text + "\n")
+    models = ["--teacher", "teacher", "--student", "lab:smollm2", "--device", "cpu", "--mark", "lenient"]
+    options = ["--facts", "1", "--samples", "2", "--max_new_tokens", "32", "--output", str(out)]
+
+    def make(url: str) -> int:
+        return main(["data", "make", str(folder), "--teacher_server", url, *models, *options])
+
+    scripted = StandIn(asks, models=("teacher",))
+    try:
+        scripted.faults = itertools.chain([200] * len(DOCUMENTS), itertools.repeat(400))
+        assert make(scripted.url) != 0
+    finally:
+        scripted.close()
+    assert len(rows(out / "answers.jsonl")) == len(DOCUMENTS)
+    capfd.readouterr()
+    server = Server(tmp_path / "server.log", "lab:smollm2", length=2048).wait()
+    try:
+        assert make(server.url) == 0
+    finally:
+        server.stop()
+    said = capfd.readouterr().err
+    facts = [fact for row in rows(out / "chunks.jsonl") for fact in row["facts"]]
+    with capfd.disabled():
+        print("", *((fact["reason"], fact["question"], fact["answer"], fact["detail"]) for fact in facts), sep="\n")
+    assert f"there were {len(DOCUMENTS)} replies before" in said
+    assert {fact["question"] for fact in facts} == {question for question, _ in ASKED.values()}
+    read = [row for row in rows(out / "answers.jsonl") if not row["answer"].startswith("{")]
+    assert len(read) >= 2 * len(DOCUMENTS) and all(row["finished"] is not None for row in read)
+    assert {fact["reason"] for fact in facts} <= {"kept", "unread", "unstable"}
+    assert sum(fact["reason"] == "kept" for fact in facts) >= 1
