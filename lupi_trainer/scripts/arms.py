@@ -12,9 +12,13 @@ from . import lupi_skd, sdft, sft
 
 
 # arm -> what it changes in the recipe
-ROLLOUTS = {"teacher-samples": "teacher", "on-policy": "student"}
+CHANGES = {
+    "teacher-samples": ("--rollout_policy", "teacher"),
+    "on-policy": ("--rollout_policy", "student"),
+    "skd-anchored": ("--base_teacher", "student"),  # base records are taught by the student as it was
+}
 CONTROLS = {"skd-no-knowledge": without_knowledge, "skd-shuffled": shuffled_knowledge}
-ARMS = ("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS, "sdft")
+ARMS = ("untrained", "sft", "teacher-samples", "on-policy", "skd", "skd-anchored", *CONTROLS, "sdft")
 QUIET = ("--eval_strategy no --save_strategy no --logging_strategy no --report_to none --disable_tqdm true").split()
 # what trainers of other methods take over from a LUPI-SKD recipe
 SHARED = (
@@ -26,8 +30,17 @@ SHARED = (
 
 def parse(recipe: Path, arm: str, seed: int, folder: Path, flags: list[str]) -> tuple[Any, Any, Any]:
     """Data, training and model arguments of a run."""
-    own = ["--rollout_policy", ROLLOUTS[arm]] if arm in ROLLOUTS else []
-    arguments = ["--config", str(recipe), *flags, *QUIET, *own, "--seed", str(seed), "--output_dir", str(folder)]
+    arguments = [
+        "--config",
+        str(recipe),
+        *flags,
+        *QUIET,
+        *CHANGES.get(arm, ()),
+        "--seed",
+        str(seed),
+        "--output_dir",
+        str(folder),
+    ]
     return lupi_skd.make_parser().parse_args_and_config(arguments)
 
 
