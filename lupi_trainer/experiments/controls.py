@@ -2,7 +2,7 @@
 
 from datasets import Dataset, Features, Value
 
-from ..lupi_skd.teacher_names import RUN
+from ..data.teacher_names import RUN
 
 
 def _with_contexts(records: Dataset, contexts: list[str | None]) -> Dataset:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from ..data.teacher_names import TeacherSettings, named, settings_of
 from ..data.templates import check_template_kwargs
 from ..speculative.runners.packed_weights import pack_setting
 from .remote import check_remote_settings
 from .rules import make_gamma_policy, make_rule
-from .teacher_names import TeacherSettings, named, settings_of
 from .unread import check_unread_settings
 from .values import TEMPLATES, value_faults
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..data.answers import score_answer
 from ..data.probe_knowledge import KnowledgeOf, knowledge_in
 from ..data.prompts import encode
+from ..data.teacher_names import RUN
 from ..speculative import AcceptNone, Lockstep
 from ..speculative.runners.packed_weights import pack_setting
 from ..training.private import DistillationHooks, unwrap_model_for_generation
@@ -13,7 +14,6 @@ from ..training.probing import Probed
 from .checks import ready_records
 from .config import LUPISKDConfig
 from .row_rollouts import roll_out_rows
-from .teacher_names import RUN
 from .teachers import Teachers
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from ..data.teacher_names import RUN
 from ..training.loss_totals import LossTotals, read_state, understood
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 from .recorder import RolloutRecorder
-from .teacher_names import RUN
 from .teachers import Teachers
 from .token_means import TokenMeans
 

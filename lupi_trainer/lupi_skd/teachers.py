@@ -15,6 +15,7 @@ from accelerate.utils import is_peft_model
 
 from ..data.prompts import TeacherPrompt, Words
 from ..data.special_tokens import SpecialTokens
+from ..data.teacher_names import RUN, STUDENT, TeacherSettings, check_teacher, named, settings_of
 from ..models.adapters import check_base_untouched
 from ..models.generation import common_ends
 from ..models.head_check import check_head
@@ -25,7 +26,6 @@ from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
 from .placement import Offloaded
 from .rules import make_gamma_policy
 from .setup import ModelPair, TeacherKind, compare_models, teacher_prompt_of, to_source
-from .teacher_names import RUN, STUDENT, TeacherSettings, check_teacher, named, settings_of
 
 
 @dataclass

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from ..data.teacher_names import RUN, named, settings_of
 from ..training.settings import say_unread, say_unread_for_scripts, unread_faults
-from .teacher_names import RUN, named, settings_of
 
 
 _NO_LABELS = "the student learns the teacher's distribution, not labels"

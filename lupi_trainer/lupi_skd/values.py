@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from ..data.teacher_names import teacher_faults
 from ..training.plugins import is_plugin
-from .teacher_names import teacher_faults
 
 
 ROLLOUT_POLICIES = ("speculative", "student", "teacher")

@@ -30,17 +30,8 @@ SHARED = (
 
 def parse(recipe: Path, arm: str, seed: int, folder: Path, flags: list[str]) -> tuple[Any, Any, Any]:
     """Data, training and model arguments of a run."""
-    arguments = [
-        "--config",
-        str(recipe),
-        *flags,
-        *QUIET,
-        *CHANGES.get(arm, ()),
-        "--seed",
-        str(seed),
-        "--output_dir",
-        str(folder),
-    ]
+    own = [*CHANGES.get(arm, ()), "--seed", str(seed), "--output_dir", str(folder)]
+    arguments = ["--config", str(recipe), *flags, *QUIET, *own]
     return lupi_skd.make_parser().parse_args_and_config(arguments)
 
 

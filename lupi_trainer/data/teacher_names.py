@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data.probes import RecordError, record_name
+from .probes import RecordError, record_name
 
 
 RUN, STUDENT = "teacher", "student"  # the run's own teacher, and the student as it was before training
