@@ -185,7 +185,7 @@ def check_teacher(record: Mapping[str, Any], base_teacher: str, known: list[str]
     if name in known:
         return name
     others = ", ".join(known)
-    if record.get("teacher") is not None:
+    if name != RUN:
         raise RecordError(record_name(dict(record)), f"there is no teacher {name!r}; the run has {others}")
     raise RecordError(
         record_name(dict(record)),
