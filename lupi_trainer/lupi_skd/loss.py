@@ -28,6 +28,11 @@ class PrivilegedLoss(DistillationHooks):
     def _is_self_taught(self) -> bool:
         return self.teachers.first.is_student
 
+    @property
+    def other_teachers(self) -> list[str]:
+        """For the model's card."""
+        return self.teachers.others
+
     def _teacher_states(self, inputs: dict[str, torch.Tensor], teacher: RowTeacher | None = None) -> torch.Tensor:
         """[B, C, H_teacher] hidden states of a teacher (the first, unless given) over its own prompts, on its
         device."""

@@ -5,6 +5,7 @@ Every row of a batch has one of them. A run with a single teacher is the case in
 
 import copy
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 
 from ..data.prompts import TeacherPrompt, Words
 from ..data.special_tokens import SpecialTokens
@@ -20,12 +22,16 @@ from ..models.adapters import check_base_untouched
 from ..models.generation import common_ends
 from ..models.head_check import check_head
 from ..models.lm_head import Head
+from ..publishing.model_card import AS_IT_WAS, SERVED
 from ..speculative.runners.prompt_store import PromptStore
 from ..teachers.loaded import load_teacher, teacher_generation_config
 from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
 from .placement import Offloaded
 from .rules import make_gamma_policy
 from .setup import ModelPair, TeacherKind, compare_models, teacher_prompt_of, to_source
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -121,6 +127,23 @@ class Teachers:
         numbers = self.numbers(records)
         places = [[i for i, number in enumerate(numbers) if number == n] for n in range(len(self))]
         return [(teacher, its) for teacher, its in zip(self, places) if its]
+
+    def say_idle(self, *datasets: Any) -> None:
+        """Name in a warning the teachers that no record of these datasets has; of a stream nothing is known."""
+        parts = [part for data in datasets for part in (data.values() if isinstance(data, dict) else [data])]
+        parts = [part for part in parts if part is not None]
+        if len(self) == 1 or not all(isinstance(part, Dataset) for part in parts):
+            return
+        busy = {check_teacher(row, self.base_teacher, self.names) for part in parts for row in part}
+        if idle := [name for name in self.names if name not in busy]:
+            logger.warning(f"no record has the teacher {' or '.join(idle)}, which is kept in memory all the same")
+
+    @property
+    def others(self) -> list[str]:
+        """Names or paths of the models beside the first teacher's, each once."""
+        found = [AS_IT_WAS if each.name == STUDENT else each.source for each in list(self)[1:]]
+        found = [name if isinstance(name, str) else SERVED for name in found]
+        return [name for name in dict.fromkeys(found) if name != self.first.source]
 
     def all_known(self, records: list[dict[str, Any]], states: list[Any]) -> bool:
         """Whether a rollout has kept the states of all teachers that have some."""

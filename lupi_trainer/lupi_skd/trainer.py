@@ -152,6 +152,8 @@ class LUPISKDTrainer(
         check_teacher_settings(args, teacher)
         if kind is TeacherKind.SELF:
             refuse_settings(args, {"teacher_device": "the teacher is the student itself"})
+        if kind is TeacherKind.NAMED:
+            refuse_settings(args, {"teacher_device": "the run has no teacher of its own"})
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
         if train_dataset is None:
@@ -168,6 +170,7 @@ class LUPISKDTrainer(
         train_dataset, eval_dataset = (
             ready_records(data, processing_class, self.teachers, args) for data in (train_dataset, eval_dataset)
         )
+        self.teachers.say_idle(train_dataset, eval_dataset)
         check_batch(train_dataset, args)
         if args.eval_strategy != "no":
             check_last_batch(args, eval_dataset)
