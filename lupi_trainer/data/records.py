@@ -48,8 +48,8 @@ def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
 
 
 def to_columns(records: Iterable[dict[str, Any]], needs_context: bool = True) -> Dataset:
-    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id`, if any has one, and `source_row`, if
-    all have it).
+    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id` and `teacher`, if any has one, and
+    `source_row`, if all have it).
 
     Raises:
         ValueError: no record at all, or a bad one (named).
@@ -58,7 +58,7 @@ def to_columns(records: Iterable[dict[str, Any]], needs_context: bool = True) ->
     if not rows:
         raise ValueError("the dataset is empty")
     columns = ["prompt", "privileged_context", "row_id"]
-    columns += ["id"] if any(row.get("id") is not None for row in rows) else []
+    columns += [name for name in ("id", "teacher") if any(row.get(name) is not None for row in rows)]
     columns += ["source_row"] if all(isinstance(row.get("source_row"), int) for row in rows) else []
     return make_dataset([{c: row.get(c) for c in columns} for row in rows])
 

@@ -68,7 +68,8 @@ def measure_untrained(trainer, probe_sets: dict[str, list], **settings) -> dict[
     point = {"step": 0, "tokens": 0, "seconds": 0.0} | marks(trainer.model)
     result: dict[str, Any] = {"curve": [point], "answers": marks.answers}
     if all(probe.get("knowledge") for probe in probe_sets["new"]):
-        teacher = trainer.teacher_model if trainer.args.teacher_model_name_or_path else trainer.model
+        own = trainer.args.teacher_model_name_or_path or trainer.args.teachers
+        teacher = trainer.teacher_model if own else trainer.model
         open_book = closed_book(
             teacher, tokenizer, probe_sets["new"], teacher_prompt=trainer.teacher_prompt, **settings
         )

@@ -15,10 +15,10 @@ from typing import Any
 from ..data.files import write_atomically
 from ..data.wording import counted
 from .rollouts import CutOff, Rollouts
-from .run import CURVES, NOT_SHOWN, Run
+from .run import NOT_SHOWN, Run, curves_of
 from .tables import marks, settings, warnings
 from .words import CURVES as ABOUT
-from .words import METRICS, is_share
+from .words import explained, is_share
 
 
 # in all rollouts of a page, and points of a line: more would make a browser wait
@@ -92,7 +92,8 @@ def page_data(
         [`MOST_TOKENS`] tokens and [`MOST_LETTERS`] letters, spread over the run); `notes` (what is missing, in words).
     """
     curves, notes = [], list(run.notes)
-    for curve in CURVES:
+    shown = curves_of(run.history)
+    for curve in shown:
         lines = {label: run.points(metric) for metric, label in curve.lines.items()}
         lines = {label: points for label, points in lines.items() if points}
         if lines:
@@ -103,10 +104,10 @@ def page_data(
                 if len(points := run.points(metric)) > MOST_POINTS
             ]
             lines = {label: _thin_line(points) for label, points in lines.items()}
-            words = {label: METRICS[metric] for metric, label in curve.lines.items() if label in lines}
+            words = {label: explained(metric) for metric, label in curve.lines.items() if label in lines}
             about = {"about": ABOUT[curve.name], "words": words, "share": all(map(is_share, curve.lines))}
             curves.append({"name": curve.name, "title": curve.title, "lines": lines, **about})
-    for metric in {metric: None for curve in CURVES for metric in curve.lines}:
+    for metric in {metric: None for curve in shown for metric in curve.lines}:
         if left_out := len(run.values(metric)) - len(run.points(metric)):
             notes.append(f"{counted(left_out, 'value')} of {metric} left out of its curve: {NOT_SHOWN}.")
     places = run.rollouts.within(first_step, last_step)

@@ -47,6 +47,18 @@ CURVES = (
     Curve("speed", "Rollout speed (tokens a second)", {"rollout/tokens_per_second": "rollout"}),
     Curve("teacher_share", "Tokens that the teacher wrote", {"tokens/teacher_share": "share"}),
 )
+OF_TEACHERS = {"acceptance": "acc_rate/mean_of_", "gamma": "gamma/mean_of_"}  # curve -> metrics of rows of a teacher
+
+
+def curves_of(history: list[dict[str, Any]]) -> list[Curve]:
+    """The curves of a run, with lines for each of its teachers where it has several."""
+    names, curves = list(dict.fromkeys(name for entry in history for name in entry)), []
+    for curve in CURVES:
+        start = OF_TEACHERS.get(curve.name)
+        own = [name for name in names if start is not None and name.startswith(start)]
+        lines = {name: f"taught by {name.split('_of_', 1)[1]}" for name in own}
+        curves.append(Curve(curve.name, curve.title, curve.lines | lines))
+    return curves
 
 
 @dataclass

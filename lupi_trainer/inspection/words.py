@@ -36,6 +36,15 @@ METRICS |= {
         "rollout/tokens_per_second",
     )
 }
+
+
+def explained(metric: str) -> str:
+    """What a metric means; one of the rows of a teacher is as that of all."""
+    name, _, teacher = metric.partition("_of_")
+    about = METRICS[name]
+    return f"Of records of the teacher {teacher}: {about[0].lower()}{about[1:]}" if teacher else about
+
+
 CURVES = {
     "loss": "What is minimized, step by step.",
     "acceptance": "How often the teacher accepts what the student drafts: it rises as the two come to agree.",

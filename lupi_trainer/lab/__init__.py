@@ -7,6 +7,7 @@
 | `lab:teacher`, `lab:student` | the shipped pair of models, with their tokenizer |
 | `lab:smollm2` | SmolLM2-135M-Instruct as `python -m lupi_trainer.lab.real` has converted it, a real language model |
 | `lab:new` | training records about the new islands, with knowledge |
+| `lab:new-by-teacher` | the same, each with its `teacher`: `north` for every other island, `south` for the rest |
 | `lab:new-shuffled` | the same questions, each with another island's knowledge (a control) |
 | `lab:common` | training records about the common islands, without knowledge |
 | `lab:common-errors` | the same, in four of ten of which the answer's names are wrong, each time others |
@@ -38,8 +39,16 @@ def _eval_records() -> list[dict[str, Any]]:
     return [{"id": p["record_id"], "query": p["question"], "knowledge": p["knowledge"]} for p in asked]
 
 
+def _by_teacher() -> list[dict[str, Any]]:
+    """Islands in turn: of the first, third, ... the teacher `north` knows the facts, of the others `south`."""
+    records = world.records(world.NEW)
+    each = len(records) // len(world.NEW)
+    return [record | {"teacher": ("north", "south")[n // each % 2]} for n, record in enumerate(records)]
+
+
 _RECORDS = {
     "new": lambda: world.records(world.NEW),
+    "new-by-teacher": _by_teacher,
     "new-shuffled": lambda: world.records(world.NEW, shuffled=True),
     "common": lambda: world.records(world.COMMON, with_knowledge=False),
     "common-errors": lambda: world.with_errors(world.records(world.COMMON, with_knowledge=False), share=0.4),

@@ -14,6 +14,7 @@ from ..data.wording import counted
 from ..models.vocabulary import check_known_tokens
 from ..training.given_data import given_parts
 from .config import LUPISKDConfig
+from .teachers import Teachers
 
 
 logger = logging.getLogger(__name__)
@@ -81,54 +82,41 @@ def check_batch(dataset: Any, args: LUPISKDConfig) -> None:
         )
 
 
-def ready_records(
-    dataset: Any,
-    tokenizer: Any,
-    teacher_prompt: TeacherPrompt,
-    args: LUPISKDConfig,
-    context_lengths: tuple[int | None, int | None],
-    vocab_size: int,
-) -> Any:
+def ready_records(dataset: Any, tokenizer: Any, teachers: Teachers, args: LUPISKDConfig) -> Any:
     """What was given to a trainer as its records: of the columns that it reads, each of which fits.
 
     Args:
         dataset: a dataset, a list of records, a dictionary of either, or `None`; a streaming one is checked as it is
             rolled out.
+        tokenizer: the student's.
+        teachers: of the run.
+        args: as of [`check_length`].
 
     Raises:
-        ValueError: as [`prepare_columns`] and [`check_length`], or the chat template cannot write a record's prompts;
-            it is named.
+        ValueError: as [`prepare_columns`] and [`read_records`]; the record is named.
     """
     if isinstance(dataset, dict):
         given_parts(dataset, "eval_dataset")
     dataset = prepare_columns(dataset)
     for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-        check_dataset_lengths(part, tokenizer, teacher_prompt, args, context_lengths, vocab_size)
+        check_dataset_lengths(part, tokenizer, teachers, args)
     return dataset
 
 
 def check_dataset_lengths(
-    dataset: Any,
-    tokenizer: Any,
-    teacher_prompt: TeacherPrompt,
-    args: LUPISKDConfig,
-    context_lengths: tuple[int | None, int | None],
-    vocab_size: int,
-    batch_size: int = 256,
+    dataset: Any, tokenizer: Any, teachers: Teachers, args: LUPISKDConfig, batch_size: int = 256
 ) -> None:
     """[`check_length`] of every record of a dataset; a streaming one is checked as it is rolled out.
 
     Raises:
-        ValueError: as [`check_length`], or a record spells out a special token, or the chat template cannot write its
-            prompts; it is named.
+        ValueError: as [`check_length`], or a record has no teacher or spells out a special token, or the chat template
+            cannot write its prompts; it is named.
     """
     if not isinstance(dataset, Dataset):
         return
-    limits = tokenizer, teacher_prompt, args, context_lengths, vocab_size
     for start in range(0, len(dataset), batch_size):
-        for reading in read_prompts(
-            [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))], *limits
-        ):
+        rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        for reading in read_records(rows, tokenizer, teachers, args):
             if reading.error is not None:
                 raise reading.error
 
@@ -147,6 +135,22 @@ class Reading:
     student: int = 0
     teacher: int = 0
     error: ValueError | None = None
+
+
+def read_records(rows: list[dict[str, Any]], tokenizer: Any, teachers: Teachers, args: LUPISKDConfig) -> list[Reading]:
+    """[`read_prompts`] of records that may have different teachers, in their order."""
+    found: dict[int, Reading] = {}
+    for i, row in enumerate(rows):
+        try:
+            teachers.of(row)
+        except ValueError as error:
+            found[i] = Reading(row, error=error)
+    places = [i for i in range(len(rows)) if i not in found]
+    for teacher, its in teachers.groups([rows[i] for i in places]):
+        group = [places[i] for i in its]
+        limits = tokenizer, teacher.prompt, args, teacher.pair.context_lengths, teacher.pair.vocab_size
+        found |= dict(zip(group, read_prompts([rows[i] for i in group], *limits)))
+    return [found[i] for i in range(len(rows))]
 
 
 def read_prompts(

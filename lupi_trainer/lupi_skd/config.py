@@ -6,20 +6,17 @@ from typing import Any
 from trl import DistillationConfig
 
 from ..data.prompts import KNOWLEDGE_TEMPLATE
-from ..data.templates import check_template_kwargs
-from ..speculative.runners.packed_weights import pack_setting
 from ..training.field_types import check_types
 from ..training.private import json_fields
 from ..training.settings import refuse_not_finite
+from .config_checks import check_config
 from .inherited import documented
-from .knowledge import KnowledgeKeys, knowledge_faults, say_unread_knowledge
-from .remote import check_remote_settings
-from .rules import RULES, make_gamma_policy, make_rule
-from .unread import check_unread_settings
-from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, TEMPLATES, VERIFICATIONS, value_faults
+from .knowledge import KnowledgeKeys
+from .rules import RULES
+from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, TEMPLATES, VERIFICATIONS
 
 
-@json_fields("acceptance_kwargs", "teacher_chat_template_kwargs")
+@json_fields("acceptance_kwargs", "teacher_chat_template_kwargs", "teachers")
 @dataclass
 class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
     r"""
@@ -123,6 +120,13 @@ class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
 
         > Parameters that control the teacher
 
+        teachers (`dict`, *optional*):
+            Other teachers by name, for records that have the name in their `teacher`. Each has keys of its own, as
+            those of the run's teacher without `teacher_`: `model_name_or_path` or `model_server_url`, `device`,
+            `system_prompt` and so on. Prompts are the run's where it has no words of its own.
+        base_teacher (`str`, *optional*, defaults to `"teacher"`):
+            Who teaches base records: `"teacher"`, the run's own; `"student"`, the student as it was before training
+            (its adapter off, or a frozen copy), which keeps it as it is there; or one of `teachers`.
         teacher_dtype (`str`, *optional*, defaults to `"auto"`):
             Type that a teacher given by name is loaded in, and computes in where it is quantized to 4 bits (`"auto"`:
             as it was saved).
@@ -250,6 +254,12 @@ class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
     )
 
     # Parameters that control the teacher
+    teachers: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Other teachers by name, each with keys of its own."}
+    )
+    base_teacher: str = field(
+        default="teacher", metadata={"help": "Who teaches base records: teacher, student, or one of `teachers`."}
+    )
     teacher_dtype: str = field(default="auto", metadata={"help": "Type that a teacher given by name is loaded in."})
     teacher_device: str | None = field(default=None, metadata={"help": "Device of the teacher."})
     teacher_offload: bool = field(
@@ -282,25 +292,7 @@ class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
         check_types(self)
         super().__post_init__()
         refuse_not_finite(self)  # in what was JSON
-        for key in ("chat_template_kwargs", "teacher_chat_template_kwargs"):
-            check_template_kwargs(getattr(self, key) or {}, key)  # parsed by now
-        for fault in (*value_faults(self), *knowledge_faults(self)):
-            raise ValueError(fault)
-        if pack_setting(self.pack_weights) is True:
-            if self.device.type != "cpu":
-                raise ValueError(f"pack_weights=True is for a CPU, and the student trains on {self.device}")
-            if self.bf16 or self.fp16:
-                kind = "bf16" if self.bf16 else "fp16"
-                raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
-        check_unread_settings(self)
-        say_unread_knowledge(self)
-        make_gamma_policy(self.gamma_policy, self.gamma)
-        options: Any = self.acceptance_kwargs  # parsed by now
-        make_rule(self.acceptance_rule, options, self.accept_top_k, self.teacher_min_prob)
-        if self.teacher_model_server_url is not None:
-            check_remote_settings(self)
-        if self.use_vllm:
-            raise ValueError("use_vllm is not supported: the student drafts inside the rollout")
+        check_config(self)
 
 
 if LUPISKDConfig.__doc__:  # python -OO strips it

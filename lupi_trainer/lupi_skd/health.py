@@ -63,7 +63,7 @@ def rollout_health(
     for i in rollout.broken:
         rollout.completion_ids[i], rollout.from_teacher[i] = [eos_token_ids[0]], [True]
         for kept in (rollout.teacher_hidden, rollout.teacher_top):
-            if kept is not None:
+            if kept is not None and kept[i] is not None:
                 kept[i] = kept[i].new_zeros(1, kept[i].shape[1])
     valid = [i for i in range(len(rows)) if i not in rollout.broken]
     completions = [rollout.completion_ids[i] for i in valid]

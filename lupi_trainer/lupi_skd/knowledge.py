@@ -66,10 +66,15 @@ def knowledge_faults(args: Any) -> Iterator[str]:
         yield f"knowledge_share must be in (0, 1], got {args.knowledge_share}"
     if not 0.0 <= args.knowledge_floor <= 1.0:
         yield f"knowledge_floor must be in [0, 1], got {args.knowledge_floor}"
-    if args.loss_weighting != "uniform" and args.teacher_model_server_url is not None:
+    yield from remote_faults(args.loss_weighting, args.teacher_model_server_url)
+
+
+def remote_faults(loss_weighting: str, url: str | None) -> Iterator[str]:
+    """What is wrong with weights from a teacher at `url`."""
+    if loss_weighting != "uniform" and url is not None:
         yield (
-            f"loss_weighting={args.loss_weighting!r} does not go with a teacher on a server, which tells of its "
-            "likeliest tokens alone, and has not read the text without the knowledge"
+            f"loss_weighting={loss_weighting!r} does not go with a teacher on a server, which tells of its likeliest "
+            "tokens alone, and has not read the text without the knowledge"
         )
 
 
@@ -90,15 +95,20 @@ class KnowledgeWeights(DistillationHooks):
     args: Any
     model: Any
     processing_class: Any
-    teacher_words: Any  # how the teacher's prompts are written
+    teachers: Any  # of the run
+    _gains: list[torch.Tensor]  # of the batch at hand, by teacher: [4] sums, on which `log_gains` builds
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._gains = []
+        super().__init__(*args, **kwargs)
 
     def weighs_tokens(self) -> bool:
         """Whether the batch at hand is one whose tokens do not all count alike."""
         return self.model.training and self.args.loss_weighting != "uniform"
 
     def bare_prompts(self, records: list[dict[str, Any]]) -> list[list[int]]:
-        """The teacher's prompts without the knowledge, in token ids."""
-        return self.teacher_words.encode([one["prompt"] for one in records])
+        """Each record's prompt without the knowledge, as its teacher reads it, in token ids."""
+        return self.teachers.encode(records, bare=True)
 
     def roll_out(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         output = super().roll_out(records)
@@ -112,17 +122,23 @@ class KnowledgeWeights(DistillationHooks):
         return output
 
     def token_weights(
-        self, batch: dict[str, torch.Tensor], states: torch.Tensor, bare_states: torch.Tensor, teacher: Head
+        self,
+        mask: torch.Tensor,
+        knows: torch.Tensor,
+        states: torch.Tensor,
+        bare_states: torch.Tensor,
+        teacher: Head,
     ) -> torch.Tensor:
-        """Weights [B, C] of a batch's tokens; logs what they came from.
+        """Weights [B, C] of the tokens of texts that one teacher verified.
 
         Args:
-            batch: of `roll_out`.
+            mask: [B, C], 1 at tokens of the loss.
+            knows: [B] bool, whether there is knowledge.
             states, bare_states: [B, C, H] of the teacher, behind its prompt with the knowledge and without it.
             teacher: its `lm_head`, on the states' device.
         """
         args, device = self.args, states.device
-        mask, knows = batch["completion_mask"].to(device), batch["knows"].to(device)
+        mask, knows = mask.to(device), knows.to(device)
         gain = knowledge_gain(states, bare_states, teacher, mask)
         shuffle = None
         if args.loss_weighting == "shuffled":
@@ -139,10 +155,17 @@ class KnowledgeWeights(DistillationHooks):
         )
         told = mask.bool() & knows[:, None]
         of_told = weights.double() * told
-        sums = torch.stack([(gain.double() * told).sum(), of_told.sum(), of_told.square().sum(), told.sum().double()])
+        sums = [(gain.double() * told).sum(), of_told.sum(), of_told.square().sum(), told.sum().double()]
+        self._gains.append(torch.stack(sums))
+        return weights
+
+    def log_gains(self) -> None:
+        """Log where the weights of a batch came from, over all processes, some of which may have no such rows."""
+        device = self.accelerator.device
+        sums = sum((part.to(device) for part in self._gains), torch.zeros(4, dtype=torch.float64, device=device))
+        self._gains.clear()
         total, weight, squares, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
         if tokens:
             metrics = self.metric_lists["train"]
             metrics["knowledge/gain"].append(total / tokens)
             metrics["knowledge/effective_tokens"].append(weight**2 / max(squares * tokens, 1e-30))
-        return weights

@@ -12,6 +12,8 @@ import torch
 from ..evaluation import AcceptanceCounts
 from ..speculative import Rollout
 from ..speculative.loops.results import RowCounts
+from .setup import TeacherKind
+from .teachers import Teachers
 
 
 KINDS = ("knowledge", "base")  # of the records of a mixture
@@ -48,12 +50,12 @@ def _of_rows(rollout: Rollout, rows: list[int]) -> list[float]:
 
 
 def _by_kind(sums: dict[str, list[float]], totals: RolloutTotals, processes: int) -> dict[str, float]:
-    """Metrics of the rows of either kind, once a run has had both: of those that this rollout has."""
-    for kind, (rows, *_) in sums.items():
-        setattr(totals, kind, getattr(totals, kind) + int(rows))
+    """Metrics of the rows of each kind that this rollout has; of the `KINDS`, once a run has had both."""
+    for kind in KINDS:
+        setattr(totals, kind, getattr(totals, kind) + int(sums[kind][0]))
     found: dict[str, float] = {}
     for kind, (rows, gammas, seconds, *counted) in sums.items():
-        if not (rows and totals.knowledge and totals.base):
+        if not rows or (kind in KINDS and not (totals.knowledge and totals.base)):
             continue
         counts = AcceptanceCounts(*counted)
         metrics = counts.rates() | {
@@ -64,8 +66,25 @@ def _by_kind(sums: dict[str, list[float]], totals: RolloutTotals, processes: int
     return found
 
 
+def server_metrics(teachers: Teachers) -> dict[str, float]:
+    """What asking remote teachers has cost: `teacher_server/NAME`, summed over them (of an error, the largest)."""
+    found: dict[str, float] = {}
+    for teacher in teachers:
+        if teacher.kind is TeacherKind.REMOTE:
+            for name, value in vars(teacher.model.stats).items():
+                key = f"teacher_server/{name}"
+                before = found.get(key, 0)
+                found[key] = max(before, value) if name == "normalizer_error" else before + value
+    return found
+
+
 def rollout_metrics(
-    rollout: Rollout, records: list[dict[str, Any]], seconds: float, totals: RolloutTotals, accelerator
+    rollout: Rollout,
+    records: list[dict[str, Any]],
+    seconds: float,
+    totals: RolloutTotals,
+    accelerator,
+    teachers: Teachers | None = None,
 ) -> dict[str, float]:
     """Metrics of one rollout over all processes; `totals` moves on.
 
@@ -75,6 +94,7 @@ def rollout_metrics(
         seconds: that it took.
         totals: since the run began.
         accelerator: of the run.
+        teachers: of the run; where there are several, their rows are told apart, too.
 
     Returns:
         `acc_rate/{mean,first_token,full_match}` (fractions of drafted tokens, and of blocks),
@@ -86,9 +106,14 @@ def rollout_metrics(
         there are some: `acc_rate/{mean,first_token,full_match}_KIND`, `gamma/mean_KIND` (a mean over blocks),
         `tokens/teacher_share_KIND` and `rollout/tokens_per_second_KIND` (where a round's time is divided evenly among
         the rows that ran in it, and the prompts' reading is no one's).
+        Of several teachers, the same for each that has rows in the rollout, with `_of_NAME`.
     """
     told = [record["privileged_context"] is not None for record in records]
     kinds = {kind: [i for i, one in enumerate(told) if one is (kind == "knowledge")] for kind in KINDS}
+    if teachers is not None and len(teachers) > 1:
+        numbers = teachers.numbers(records)
+        for at, name in enumerate(teachers.names):
+            kinds[f"of_{name}"] = [i for i, number in enumerate(numbers) if number == at]
     of_kinds = [_of_rows(rollout, rows) for rows in kinds.values()]
     gammas = torch.tensor(rollout.stats.gamma_history, dtype=torch.float64)
     spread = len(gammas), gammas.sum(), gammas.square().sum()
@@ -100,8 +125,8 @@ def rollout_metrics(
         sums = accelerator.reduce(sums.to(device), reduction="sum").cpu()
         extremes = accelerator.gather(extremes[None].to(device)).amax(dim=0).cpu()
     width = len(of_kinds[0])
-    apart = {kind: sums[i * width : (i + 1) * width].tolist() for i, kind in enumerate(KINDS)}
-    *summed, close_calls, rounds, gamma_sum, gamma_squares = sums[len(KINDS) * width :].tolist()
+    apart = {kind: sums[i * width : (i + 1) * width].tolist() for i, kind in enumerate(kinds)}
+    *summed, close_calls, rounds, gamma_sum, gamma_squares = sums[len(kinds) * width :].tolist()
     counts = AcceptanceCounts(*summed)
     gamma_max, negative_min, seconds = extremes.tolist()
     totals.drafted += int(counts.drafted)

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from ..data.teacher_names import RUN
 from ..training.loss_totals import LossTotals, read_state, understood
 from .config import LUPISKDConfig
 from .metrics import RolloutTotals
 from .recorder import RolloutRecorder
+from .teachers import Teachers
 from .token_means import TokenMeans
 
 
@@ -54,7 +56,7 @@ class ExactResume(LossTotals, TokenMeans):
     args: LUPISKDConfig
     train_dataset: Any
     _rollout_totals: dict[str, RolloutTotals]
-    _gamma_policy: Any
+    teachers: Teachers
     _recorder: RolloutRecorder | None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
@@ -86,7 +88,10 @@ class ExactResume(LossTotals, TokenMeans):
             "data_order": self._data_order(),
             "totals": {mode: asdict(totals) for mode, totals in self._rollout_totals.items()},
             "recorded": None if self._recorder is None else self._recorder.written,
-            "gamma_policy": self._gamma_policy.state() if hasattr(self._gamma_policy, "state") else None,
+            "gamma_policies": {
+                each.name: each.gamma_policy.state() for each in self.teachers if hasattr(each.gamma_policy, "state")
+            },
+            "frozen_student": self.teachers.frozen_student,
             "since_last_log": {
                 "tokens": None if (sums := self.token_sums["train"]) is None else sums.tolist(),
                 "metrics": self.metric_lists["train"],
@@ -103,6 +108,13 @@ class ExactResume(LossTotals, TokenMeans):
         if state is None:
             logger.warning(f"{checkpoint} holds no rollout state: totals, gamma policy and open means start anew.")
             return
+        frozen = state.get("frozen_student"), self.teachers.frozen_student
+        if all(frozen) and frozen[0] != frozen[1]:
+            raise ValueError(
+                "resumed with another frozen student: the run began with other weights than `model_name_or_path` (or "
+                "the model that was passed) has now, and its base records are taught by those. Name the student that "
+                "the run began with; the checkpoint's weights are loaded into it"
+            )
         with understood(checkpoint, STATE_FILE.format(process=self.args.process_index)):
             self._take_over(state)
 
@@ -116,8 +128,10 @@ class ExactResume(LossTotals, TokenMeans):
                 f"resumed with another order of the data ({'; '.join(changed)}): the run goes on, not exactly."
             )
         self._rollout_totals = {mode: RolloutTotals(**totals) for mode, totals in state["totals"].items()}
-        if state["gamma_policy"] is not None and hasattr(self._gamma_policy, "restore"):
-            self._gamma_policy.restore(state["gamma_policy"])
+        policies = state.get("gamma_policies", {RUN: state.get("gamma_policy")})
+        for each in self.teachers:
+            if policies.get(each.name) is not None and hasattr(each.gamma_policy, "restore"):
+                each.gamma_policy.restore(policies[each.name])
         open_interval = state["since_last_log"]
         for name, values in open_interval["metrics"].items():
             self.metric_lists["train"][name] = values

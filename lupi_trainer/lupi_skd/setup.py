@@ -33,6 +33,7 @@ class TeacherKind(Enum):
     LOCAL = "local"  # loaded by this process
     REMOTE = "remote"  # at `teacher_model_server_url`
     SELF = "self"  # the student itself, its adapter switched off
+    NAMED = "named"  # there is none for all records: each says which of `teachers` is its own
 
 
 def to_source(model: Model | str, key: str) -> Model | str:
@@ -75,6 +76,8 @@ def teacher_kind(
         refuse_shared(student, teacher, "teacher")
         return TeacherKind.LOCAL
     if peft_config is None and (isinstance(student, str) or not is_peft_model(student)):
+        if args.teachers:
+            return TeacherKind.NAMED
         raise ValueError(
             "no teacher: pass `teacher_model`, set `teacher_model_name_or_path` or `teacher_model_server_url`, or "
             "give the student a LoRA adapter (`peft_config`, `use_peft`), so that it can be its own teacher "

@@ -13,21 +13,15 @@ from trl import DistillationTrainer
 
 from ..data.record_form import last_user_text
 from ..data.records import check_probes
-from ..data.special_tokens import SpecialTokens
-from ..models.generation import common_ends
 from ..models.head_check import check_head
 from ..models.loading import resolve_student
 from ..planning.check import warn_of_memory
 from ..publishing.papers import GKD, SPECULATIVE_KD
 from ..publishing.trainer import Published
-from ..speculative import Lockstep, skd_rollout
+from ..speculative import Lockstep
 from ..speculative.rules.acceptance import needs_bare_logits
 from ..speculative.rules.noise import addresses
 from ..speculative.runners.packed_weights import pack_setting
-from ..speculative.runners.prompt_store import PromptStore
-from ..teachers.loaded import load_teacher, teacher_generation_config
-from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
-from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.given_data import check_last_batch
 from ..training.private import pad, unwrap_model_for_generation
@@ -45,22 +39,22 @@ from .checks import check_batch, check_length, ready_records
 from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
 from .loss import PrivilegedLoss
-from .metrics import RolloutTotals, rollout_metrics
-from .placement import Offloaded, backend_name
+from .metrics import RolloutTotals, rollout_metrics, server_metrics
+from .placement import backend_name
 from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rounded import rounded_weights, writes_rounded
-from .rules import make_gamma_policy, rule_of
-from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
+from .row_rollouts import padded_rows, roll_out_rows
+from .rules import rule_of
+from .setup import TeacherKind, student_tokenizer, teacher_kind, to_source
+from .teachers import known_teachers
 from .token_means import TokenMeans
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
-
-    from ..data.prompts import Words
 
 logger = logging.getLogger(__name__)
 
@@ -159,23 +153,25 @@ class LUPISKDTrainer(
         check_teacher_settings(args, teacher)
         if kind is TeacherKind.SELF:
             refuse_settings(args, {"teacher_device": "the teacher is the student itself"})
+        if kind is TeacherKind.NAMED:
+            refuse_settings(args, {"teacher_device": "the run has no teacher of its own"})
 
         # Everything that can be wrong with the data is found here, before a model is loaded or a folder made.
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
         processing_class = student_tokenizer(student, args, processing_class)
         self.probes = check_probes(probes) if probes is not None else None
-        pair = compare_models(student, teacher, kind, args, processing_class, teacher_processing_class)
-        self.shared_vocab_size, self.context_lengths = pair.vocab_size, pair.context_lengths
-        self.teacher_prompt = teacher_prompt_of(args, processing_class, pair.teacher_tokenizer)
-        self.teacher_words = cast("Words", self.teacher_prompt.words)
-        special = processing_class, args.allow_special_tokens, self.teacher_words.tokenizer
-        self._special_tokens = SpecialTokens(*special)
-        self._special_tokens.check_probes(self.probes or [])
+        sources = student, teacher, kind, peft_config
+        self.teachers = known_teachers(args, *sources, processing_class, teacher_processing_class)
+        first = self.teachers.first
+        self.shared_vocab_size, self.context_lengths = first.pair.vocab_size, first.pair.context_lengths
+        self.teacher_prompt, self.teacher_words = first.prompt, first.words
+        for each in self.teachers:
+            each.special.check_probes(self.probes or [])
         train_dataset, eval_dataset = (
-            ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths, pair.vocab_size)
-            for data in (train_dataset, eval_dataset)
+            ready_records(data, processing_class, self.teachers, args) for data in (train_dataset, eval_dataset)
         )
+        self.teachers.say_idle(train_dataset, eval_dataset)
         check_batch(train_dataset, args)
         if args.eval_strategy != "no":
             check_last_batch(args, eval_dataset)
@@ -184,12 +180,7 @@ class LUPISKDTrainer(
         models = student, its, kind is TeacherKind.SELF
         read = train_dataset, processing_class, self.teacher_prompt
         warn_of_memory(args, *models, *read, peft_config, quantization_config)
-        if kind is TeacherKind.LOCAL:
-            teacher = load_teacher(teacher, args, args.device)
-            self._teacher_device = next(teacher.parameters()).device
-            check_head(teacher, "teacher")
-            if args.teacher_offload:
-                self._offloaded = Offloaded(teacher)
+        self.teachers.load(args)
         # The parent does not know the teacher: it would insist on equal vocabulary sizes and one device.
         super().__init__(
             model=student,
@@ -206,30 +197,15 @@ class LUPISKDTrainer(
         bare = self.accelerator.unwrap_model(self.model)
         if self.accelerator.is_main_process:  # others may have no weights yet
             check_head(bare, "student")
-        if kind is TeacherKind.SELF:
-            teacher = self_teacher(bare)
-        self.eos_token_ids = common_ends(
-            bare,
-            self.processing_class,
-            teacher_generation_config(teacher, args) if isinstance(teacher, str) else teacher,
-            pair.teacher_tokenizer,
-            self.shared_vocab_size,
-            self.teacher_words.template_kwargs,
-            **self.chat_template_kwargs,
-        )
-        self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
+        self.teachers.begin(bare, self.processing_class, args, **self.chat_template_kwargs)
+        self.eos_token_ids = sorted({end for each in self.teachers for end in each.eos_token_ids})
+        self.teacher_model = first.model
         self.backend = backend_name(self.dist, self.accelerator)
         self._writes_rounded = writes_rounded(bare, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
         sharded = (self.dist.is_fsdp or self.dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
-        self._teacher_prompts = None
-        if args.teacher_prompt_cache_mb:
-            if isinstance(self.teacher_model, AdapterDisabled):
-                require_frozen(self.teacher_model)
-            self._teacher_prompts = PromptStore(args.teacher_prompt_cache_mb << 20)
-        self._rule = rule_of(args, self.shared_vocab_size)
-        self._gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
+        self._rule = rule_of(args, max(each.pair.vocab_size for each in self.teachers))
         self._rollout_totals = {"train": RolloutTotals(), "eval": RolloutTotals()}
         self._rows: list[dict[str, Any]] = []  # the records that are being rolled out
         self._batch_rows: list[dict[str, Any]] = []  # those of the batch that is being trained on
@@ -244,7 +220,7 @@ class LUPISKDTrainer(
             self.add_callback(self._recorder)
 
     def columns_read(self) -> list[str]:
-        return ["prompt", "privileged_context", "id", "row_id", "source_row"]
+        return ["prompt", "privileged_context", "teacher", "id", "row_id", "source_row"]
 
     # Generation: the SKD rollout in place of sampling from the student
 
@@ -284,24 +260,21 @@ class LUPISKDTrainer(
         token, width = self.processing_class.pad_token_id, cast("int | None", self.pad_to_multiple_of)
         output["teacher_prompt_ids"] = pad(prompts, token, "left", width).to(device)
         output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left", width).to(device)
-        if rollout.teacher_hidden is not None:
-            width = output["completion_ids"].size(1)
-            states = pad([h.to(device) for h in rollout.teacher_hidden], 0, "right")
-            output["teacher_hidden"] = torch.nn.functional.pad(states, (0, 0, 0, width - states.size(1)))
+        length = output["completion_ids"].size(1)
+        if rollout.teacher_hidden is not None and self.teachers.all_known(records, rollout.teacher_hidden):
+            output["teacher_hidden"] = padded_rows(rollout.teacher_hidden, length, device)
         if rollout.teacher_top is not None:
-            top = pad([t.to(device) for t in rollout.teacher_top], 0, "right")
-            missing = output["completion_ids"].size(1) - top.size(1)
-            output["teacher_top"] = torch.nn.functional.pad(top, (0, 0, 0, missing))
+            output["teacher_top"] = padded_rows(rollout.teacher_top, length, device)
+        if len(self.teachers) > 1:
+            output["teacher_number"] = torch.tensor(self.teachers.numbers(records), device=device)
         return output
 
     def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        self._special_tokens.check_prompts(self._rows)  # a streaming dataset is not read before
-        messages = [self.teacher_prompt.messages(r["prompt"], r["privileged_context"]) for r in self._rows]
-        if not isinstance(self.train_dataset, Dataset):  # a stream is checked as it is read
-            self.teacher_words.check_turns(messages)
-        teacher_prompt_ids = self.teacher_words.encode(messages)
+        # a stream is checked as it is read
+        teacher_prompt_ids = self.teachers.encode(self._rows, not isinstance(self.train_dataset, Dataset))
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
-            limits = self.context_lengths, self.processing_class, self.shared_vocab_size
+            pair = self.teachers.of(row).pair
+            limits = pair.context_lengths, self.processing_class, pair.vocab_size
             check_length(row, student_ids, teacher_ids, self.args, *limits)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
@@ -314,22 +287,20 @@ class LUPISKDTrainer(
             ) as student,
             self.dist.summon_full_params(self.model_wrapped, recurse=False),
             rounded_weights(student) if self._writes_rounded else nullcontext(),
-            self._teacher_on_device(),
             errors_named(self._rows),
         ):
             with RolloutTotals.clock() as seconds, self._bar("rollout", len(prompt_ids)) as bar:
-                rollout = skd_rollout(
+                rollout = roll_out_rows(
+                    self.teachers,
+                    self._rows,
                     student,
-                    AdapterDisabled(student) if self._is_self_taught else self.teacher_model,
                     prompt_ids,
                     teacher_prompt_ids,
                     max_new_tokens=self.max_completion_length,
                     gamma=self.args.gamma,
-                    gamma_policy=self._gamma_policy,
                     acceptance=self._acceptance(),
                     student_temperature=self.args.student_temperature,
                     teacher_temperature=self.args.teacher_temperature,
-                    eos_token_id=self.eos_token_ids,
                     seed=self._noise_seed(),
                     row_ids=self._noise_addresses(),
                     max_slots=self.args.max_slots,
@@ -339,23 +310,20 @@ class LUPISKDTrainer(
                     on_block=self._log_block if self.args.log_rollout_blocks else None,
                     on_round=bar.on_round,
                     trace_rows=recorded,
-                    vocab_size=self.shared_vocab_size,
                     return_teacher_hidden=self.args.reuse_verification,
                     lockstep=self._lockstep,
-                    teacher_prompt_store=self._teacher_prompts,
-                    bare_teacher_prompt_ids=self.bare_prompts(self._rows) if needs_bare_logits(self._rule) else None,
+                    bare_prompt_ids=self.bare_prompts(self._rows) if needs_bare_logits(self._rule) else None,
                 )
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)
-        metrics = rollout_metrics(rollout, self._rows, seconds(), totals, self.accelerator)
+        metrics = rollout_metrics(rollout, self._rows, seconds(), totals, self.accelerator, self.teachers)
         for key, value in (metrics | health).items():
             if key.startswith("tokens/total") or key.endswith(("_global", "broken_rows")):
                 self.metric_lists[mode][key] = [value]  # a running total is logged as it is
             else:
                 self.metric_lists[mode][key].append(value)
-        if isinstance(self.teacher_model, TeacherServer):
-            for key, value in vars(self.teacher_model.stats).items():
-                self.metric_lists[mode][f"teacher_server/{key}"] = [value]
+        for key, value in server_metrics(self.teachers).items():
+            self.metric_lists[mode][key] = [value]
         if mode == "train" and self.args.report_to:
             self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
         if self._recorder is not None:

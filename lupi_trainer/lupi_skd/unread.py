@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from ..data.teacher_names import RUN, named, settings_of
 from ..training.settings import say_unread, say_unread_for_scripts, unread_faults
 
 
@@ -69,7 +70,8 @@ def check_unread_settings(args: Any) -> None:
         say_unread(args, ["teacher_temperature"], "rollout_policy='student' draws nothing from the teacher")
     if policy == "teacher" and not (args.log_rollout_blocks or args.record_rollouts or args.teacher_model_server_url):
         say_unread(args, _DRAFTING, "rollout_policy='teacher' drafts nothing")
-    if args.teacher_model_server_url is None:
+    urls = (settings_of(args, name).teacher_model_server_url for name in (RUN, *named(args)))
+    if not any(urls):
         say_unread(args, _SERVED, "there is no teacher_model_server_url")
     if not args.log_completions:
         say_unread(args, ["num_completions_to_print", "log_unique_prompts"], "log_completions is off")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from ..data.teacher_names import teacher_faults
 from ..training.plugins import is_plugin
 
 
@@ -51,6 +52,7 @@ def value_faults(args: Any) -> Iterator[str]:
         yield f"temperature (of the loss) must be above 0, and finite, got {args.temperature}"
     if not 0.0 <= args.beta <= 1.0:  # of which the parent lets NaN pass
         yield f"beta must be in [0, 1], got {args.beta}"
+    yield from teacher_faults(args)
     if args.deterministic:
         yield from _undetermined(args)
     if args.teacher_load_in_4bit and args.teacher_load_in_8bit:

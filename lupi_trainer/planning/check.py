@@ -16,7 +16,7 @@ from .advice import changes
 from .lengths import longest_prompts
 from .moments import gib
 from .plan import plan_bytes
-from .recipe import Lengths, assemble, dtype_named
+from .recipe import Lengths, assemble, dtype_named, other_teachers
 from .run import STUDENT, TEACHER, Run, Sharding
 from .sizes import Bits, ModelSize, size_of
 
@@ -107,14 +107,20 @@ def plan_of(
         config = AutoConfig.from_pretrained(teacher, **options) if isinstance(teacher, str) else teacher.config
         named = isinstance(teacher, str)
         its = size_of(config, "teacher", dtype_named(args.teacher_dtype, config) if named else teacher.dtype)
+    sizes: dict[Any, ModelSize] = {}
 
     def remake(keys: dict[str, Any]) -> Run:
         def get(key: str, default: Any = None) -> Any:
             if key == "attn_implementation":
                 return (args.model_init_kwargs or {}).get(key)
+            if key == "use_peft":
+                return bool(mine.adapter)
+            if key == "teacher_model_name_or_path" and teacher is not None:
+                return keys.get(key, "given")
             return keys.get(key, getattr(args, key, default))
 
-        return assemble(get, mine, its, lengths, sharding, mixed)
+        others = other_teachers(get, mine, args.rollout_policy == "speculative", sizes)
+        return assemble(get, mine, its, lengths, sharding, mixed, others)
 
     return remake({}), remake
 

@@ -9,6 +9,7 @@ from ..data.prompts import TeacherPrompt, Words, load_few_shot_examples, teacher
 from ..data.records import load_training_data, prepare_columns
 from ..lab import resolve_model
 from ..models.vocabulary import tokenizer_beside
+from .others import getters
 from .recipe import Get, Lengths
 
 
@@ -54,6 +55,13 @@ def _read(get: Get) -> tuple[int, int, int]:
     if tokenizer is None:
         raise ValueError("there is no tokenizer beside the student")
     records: Any = prepare_columns(load_training_data(name, config=get("dataset_config", None), split=split))
+    found = [_with_teacher(its, records, tokenizer, trusted) for its in (get, *getters(get).values())]
+    students, teachers, prefixes = zip(*found)
+    return max(students), max(teachers), min(prefixes)
+
+
+def _with_teacher(get: Get, records: Any, tokenizer: Any, trusted: bool) -> tuple[int, int, int]:
+    """[`longest_prompts`] as one teacher reads all of the records."""
     template = get("knowledge_template", None)
     surroundings = {"knowledge_template": template} if template else {}
     examples = load_few_shot_examples(get("few_shot_examples", None))

@@ -31,7 +31,12 @@ class DevicePlan:
 
 def plan_bytes(run: Run) -> list[DevicePlan]:
     """Of each device, its fullest moments of rollout and training."""
-    rollout, training = rollout_moments(run), training_moments(run)
+    rollout: dict[str, list[Moment]] = {}
+    training: dict[str, list[Moment]] = {}
+    for at_work in run.by_teacher:
+        for found, moments in ((rollout, rollout_moments(at_work)), (training, training_moments(at_work))):
+            for device, its in moments.items():
+                found.setdefault(device, []).extend(its)
     return [
         DevicePlan(device, peak(rollout.get(device, []), "rollout"), peak(training.get(device, []), "training"))
         for device in dict.fromkeys([*rollout, *training])

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from ..data.teacher_names import STUDENT as STUDENT_AS_IT_WAS
 from ..lab import resolve_model
 from ..models.adapters import refuse_adapter
 from ..models.head_check import refuse_rescaled
 from ..models.hub_code import refuse_hub_code
 from ..models.loading import key_named
 from ..speculative.runners.support import require_config_support, usable_positions
+from .others import Other, alike, frozen_student, getters
 from .run import CPU, STUDENT, TEACHER, Run, Sharding
 from .sizes import Bits, ModelSize, size_of
 
@@ -170,9 +172,11 @@ def make_run(
             config, name, dtype, bits=bits, trains=True, peft_config=peft_config, mixed=mixed, trust_remote_code=trust
         )
     student = known[key]
-    teacher = _teacher(get, student, drafts, known)
-    run = assemble(get, student, teacher, lengths, sharding, is_mixed)
-    for role, model, prompt in (("student", student, lengths.student), ("teacher", teacher, lengths.teacher)):
+    teachers = other_teachers(get, student, drafts, known)
+    teacher = _teacher(get, student, drafts, known) if _has_own(get) else None
+    run = assemble(get, student, teacher, lengths, sharding, is_mixed, teachers)
+    every = [("teacher", run.teacher, lengths.teacher), *(("teacher", o.model, lengths.teacher) for o in run.others)]
+    for role, model, prompt in (("student", student, lengths.student), *every):
         if model is None or lengths.guessed:
             continue
         positions = usable_positions(model)
@@ -185,7 +189,13 @@ def make_run(
 
 
 def assemble(
-    get: Get, student: ModelSize, teacher: ModelSize | None, lengths: Lengths, sharding: Sharding, mixed: bool
+    get: Get,
+    student: ModelSize,
+    teacher: ModelSize | None,
+    lengths: Lengths,
+    sharding: Sharding,
+    mixed: bool,
+    others: tuple[Other, ...] = (),
 ) -> Run:
     """The run of a recipe whose models are known.
 
@@ -195,6 +205,7 @@ def assemble(
         lengths: of prompts and texts.
         sharding: of the student's training.
         mixed: whether that is in mixed precision.
+        others: the teachers beside `teacher`; of a run that has none of its own, all.
     """
     policy, remote = get("rollout_policy", "speculative"), teacher is None
     rule, rows = get("acceptance_rule", "top_k"), int(get("per_device_train_batch_size", 8))
@@ -202,7 +213,7 @@ def assemble(
     if teacher is not None and teacher is not student:
         asked = _bits(get, "teacher_", "teacher_use_bnb_nested_quant")
         teacher = replace(teacher, bits=asked if asked.bits else teacher.bits)
-    return Run(
+    run = Run(
         student=student,
         teacher=teacher,
         home=STUDENT if teacher is student else _place(get),
@@ -222,13 +233,50 @@ def assemble(
         weighs=get("loss_weighting", "uniform") != "uniform",
         plain_rule=rule in PLAIN_RULES,
         compiled=bool(get("compile_rollout", False)),
-        keeps_states=bool(get("reuse_verification", True)) and policy == "speculative" and not remote,
+        keeps_states=bool(get("reuse_verification", True)) and policy == "speculative",
         checkpointing=_checkpoints(get),
         optimizer=str(getattr(optimizer := get("optim", None), "value", optimizer) or "adamw_torch_fused"),
         sharding=sharding,
         mixed=mixed,
         attends_by_mask=not str(get("attn_implementation", None) or "sdpa").startswith(("flash", "kernels")),
     )
+    if not _has_own(get):
+        first, *rest = others
+        its: Any = {"home": first.home, "self_taught": first.self_taught, "offloaded": first.offloaded}
+        run, others = replace(run, teacher=first.model, **its), tuple(rest)
+    kept: list[Other] = []
+    known = [] if run.teacher is None else [Other("", run.teacher, run.home, run.offloaded, run.self_taught)]
+    for other in others:
+        if not any(alike(other, each) for each in (*known, *kept)):
+            kept.append(other)
+    return replace(run, others=tuple(kept))
+
+
+def other_teachers(get: Get, student: ModelSize, drafts: bool, known: dict[Any, ModelSize]) -> tuple[Other, ...]:
+    """The teachers of a recipe beside its own that are loaded here, or are the student itself.
+
+    Args:
+        get: (key, default) -> what the recipe says.
+        student: its size.
+        drafts: whether the student writes drafts.
+        known: sizes of models, kept from call to call.
+    """
+    found = []
+    for name, its in getters(get).items():
+        if name == STUDENT_AS_IT_WAS:
+            found.append(frozen_student(its, student, _place))
+        elif its("teacher_model_server_url", None) is None:
+            model, bits = _teacher(its, student, drafts, known), _bits(its, "teacher_", "teacher_use_bnb_nested_quant")
+            assert model is not None
+            model = replace(model, bits=bits if bits.bits else model.bits)
+            found.append(Other(name, model, _place(its), bool(its("teacher_offload", False))))
+    return tuple(found)
+
+
+def _has_own(get: Get) -> bool:
+    """Whether a run has a teacher of its own, for records that name none; without `teachers` it must have one."""
+    keys = ("teacher_model_name_or_path", "teacher_model_server_url")
+    return not get("teachers", None) or bool(get("use_peft", False)) or any(get(key, None) is not None for key in keys)
 
 
 def _bits(get: Get, role: str, nested: str) -> Bits:

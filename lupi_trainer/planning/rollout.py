@@ -88,6 +88,9 @@ def rollout_moments(run: Run) -> dict[str, list[Moment]]:
             its.add("K/V without the knowledge", cache_bytes(run, teacher, run.student_prompt))
         if run.own_device or run.offloaded:
             mine.add("teacher's lm_head", teacher.head * teacher.itemsize)
+    for other in run.others:
+        base.setdefault(other.home, Moment("", "rollout")).add("other teachers' weights", other.held)
+        mine.add("other teachers' lm_heads", other.head(STUDENT))
     works: list[tuple[str, str, str, int]] = []  # (device, moment, item, bytes)
     if run.drafts:
         works.append((STUDENT, "prompts", "prefill", prefill_work(run, run.writer, run.student_prompt, 0)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..speculative.runners.runner import compiled_size
 from ..speculative.runners.support import tokens_at_once, usable_positions
+from .others import Other
 from .sizes import ModelSize
 
 
@@ -57,6 +59,7 @@ class Run:
         sharding: over which processes the student's training is divided.
         mixed: whether the student is trained in mixed precision.
         attends_by_mask: whether the student's training attends by a mask [rows, 1, tokens, tokens].
+        others: the teachers beside `teacher`, each a model of its own.
     """
 
     student: ModelSize
@@ -84,6 +87,7 @@ class Run:
     sharding: Sharding = Sharding()
     mixed: bool = False
     attends_by_mask: bool = False
+    others: tuple[Other, ...] = ()
 
     @property
     def texts(self) -> int:
@@ -94,6 +98,20 @@ class Run:
     def running(self) -> int:
         """Rows that are rolled out at a time."""
         return min(self.slots, self.texts)
+
+    @property
+    def by_teacher(self) -> list[Run]:
+        """The run while each of its teachers works: of rows with different ones, one teacher's are written at a
+        time."""
+        runs: list[Run] = [self]
+        mine: list[Other] = []
+        if self.teacher is not None:
+            mine = [Other("teacher", self.teacher, self.home, self.offloaded, self.self_taught)]
+        for other in self.others:
+            rest = (*mine, *(each for each in self.others if each is not other))
+            its: Any = {"home": other.home, "self_taught": other.self_taught, "offloaded": other.offloaded}
+            runs.append(replace(self, teacher=other.model, **its, others=rest))
+        return runs
 
     @property
     def own_device(self) -> bool:

@@ -75,6 +75,9 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
             base.add("teacher's lm_head", teacher.head * teacher.itemsize)
         if run.keeps_states:
             base.add("states kept", run.texts * run.completion * teacher.hidden * teacher.itemsize)
+    for other in run.others:
+        base.add("other teachers' weights", other.held if other.home == STUDENT else 0)
+        base.add("other teachers' lm_heads", other.head(STUDENT))
     before = grads if run.accumulation > 1 else 0  # of the micro-batches before
     tokens = run.rows * (run.student_prompt + run.completion)
     inputs = tokens * student.hidden * student.itemsize
@@ -96,6 +99,7 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
         read = Moment("teacher's reading", "training", {} if home != STUDENT else dict(base.items))
         if run.own_device:
             read.add("teacher's weights", teacher.held)
+            read.add("other teachers' weights", sum(other.held for other in run.others if other.home == home))
             read.add("context", CONTEXT)
         if run.weighs or not run.keeps_states:
             if run.offloaded:

@@ -1,7 +1,7 @@
 """The card of a trained student: its origin, its method and settings, and what its own run measured."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,8 @@ FIGURES = {
 SHARES = ("acc_rate/mean", "tokens/teacher_share", "eval_closed_book_strict", "eval_closed_book_lenient")  # of 1
 BASE_ROW = "base model"
 SELF_TAUGHT = "the student's own base model, with the adapter switched off"
+AS_IT_WAS, SERVED = "the student as it was before training", "a model on a server"
+UNLINKED = SELF_TAUGHT, AS_IT_WAS, SERVED
 USAGE = """```python
 {imports}
 
@@ -56,7 +58,8 @@ class ModelFacts:
         name: the student's name.
         repo_id: its repository, where it is to have one.
         base_model: name of what was trained, as it was given (Hub name, path, or `lab:NAME`).
-        teacher: name of the teacher, [`SELF_TAUGHT`], or `None` where there is none.
+        teacher: name of the teacher, [`SELF_TAUGHT`], or `None` where there is none; `other_teachers` of some records
+            alone, of which [`AS_IT_WAS`] may be one.
         dataset: name of the training records, or `None` where they came as objects.
         num_records: how many there are, where that is known.
         method: name of the method.
@@ -81,6 +84,7 @@ class ModelFacts:
     log_history: list[dict[str, float]]
     is_adapter: bool = False
     tags: list[str] = field(default_factory=list)
+    other_teachers: Sequence[str] = ()
 
 
 def is_hub_name(name: str) -> bool:
@@ -159,7 +163,8 @@ def render_card(facts: ModelFacts) -> str:
     records = "" if facts.num_records is None else f", {counted(facts.num_records, 'record')}"
     origin: dict[str, Any] = {BASE_ROW: shown(facts.base_model)}
     if facts.teacher:
-        origin["teacher"] = facts.teacher if facts.teacher == SELF_TAUGHT else shown(facts.teacher)
+        names = [facts.teacher, *facts.other_teachers]
+        origin["teacher"] = "; ".join(name if name in UNLINKED else shown(name) for name in names)
     origin |= {"data": shown(facts.dataset) + records, "method": facts.method}
     if facts.papers:
         links = (f"[{paper.title}](https://huggingface.co/papers/{paper.id})" for paper in facts.papers)

@@ -92,6 +92,7 @@ class Published(TrainerHooks):
             repo_id=self.hub_model_id,
             base_model=getattr(model.config, "name_or_path", None) or None,
             teacher=self._teacher_name(),
+            other_teachers=list(getattr(self, "other_teachers", ())),
             dataset=self.dataset_name,
             num_records=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
             method=self.method_name,

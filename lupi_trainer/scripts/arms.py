@@ -12,15 +12,16 @@ from . import lupi_skd, sdft, sft
 
 
 # arm -> what it changes in the recipe
-FLAGS = {
-    "teacher-samples": ["--rollout_policy", "teacher"],
-    "on-policy": ["--rollout_policy", "student"],
-    "skd-weighted": ["--loss_weighting", "knowledge"],
-    "skd-weighted-shuffled": ["--loss_weighting", "shuffled"],
-    "skd-knowledge-rule": ["--acceptance_rule", "knowledge"],
+CHANGES = {
+    "teacher-samples": ("--rollout_policy", "teacher"),
+    "on-policy": ("--rollout_policy", "student"),
+    "skd-anchored": ("--base_teacher", "student"),  # base records are taught by the student as it was
+    "skd-weighted": ("--loss_weighting", "knowledge"),
+    "skd-weighted-shuffled": ("--loss_weighting", "shuffled"),
+    "skd-knowledge-rule": ("--acceptance_rule", "knowledge"),
 }
 CONTROLS = {"skd-no-knowledge": without_knowledge, "skd-shuffled": shuffled_knowledge}
-ARMS = tuple(dict.fromkeys(("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS, "sdft", *FLAGS)))
+ARMS = tuple(dict.fromkeys(("untrained", "sft", "teacher-samples", "on-policy", "skd", *CONTROLS, "sdft", *CHANGES)))
 QUIET = ("--eval_strategy no --save_strategy no --logging_strategy no --report_to none --disable_tqdm true").split()
 # what trainers of other methods take over from a LUPI-SKD recipe
 SHARED = (
@@ -32,8 +33,8 @@ SHARED = (
 
 def parse(recipe: Path, arm: str, seed: int, folder: Path, flags: list[str]) -> tuple[Any, Any, Any]:
     """Data, training and model arguments of a run."""
-    own = [*QUIET, *FLAGS.get(arm, []), "--seed", str(seed), "--output_dir", str(folder)]
-    arguments = ["--config", str(recipe), *flags, *own]
+    own = [*CHANGES.get(arm, ()), "--seed", str(seed), "--output_dir", str(folder)]
+    arguments = ["--config", str(recipe), *flags, *QUIET, *own]
     return lupi_skd.make_parser().parse_args_and_config(arguments)
 
 

@@ -44,6 +44,8 @@ def _open_book(trainer: Any, data_args: Any, student: str) -> list[str]:
     args = trainer.args
     if not getattr(trainer, "open_book_probes", None) or args.teacher_model_server_url is not None:
         return []
+    if getattr(args, "teachers", None):  # of several, whose record a question is about is not known there
+        return []
     words = ["--teacher", args.teacher_model_name_or_path or student]
     if args.teacher_system_prompt is not None:
         words += ["--teacher_system_prompt", args.teacher_system_prompt]

@@ -52,12 +52,14 @@ def activations_line(run: Run) -> str:
 def models_table(run: Run) -> str:
     """Both models: weights, how they are held, and what a token of their texts is."""
     rows = []
-    for role, model in (("student", run.student), ("teacher", run.teacher)):
+    every = [("student", run.student, False), ("teacher", run.teacher, run.self_taught)]
+    every += [(f"teacher {other.name},", other.model, other.self_taught) for other in run.others]
+    for role, model, self_taught in every:
         if model is None:
             rows.append([role, "on a server", "", "", ""])
             continue
         kind = f"{model.bits.bits} bits" if model.bits.bits else str(model.dtype).removeprefix("torch.")
-        if role == "teacher" and run.self_taught:
+        if self_taught:
             kind = "the student's"
         trained = f"{model.trained / 1e6:,.1f} M" if role == "student" else ""
         numbers = [f"{model.weights / 1e9:.2f} G", trained, kind, f"{model.slot / 1024:.1f}"]

@@ -14,6 +14,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
+from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -112,6 +113,7 @@ def train(
     judged: bool = False,
     resume: str | None = None,
     device: str = "cpu",
+    lora: bool = False,
     **changes,
 ) -> dict:
     """Losses and marks of a run of four steps, which an evaluation precedes if `judged`; goes on from `resume`."""
@@ -124,12 +126,15 @@ def train(
             **settings(backend, device),
             **changes,
         }
+        torch.manual_seed(0)  # of an adapter
+        adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
         trainer, losses = make_trainer(
             Path(folder),
             untied_student() if untied else "lab:student",
             train_dataset=load_lab_records("lab:mixed")[::9],
             eval_dataset=load_lab_records("lab:eval")[:2] if judged else None,
             probes=load_lab_records("lab:probes-common")[:5],
+            peft_config=adapter if lora else None,
             **{f"config_{key}": value for key, value in config.items()},
         )
         if judged:
@@ -145,6 +150,7 @@ def train(
         "lockstep": trainer._lockstep is not None,
         "device": trainer.accelerator.device.type,
         "speaks": torch.distributed.get_backend(),
+        "of_teachers": sorted({key for log in losses.logs for key in log if "_of_" in key}),
     }
 
 

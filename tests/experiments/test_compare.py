@@ -52,6 +52,9 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
             continue
         contexts = trainer.train_dataset["privileged_context"]
         assert sum(c is not None for c in contexts) == (0 if arm == "skd-no-knowledge" else 12)
+        rows = [trainer.train_dataset[n] for n in range(24)]
+        base = [trainer.teachers.of(row).name for row in rows if row["privileged_context"] is None]
+        assert set(base) == {"student" if arm == "skd-anchored" else "teacher"}
         assert trainer.args.rollout_policy == {"on-policy": "student", "teacher-samples": "teacher"}.get(
             arm, "speculative"
         )
@@ -231,6 +234,7 @@ ARMS_OF_THE_PAGE = {
     "teacher samples": "teacher-samples",
     "on-policy": "on-policy",
     "SKD": "skd",
+    "SKD, old facts taught by the student as it was": "skd-anchored",
     "SKD, the teacher without knowledge": "skd-no-knowledge",
     "SKD, another island's knowledge": "skd-shuffled",
     "SDFT (TRL's), the student as its own teacher": "sdft",

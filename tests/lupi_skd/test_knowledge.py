@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from lupi_trainer.lab import load_lab_records
+from lupi_trainer.lab import load_lab_records, world
 from tests.lupi_skd.test_teacher_words import verbose
 from tests.lupi_skd.test_trainer import assert_same, loss_and_gradients, one_batch
 from tests.lupi_skd.training import make_config, make_trainer
@@ -120,6 +120,29 @@ def test_batches_cut_in_another_way_have_the_same_losses(tmp_path):
     assert run(tmp_path, "cut", config_loss_weighting="knowledge", **cut)[1].losses == pytest.approx(
         whole.losses, abs=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"loss_weighting": "knowledge"},
+        {"acceptance_rule": "knowledge", "acceptance_kwargs": {"k": 400, "min_prob": 0.0, "threshold": 8.0}},
+    ],
+    ids=["weights", "rule"],
+)
+def test_each_row_s_own_teacher_reads_without_the_knowledge(tmp_path, setting):
+    """Two names of one teacher: what one has, the other has."""
+    settings = {f"config_{key}": value for key, value in setting.items()}
+    one = run(tmp_path, "one", **settings)[1]
+    other = {"other": {"model_name_or_path": "lab:teacher", "system_prompt": world.PERSONA}}
+    records = [record | ({"teacher": "other"} if n % 2 else {}) for n, record in enumerate(RECORDS)]
+    trainer, two = make_trainer(
+        tmp_path / "two", train_dataset=records, config_max_steps=4, config_teachers=other, **settings
+    )
+    trainer.train()
+    assert two.losses == pytest.approx(one.losses, abs=1e-5) and len(set(one.losses)) == 4
+    plain = run(tmp_path, "plain")[1]
+    assert max(abs(a - b) for a, b in zip(plain.losses, one.losses)) > 1e-3
 
 
 def test_evaluations_are_uniform(tmp_path):

@@ -88,7 +88,7 @@ def test_an_offloaded_teacher_is_on_its_device_for_its_work_alone(tmp_path, monk
             config_teacher_offload=offload,
             config_reuse_verification=reuse,
         )
-        trainer._teacher_device = ELSEWHERE
+        trainer.teachers.first.device = ELSEWHERE
         trainer.train()
         runs.append(losses.losses)
         assert len(copies) == (3 * (1 if reuse else 2) if offload else 0)

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from lupi_trainer.lab import resolve_model
-from lupi_trainer.lupi_skd import trainer as trainer_module
+from lupi_trainer.lupi_skd import row_rollouts
 from lupi_trainer.lupi_skd.rounded import rounded_weights
 from lupi_trainer.speculative import skd_rollout
 from tests.lupi_skd.training import make_trainer
@@ -57,7 +57,7 @@ def rollouts_of(trainer, monkeypatch) -> list:
         seen.append((student.lm_head.weight.dtype, weights, args, kwargs, out.completion_ids))
         return out
 
-    monkeypatch.setattr(trainer_module, "skd_rollout", roll_out)
+    monkeypatch.setattr(row_rollouts, "skd_rollout", roll_out)
     trainer.train()
     return seen
 
@@ -84,7 +84,7 @@ def test_without_mixed_precision_or_float32_weights_nothing_is_copied(tmp_path, 
     model = copy.deepcopy(student).to(dtype)
     trainer, _ = make_trainer(tmp_path, model=model, config_bf16=mixed, config_max_steps=1)
     weight = trainer.model.lm_head.weight
-    monkeypatch.setattr(trainer_module, "skd_rollout", lambda student, *a, **k: (_ for _ in ()).throw(Seen(student)))
+    monkeypatch.setattr(row_rollouts, "skd_rollout", lambda student, *a, **k: (_ for _ in ()).throw(Seen(student)))
     with pytest.raises(Seen) as seen:
         trainer.train()
     assert seen.value.args[0].lm_head.weight is weight and weight.dtype == dtype

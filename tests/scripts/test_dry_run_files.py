@@ -123,3 +123,30 @@ def test_pickled_weights_are_a_fault_unless_they_are_asked_for(tmp_path):
         assert fault in faults_of(*named)
         assert fault not in faults_of(*named, f"--{key}_init_kwargs", '{"use_safetensors": false}')
         assert fault in faults_of(*named, f"--{key}_init_kwargs", '{"use_safetensors": true}')
+
+
+def test_teachers_are_looked_at_before_anything_heavy_is(tmp_path):
+    """Their models, and whether the records name those that there are."""
+    path, base = tmp_path / "records.jsonl", {"prompt": "Who?", "privileged_context": None}
+
+    def faults(*rows, teachers=None, flags=()):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows or [base]))
+        given = [] if teachers is None else ["--teachers", json.dumps(teachers)]
+        return faults_of("skd", "--dataset_name", str(path), *given, *flags)
+
+    there = {"north": {"model_name_or_path": "lab:teacher"}}
+    assert faults(base | {"teacher": "north"}, teachers=there) == faults()
+    (fault,) = set(faults(base | {"teacher": "south", "id": "fact_1"}, teachers=there)) - set(faults())
+    assert fault == f"{path}: record 'fact_1' (number 0): there is no teacher 'south'; the run has teacher, north"
+    alone = ["--teacher_model_name_or_path", "none"]
+    assert not set(faults(base | {"teacher": "north"}, teachers=there, flags=alone)) - set(faults())
+    (fault,) = set(faults(teachers=there, flags=alone)) - set(faults())
+    assert "it names no `teacher`, and the run has none of its own beside north" in fault
+    (fault,) = set(faults(teachers={"north": {"model_name_or_path": "lab:nobody"}})) - set(faults())
+    assert fault.startswith("teachers: north: no model 'lab:nobody'")
+    (tmp_path / "config.json").write_text("{}")
+    pickled = {"north": {"model_name_or_path": str(tmp_path)}}
+    assert f"teachers: north: {tmp_path} has no weights as safetensors" in faults(teachers=pickled)
+    pickled["north"]["model_init_kwargs"] = {"use_safetensors": False}
+    assert not set(faults(teachers=pickled)) - set(faults())
+    assert "teachers: north: unknown key 'persona'" in faults(teachers={"north": {"persona": "x"}})[0]

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from transformers.hf_argparser import string_to_bool
 
 from lupi_trainer.data.completions import load_prompts
-from lupi_trainer.data.prompts import TeacherPrompt, load_few_shot_examples
+from lupi_trainer.data.prompts import load_few_shot_examples
 from lupi_trainer.data.records import load_base_data, load_probes, load_sft_data, load_training_data
+from lupi_trainer.lab import resolve_model
 from lupi_trainer.lupi_skd.checks import check_dataset_lengths
+from lupi_trainer.lupi_skd.setup import TeacherKind
+from lupi_trainer.lupi_skd.teachers import known_teachers
 from lupi_trainer.scripts import kd_lora, lupi_skd, run, sft, wmtp
 from tests.fuzz import check_refusal, examples, files, values
 from tests.lupi_skd.training import make_config
@@ -54,10 +57,10 @@ def folder(tmp_path_factory):
 def test_odd_files_of_records(folder, request):
     from transformers import AutoTokenizer
 
-    from lupi_trainer.lab import resolve_model
-
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("lab:student"))
     args = make_config(folder)
+    models = resolve_model("lab:student"), resolve_model("lab:teacher")
+    teachers = known_teachers(args, *models, TeacherKind.LOCAL, None, tokenizer)
     outcomes = {"loaded": 0, "encoded": 0, "refused": 0}
 
     @examples(200)
@@ -75,7 +78,7 @@ def test_odd_files_of_records(folder, request):
         if load in (load_training_data, load_base_data):
             check_rows(dataset, read_back(content, suffix))
             try:
-                check_dataset_lengths(dataset, tokenizer, TeacherPrompt("Persona."), args, (512, 512), 10**6)
+                check_dataset_lengths(dataset, tokenizer, teachers, args)
                 outcomes["encoded"] += 1
             except Exception as error:
                 check_refusal(error)

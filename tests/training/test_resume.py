@@ -356,10 +356,10 @@ def test_goodput_keeps_what_it_has_learnt(tmp_path):
     second, _ = make_trainer(tmp_path, **settings, config_max_steps=3)
     seen = []
     load = second._load_rng_state
-    second._load_rng_state = lambda folder: (load(folder), seen.append(second._gamma_policy.state()))
+    second._load_rng_state = lambda folder: (load(folder), seen.append(second.teachers.first.gamma_policy.state()))
     second.train(resume_from_checkpoint=True)
-    assert seen == [first._gamma_policy.state()] and seen[0]["rounds"] > 4
-    assert second._gamma_policy.rounds > seen[0]["rounds"]
+    assert seen == [first.teachers.first.gamma_policy.state()] and seen[0]["rounds"] > 4
+    assert second.teachers.first.gamma_policy.rounds > seen[0]["rounds"]
 
 
 def test_goodput_restored_chooses_as_before():

@@ -9,6 +9,7 @@ from typing import Any
 from ...data.files import find_data, names_records, read_records
 from ...data.probes import RecordError, check_probe, record_name
 from ...data.record_form import normalize_record
+from ...data.teacher_names import RUN, check_teacher, named, parsed
 from ...lab import LAB_PREFIX, find_lab_records, resolve_model
 from ...lab.folders import ADAPTER_CONFIG, folders_with, no_folder
 from ...lupi_skd.unread import refused_settings
@@ -88,7 +89,7 @@ def missing_probes(key: str, name: str) -> Iterator[str]:
         yield f"{key}: {error}"
 
 
-def faulty_records(key: str, name: str) -> list[str]:
+def faulty_records(key: str, name: str, settings: Settings) -> list[str]:
     """What is wrong with the records of a file that can be read, as training reads them."""
     if name.startswith(LAB_PREFIX) or not names_records(name):
         return []
@@ -99,9 +100,13 @@ def faulty_records(key: str, name: str) -> list[str]:
     except (ValueError, OSError) as error:
         return [f"{key}: {error}"]
     report, faults = Report(), []
+    own = ("teacher_model_name_or_path", "teacher_model_server_url", "use_peft")
+    arguments = settings.as_arguments()
+    teachers = [RUN] * any(map(settings.get, own)) + named(arguments)
     for number, record in enumerate(records):
         try:
-            normalize_record(record, number, needs_context=key != "base_dataset_name")
+            row = normalize_record(record, number, needs_context=key != "base_dataset_name")
+            check_teacher(row, arguments.base_teacher, teachers)
         except RecordError as error:
             faults.append((record_name(record, number), str(error)))
     report.refuse_records(name, faults)
@@ -133,9 +138,11 @@ def faulty_probes(name: str) -> list[str]:
 def models(settings: Settings) -> Iterator[str]:
     """What is wrong with the models that a run names, as far as their names and folders tell."""
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
-    for key in REVISIONS:
-        name = settings.get(key)
-        if name is None or (key.startswith("teacher") and settings.get("teacher_model_server_url")):
+    remote = settings.get("teacher_model_server_url")
+    keys = [key for key in REVISIONS if not (remote and key.startswith("teacher"))]
+    named = [(key, settings.get(key), settings.get(REVISIONS[key]), _takes_pickles(settings, key)) for key in keys]
+    for key, name, revision, takes_pickles in (*named, *_other_teachers(settings)):
+        if name is None:
             continue
         try:
             path = Path(resolve_model(name)).expanduser()
@@ -148,15 +155,27 @@ def models(settings: Settings) -> Iterator[str]:
                     f"{key}: {name} is an adapter, and a model is wanted: fold the adapter into its base model first "
                     f"(`lupi merge --model BASE --adapter {name} --out FOLDER`), and name that"
                 )
-            elif not any(path.glob("*.safetensors")) and not _takes_pickles(settings, key):
+            elif not any(path.glob("*.safetensors")) and not takes_pickles:
                 yield f"{key}: {name} has no weights as safetensors"
-        elif offline and not _is_cached(name, settings.get(REVISIONS[key])):
+        elif offline and not _is_cached(name, revision):
             yield f"{key}: {name} is no folder here, HF_HUB_OFFLINE is set, and its cache has no such model"
+
+
+def _other_teachers(settings: Settings) -> Iterator[tuple[str, str, str | None, bool]]:
+    """Of each of `teachers` that is loaded: its key, name and revision, and whether it may be a pickle."""
+    teachers = parsed(settings.get("teachers"))
+    for name, own in teachers.items() if isinstance(teachers, dict) else ():
+        path = own.get("model_name_or_path") if isinstance(own, dict) else None
+        if isinstance(path, str) and own.get("model_server_url") is None:
+            yield f"teachers: {name}", path, own.get("model_revision"), _asks_for_pickles(own.get("model_init_kwargs"))
 
 
 def _takes_pickles(settings: Settings, key: str) -> bool:
     """Whether the loading options of the model that a key names ask for weights of PyTorch's own format."""
-    options = settings.get(key.replace("model_name_or_path", "model_init_kwargs"))
+    return _asks_for_pickles(settings.get(key.replace("model_name_or_path", "model_init_kwargs")))
+
+
+def _asks_for_pickles(options: Any) -> bool:
     try:
         options = json.loads(options) if isinstance(options, str) else options
     except (ValueError, RecursionError):  # which is said where it is read
@@ -278,7 +297,7 @@ def _together(settings: Settings) -> Iterator[str]:
             f"save_strategy={get('save_strategy')!r} must be the same"
         )
     if command == "skd" and not any((get("teacher_model_name_or_path"), get("teacher_model_server_url"))):
-        if not get("use_peft"):
+        if not get("use_peft") and not get("teachers"):
             yield (
                 "no teacher: set `teacher_model_name_or_path` or `teacher_model_server_url`, or give the student a "
                 "LoRA adapter (`use_peft`), so that it can be its own teacher with the adapter switched off"
@@ -308,5 +327,5 @@ def look(settings: Settings) -> tuple[list[str], list[str]]:
     if settings.command == "skd" and not found:  # among which a file of another kind would be
         for key in DATA:
             if isinstance(name := settings.get(key), str):
-                other += faulty_records(key, name)
+                other += faulty_records(key, name, settings)
     return list(dict.fromkeys(found)), other

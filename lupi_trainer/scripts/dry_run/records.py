@@ -12,8 +12,9 @@ from ...data.special_tokens import SpecialTokens
 from ...data.squad import check_qa_record, raw_questions, tokenize_qa
 from ...data.turns import turns_of
 from ...lab import LAB_PREFIX, load_lab_records, resolve_model
-from ...lupi_skd.checks import Reading, read_prompts
-from ...lupi_skd.setup import compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
+from ...lupi_skd.checks import Reading, read_records
+from ...lupi_skd.setup import student_tokenizer, teacher_kind, to_source
+from ...lupi_skd.teachers import known_teachers
 from ..kd_lora import evaluation_source
 from .report import Report
 
@@ -67,11 +68,10 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     teacher: Any = args.teacher_model_name_or_path and to_source(args.teacher_model_name_or_path, key)
     kind = teacher_kind(teacher, args, student, peft_config)
     tokenizer = student_tokenizer(student, args, None)
-    pair = compare_models(student, teacher, kind, args, tokenizer, None)
+    teachers = known_teachers(args, student, teacher, kind, peft_config, tokenizer)
     # the positions of both models are looked at for every record, so that this is no line of transformers
-    for one in filter(None, (tokenizer, pair.teacher_tokenizer)):
+    for one in filter(None, (tokenizer, *(each.pair.teacher_tokenizer for each in teachers))):
         one.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    prompt = teacher_prompt_of(args, tokenizer, pair.teacher_tokenizer)
     sources = [
         (data_args.dataset_name, data_args.dataset_config, data_args.dataset_train_split, _columns),
         (data_args.base_dataset_name, data_args.base_dataset_config, data_args.base_dataset_split, _base_columns),
@@ -84,7 +84,7 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
         rows = _each(load_records(source, config, split), columns, report, source)
         if data_args.train_turns == "all" and source != data_args.eval_dataset_name:
             rows = [row | {"row_id": n} for n, row in enumerate(chain.from_iterable(map(turns_of, rows)))]
-        read = list(read_prompts(rows, tokenizer, prompt, args, pair.context_lengths, pair.vocab_size))
+        read = read_records(rows, tokenizer, teachers, args)
         report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
         counts.append((source, len(rows)))
         readings += read

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-
-import torch
+from typing import Any
 
 from .report import Report
 from .trace import TokenTrace
@@ -95,9 +94,10 @@ class Rollout:
     stats: RolloutStats
     broken: dict[int, str] = field(default_factory=dict)  # rows cut short -> whose logits were no distribution
     close_calls: list[list[bool]] | None = None  # of each token: it hung on rounding; None in float32
-    teacher_hidden: list[torch.Tensor] | None = None  # [len_i, H_teacher]: what the teacher's lm_head read
+    # [len_i, H_teacher]: what the teacher's lm_head read (`None` at a row of a teacher of which that is not known)
+    teacher_hidden: list[Any] | None = None
     # of a remote teacher [len_i, 2 * top_k]: its likeliest token ids, then their log-probabilities (-inf: no token)
-    teacher_top: list[torch.Tensor] | None = None
+    teacher_top: list[Any] | None = None
     traces: list[TokenTrace] | None = None  # of the rows that were to be traced
 
 
