@@ -14,13 +14,14 @@ from ..training.settings import refuse_not_finite
 from .inherited import inherited_keys
 from .remote import check_remote_settings
 from .rules import RULES, make_gamma_policy, make_rule
+from .text_keys import TEXT_KEYS, TextArguments
 from .unread import check_unread_settings
 from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, TEMPLATES, VERIFICATIONS, value_faults
 
 
 @json_fields("acceptance_kwargs", "teacher_chat_template_kwargs")
 @dataclass
-class LUPISKDConfig(DistillationConfig):
+class LUPISKDConfig(TextArguments, DistillationConfig):
     r"""
     Configuration class for the [`LUPISKDTrainer`].
 
@@ -56,7 +57,8 @@ class LUPISKDConfig(DistillationConfig):
 
         rollout_policy (`str`, *optional*, defaults to `"speculative"`):
             Who writes the text: `"speculative"` (the student drafts, the teacher verifies), `"student"` (on-policy
-            distillation, as GKD) or `"teacher"` (supervised distillation on the teacher's samples).
+            distillation, as GKD), `"teacher"` (supervised distillation on the teacher's samples) or `"gold"` (on the
+            `answer` of each record: nothing is written).
         max_completion_length (`int`, *optional*, defaults to `4096`):
             Longest completion in tokens.
         gamma (`int`, *optional*, defaults to `20`):
@@ -302,4 +304,5 @@ class LUPISKDConfig(DistillationConfig):
 
 
 if LUPISKDConfig.__doc__:  # python -OO strips it
+    LUPISKDConfig.__doc__ += TEXT_KEYS
     LUPISKDConfig.__doc__ += inherited_keys(LUPISKDConfig)

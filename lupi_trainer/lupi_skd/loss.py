@@ -1,5 +1,6 @@
 """The loss of a batch: what the student learns of the teacher, which reads its own prompt."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,16 +14,19 @@ from ..models.lm_head import Head
 from ..teachers.self_taught import AdapterDisabled
 from ..training.private import DistillationHooks, chunked_divergence_loss
 from .config import LUPISKDConfig
+from .gold import gold_cross_entropy, states_of_both
 from .placement import Offloaded
 
 
 _MOST_TOKENS = 8192  # that the teacher reads at a time, padding too
+Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, sum of the student's entropies, completion tokens
 
 
 class PrivilegedLoss(DistillationHooks):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
     args: LUPISKDConfig
+    model: Any
     teacher_model: Any
     shared_vocab_size: int
     _teacher_device: torch.device  # of a teacher that is loaded here
@@ -77,12 +81,47 @@ class PrivilegedLoss(DistillationHooks):
 
     def distillation_loss(self, student, batch, count):
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        if "gold_ids" in batch and self.model.training:  # an evaluation's loss is the divergence alone
+            return self._gold_mixture(student, batch, count)
         student_states = completion_states(student, *(batch[name] for name in names))
         head = Head(student, self.shared_vocab_size)
+        return self._divergence(student_states, head, batch)(batch["completion_mask"], count)
+
+    def _gold_mixture(self, student: Any, batch: dict[str, Any], count: torch.Tensor | int | None) -> Loss:
+        """With N completion tokens in the step, G tokens of answers and s the share of the N that are of records with
+        an answer: `1/N sum_t w_t D_t + gold_alpha * s/G sum_u CE_u`, where D is the divergence, CE the answers'
+        cross-entropy, and w is `1 - gold_alpha` in records with an answer, else 1.
+
+        So where all have one, it is `(1 - gold_alpha) * mean D + gold_alpha * mean CE`; where none has, mean D.
+        """
+        alpha, mask = self.args.gold_alpha, batch["completion_mask"]
+        head = Head(student, self.shared_vocab_size)
+        if self.args.rollout_policy == "gold":  # the texts are the answers
+            names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+            student_states = gold_states = completion_states(student, *(batch[name] for name in names))
+        else:
+            student_states, gold_states = states_of_both(student, batch)
+        divergence, answered = self._divergence(student_states, head, batch), batch["gold_mask"].any(1)
+        count = mask.sum().clamp(min=1) if count is None else count
+        parts = [(1 - alpha, answered), (1.0, ~answered)]
+        found = [(share, *divergence(mask * rows[:, None], count)) for share, rows in parts if rows.any()]
+        losses = torch.stack([share * loss for share, loss, _, _ in found])
+        entropy, tokens = (torch.stack(column).sum(0) for column in list(zip(*found))[2:])
+        gold = gold_cross_entropy(gold_states, head, batch)
+        self.add_gold(gold, batch["gold_mask"].sum())
+        return losses.sum() + alpha * batch["gold_weight"] * gold, entropy, tokens
+
+    def add_gold(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Takes down a sum of cross-entropies over so many tokens of answers."""
+
+    def _divergence(
+        self, student_states: torch.Tensor, head: Head, batch: dict[str, Any]
+    ) -> Callable[[torch.Tensor, torch.Tensor | int | None], Loss]:
+        """(mask of completion tokens [B, C], what their sum is divided by) -> the teacher's divergence there."""
         if "teacher_top" in batch:
-            device = head.weight.device
-            rest = (batch[name].to(device) for name in ("teacher_top", "completion_mask"))
-            return top_k_divergence_loss(student_states.to(device), head, *rest, self.beta, count)
+            home = head.weight.device
+            states, top = student_states.to(home), batch["teacher_top"].to(home)
+            return lambda mask, count: top_k_divergence_loss(states, head, top, mask.to(home), self.beta, count)
         if self._is_self_taught:
             teacher = self._own_teacher_head(head)
         else:
@@ -93,31 +132,26 @@ class PrivilegedLoss(DistillationHooks):
         if teacher_states is None:
             teacher_states = self._teacher_states(batch)
         device = head.weight.device
-        if device.type == "cpu":  # where TRL has no kernel
-            return divergence_loss(
-                student_states,
-                head,
-                teacher_states,
-                teacher,
-                batch["completion_mask"],
+
+        def here(mask: torch.Tensor, count: torch.Tensor | int | None) -> Loss:
+            options: dict[str, Any] = {"num_items_in_batch": count, "temperature": self.temperature}
+            if device.type == "cpu":  # where TRL has no kernel
+                return divergence_loss(student_states, head, teacher_states, teacher, mask, self.beta, **options)
+            loss, entropy_sum, num_valid = chunked_divergence_loss(
+                student_states.to(device),
+                teacher_states.to(device),
+                head.weight,
+                teacher.weight.detach(),
+                mask.to(device),
                 self.beta,
-                num_items_in_batch=count,
-                temperature=self.temperature,
+                student_lm_head_bias=head.bias,
+                teacher_lm_head_bias=teacher.bias,
+                student_logit_scale=head.scale,
+                teacher_logit_scale=teacher.scale,
+                student_final_logit_softcapping=head.softcap,
+                teacher_final_logit_softcapping=teacher.softcap,
+                **options,
             )
-        loss, entropy_sum, num_valid = chunked_divergence_loss(
-            student_states.to(device),
-            teacher_states.to(device),
-            head.weight,
-            teacher.weight.detach(),
-            batch["completion_mask"].to(device),
-            self.beta,
-            num_items_in_batch=count,
-            student_lm_head_bias=head.bias,
-            teacher_lm_head_bias=teacher.bias,
-            student_logit_scale=head.scale,
-            teacher_logit_scale=teacher.scale,
-            student_final_logit_softcapping=head.softcap,
-            teacher_final_logit_softcapping=teacher.softcap,
-            temperature=self.temperature,
-        )
-        return loss, entropy_sum.detach(), num_valid
+            return loss, entropy_sum.detach(), num_valid
+
+        return here

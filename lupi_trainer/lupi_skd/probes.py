@@ -13,6 +13,7 @@ from ..training.private import DistillationHooks, unwrap_model_for_generation
 from ..training.probing import Probed
 from .checks import ready_records
 from .config import LUPISKDConfig
+from .texts import GivenTexts
 
 
 OPEN_BOOK_PROBES = 16  # asked of the teacher: enough to tell "most" from "few", in one batch
@@ -49,10 +50,13 @@ class ProbedEvaluation(Probed, DistillationHooks):
     """Probes with their `knowledge`, for `ask_teacher`."""
     _lockstep: Lockstep | None
     _teacher_on_device: Any  # of `PrivilegedLoss`
+    _given: GivenTexts
 
     def ready(self, dataset: Any) -> Any:
         limits = self.context_lengths, self.shared_vocab_size
-        return ready_records(dataset, self.processing_class, self.teacher_prompt, self.args, *limits)
+        ready = ready_records(dataset, self.processing_class, self.teacher_prompt, self.args, *limits)
+        self._given.check(ready)
+        return ready
 
     def ask_teacher(self) -> tuple[int, int]:
         """Ask the teacher `open_book_probes`, as it is asked in training; every process asks all of them.
@@ -69,7 +73,7 @@ class ProbedEvaluation(Probed, DistillationHooks):
         prompts = self.teacher_words.encode(messages) if probes else []
         bare = encode(self.processing_class, questions, **self.chat_template_kwargs) if probes else []
         asked = [i for i, ids in enumerate(prompts) if len(ids) <= teacher_limit and len(bare[i]) <= student_limit]
-        if not asked:
+        if not asked or self.args.teacher_store is not None:  # where there is nobody to ask
             return 0, 0
         with (
             unwrap_model_for_generation(

@@ -29,7 +29,7 @@ from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
 from ..teachers.vllm import TeacherServer
 from ..training.checkpoints import SealedCheckpoints
 from ..training.given_data import check_last_batch
-from ..training.private import pad, unwrap_model_for_generation
+from ..training.private import unwrap_model_for_generation
 from ..training.reporting import RolloutReport
 from ..training.settings import (
     check_optimization,
@@ -52,6 +52,8 @@ from .resume import ExactResume
 from .rounded import rounded_weights, writes_rounded
 from .rules import make_gamma_policy, rule_of
 from .setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
+from .taken import TakenTexts, given_texts, store_ends
+from .teacher_columns import teacher_columns
 from .token_means import TokenMeans
 
 
@@ -70,6 +72,7 @@ class LUPISKDTrainer(
     ExactResume,
     NamedSteps,
     TokenMeans,
+    TakenTexts,
     PrivilegedLoss,
     ProbedEvaluation,
     DistillationTrainer,
@@ -175,6 +178,7 @@ class LUPISKDTrainer(
             ready_records(data, processing_class, self.teacher_prompt, args, pair.context_lengths, pair.vocab_size)
             for data in (train_dataset, eval_dataset)
         )
+        self._given = given_texts(args, processing_class, self.teacher_prompt, pair, (train_dataset, eval_dataset))
         check_batch(train_dataset, args)
         if args.eval_strategy != "no":
             check_last_batch(args, eval_dataset)
@@ -207,6 +211,8 @@ class LUPISKDTrainer(
             check_head(bare, "student")
         if kind is TeacherKind.SELF:
             teacher = self_teacher(bare)
+        elif kind is TeacherKind.STORE:
+            teacher = None  # whose name the store has compared
         self.eos_token_ids = common_ends(
             bare,
             self.processing_class,
@@ -216,6 +222,8 @@ class LUPISKDTrainer(
             self.teacher_words.template_kwargs,
             **self.chat_template_kwargs,
         )
+        if pair.store is not None:
+            self.eos_token_ids = store_ends(pair.store, self.eos_token_ids)
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
         self._writes_rounded = writes_rounded(bare, self.accelerator)
@@ -243,7 +251,7 @@ class LUPISKDTrainer(
             self.add_callback(self._recorder)
 
     def columns_read(self) -> list[str]:
-        return ["prompt", "privileged_context", "id", "row_id", "source_row"]
+        return ["prompt", "privileged_context", "answer", "id", "row_id", "source_row"]
 
     # Generation: the SKD rollout in place of sampling from the student
 
@@ -279,18 +287,10 @@ class LUPISKDTrainer(
         if left_out:  # on any process
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out
-        prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
-        token, width = self.processing_class.pad_token_id, cast("int | None", self.pad_to_multiple_of)
-        output["teacher_prompt_ids"] = pad(prompts, token, "left", width).to(device)
-        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left", width).to(device)
-        if rollout.teacher_hidden is not None:
-            width = output["completion_ids"].size(1)
-            states = pad([h.to(device) for h in rollout.teacher_hidden], 0, "right")
-            output["teacher_hidden"] = torch.nn.functional.pad(states, (0, 0, 0, width - states.size(1)))
-        if rollout.teacher_top is not None:
-            top = pad([t.to(device) for t in rollout.teacher_top], 0, "right")
-            missing = output["completion_ids"].size(1) - top.size(1)
-            output["teacher_top"] = torch.nn.functional.pad(top, (0, 0, 0, missing))
+        width, multiple = output["completion_ids"].size(1), cast("int | None", self.pad_to_multiple_of)
+        written = rollout, teacher_prompt_ids, width, self.processing_class.pad_token_id
+        output |= teacher_columns(*written, multiple, device)
+        self.add_gold_columns(output, records)
         return output
 
     def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
@@ -302,6 +302,8 @@ class LUPISKDTrainer(
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
             limits = self.context_lengths, self.processing_class, self.shared_vocab_size
             check_length(row, student_ids, teacher_ids, self.args, *limits)
+        if self._given.replace_rollout:
+            return self.take_texts(teacher_prompt_ids)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (
