@@ -22,6 +22,12 @@ _MOST_TOKENS = 8192  # that the teacher reads at a time, padding too
 Loss = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # loss, sum of the student's entropies, completion tokens
 
 
+def rows_at_once(args: LUPISKDConfig) -> int:
+    """Of the longest rows that there may be: where weights are sharded, all processes run as many forwards."""
+    longest = args.max_teacher_prompt_length + (args.max_completion_length or 0)
+    return max(_MOST_TOKENS // longest, 1)
+
+
 class PrivilegedLoss(DistillationHooks):
     """For [`LUPISKDTrainer`]: the teacher's half of the loss reads the teacher's prompt."""
 
@@ -55,16 +61,11 @@ class PrivilegedLoss(DistillationHooks):
             # in the teacher's own dtype, as in the rollout: the student's mixed precision is not the teacher's
             with torch.no_grad(), context, self._teacher_on_device(), torch.autocast(device.type, enabled=False):
                 given = (inputs[name].to(device) for name in names)
-                states = completion_states_by_rows(model, self._rows_at_once(), *given)
+                states = completion_states_by_rows(model, rows_at_once(self.args), *given)
                 # a row that is left out may be NaN, and so would 0 times it
                 return states.masked_fill_(inputs["completion_mask"].to(device)[..., None] == 0, 0)
         finally:
             model.train(was_training)
-
-    def _rows_at_once(self) -> int:
-        """Of the longest rows that there may be: where weights are sharded, all processes run as many forwards."""
-        longest = self.args.max_teacher_prompt_length + (self.args.max_completion_length or 0)
-        return max(_MOST_TOKENS // longest, 1)
 
     def _own_teacher_head(self, head: Head) -> Head:
         """The student's head without its adapter, which may hold a part of it: trained tokens, a trained copy."""

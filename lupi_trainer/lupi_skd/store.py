@@ -60,7 +60,7 @@ class Manifest:
         server: whether a vLLM server wrote the texts, whose noise is its own.
         tokenizer_sha256: of the vocabulary that all token ids are of.
         prompts_sha256: of all keys, in their order; `prompts`, how many there are.
-        samples: texts of each prompt.
+        samples: texts of each prompt; `seed`, of their noise.
         settings: keys of the recipe that the texts depend on, and their values.
         top_k: likeliest tokens at each place.
         temperature: of the log-probabilities, always 1.
@@ -76,6 +76,7 @@ class Manifest:
     prompts_sha256: str
     prompts: int
     samples: int
+    seed: int
     settings: dict[str, Any]
     top_k: int
     vocab_size: int

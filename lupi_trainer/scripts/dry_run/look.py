@@ -22,6 +22,7 @@ from .settings import Settings
 
 DATA = ("dataset_name", "base_dataset_name", "eval_dataset_name")
 # model -> the key of its revision
+TEACHERS = ("teacher_model_name_or_path", "teacher_model_server_url", "teacher_store")
 REVISIONS = {
     "model_name_or_path": "model_revision",
     "teacher_model_name_or_path": "teacher_model_revision",
@@ -72,6 +73,9 @@ def _data(settings: Settings) -> Iterator[str]:
             yield f"{key}: {error}"
     if settings.get("probes") is not None:
         yield from missing_probes("probes", settings.get("probes"))
+    store = settings.get("teacher_store")
+    if store is not None and not Path(store).is_dir():
+        yield f"teacher_store: no such folder: {store}; `lupi teach --config RECIPE --store {store}` writes it"
     examples = settings.get("few_shot_examples")
     if isinstance(examples, str) and not examples.lstrip().startswith("[") and not find_data(examples).is_file():
         yield f"few_shot_examples: no such data file: {examples}"
@@ -135,7 +139,8 @@ def models(settings: Settings) -> Iterator[str]:
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
     for key in REVISIONS:
         name = settings.get(key)
-        if name is None or (key.startswith("teacher") and settings.get("teacher_model_server_url")):
+        elsewhere = settings.get("teacher_model_server_url") or settings.get("teacher_store")
+        if name is None or (key.startswith("teacher") and elsewhere):
             continue
         try:
             path = Path(resolve_model(name)).expanduser()
@@ -277,7 +282,7 @@ def _together(settings: Settings) -> Iterator[str]:
             f"load_best_model_at_end: eval_strategy={get('eval_strategy')!r} and "
             f"save_strategy={get('save_strategy')!r} must be the same"
         )
-    if command == "skd" and not any((get("teacher_model_name_or_path"), get("teacher_model_server_url"))):
+    if command == "skd" and not any(map(get, TEACHERS)):
         if not get("use_peft"):
             yield (
                 "no teacher: set `teacher_model_name_or_path` or `teacher_model_server_url`, or give the student a "

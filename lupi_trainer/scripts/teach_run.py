@@ -1,0 +1,162 @@
+"""What `lupi teach` does: a recipe's records, its teacher, and the store that comes of both."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from ..data.prompts import Words
+from ..data.records import load_base_data, load_training_data
+from ..data.turns import expand_turns
+from ..data.wording import counted
+from ..lupi_skd.checks import ready_records
+from ..lupi_skd.setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
+from ..lupi_skd.store import TeacherStore
+from ..lupi_skd.teach import LoadedWriter, ServedWriter, Writer, entries_of, make_manifest, write_store
+from ..lupi_skd.texts import GivenTexts
+from ..models.generation import common_ends
+from ..models.head_check import check_head
+from ..models.loading import repository_options
+from ..teachers.loaded import load_teacher, teacher_generation_config
+from . import setting_up
+from .common import student_arguments
+from .lupi_skd import make_parser
+from .teach import check_policy
+
+
+def write(words: list[str], folder: Path, samples: int, shard_rows: int) -> str:
+    """Write a store as a command line says; returns a line about it."""
+    arguments = make_parser("lupi teach").parse_args_and_config(words)
+    store, written = write_store_of(*arguments, folder, samples=samples, shard_rows=shard_rows)
+    known, tokens, size = store.manifest, store.tokens(), store.size()
+    now = f"{written} of {len(list(known.shards()))} shards written now"
+    return (
+        f"{folder}: {counted(known.rows, 'text')} of {counted(known.prompts, 'prompt')}, {tokens:,} tokens with their "
+        f"{known.top_k} likeliest; {size:,} bytes, {size / tokens:.1f} a token ({now})"
+    )
+
+
+def _datasets(data_args: Any) -> list[Any]:
+    """All records that a run of the recipe would read, each once."""
+    found = [
+        load_training_data(
+            data_args.dataset_name, config=data_args.dataset_config, split=data_args.dataset_train_split
+        )
+    ]
+    if data_args.base_dataset_name is not None:
+        given = {"config": data_args.base_dataset_config, "split": data_args.base_dataset_split}
+        found.append(load_base_data(data_args.base_dataset_name, **given))
+    if data_args.train_turns == "all":
+        found = [expand_turns(records) for records in found]
+    if data_args.eval_dataset_name is not None:
+        found.append(load_training_data(data_args.eval_dataset_name))
+    return found
+
+
+def _check(args: Any, samples: int) -> None:
+    """Refuse what no store can be written with.
+
+    Raises:
+        ValueError: which setting that is.
+    """
+    check_policy(args.rollout_policy)
+    if args.world_size > 1:
+        raise ValueError("a store is written by one process, whose teacher may lie on several GPUs")
+    if samples > 1 and (args.rollout_policy == "gold" or args.teacher_temperature == 0):
+        why = "rollout_policy='gold'" if args.rollout_policy == "gold" else "teacher_temperature=0"
+        raise ValueError(f"--samples {samples}: with {why} all texts of a prompt would be the same; leave it out")
+
+
+def _generation_config(student: str, args: Any) -> GenerationConfig:
+    """That of the student, whose weights are not loaded here."""
+    options = repository_options(args)
+    try:
+        return GenerationConfig.from_pretrained(student, **options)
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(student, **options))
+
+
+def _as_its_own_teacher(args: Any, model_args: Any) -> None:
+    """Let a student that teaches itself be loaded as it is trained."""
+    args.teacher_model_revision, args.teacher_dtype = model_args.model_revision, str(model_args.dtype or "auto")
+    args.teacher_attn_implementation = model_args.attn_implementation
+    args.teacher_load_in_4bit, args.teacher_load_in_8bit = model_args.load_in_4bit, model_args.load_in_8bit
+    args.teacher_bnb_4bit_quant_type = model_args.bnb_4bit_quant_type
+    args.teacher_use_bnb_nested_quant = model_args.use_bnb_nested_quant
+
+
+@setting_up()
+def write_store_of(
+    data_args: Any, training_args: Any, model_args: Any, folder: Path, *, samples: int = 1, shard_rows: int = 256
+) -> tuple[TeacherStore, int]:
+    """Write the store that a recipe describes, or what it lacks.
+
+    Args:
+        data_args, training_args, model_args: the recipe; its `teacher_store` is not read.
+        folder: of the store.
+        samples: texts of each prompt.
+        shard_rows: texts of a shard.
+
+    Returns:
+        The store, and how many of its shards were written now.
+
+    Raises:
+        ValueError: anything that training with this teacher would refuse, a store of other texts in the folder, or a
+            setting that no store can be written with.
+    """
+    args = copy.copy(training_args)
+    args.teacher_store, args.report_to = None, []
+    _check(args, samples)
+    student = student_arguments(args, model_args)
+    named = args.teacher_model_name_or_path
+    source: Any = named and to_source(named, "teacher_model_name_or_path")
+    kind = teacher_kind(source, args, student["model"], student["peft_config"])
+    tokenizer = student_tokenizer(student["model"], args, None)
+    pair = compare_models(student["model"], source, kind, args, tokenizer, None)
+    prompt = teacher_prompt_of(args, tokenizer, pair.teacher_tokenizer)
+    limits = pair.context_lengths, pair.vocab_size
+    datasets = [ready_records(records, tokenizer, prompt, args, *limits) for records in _datasets(data_args)]
+    own = Words(tokenizer, args.chat_template_kwargs or {})
+    given = GivenTexts(args, own, prompt, None, pair.vocab_size)
+    entries = entries_of(datasets, given, prompt, own)
+
+    if kind is TeacherKind.SELF:
+        source, named = student["model"], model_args.model_name_or_path
+        _as_its_own_teacher(args, model_args)
+    teacher: Any = teacher_generation_config(source, args) if source else None
+    if kind is not TeacherKind.REMOTE:
+        teacher = load_teacher(source, args, args.device)
+        check_head(teacher, "teacher")
+    words = prompt.words or own
+    ends = common_ends(
+        _generation_config(student["model"], args),
+        tokenizer,
+        teacher,
+        pair.teacher_tokenizer,
+        pair.vocab_size,
+        words.template_kwargs,
+        **own.template_kwargs,
+    )
+    writer: Writer
+    if pair.server is not None:
+        writer, named = ServedWriter(pair.server, args, ends), named or pair.server.name
+    else:
+        writer = LoadedWriter(teacher, args, pair.vocab_size, ends, tokenizer.pad_token_id)
+    its_tokenizer = pair.teacher_tokenizer or tokenizer
+    manifest = make_manifest(
+        entries,
+        args,
+        its_tokenizer,
+        words,
+        model=named,
+        revision=args.teacher_model_revision,
+        server=pair.server is not None,
+        samples=samples,
+        top_k=writer.k,
+        vocab_size=pair.vocab_size,
+        ends=ends,
+        shard_rows=shard_rows,
+    )
+    written = write_store(folder, manifest, entries, writer, its_tokenizer)
+    return TeacherStore(folder), written
