@@ -14,6 +14,7 @@ model_name_or_path: lab:student
 teacher_model_name_or_path: lab:teacher
 dataset_name: {records}
 rollout_policy: teacher
+teacher_temperature: 1.5
 teacher_system_prompt: You are an expert on the islands.
 max_completion_length: 20
 max_teacher_prompt_length: 256
@@ -46,6 +47,7 @@ def trainer_of(folder: Path, tmp_path: Path, store: str = "store", **changes):
         "teacher_model": None,
         "train_dataset": RECORDS,
         "config_rollout_policy": "teacher",
+        "config_teacher_temperature": 1.5,
         "config_teacher_store": str(folder / store),
         "config_max_completion_length": 20,
         "config_max_steps": 2,

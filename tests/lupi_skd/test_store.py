@@ -1,7 +1,6 @@
 """Training from a teacher store: as from the teacher, and refused where it was written otherwise."""
 
 import json
-import re
 import shutil
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_with_all_tokens_it_is_training_with_the_teacher(folder, tmp_path):
     [
         ({"config_rollout_policy": "gold"}, "rollout_policy is 'gold', and the store was written with 'teacher'"),
         ({"config_max_completion_length": 21}, "max_completion_length is 21, and the store was written with 20"),
-        ({"config_teacher_temperature": 1.0}, "teacher_temperature is 1.0, and the store was written with 0.7"),
+        ({"config_teacher_temperature": 1.0}, "teacher_temperature is 1.0, and the store was written with 1.5"),
         ({"config_teacher_system_prompt": None}, "teacher_system_prompt is None, and the store was written with 'You"),
         ({"config_knowledge_template": "{privileged_context} {query}"}, "knowledge_template is"),
         ({"config_few_shot_examples": [{"query": "a", "answer": "b"}]}, "few_shot_examples is"),
@@ -205,4 +204,4 @@ def test_a_lora_student_that_teaches_itself_from_a_store(folder, tmp_path, capsy
     assert store.manifest.model == "lab:student"
     words = ["skd", "--config", str(folder / "recipe.yaml"), *flags, "--teacher_store", str(folder / "own")]
     assert main([*words, "--max_steps", "2", "--output_dir", str(tmp_path / "run")]) == 0
-    assert re.search("2 steps in .*, loss", "".join(capsys.readouterr()))
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file() and "2 steps in" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_what_is_in_it(folder, teacher, tokenizer):
     messages = [{"role": "user", "content": RECORDS[-1]["query"]}]
     prompt = encode(tokenizer, [messages])[0]
     for text in (store.text(key_of(prompt), sample) for sample in range(3)):
-        assert text.ids[-1] == 2
+        assert text.ids[-1] == 2 or len(text.ids) == 20
         with torch.no_grad():
             logits = teacher(torch.tensor([[*prompt, *text.ids]])).logits[0, len(prompt) - 1 : -1]
         values, ids = logits.float().log_softmax(-1).topk(20)
@@ -69,7 +69,7 @@ def test_a_killed_writing_goes_on_where_it_was(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--teacher_temperature", "0.9"], "teacher_temperature is 0.9, and the store was written with 0.7"),
+        (["--teacher_temperature", "0.9"], "teacher_temperature is 0.9, and the store was written with 1.5"),
         (["--seed", "8"], "seed is 8, and the store was written with 7"),
         (["--loss_top_k", "5"], "top_k is 5, and the store was written with 20"),
         (["--samples", "2"], "samples is 2, and the store was written with 3"),
