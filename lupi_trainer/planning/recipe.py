@@ -152,7 +152,7 @@ def make_run(
         OSError: there is no such model.
     """
     policy, sharding = get("rollout_policy", "speculative"), _sharding(get, launched or {})
-    drafts = policy == "speculative" or get("teacher_model_server_url", None) is not None
+    drafts = policy == "speculative" or (get("teacher_model_server_url", None) is not None and _writes(get))
     trust, mixed = bool(get("trust_remote_code", False)), _mixed(get)
     is_mixed = mixed is not None
     name = get("model_name_or_path")
@@ -190,7 +190,8 @@ def assemble(
 
     Args:
         get: (key, default) -> what the recipe says.
-        student, teacher: their sizes; of a self-taught student both are one; no teacher where it is on a server.
+        student, teacher: their sizes; of a self-taught student both are one; no teacher where it is on a server, or
+            its store is read.
         lengths: of prompts and texts.
         sharding: of the student's training.
         mixed: whether that is in mixed precision.
@@ -215,7 +216,8 @@ def assemble(
         prefix=lengths.prefix,
         completion=int(get("max_completion_length", lengths.completion)),
         gamma=int(get("gamma", 20)) if policy != "teacher" else 1,
-        drafts=policy != "teacher" or remote,
+        drafts=_writes(get) and (policy != "teacher" or remote),
+        writes=_writes(get),
         judges_student=rule in READS_STUDENT,
         plain_rule=rule in PLAIN_RULES,
         compiled=bool(get("compile_rollout", False)),
@@ -226,6 +228,11 @@ def assemble(
         mixed=mixed,
         attends_by_mask=not str(get("attn_implementation", None) or "sdpa").startswith(("flash", "kernels")),
     )
+
+
+def _writes(get: Get) -> bool:
+    """Whether texts are written in training, and not there already."""
+    return get("teacher_store", None) is None and get("rollout_policy", "speculative") != "gold"
 
 
 def _bits(get: Get, role: str, nested: str) -> Bits:
@@ -247,7 +254,7 @@ def _checkpoints(get: Get) -> bool:
 
 def _teacher(get: Get, student: ModelSize, drafts: bool, known: dict[Any, ModelSize]) -> ModelSize | None:
     name = get("teacher_model_name_or_path", None)
-    if get("teacher_model_server_url", None) is not None:
+    if get("teacher_model_server_url", None) is not None or get("teacher_store", None) is not None:
         return None
     if name is None:
         if not get("use_peft", False):

@@ -37,7 +37,8 @@ class Run:
 
     Attributes:
         student: its size, with what is trained.
-        teacher: the teacher's size; `None` where it is on a server. Of a self-taught student it is the student's.
+        teacher: the teacher's size; `None` where it is on a server, or its store is read. Of a self-taught student it
+            is the student's.
         home: where the teacher is: `STUDENT`, beside the student, `TEACHER`, on a GPU of its own, or `CPU`.
         self_taught: the teacher's weights are the student's.
         offloaded: the teacher is in the CPU's memory between rollouts.
@@ -46,6 +47,7 @@ class Run:
         completion: tokens of the longest text.
         gamma: tokens of a draft.
         drafts: whether the student writes drafts; else the teacher writes alone.
+        writes: whether either does; else the texts are there already.
         judges_student: whether the acceptance rule reads the student's logits.
         plain_rule: whether the rule compares ranks and one probability alone.
         compiled: `compile_rollout`.
@@ -71,6 +73,7 @@ class Run:
     completion: int
     gamma: int
     drafts: bool = True
+    writes: bool = True
     judges_student: bool = False
     plain_rule: bool = True
     compiled: bool = False
@@ -100,7 +103,7 @@ class Run:
     def writes_rounded(self) -> bool:
         """Whether the student writes with a bfloat16 copy of its float32 weights."""
         whole = self.student.dtype == torch.float32 and not self.student.adapter
-        return whole and self.mixed and not self.sharding.kind
+        return whole and self.writes and self.mixed and not self.sharding.kind
 
     @property
     def writer(self) -> ModelSize:

@@ -54,7 +54,7 @@ def models_table(run: Run) -> str:
     rows = []
     for role, model in (("student", run.student), ("teacher", run.teacher)):
         if model is None:
-            rows.append([role, "on a server", "", "", ""])
+            rows.append([role, "on a server" if run.writes else "not here", "", "", ""])
             continue
         kind = f"{model.bits.bits} bits" if model.bits.bits else str(model.dtype).removeprefix("torch.")
         if role == "teacher" and run.self_taught:

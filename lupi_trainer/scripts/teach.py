@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", required=True, metavar="RECIPE", help="of `lupi skd`: a YAML file, or the name of a shipped one")
     add("--store", type=Path, metavar="FOLDER", help="where it is written (default: the recipe's `teacher_store`)")
+    add("--axolotl", type=Path, metavar="FILE", help="take the texts from rows that axolotl distills from instead")
     add("--samples", type=positive, default=1, help="texts of each prompt, of which training draws one each time")
     add("--shard_rows", type=positive, default=256, help="texts of a shard, which are written and kept together")
     add(FLAG, action="store_true", help=NO_PLUGINS)
@@ -85,4 +86,4 @@ def teach(args: argparse.Namespace) -> None:
     from .teach_run import write
 
     words += ["--teacher_store", str(folder)]
-    print(write(words, Path(folder), args.samples, args.shard_rows))
+    print(write(words, Path(folder), args.samples, args.shard_rows, args.axolotl))

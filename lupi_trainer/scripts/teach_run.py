@@ -10,6 +10,7 @@ from ..data.prompts import Words
 from ..data.records import load_base_data, load_training_data
 from ..data.turns import expand_turns
 from ..data.wording import counted
+from ..lupi_skd.axolotl import KnownTexts, read_rows, unknown_tokens
 from ..lupi_skd.checks import ready_records
 from ..lupi_skd.setup import TeacherKind, compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
 from ..lupi_skd.store import TeacherStore
@@ -18,6 +19,7 @@ from ..lupi_skd.texts import GivenTexts
 from ..models.generation import common_ends
 from ..models.head_check import check_head
 from ..models.loading import repository_options
+from ..models.vocabulary import check_vocabularies
 from ..teachers.loaded import load_teacher, teacher_generation_config
 from . import setting_up
 from .common import student_arguments
@@ -25,10 +27,13 @@ from .lupi_skd import make_parser
 from .teach import check_policy
 
 
-def write(words: list[str], folder: Path, samples: int, shard_rows: int) -> str:
+def write(words: list[str], folder: Path, samples: int, shard_rows: int, axolotl: Path | None = None) -> str:
     """Write a store as a command line says; returns a line about it."""
     arguments = make_parser("lupi teach").parse_args_and_config(words)
-    store, written = write_store_of(*arguments, folder, samples=samples, shard_rows=shard_rows)
+    if axolotl is None:
+        store, written = write_store_of(*arguments, folder, samples=samples, shard_rows=shard_rows)
+    else:
+        store, written = write_store_of_rows(*arguments, folder, axolotl, samples=samples, shard_rows=shard_rows)
     known, tokens, size = store.manifest, store.tokens(), store.size()
     now = f"{written} of {len(list(known.shards()))} shards written now"
     return (
@@ -159,4 +164,50 @@ def write_store_of(
         shard_rows=shard_rows,
     )
     written = write_store(folder, manifest, entries, writer, its_tokenizer)
+    return TeacherStore(folder), written
+
+
+@setting_up()
+def write_store_of_rows(
+    data_args: Any, training_args: Any, model_args: Any, folder: Path, path: Path, *, samples: int, shard_rows: int
+) -> tuple[TeacherStore, int]:
+    """As [`write_store_of`], of rows that axolotl distills from; no teacher is loaded or asked.
+
+    Args:
+        path: of the rows; their teacher is the one that the recipe names.
+
+    Raises:
+        ValueError: rows that are not exactly texts of a store (their number is said), or several samples.
+    """
+    args = copy.copy(training_args)
+    args.teacher_store, args.report_to = None, []
+    _check(args, samples)
+    if samples > 1:
+        raise ValueError(f"--samples {samples}: --axolotl takes the rows as they are; leave it out")
+    if args.teacher_model_name_or_path is None:
+        raise ValueError("--axolotl: set teacher_model_name_or_path to the teacher that the rows are of")
+    student = student_arguments(args, model_args)["model"]
+    tokenizer = student_tokenizer(student, args, None)
+    config = AutoConfig.from_pretrained(student, **repository_options(args))
+    vocab_size = check_vocabularies(config, config, tokenizer)
+    own = Words(tokenizer, args.chat_template_kwargs or {})
+    texts = KnownTexts(read_rows(path), own, args.loss_top_k, args.rollout_policy == "gold")
+    if strange := unknown_tokens(texts, vocab_size):
+        raise ValueError(f"{strange[0]}: a token beyond the {vocab_size} of the student: another vocabulary")
+    ends = common_ends(_generation_config(student, args), tokenizer, None, None, vocab_size, **own.template_kwargs)
+    manifest = make_manifest(
+        texts.entries,
+        args,
+        tokenizer,
+        teacher_prompt_of(args, tokenizer, None).words or own,
+        model=args.teacher_model_name_or_path,
+        revision=args.teacher_model_revision,
+        server=False,
+        samples=1,
+        top_k=texts.k,
+        vocab_size=vocab_size,
+        ends=ends,
+        shard_rows=shard_rows,
+    )
+    written = write_store(folder, manifest, texts.entries, texts, tokenizer)
     return TeacherStore(folder), written
