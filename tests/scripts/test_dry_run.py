@@ -55,7 +55,11 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
     for recipe in list_recipes():
         if "accelerate_configs" not in recipe:
             found = faults_of(COMMANDS[recipe.split("/")[-2]] if "/" in recipe else "", recipe=recipe)
-            of_others = ("no such model folder: runs/", "HF_HUB_OFFLINE is set, and its cache has no such model")
+            of_others = (
+                "no such model folder: runs/",
+                "teacher_store: no such folder: runs/",
+                "HF_HUB_OFFLINE is set, and its cache has no such model",
+            )
             assert all(any(part in fault for part in of_others) for fault in found), (recipe, found)
 
 
@@ -66,7 +70,7 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
         ("--gamma 2.5", "--gamma takes a whole number, got '2.5'"),
         ("--bf16 maybe", "--bf16 takes true or false, got 'maybe'"),
         ("--eval_strategy sometimes", "must be one of ['no', 'steps', 'epoch'], got 'sometimes'"),
-        ("--rollout_policy none", "--rollout_policy must be one of ['speculative', 'student', 'teacher'], got 'none'"),
+        ("--rollout_policy none", "must be one of ['speculative', 'student', 'teacher', 'gold'], got 'none'"),
         (
             "--gamma none",
             "--gamma cannot be left without a value: give it a whole number, or leave it out for its default, 20",
