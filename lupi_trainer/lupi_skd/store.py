@@ -212,6 +212,10 @@ class StoreWriter:
                 found.append((number, rows))
         return found
 
+    def first(self, number: int) -> Text:
+        """The first text of a shard that is there."""
+        return _text(_read(shard_path(self.folder, number)), 0, self.manifest.top_k)
+
     def write(self, number: int, keys: Sequence[tuple[str, int]], texts: Iterable[Text]) -> None:
         """Write a shard: (key, sample) and text of every row."""
         ids, tops, log_probs = zip(*texts)
@@ -245,6 +249,15 @@ def _read(path: Path) -> pa.Table:
     if table.schema != SCHEMA:
         raise ValueError(f"teacher_store: {path} has other columns than a store: {', '.join(table.column_names)}")
     return table
+
+
+def _text(table: pa.Table, row: int, top_k: int) -> Text:
+    """A row of one or more shards."""
+    ids, top_ids, log_probs = (
+        table[name][row].values.to_numpy() for name in ("completion_ids", "top_ids", "top_log_probs")
+    )
+    shape = len(ids), top_k
+    return Text(ids.tolist(), top_ids.reshape(shape), log_probs.reshape(shape))
 
 
 def _identity(path: Path) -> list[tuple[str, int]] | None:
@@ -299,12 +312,7 @@ class TeacherStore:
 
     def text(self, key: str, sample: int) -> Text:
         """The text of a prompt that is in the store, and of a sample below `manifest.samples`."""
-        row = self._place[key, sample]
-        ids, top_ids, log_probs = (
-            self._table[name][row].values.to_numpy() for name in ("completion_ids", "top_ids", "top_log_probs")
-        )
-        shape = len(ids), self.manifest.top_k
-        return Text(ids.tolist(), top_ids.reshape(shape), log_probs.reshape(shape))
+        return _text(self._table, self._place[key, sample], self.manifest.top_k)
 
     def tokens(self) -> int:
         """Tokens of all texts."""

@@ -25,6 +25,7 @@ from .texts import GivenTexts, remote_top, text_settings
 
 
 _LOGITS = 1 << 24  # elements at a time
+_ROUNDED = 0.02  # by how much half precision and another batch may change a probability
 
 
 @dataclass(frozen=True)
@@ -238,18 +239,40 @@ def write_store(folder: Path, manifest: Manifest, entries: Sequence[Entry], writ
         tokenizer: that wrote the prompts.
 
     Raises:
-        ValueError: the folder holds something else (named), or the teacher fails at a record (named).
+        ValueError: the folder holds something else (named), another teacher's shards, or the teacher fails at a
+            record (named).
     """
     store = StoreWriter(folder, manifest, tokenizer)
     rows = [(entry, sample) for entry in entries for sample in range(manifest.samples)]
     keys = [(entry.key, sample) for entry, sample in rows]
     missing = store.missing(keys)
+    kept = next((number for number, _ in manifest.shards() if number not in dict(missing)), None)
+    if missing and kept is not None:
+        entry, _ = rows[kept * manifest.shard_rows]
+        _check_same(entry, store.first(kept), writer)
     with WorkBar("shards", len(missing)) as bar:
         for done, (number, part) in enumerate(missing):
             texts = _texts(rows[part], writer)
             store.write(number, keys[part], texts)
             bar.update(done + 1)
     return len(missing)
+
+
+def _check_same(entry: Entry, text: Text, writer: Writer) -> None:
+    """Refuse a teacher that is not the one that has written a text.
+
+    Raises:
+        ValueError: it finds the text's likeliest tokens by more than rounding likelier or less likely.
+    """
+    (top,) = writer.top([entry.prompt], [text.ids])
+    ids, values = top.chunk(2, -1)
+    likeliest = torch.from_numpy(text.top_ids[:, :1].copy())
+    found = values.masked_fill(ids != likeliest, -torch.inf).exp().amax(-1)
+    if ((found - torch.from_numpy(text.top_log_probs[:, 0].copy()).exp()).abs() > _ROUNDED).any():
+        raise ValueError(
+            f"{entry.name}: another teacher answers than the one that wrote the shards which are there already, "
+            "though the manifest has its name: take another folder, or remove the store"
+        )
 
 
 def _texts(rows: Sequence[tuple[Entry, int]], writer: Writer) -> list[Text]:

@@ -141,11 +141,14 @@ class GivenTexts:
         if not isinstance(dataset, Dataset):
             return
         for start in range(0, len(dataset), batch_size):
-            rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-            if self.store is not None:
-                self._stored(rows, self._teacher_prompts(rows), [0] * len(rows))
-            if self.is_gold or self.args.gold_alpha:
-                self.gold(rows, required=self.is_gold)
+            self.check_rows([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+
+    def check_rows(self, rows: list[dict[str, Any]]) -> None:
+        """As [`check`], of some records."""
+        if self.store is not None:
+            self._stored(rows, self._teacher_prompts(rows), [0] * len(rows))
+        if self.is_gold or self.args.gold_alpha:
+            self.gold(rows, required=self.is_gold)
 
     def _teacher_prompts(self, rows: list[dict[str, Any]]) -> list[list[int]]:
         words = self.teacher_prompt.words or self.words

@@ -224,6 +224,7 @@ class LUPISKDTrainer(
         )
         if pair.store is not None:
             self.eos_token_ids = store_ends(pair.store, self.eos_token_ids)
+            self.stored_teacher = pair.store.config
         self.teacher_model = pair.server if kind is TeacherKind.REMOTE else teacher
         self.backend = backend_name(self.dist, self.accelerator)
         self._writes_rounded = writes_rounded(bare, self.accelerator)

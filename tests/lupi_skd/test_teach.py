@@ -66,6 +66,20 @@ def test_a_killed_writing_goes_on_where_it_was(folder, tmp_path, capsys):
     assert "0 of 4 shards written now" in capsys.readouterr().out
 
 
+def test_another_teacher_under_the_same_name_does_not_go_on(folder, tmp_path, teacher, tokenizer, capsys):
+    where = tmp_path / "teacher"
+    teacher.save_pretrained(where)
+    tokenizer.save_pretrained(where)
+    flags = ["--teacher_model_name_or_path", str(where), "--shard_rows", "10"]
+    assert teach(folder, *flags, store=str(tmp_path / "store")) == 0
+    shard_path(tmp_path / "store", 1).unlink()
+    with torch.no_grad():
+        teacher.model.layers[0].mlp.down_proj.weight.mul_(3)
+    teacher.save_pretrained(where)
+    assert teach(folder, *flags, store=str(tmp_path / "store")) == 2
+    assert "another teacher answers than the one that wrote the shards" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from ...data.check import check_probes
+from ...data.prompts import Words
 from ...data.records import load_records, normalize_record, record_name, sft_row, to_columns
 from ...data.special_tokens import SpecialTokens
 from ...data.squad import check_qa_record, raw_questions, tokenize_qa
@@ -14,6 +15,7 @@ from ...data.turns import turns_of
 from ...lab import LAB_PREFIX, load_lab_records, resolve_model
 from ...lupi_skd.checks import Reading, read_prompts
 from ...lupi_skd.setup import compare_models, student_tokenizer, teacher_kind, teacher_prompt_of, to_source
+from ...lupi_skd.texts import GivenTexts
 from ..kd_lora import evaluation_source
 from .report import Report
 
@@ -72,6 +74,11 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     for one in filter(None, (tokenizer, pair.teacher_tokenizer)):
         one.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     prompt = teacher_prompt_of(args, tokenizer, pair.teacher_tokenizer)
+    given = None
+    if args.teacher_store or args.gold_alpha or args.rollout_policy == "gold":
+        given = GivenTexts(
+            args, Words(tokenizer, args.chat_template_kwargs or {}), prompt, pair.store, pair.vocab_size
+        )
     sources = [
         (data_args.dataset_name, data_args.dataset_config, data_args.dataset_train_split, _columns),
         (data_args.base_dataset_name, data_args.base_dataset_config, data_args.base_dataset_split, _base_columns),
@@ -86,6 +93,8 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
             rows = [row | {"row_id": n} for n, row in enumerate(chain.from_iterable(map(turns_of, rows)))]
         read = list(read_prompts(rows, tokenizer, prompt, args, pair.context_lengths, pair.vocab_size))
         report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
+        if given is not None:
+            _each([r.row for r in read if r.error is None], lambda row, _: given.check_rows([row]), report, source)
         counts.append((source, len(rows)))
         readings += read
         if rows and len(read) == len(rows) and not any(r.error for r in read):
