@@ -96,12 +96,12 @@ class PrivilegedLoss(DistillationHooks):
         So where all have one, it is `(1 - gold_alpha) * mean D + gold_alpha * mean CE`; where none has, mean D.
         """
         alpha, mask = self.args.gold_alpha, batch["completion_mask"]
-        head = Head(student, self.shared_vocab_size)
         if self.args.rollout_policy == "gold":  # the texts are the answers
             names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
             student_states = gold_states = completion_states(student, *(batch[name] for name in names))
         else:
             student_states, gold_states = states_of_both(student, batch)
+        head = Head(student, self.shared_vocab_size)  # which FSDP2 has gathered for the forward
         divergence, answered = self._divergence(student_states, head, batch), batch["gold_mask"].any(1)
         count = mask.sum().clamp(min=1) if count is None else count
         parts = [(1 - alpha, answered), (1.0, ~answered)]
