@@ -79,6 +79,11 @@ class TakenTexts(DistillationHooks):
     def _noise_addresses(self) -> list[int]:
         raise NotImplementedError
 
+    @property
+    def writes_texts(self) -> bool:
+        """Whether texts are written in training, and not there already."""
+        return not self._given.replace_rollout
+
     def take_texts(self, teacher_prompt_ids: list[list[int]]) -> list[list[int]]:
         """The completion of each record that is at hand, as `write_completions` returns them; nobody writes it."""
         address = self._noise_seed(), self._noise_addresses()

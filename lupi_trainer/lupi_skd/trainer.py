@@ -303,7 +303,7 @@ class LUPISKDTrainer(
         for row, student_ids, teacher_ids in zip(self._rows, prompt_ids, teacher_prompt_ids):
             limits = self.context_lengths, self.processing_class, self.shared_vocab_size
             check_length(row, student_ids, teacher_ids, self.args, *limits)
-        if self._given.replace_rollout:
+        if not self.writes_texts:
             return self.take_texts(teacher_prompt_ids)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []

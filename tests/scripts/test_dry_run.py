@@ -258,6 +258,25 @@ def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
     assert "are free: set save_total_limit: 1" in faults[1]
 
 
+def test_every_record_without_a_text_is_listed(tmp_path, capsys, small_lab):
+    """Of gold answers and of a store; and a run that writes nothing is not timed as though it did."""
+    gold = ["--rollout_policy", "gold", "--per_device_train_batch_size", "4", "--eval_dataset_name", "none"]
+    gold += ["--eval_strategy", "no"]
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *gold)
+    assert (status, faults) == (0, []) and "from one batch, forward and" in table["time"]
+    status, _, faults = check(capsys, tmp_path, "skd", FULL, *gold, "--eval_dataset_name", "lab:eval")
+    assert status == 1 and len(faults) == 1
+    assert "lab:eval: 12 records, the first: it has no `answer`" in faults[0]
+
+    store = ["--rollout_policy", "teacher", "--max_completion_length", "8"]
+    words = ["teach", "--config", FULL, "--store", str(tmp_path / "store"), *store, "--base_dataset_name", "none"]
+    assert main([*words, "--mixing", "none", "--dataset_name", "lab:common"]) == 0
+    capsys.readouterr()
+    status, _, faults = check(capsys, tmp_path, "skd", FULL, *store, "--teacher_store", str(tmp_path / "store"))
+    assert status == 1 and len(faults) == 1
+    assert "lab:new: 48 records, the first: what its teacher reads is not in teacher_store" in faults[0]
+
+
 def test_one_checkpoint_is_not_several(tmp_path):
     keys = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "save_only_model": False}
     args = SimpleNamespace(**keys, load_best_model_at_end=False, optim="adamw_torch")

@@ -1,6 +1,6 @@
 """Every record of a run against every limit: not the first that does not fit, but all of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -94,7 +94,7 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
         read = list(read_prompts(rows, tokenizer, prompt, args, pair.context_lengths, pair.vocab_size))
         report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
         if given is not None:
-            _each([r.row for r in read if r.error is None], lambda row, _: given.check_rows([row]), report, source)
+            report.refuse_records(source, list(_without_text([r.row for r in read if r.error is None], given)))
         counts.append((source, len(rows)))
         readings += read
         if rows and len(read) == len(rows) and not any(r.error for r in read):
@@ -105,6 +105,15 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     if data_args.probes:
         _probes(data_args.probes, tokenizer, args, report)
     return counts[0][1]
+
+
+def _without_text(rows: list[Record], given: GivenTexts) -> Iterator[tuple[str, str]]:
+    """(name, fault) of the records that have no answer, or none in the store, where they need one."""
+    for row in rows:
+        try:
+            given.check_rows([row])
+        except ValueError as error:
+            yield record_name(row, row["row_id"]), str(error).removeprefix(f"{record_name(row)}: ")
 
 
 def _prompt_lengths(readings: list[Any], args: Any, report: Report) -> None:
