@@ -197,11 +197,11 @@ def test_fewer_tokens_than_it_has(folder, tmp_path):
     assert torch.equal(batch["teacher_top"], full[..., [*range(5), *range(20, 25)]])
 
 
-def test_a_lora_student_that_teaches_itself_from_a_store(folder, tmp_path, capsys):
+def test_a_lora_student_that_teaches_itself_from_a_store(folder, tmp_path):
     flags = ["--teacher_model_name_or_path", "none", "--use_peft", "true", "--lora_r", "2"]
     assert teach(folder, *flags, store="own") == 0
     store = TeacherStore(folder / "own")
     assert store.manifest.model == "lab:student"
     words = ["skd", "--config", str(folder / "recipe.yaml"), *flags, "--teacher_store", str(folder / "own")]
     assert main([*words, "--max_steps", "2", "--output_dir", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "adapter_model.safetensors").is_file() and "2 steps in" in capsys.readouterr().err
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
