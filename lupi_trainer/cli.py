@@ -33,6 +33,7 @@ from .scripts import (
     run,
     stopped,
     sweep,
+    teach,
 )
 from .scripts.launch import TRAINING, explanation, summary, train
 from .scripts.recipe_words import one_line
@@ -67,6 +68,7 @@ COMMANDS = {
     "export": export,
     "push": push,
     "data": data,
+    "teach": teach,
     "compare": compare,
     "sweep": sweep,
     "inspect": inspect,

@@ -53,6 +53,7 @@ LESS = {
         *SHORT,
         *"--per_device_train_batch_size 3 --max_completion_length 8 --overwrite_output_dir true".split(),
     ],
+    "lupi teach": ["--max_completion_length", "8"],
     "lupi kd": [*SHORT, "--save_strategy", "no"],
     "lupi wmtp": [*SHORT, "--save_strategy", "no"],
     "lupi compare": [*SHORT[:2], "--arms", "untrained", "skd", "--every", "1", "--seeds", "0"],

@@ -62,7 +62,8 @@ def check_records(records: list[dict[str, Any]], *, watch: Watch = unwatched) ->
 
     Returns:
         Problems of the kinds `field` (missing, or of a wrong type) and, of all records together, `type` (a column
-        that holds values of several); doubts of the kind `empty` (knowledge that is text without a word).
+        that holds values of several); doubts of the kind `empty` (knowledge, or an answer, that is text without a
+        word).
     """
     found: list[Problem] = []
     for number, record in enumerate(watch(records, "records")):
@@ -74,6 +75,8 @@ def check_records(records: list[dict[str, Any]], *, watch: Watch = unwatched) ->
         else:
             blank = "so the teacher sees only what the student sees; null says that it is meant"
             found += [Problem("empty", name, f"its `{key}` is empty, {blank}", doubt=True) for key in empty(record)]
+            if isinstance(answer := record.get("answer"), str) and not answer.strip():
+                found.append(Problem("empty", name, "its `answer` is empty, so it has no gold answer", doubt=True))
     if all(problem.doubt for problem in found):
         try:
             to_columns(records)

@@ -75,6 +75,10 @@ def normalize_record(record: dict[str, Any], number: int, needs_context: bool = 
     teacher = record.get("teacher")  # whose record it is, where a run has several
     if teacher is not None and (not isinstance(teacher, str) or not teacher):
         raise RecordError(where, "`teacher` must be a name or null", f", got {teacher!r}")
+    answer = record.get("answer")
+    if answer is not None and not isinstance(answer, str):
+        raise RecordError(where, "`answer` must be text or null", f", got {type(answer).__name__}")
+    record["answer"] = answer if answer and answer.strip() else None
     row_id = record.get("row_id")  # the address of its rollout noise, wherever it is shuffled to
     row_id = number if row_id is None else row_id
     if not isinstance(row_id, Integral) or isinstance(row_id, bool) or not 0 <= row_id < 2**63:

@@ -1,7 +1,7 @@
 """Records to training columns: `prompt` and `privileged_context`.
 
 `prompt` is text or a list of messages; `privileged_context` is what only the teacher reads, or null (then the teacher
-sees what the student sees). `query` and `knowledge` are read too.
+sees what the student sees). `query` and `knowledge` are read too. A record may have an `answer`, a gold one.
 """
 
 import logging
@@ -48,8 +48,8 @@ def make_dataset(rows: list[dict[str, Any]]) -> Dataset:
 
 
 def to_columns(records: Iterable[dict[str, Any]], needs_context: bool = True) -> Dataset:
-    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `id` and `teacher`, if any has one, and
-    `source_row`, if all have it).
+    """Records to a dataset of `prompt`, `privileged_context`, `row_id` (and `answer`, `id` and `teacher`, if any has
+    one, and `source_row`, if all have it).
 
     Raises:
         ValueError: no record at all, or a bad one (named).
@@ -58,7 +58,7 @@ def to_columns(records: Iterable[dict[str, Any]], needs_context: bool = True) ->
     if not rows:
         raise ValueError("the dataset is empty")
     columns = ["prompt", "privileged_context", "row_id"]
-    columns += [name for name in ("id", "teacher") if any(row.get(name) is not None for row in rows)]
+    columns += [name for name in ("answer", "id", "teacher") if any(row.get(name) is not None for row in rows)]
     columns += ["source_row"] if all(isinstance(row.get("source_row"), int) for row in rows) else []
     return make_dataset([{c: row.get(c) for c in columns} for row in rows])
 
@@ -86,7 +86,8 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
         split: split of a dataset from the Hub.
 
     Returns:
-        A dataset with the columns `prompt` (messages) and `privileged_context` (text or null).
+        A dataset with the columns `prompt` (messages) and `privileged_context` (text or null), and `answer` (text or
+        null) where a record has one.
 
     Raises:
         FileNotFoundError: a data file that does not exist.

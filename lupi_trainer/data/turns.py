@@ -18,7 +18,7 @@ def turns_of(row: dict[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         Rows in the order of the dialogue, whose prompts end where the assistant speaks; the last is `row` itself. All
-        else is the same in each: the knowledge belongs to every turn.
+        else is the same in each, since the knowledge belongs to every turn, but for an `answer`, which the last has.
     """
     prompt = row["prompt"]
     ends = [
@@ -26,7 +26,8 @@ def turns_of(row: dict[str, Any]) -> list[dict[str, Any]]:
         for place, (message, answer) in enumerate(zip(prompt, prompt[1:]), start=1)
         if message["role"] == "user" and answer["role"] == "assistant"
     ]
-    return [*(row | {"prompt": prompt[:end]} for end in ends), row]
+    gold = {"answer": None} if "answer" in row else {}
+    return [*(row | gold | {"prompt": prompt[:end]} for end in ends), row]
 
 
 def expand_turns(records: Dataset) -> Dataset:

@@ -3,6 +3,7 @@
 METRICS = {
     "loss": "How far the student's next-token distribution is from the one that it learns, a mean over tokens; it "
     "should fall.",
+    "loss/gold": "Cross-entropy of the gold answers, a mean over their tokens; it should fall.",
     "eval_loss": "The loss on records that are not trained on; it should fall, and rises where the run overfits.",
     "eval_perplexity": "e to the power of the mean cross-entropy on the evaluation's answers: lower is better.",
     "acc_rate/mean": "Share of the tokens drafted by the student that the teacher accepted.",

@@ -13,12 +13,13 @@ from .config_checks import check_config
 from .inherited import documented
 from .knowledge import KnowledgeKeys
 from .rules import RULES
+from .text_keys import TextKeys
 from .values import GAMMA_POLICIES, ROLLOUT_POLICIES, TEMPLATES, VERIFICATIONS
 
 
 @json_fields("acceptance_kwargs", "teacher_chat_template_kwargs", "teachers")
 @dataclass
-class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
+class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
     r"""
     Configuration class for the [`LUPISKDTrainer`].
 
@@ -54,7 +55,8 @@ class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
 
         rollout_policy (`str`, *optional*, defaults to `"speculative"`):
             Who writes the text: `"speculative"` (the student drafts, the teacher verifies), `"student"` (on-policy
-            distillation, as GKD) or `"teacher"` (supervised distillation on the teacher's samples).
+            distillation, as GKD), `"teacher"` (supervised distillation on the teacher's samples) or `"gold"` (on the
+            `answer` of each record: nothing is written).
         max_completion_length (`int`, *optional*, defaults to `4096`):
             Longest completion in tokens.
         gamma (`int`, *optional*, defaults to `20`):
@@ -296,4 +298,4 @@ class LUPISKDConfig(KnowledgeKeys, DistillationConfig):
 
 
 if LUPISKDConfig.__doc__:  # python -OO strips it
-    LUPISKDConfig.__doc__ = documented(LUPISKDConfig, KnowledgeKeys)
+    LUPISKDConfig.__doc__ = documented(LUPISKDConfig, KnowledgeKeys, TextKeys)

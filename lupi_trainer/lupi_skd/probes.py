@@ -15,6 +15,7 @@ from .checks import ready_records
 from .config import LUPISKDConfig
 from .row_rollouts import roll_out_rows
 from .teachers import Teachers
+from .texts import GivenTexts
 
 
 OPEN_BOOK_PROBES = 16  # asked of the teacher: enough to tell "most" from "few", in one batch
@@ -51,9 +52,12 @@ class ProbedEvaluation(Probed, DistillationHooks):
     open_book_probes: list[dict[str, Any]] | None = None
     """Probes with their `knowledge`, for `ask_teacher`."""
     _lockstep: Lockstep | None
+    _given: GivenTexts
 
     def ready(self, dataset: Any) -> Any:
-        return ready_records(dataset, self.processing_class, self.teachers, self.args)
+        ready = ready_records(dataset, self.processing_class, self.teachers, self.args)
+        self._given.check(ready)
+        return ready
 
     def ask_teacher(self) -> tuple[int, int]:
         """Ask the teacher `open_book_probes`, as it is asked in training; every process asks all of them.
@@ -82,7 +86,7 @@ class ProbedEvaluation(Probed, DistillationHooks):
             return len(bare_ids) <= most and len(ids) <= min(most_of_teacher, self.args.max_teacher_prompt_length)
 
         asked = [i for i, row in enumerate(rows) if fits(row, bare[i], prompts[i])]
-        if not asked:
+        if not asked or self.args.teacher_store is not None:  # where there is nobody to ask
             return 0, 0
         with (
             unwrap_model_for_generation(

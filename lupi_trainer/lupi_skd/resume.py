@@ -94,6 +94,7 @@ class ExactResume(LossTotals, TokenMeans):
             "frozen_student": self.teachers.frozen_student,
             "since_last_log": {
                 "tokens": None if (sums := self.token_sums["train"]) is None else sums.tolist(),
+                "gold": None if (sums := self.token_sums["gold"]) is None else sums.tolist(),
                 "metrics": self.metric_lists["train"],
             },
         }
@@ -135,5 +136,6 @@ class ExactResume(LossTotals, TokenMeans):
         open_interval = state["since_last_log"]
         for name, values in open_interval["metrics"].items():
             self.metric_lists["train"][name] = values
-        if (sums := open_interval.get("tokens")) is not None:
-            self.token_sums["train"] = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
+        for mode, name in (("train", "tokens"), ("gold", "gold")):
+            if (sums := open_interval.get(name)) is not None:
+                self.token_sums[mode] = torch.tensor(sums, dtype=torch.float64, device=self.args.device)

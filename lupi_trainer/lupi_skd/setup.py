@@ -22,6 +22,9 @@ from ..speculative.runners.support import config_can_draft, require_config_suppo
 from ..teachers.loaded import load_teacher_config, refuse_shared
 from ..teachers.vllm import TeacherServer
 from .remote import connect_teacher
+from .store import TeacherStore
+from .text_keys import check_store_settings
+from .texts import open_store
 
 
 Model = TypeVar("Model")
@@ -34,6 +37,7 @@ class TeacherKind(Enum):
     REMOTE = "remote"  # at `teacher_model_server_url`
     SELF = "self"  # the student itself, its adapter switched off
     NAMED = "named"  # there is none for all records: each says which of `teachers` is its own
+    STORE = "store"  # nowhere: what it said is in `teacher_store`
 
 
 def to_source(model: Model | str, key: str) -> Model | str:
@@ -65,9 +69,15 @@ def teacher_kind(
         peft_config: of the adapter that the student is to get, or `None`.
 
     Raises:
-        ValueError: no teacher, a loaded one beside a remote one, one that shares weights with the student, or a
-            self-taught student with `teacher_offload` or an adapter without which it is not the original model.
+        ValueError: no teacher, a loaded one beside a remote one or a store, one that shares weights with the student,
+            a setting that needs a teacher beside a store, or a self-taught student with `teacher_offload` or an
+            adapter without which it is not the original model.
     """
+    if args.teacher_store is not None:
+        if teacher is not None and not isinstance(teacher, str):
+            raise ValueError("teacher_store is set and a teacher was passed: there can be one teacher only")
+        check_store_settings(args)
+        return TeacherKind.STORE
     if args.teacher_model_server_url is not None:
         if teacher is not None and not isinstance(teacher, str):
             raise ValueError("teacher_model_server_url is set and a teacher was passed: there can be one teacher only")
@@ -131,12 +141,14 @@ class ModelPair:
         context_lengths: positions that the student and the teacher have (`None`: no limit).
         server: the remote teacher, connected; `None` where the teacher is another.
         teacher_tokenizer: the teacher's, if it is known.
+        store: the teacher store; `None` where there is a teacher.
     """
 
     vocab_size: int
     context_lengths: tuple[int | None, int | None]
     server: TeacherServer | None
     teacher_tokenizer: PreTrainedTokenizerBase | None
+    store: TeacherStore | None = None
 
 
 def compare_models(
@@ -147,7 +159,7 @@ def compare_models(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
 ) -> ModelPair:
-    """Read both models' configurations, and connect a remote teacher.
+    """Read both models' configurations, and connect a remote teacher, or open a store.
 
     Args:
         student, teacher: their sources; no teacher where the student teaches itself, or a server says what it has.
@@ -157,7 +169,8 @@ def compare_models(
         teacher_tokenizer: the teacher's, if it was given.
 
     Raises:
-        ValueError: vocabularies that do not match, or a model that no rollout can be made with.
+        ValueError: vocabularies that do not match, a model that no rollout can be made with, or a store that was
+            written otherwise.
         TeacherServerError: the server does not answer, or serves something else.
     """
     if isinstance(student, str):
@@ -166,13 +179,16 @@ def compare_models(
         student_config = student.config
     refuse_router_loss(student_config, args)
     refuse_rescaled(student_config, "student")
-    teacher_config = student_config
-    if teacher is not None:
+    teacher_config, store = student_config, None
+    if kind is TeacherKind.STORE:
+        store = open_store(args)
+        teacher_config, teacher_tokenizer = store.config, store.tokenizer
+    elif teacher is not None:
         teacher_config, teacher_tokenizer = load_teacher_config(teacher, args, teacher_tokenizer)
     vocab_size, server = check_vocabularies(student_config, teacher_config, tokenizer, teacher_tokenizer), None
-    drafts = args.rollout_policy == "speculative" or kind is TeacherKind.REMOTE
+    drafts = args.rollout_policy == "speculative" or (kind is TeacherKind.REMOTE and args.rollout_policy != "gold")
     require_config_support(student_config, "student", drafts)
-    if kind is not TeacherKind.REMOTE:
+    if kind in (TeacherKind.LOCAL, TeacherKind.SELF):
         require_config_support(teacher_config, "teacher", drafts)
     unable = {c.model_type for c in (student_config, teacher_config) if not drafts and not config_can_draft(c)}
     if unable and (args.record_rollouts or args.log_rollout_blocks):
@@ -187,7 +203,7 @@ def compare_models(
         server = connect_teacher(teacher, args, tokenizer, known)
         vocab_size, teacher_config = server.vocab_size, server.config
     lengths = context_length(student_config), context_length(teacher_config)
-    return ModelPair(vocab_size, lengths, server, teacher_tokenizer)
+    return ModelPair(vocab_size, lengths, server, teacher_tokenizer, store)
 
 
 def teacher_prompt_of(

@@ -15,12 +15,13 @@ class TokenMeans(DistillationHooks):
 
     model: Any
     token_sums: dict[str, torch.Tensor | None]
-    """Of "train" and of "eval": [3] float64, loss and entropy in nats, and tokens, of this process."""
+    """Of "train" and of "eval": [3] float64, loss and entropy in nats, and tokens, of this process; of "gold",
+    cross-entropy, 0, and tokens of answers."""
     rows_evaluated: dict[int, int] | None = None
     """During an evaluation, how often each `row_id` came in any of its batches: copies have noise of their own."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.token_sums = {"train": None, "eval": None}
+        self.token_sums = {"train": None, "eval": None, "gold": None}
         super().__init__(*args, **kwargs)
 
     def _add(self, mode: str, *sums: torch.Tensor) -> None:
@@ -45,6 +46,9 @@ class TokenMeans(DistillationHooks):
         self._add("eval", loss, entropy, tokens)
         return loss / tokens.clamp(min=1), entropy, tokens
 
+    def add_gold(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
+        self._add("gold", loss, torch.zeros_like(loss), tokens)
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         self.token_sums["eval"], self.rows_evaluated = None, {}
         self.metric_lists["eval"].clear()  # what a prediction has left
@@ -60,4 +64,6 @@ class TokenMeans(DistillationHooks):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and (means := self._take_means("train")) is not None:
             self.metric_lists["train"]["entropy"] = [means[1]]
+        if "loss" in logs and (means := self._take_means("gold")) is not None:
+            self.metric_lists["train"]["loss/gold"] = [means[0]]
         super().log(logs, start_time)

@@ -24,7 +24,7 @@ from ..speculative.rules.noise import addresses
 from ..speculative.runners.packed_weights import pack_setting
 from ..training.checkpoints import SealedCheckpoints
 from ..training.given_data import check_last_batch
-from ..training.private import pad, unwrap_model_for_generation
+from ..training.private import unwrap_model_for_generation
 from ..training.reporting import RolloutReport
 from ..training.settings import (
     check_optimization,
@@ -45,9 +45,11 @@ from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
 from .rounded import rounded_weights, writes_rounded
-from .row_rollouts import padded_rows, roll_out_rows
+from .row_rollouts import roll_out_rows
 from .rules import rule_of
 from .setup import TeacherKind, student_tokenizer, teacher_kind, to_source
+from .taken import TakenTexts, given_texts, store_ends
+from .teacher_columns import teacher_columns
 from .teachers import known_teachers
 from .token_means import TokenMeans
 
@@ -65,6 +67,7 @@ class LUPISKDTrainer(
     ExactResume,
     NamedSteps,
     TokenMeans,
+    TakenTexts,
     PrivilegedLoss,
     ProbedEvaluation,
     DistillationTrainer,
@@ -172,6 +175,7 @@ class LUPISKDTrainer(
             ready_records(data, processing_class, self.teachers, args) for data in (train_dataset, eval_dataset)
         )
         self.teachers.say_idle(train_dataset, eval_dataset)
+        self._given = given_texts(args, processing_class, first.prompt, first.pair, (train_dataset, eval_dataset))
         check_batch(train_dataset, args)
         if args.eval_strategy != "no":
             check_last_batch(args, eval_dataset)
@@ -200,6 +204,9 @@ class LUPISKDTrainer(
         self.teachers.begin(bare, self.processing_class, args, **self.chat_template_kwargs)
         self.eos_token_ids = sorted({end for each in self.teachers for end in each.eos_token_ids})
         self.teacher_model = first.model
+        if first.pair.store is not None:
+            self.eos_token_ids = store_ends(first.pair.store, self.eos_token_ids)
+            self.stored_teacher = first.pair.store.config
         self.backend = backend_name(self.dist, self.accelerator)
         self._writes_rounded = writes_rounded(bare, self.accelerator)
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
@@ -220,7 +227,7 @@ class LUPISKDTrainer(
             self.add_callback(self._recorder)
 
     def columns_read(self) -> list[str]:
-        return ["prompt", "privileged_context", "teacher", "id", "row_id", "source_row"]
+        return ["prompt", "privileged_context", "teacher", "answer", "id", "row_id", "source_row"]
 
     # Generation: the SKD rollout in place of sampling from the student
 
@@ -256,17 +263,10 @@ class LUPISKDTrainer(
         if left_out:  # on any process
             output["completion_mask"][list(rollout.broken)] = 0
             output["num_items_in_batch"] -= left_out
-        prompts = [torch.tensor(ids) for ids in teacher_prompt_ids]
-        token, width = self.processing_class.pad_token_id, cast("int | None", self.pad_to_multiple_of)
-        output["teacher_prompt_ids"] = pad(prompts, token, "left", width).to(device)
-        output["teacher_prompt_mask"] = pad([torch.ones_like(p) for p in prompts], 0, "left", width).to(device)
-        length = output["completion_ids"].size(1)
-        if rollout.teacher_hidden is not None and self.teachers.all_known(records, rollout.teacher_hidden):
-            output["teacher_hidden"] = padded_rows(rollout.teacher_hidden, length, device)
-        if rollout.teacher_top is not None:
-            output["teacher_top"] = padded_rows(rollout.teacher_top, length, device)
-        if len(self.teachers) > 1:
-            output["teacher_number"] = torch.tensor(self.teachers.numbers(records), device=device)
+        width, multiple = output["completion_ids"].size(1), cast("int | None", self.pad_to_multiple_of)
+        written = rollout, teacher_prompt_ids, width, self.processing_class.pad_token_id
+        output |= teacher_columns(self.teachers, records, *written, multiple, device)
+        self.add_gold_columns(output, records)
         return output
 
     def write_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
@@ -276,6 +276,8 @@ class LUPISKDTrainer(
             pair = self.teachers.of(row).pair
             limits = pair.context_lengths, self.processing_class, pair.vocab_size
             check_length(row, student_ids, teacher_ids, self.args, *limits)
+        if not self.writes_texts:
+            return self.take_texts(teacher_prompt_ids)
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (

@@ -28,7 +28,7 @@ _UNREAD = {
 }
 _JUDGING = ("acceptance_rule", "acceptance_kwargs", "accept_top_k", "teacher_min_prob")
 _DRAFTING = ("gamma", "gamma_policy", "verification", "student_temperature")
-_SERVED = ("loss_top_k", "teacher_server_timeout", "teacher_server_request_timeout")
+_SERVED = ("teacher_server_timeout", "teacher_server_request_timeout")
 
 
 def refused_settings(args: Any) -> Iterator[str]:
@@ -68,10 +68,14 @@ def check_unread_settings(args: Any) -> None:
         say_unread(args, _JUDGING[2:], f"acceptance_rule={args.acceptance_rule!r} has parameters of its own")
     if policy == "student":
         say_unread(args, ["teacher_temperature"], "rollout_policy='student' draws nothing from the teacher")
+    if policy == "gold":
+        say_unread(args, [*_DRAFTING, "teacher_temperature"], "rollout_policy='gold' writes nothing")
     if policy == "teacher" and not (args.log_rollout_blocks or args.record_rollouts or args.teacher_model_server_url):
         say_unread(args, _DRAFTING, "rollout_policy='teacher' drafts nothing")
     urls = (settings_of(args, name).teacher_model_server_url for name in (RUN, *named(args)))
     if not any(urls):
         say_unread(args, _SERVED, "there is no teacher_model_server_url")
+        if args.teacher_store is None:
+            say_unread(args, ["loss_top_k"], "there is no teacher_model_server_url and no teacher_store")
     if not args.log_completions:
         say_unread(args, ["num_completions_to_print", "log_unique_prompts"], "log_completions is off")

@@ -6,9 +6,10 @@ from typing import Any
 
 from ..data.teacher_names import teacher_faults
 from ..training.plugins import is_plugin
+from .text_keys import text_faults
 
 
-ROLLOUT_POLICIES = ("speculative", "student", "teacher")
+ROLLOUT_POLICIES = ("speculative", "student", "teacher", "gold")
 GAMMA_POLICIES = ("fixed", "adaptive", "goodput")
 VERIFICATIONS = ("parallel", "sequential")
 TEMPLATES = ("own", "student")  # whose writes the teacher's prompts
@@ -55,6 +56,7 @@ def value_faults(args: Any) -> Iterator[str]:
     yield from teacher_faults(args)
     if args.deterministic:
         yield from _undetermined(args)
+    yield from text_faults(args)
     if args.teacher_load_in_4bit and args.teacher_load_in_8bit:
         yield "teacher_load_in_4bit and teacher_load_in_8bit exclude each other"
     if args.teacher_offload and (args.teacher_load_in_4bit or args.teacher_load_in_8bit):

@@ -155,7 +155,7 @@ def make_run(
         OSError: there is no such model.
     """
     policy, sharding = get("rollout_policy", "speculative"), _sharding(get, launched or {})
-    drafts = policy == "speculative" or get("teacher_model_server_url", None) is not None
+    drafts = policy == "speculative" or (get("teacher_model_server_url", None) is not None and _writes(get))
     trust, mixed = bool(get("trust_remote_code", False)), _mixed(get)
     is_mixed = mixed is not None
     name = get("model_name_or_path")
@@ -201,7 +201,8 @@ def assemble(
 
     Args:
         get: (key, default) -> what the recipe says.
-        student, teacher: their sizes; of a self-taught student both are one; no teacher where it is on a server.
+        student, teacher: their sizes; of a self-taught student both are one; no teacher where it is on a server, or
+            its store is read.
         lengths: of prompts and texts.
         sharding: of the student's training.
         mixed: whether that is in mixed precision.
@@ -227,7 +228,8 @@ def assemble(
         prefix=lengths.prefix,
         completion=int(get("max_completion_length", lengths.completion)),
         gamma=int(get("gamma", 20)) if policy != "teacher" else 1,
-        drafts=policy != "teacher" or remote,
+        drafts=_writes(get) and (policy != "teacher" or remote),
+        writes=_writes(get),
         judges_student=rule in READS_STUDENT,
         judges_bare=rule in READS_BARE and policy == "speculative",
         weighs=get("loss_weighting", "uniform") != "uniform",
@@ -279,6 +281,11 @@ def _has_own(get: Get) -> bool:
     return not get("teachers", None) or bool(get("use_peft", False)) or any(get(key, None) is not None for key in keys)
 
 
+def _writes(get: Get) -> bool:
+    """Whether texts are written in training, and not there already."""
+    return get("teacher_store", None) is None and get("rollout_policy", "speculative") != "gold"
+
+
 def _bits(get: Get, role: str, nested: str) -> Bits:
     number = 4 if get(f"{role}load_in_4bit", False) else 8 if get(f"{role}load_in_8bit", False) else 0
     return Bits(number, number == 4 and bool(get(nested, False)))
@@ -298,7 +305,7 @@ def _checkpoints(get: Get) -> bool:
 
 def _teacher(get: Get, student: ModelSize, drafts: bool, known: dict[Any, ModelSize]) -> ModelSize | None:
     name = get("teacher_model_name_or_path", None)
-    if get("teacher_model_server_url", None) is not None:
+    if get("teacher_model_server_url", None) is not None or get("teacher_store", None) is not None:
         return None
     if name is None:
         if not get("use_peft", False):

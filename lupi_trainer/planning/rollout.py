@@ -66,7 +66,10 @@ def cache_bytes(run: Run, model: ModelSize, prompt: int) -> int:
 
 
 def rollout_moments(run: Run) -> dict[str, list[Moment]]:
-    """Of each device, what it holds while prompts are read, drafts written and verified."""
+    """Of each device, what it holds while prompts are read, drafts written and verified; nothing of texts that are
+    there already."""
+    if not run.writes:
+        return {}
     teacher, home = run.teacher, run.home
     base: dict[str, Moment] = {STUDENT: Moment("", "rollout")}
     if teacher is not None and run.own_device:

@@ -39,7 +39,8 @@ class Run:
 
     Attributes:
         student: its size, with what is trained.
-        teacher: the teacher's size; `None` where it is on a server. Of a self-taught student it is the student's.
+        teacher: the teacher's size; `None` where it is on a server, or its store is read. Of a self-taught student it
+            is the student's.
         home: where the teacher is: `STUDENT`, beside the student, `TEACHER`, on a GPU of its own, or `CPU`.
         self_taught: the teacher's weights are the student's.
         offloaded: the teacher is in the CPU's memory between rollouts.
@@ -48,6 +49,7 @@ class Run:
         completion: tokens of the longest text.
         gamma: tokens of a draft.
         drafts: whether the student writes drafts; else the teacher writes alone.
+        writes: whether either does; else the texts are there already.
         judges_student: whether the acceptance rule reads the student's logits.
         judges_bare: whether it reads the teacher's behind the prompt without the knowledge.
         weighs: whether the loss weighs tokens, for which the teacher reads them once more without the knowledge.
@@ -76,6 +78,7 @@ class Run:
     completion: int
     gamma: int
     drafts: bool = True
+    writes: bool = True
     judges_student: bool = False
     judges_bare: bool = False
     weighs: bool = False
@@ -122,7 +125,7 @@ class Run:
     def writes_rounded(self) -> bool:
         """Whether the student writes with a bfloat16 copy of its float32 weights."""
         whole = self.student.dtype == torch.float32 and not self.student.adapter
-        return whole and self.mixed and not self.sharding.kind
+        return whole and self.writes and self.mixed and not self.sharding.kind
 
     @property
     def writer(self) -> ModelSize:

@@ -99,9 +99,9 @@ def speed_of(run: Run, gpu: GPU, mean: int, acceptance: float) -> Speed:
         mean: tokens of a text, on average.
         acceptance: share of drafted tokens that the teacher accepts.
     """
-    gamma, teacher = (run.gamma if run.drafts else 1), run.teacher
+    gamma, teacher = (run.gamma if run.drafts else 1), run.teacher if run.writes else None
     a_round = min(tokens_a_round(acceptance, gamma), mean) if run.drafts else 1.0
-    rounds = math.ceil(mean / a_round) * math.ceil(run.texts / run.running)
+    rounds = math.ceil(mean / a_round) * math.ceil(run.texts / run.running) * run.writes
     draft = gamma * _forward(run, gpu, run.writer, 1, run.student_prompt + mean // 2) if run.drafts else 0.0
     verification, read = 0.0, run.texts * run.student_prompt if run.drafts else 0
     prompts = 2 * run.student.read * read / (BUSY_READING * gpu.flops)
@@ -122,7 +122,7 @@ def speed_of(run: Run, gpu: GPU, mean: int, acceptance: float) -> Speed:
         training=_training(run, gpu, trained),
         student_forwards=rounds * gamma if run.drafts else 0,
         teacher_forwards=rounds if teacher is not None else 0,
-        written=run.texts * mean,
+        written=run.texts * mean * run.writes,
         read=read,
         trained=trained,
     )
@@ -136,14 +136,15 @@ def best_gamma(run: Run, gpu: GPU, mean: int, acceptance: float, most: int = 32)
 
 def assumptions(run: Run, gpu: GPU, mean: int, acceptance: float) -> list[str]:
     """What the seconds rest on, a sentence each."""
+    drafts = f"{acceptance:.0%} of the drafts are accepted, and " if run.drafts else ""
     found = [
-        f"{acceptance:.0%} of the drafts are accepted, and texts have {mean} tokens on average",
+        f"{drafts}texts have {mean} tokens on average",
         f"{gpu.name}: {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.flops / 1e12:.0f} TFLOP/s, of which {BUSY_READING:.0%} "
         f"are reached in reading and {BUSY_TRAINING:.0%} in training",
     ]
     if not run.compiled:
         found.append(f"without compile_rollout a layer's kernels are launched in {LAUNCHING * 1e3:.2f} ms")
-    if run.teacher is None:
+    if run.teacher is None and run.writes:
         found.append("the server's own time is not in it")
     if run.sharding.kind or run.sharding.processes > 1:
         found.append("what processes send one another is not in it")

@@ -18,7 +18,7 @@ from .papers import Paper
 # what of a run's configuration is reported, where it has it: numbers and choices, never prompts, paths or names
 SETTINGS = """
     rollout_policy gamma gamma_policy acceptance_rule accept_top_k teacher_min_prob
-    student_temperature teacher_temperature temperature beta kd_alpha kd_temperature
+    student_temperature teacher_temperature temperature beta gold_alpha kd_alpha kd_temperature
     horizon head_type head_weighting head_weight_temperature max_completion_length max_length
     learning_rate lr_scheduler_type per_device_train_batch_size gradient_accumulation_steps seed
 """.split()

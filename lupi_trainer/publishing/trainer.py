@@ -41,6 +41,8 @@ class Published(TrainerHooks):
     train_dataset: Any
     hub_model_id: Any
     dataset_name: str | None = None
+    stored_teacher: Any = None
+    """What is known of a teacher that is not there: a configuration with its `name_or_path`."""
     _papers: tuple[Paper, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -107,7 +109,7 @@ class Published(TrainerHooks):
     def _teacher_name(self) -> str | None:
         if getattr(self, "_is_self_taught", False):
             return SELF_TAUGHT
-        config = getattr(getattr(self, "teacher_model", None), "config", None)
+        config = getattr(getattr(self, "teacher_model", None), "config", None) or self.stored_teacher
         return getattr(config, "name_or_path", None) or getattr(self.args, "teacher_model_name_or_path", None)
 
     # Pushing

@@ -1,6 +1,7 @@
 """The arms of `lupi compare`: what each changes in a recipe, and the trainers that they are run with."""
 
 import argparse
+import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,19 @@ from ..data.records import load_sft_data
 from ..experiments import load_probe_sets, measure_training, measure_untrained, shuffled_knowledge, without_knowledge
 from ..experiments.summary import SCORES
 from . import lupi_skd, sdft, sft
+from .teach_run import write_store_of
 
 
 # arm -> what it changes in the recipe
+GOLD_ALPHA = 0.5  # of the arm gold-mixed
+STORE_SAMPLES, STORE_SEED = 4, 0  # of the arm store: one store, whatever seeds its students have
 CHANGES = {
     "teacher-samples": ("--rollout_policy", "teacher"),
     "on-policy": ("--rollout_policy", "student"),
     "skd-anchored": ("--base_teacher", "student"),  # base records are taught by the student as it was
+    "gold": ("--rollout_policy", "gold"),
+    "gold-mixed": ("--gold_alpha", str(GOLD_ALPHA)),
+    "store": ("--rollout_policy", "teacher"),
     "skd-weighted": ("--loss_weighting", "knowledge"),
     "skd-weighted-shuffled": ("--loss_weighting", "shuffled"),
     "skd-knowledge-rule": ("--acceptance_rule", "knowledge"),
@@ -34,6 +41,7 @@ SHARED = (
 def parse(recipe: Path, arm: str, seed: int, folder: Path, flags: list[str]) -> tuple[Any, Any, Any]:
     """Data, training and model arguments of a run."""
     own = [*CHANGES.get(arm, ()), "--seed", str(seed), "--output_dir", str(folder)]
+    own += ["--teacher_store", str(folder.parent / f"{recipe.stem}-store")] if arm == "store" else []
     arguments = ["--config", str(recipe), *flags, *QUIET, *own]
     return lupi_skd.make_parser().parse_args_and_config(arguments)
 
@@ -42,6 +50,10 @@ def build(arm: str, arguments: tuple[Any, Any, Any], completion_column: str):
     """The trainer of an arm."""
     data_args, training_args, model_args = arguments
     data_args.eval_dataset_name = None
+    if arm == "store":
+        written = copy.copy(training_args)
+        written.seed = STORE_SEED
+        write_store_of(data_args, written, model_args, Path(training_args.teacher_store), samples=STORE_SAMPLES)
     if arm not in ("sft", "sdft"):
         return lupi_skd.build_trainer(*arguments, change=CONTROLS.get(arm))
     shared: dict[str, Any] = {key: getattr(training_args, key) for key in SHARED}
@@ -67,16 +79,17 @@ def check(arms: list[str], arguments: tuple[Any, Any, Any], completion_column: s
         ValueError: no gold answer to a record (named), or no such file; a quantized student for SDFT.
     """
     data_args, _, model_args = arguments
-    if "sft" in arms and data_args.train_turns != "last":
-        raise ValueError(
-            "the arm sft learns answers to last messages alone: leave out train_turns, or the arm (--arms)"
-        )
-    if "sft" in arms:
+    for arm in (arm for arm in ("sft", "gold", "gold-mixed") if arm in arms):
+        if arm != "gold-mixed" and data_args.train_turns != "last":
+            raise ValueError(
+                f"the arm {arm} learns answers to last messages alone: leave out train_turns, or the arm (--arms)"
+            )
+        column, flag = (completion_column, "--completion_column, or ") if arm == "sft" else ("answer", "")
         for name in filter(None, (data_args.dataset_name, data_args.base_dataset_name)):
             try:
-                load_sft_data(name, completion_column)
+                load_sft_data(name, column)
             except (ValueError, OSError) as error:
-                raise ValueError(f"the arm sft needs gold answers: {error}; --completion_column, or --arms") from error
+                raise ValueError(f"the arm {arm} needs gold answers: {error}; {flag}--arms") from error
     if "sdft" in arms and (model_args.load_in_4bit or model_args.load_in_8bit):
         raise ValueError("the arm sdft takes no quantized student: leave it out of --arms, or the quantization")
 

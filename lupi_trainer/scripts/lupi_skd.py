@@ -53,7 +53,8 @@ def build_trainer(
         eval_dataset=load_training_data(data_args.eval_dataset_name) if data_args.eval_dataset_name else None,
         probes=probes,
     )
-    trainer.open_book_probes = with_knowledge(probes or [], train_dataset)
+    if training_args.teacher_store is None:  # else there is nobody to ask
+        trainer.open_book_probes = with_knowledge(probes or [], train_dataset)
     return trainer
 
 

@@ -56,7 +56,7 @@ def models_table(run: Run) -> str:
     every += [(f"teacher {other.name},", other.model, other.self_taught) for other in run.others]
     for role, model, self_taught in every:
         if model is None:
-            rows.append([role, "on a server", "", "", ""])
+            rows.append([role, "on a server" if run.writes else "not here", "", "", ""])
             continue
         kind = f"{model.bits.bits} bits" if model.bits.bits else str(model.dtype).removeprefix("torch.")
         if self_taught:

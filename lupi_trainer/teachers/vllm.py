@@ -13,11 +13,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
-from .remote import MOST_ASKED, RemoteTeacher
+from .remote import MOST_ASKED, RemoteTeacher, Top
 from .wire import OneTextFails, TeacherServerError, Wire
 
 
@@ -92,6 +92,56 @@ class TeacherServer(RemoteTeacher):
     def logprobs(self, texts: list[list[int]], tokens: list[list[int]]):
         return self._all(self._logprobs, texts, tokens)
 
+    # What a teacher store asks
+
+    def write(
+        self,
+        prompts: list[list[int]],
+        seeds: list[int],
+        ends: list[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[tuple[list[int], list[Top]]]:
+        """A text after each prompt, sampled by the server, and the likeliest tokens at each of its places.
+
+        Args:
+            prompts: token ids; all are under way at the same time.
+            seeds: of the server's noise, one a prompt.
+            ends: tokens that end a text; the one that did is kept.
+            max_new_tokens: the longest text.
+            temperature: 0: the likeliest token each time.
+        """
+        # all that a served model's own generation config may set is said, and its own ends are not read
+        plain: dict[str, Any] = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        plain |= {"presence_penalty": 0.0, "frequency_penalty": 0.0, "skip_special_tokens": False, "ignore_eos": True}
+        plain |= {"max_tokens": max_new_tokens, "temperature": temperature, "stop_token_ids": ends}
+
+        def ask(prompt: list[int], seed: int) -> tuple[list[int], list[Top]]:
+            choice = self._complete(prompt, logprobs=self.top_k, seed=seed, **plain)[0]
+            ids = list(self._checked_ids(choice["logprobs"]["tokens"], ends))
+            try:
+                places = [self._top(values) for values in self._by_ids(choice)]
+            except Cut:
+                places = self._score([*prompt, *ids[:-1]], len(ids))
+            if len(places) != len(ids):
+                raise ValueError(f"{len(places)} places for a text of {len(ids)} tokens")
+            return ids, places
+
+        return self._all(ask, prompts, seeds)
+
+    def _checked_ids(self, names: list[str], ends: list[int]) -> Iterator[int]:
+        """The tokens of a text by their ids, if it is one."""
+        for place, name in enumerate(names, start=1):
+            token = int(name.removeprefix("token_id:"))
+            if not 0 <= token < self.vocab_size:
+                raise OneTextFails(f"{self.url} wrote the token {token}, which the student's tokenizer does not have")
+            if token in ends and place < len(names):
+                raise ValueError(f"a text that goes on after its end, at token {place} of {len(names)}")
+            yield token
+        if not names:
+            raise ValueError("a text of no token")
+
     def _all(self, ask: Callable, *columns) -> list:
         """One request a row, many in flight at once; where one fails for good, the others are given up."""
         given_up = threading.Event()
@@ -143,8 +193,15 @@ class TeacherServer(RemoteTeacher):
 
     def _by_id(self, choice: dict[str, Any]) -> dict[int, float]:
         """Token ids and log-probabilities of a choice of one token."""
-        (values,) = choice["logprobs"]["top_logprobs"]
-        return self._checked((name.removeprefix("token_id:"), value) for name, value in values.items())
+        (values,) = self._by_ids(choice)
+        return values
+
+    def _by_ids(self, choice: dict[str, Any]) -> list[dict[int, float]]:
+        """Of each token of a choice, ids and log-probabilities."""
+        return [
+            self._checked((name.removeprefix("token_id:"), value) for name, value in values.items())
+            for values in choice["logprobs"]["top_logprobs"]
+        ]
 
     def _checked(self, entries: Iterable[tuple[str, Any]]) -> dict[int, float]:
         """Token ids and log-probabilities as they were returned, if they can be such.
@@ -190,6 +247,7 @@ class TeacherServer(RemoteTeacher):
             body["return_tokens_as_token_ids"] = True
         prompts = prompt if isinstance(prompt[0], list) else [prompt]
         each = max(options.get("logprobs", 0), len(options.get("logprob_token_ids", ()))) + 2
+        each *= body["max_tokens"]
         places = sum(map(len, prompts)) * (options.get("prompt_logprobs", 0) + 2)
         answered = self._wire.send("POST", "/v1/completions", body, count=each * len(prompts) + places)["choices"]
         choices = {choice["index"]: choice for choice in answered}

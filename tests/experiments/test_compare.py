@@ -40,7 +40,7 @@ def build(tmp_path, arm: str, seed: int = 1):
 
 def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     texts = {}
-    for arm in arms.ARMS[1:]:
+    for arm in (arm for arm in arms.ARMS[1:] if arm != "store"):  # whose trainer is the one of teacher-samples
         trainer = build(tmp_path, arm)
         assert trainer.args.seed == 1 and trainer.args.max_steps == 3
         if arm == "sft":
@@ -55,13 +55,23 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
         rows = [trainer.train_dataset[n] for n in range(24)]
         base = [trainer.teachers.of(row).name for row in rows if row["privileged_context"] is None]
         assert set(base) == {"student" if arm == "skd-anchored" else "teacher"}
-        assert trainer.args.rollout_policy == {"on-policy": "student", "teacher-samples": "teacher"}.get(
-            arm, "speculative"
-        )
+        changed = dict([arms.CHANGES.get(arm, ("", ""))])
+        assert trainer.args.rollout_policy == changed.get("--rollout_policy", "speculative")
+        assert trainer.args.gold_alpha == (0.5 if arm == "gold-mixed" else 0.0)
         texts[arm] = [messages[-1]["content"] for messages in trainer.train_dataset["prompt"]]
     assert len(texts["skd"]) == 24 and all(texts[arm] == texts["skd"] for arm in texts if arm != "sft")
     assert all(query in text for query, text in zip(texts["skd"], texts["sft"]))
     assert [m["content"] for [m] in build(tmp_path, "skd", 2).train_dataset["prompt"]] != texts["skd"]
+
+
+def test_the_students_of_a_store_share_it_whatever_their_seeds(tmp_path, small_lab):
+    trainers = [build(tmp_path / "students", "store", seed) for seed in (1, 2)]
+    assert [trainer.args.seed for trainer in trainers] == [1, 2]
+    stores = {trainer.args.teacher_store for trainer in trainers}
+    assert stores == {str(tmp_path / "config_full-store")} and all(t.teacher_model is None for t in trainers)
+    manifest = json.loads((tmp_path / "config_full-store" / "manifest.json").read_text())
+    assert (manifest["seed"], manifest["samples"], manifest["prompts"]) == (0, 4, 92)  # some are asked twice
+    trainers[1].train()
 
 
 def test_the_teacher_side_of_sdft_reads_what_a_teacher_reads(tmp_path):

@@ -55,7 +55,11 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
     for recipe in list_recipes():
         if "accelerate_configs" not in recipe:
             found = faults_of(COMMANDS[recipe.split("/")[-2]] if "/" in recipe else "", recipe=recipe)
-            of_others = ("no such model folder: runs/", "HF_HUB_OFFLINE is set, and its cache has no such model")
+            of_others = (
+                "no such model folder: runs/",
+                "teacher_store: no such folder: runs/",
+                "HF_HUB_OFFLINE is set, and its cache has no such model",
+            )
             assert all(any(part in fault for part in of_others) for fault in found), (recipe, found)
 
 
@@ -66,7 +70,7 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
         ("--gamma 2.5", "--gamma takes a whole number, got '2.5'"),
         ("--bf16 maybe", "--bf16 takes true or false, got 'maybe'"),
         ("--eval_strategy sometimes", "must be one of ['no', 'steps', 'epoch'], got 'sometimes'"),
-        ("--rollout_policy none", "--rollout_policy must be one of ['speculative', 'student', 'teacher'], got 'none'"),
+        ("--rollout_policy none", "must be one of ['speculative', 'student', 'teacher', 'gold'], got 'none'"),
         (
             "--gamma none",
             "--gamma cannot be left without a value: give it a whole number, or leave it out for its default, 20",
@@ -252,6 +256,25 @@ def test_a_run_without_faults_is_a_short_table(tmp_path, capsys, monkeypatch):
     assert status == 1 and len(faults) == 2 and "not measured" in table["time"]
     assert "push_to_hub: the Hub wants a token" in faults[0]
     assert "are free: set save_total_limit: 1" in faults[1]
+
+
+def test_every_record_without_a_text_is_listed(tmp_path, capsys, small_lab):
+    """Of gold answers and of a store; and a run that writes nothing is not timed as though it did."""
+    gold = ["--rollout_policy", "gold", "--per_device_train_batch_size", "4", "--eval_dataset_name", "none"]
+    gold += ["--eval_strategy", "no"]
+    status, table, faults = check(capsys, tmp_path, "skd", FULL, *gold)
+    assert (status, faults) == (0, []) and "from one batch, forward and" in table["time"]
+    status, _, faults = check(capsys, tmp_path, "skd", FULL, *gold, "--eval_dataset_name", "lab:eval")
+    assert status == 1 and len(faults) == 1
+    assert "lab:eval: 12 records, the first: it has no `answer`" in faults[0]
+
+    store = ["--rollout_policy", "teacher", "--max_completion_length", "8"]
+    words = ["teach", "--config", FULL, "--store", str(tmp_path / "store"), *store, "--base_dataset_name", "none"]
+    assert main([*words, "--mixing", "none", "--dataset_name", "lab:common"]) == 0
+    capsys.readouterr()
+    status, _, faults = check(capsys, tmp_path, "skd", FULL, *store, "--teacher_store", str(tmp_path / "store"))
+    assert status == 1 and len(faults) == 1
+    assert "lab:new: 48 records, the first: what its teacher reads is not in teacher_store" in faults[0]
 
 
 def test_one_checkpoint_is_not_several(tmp_path):

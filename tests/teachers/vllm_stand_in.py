@@ -96,7 +96,9 @@ class VLLMStandIn:
                 choice["prompt_logprobs"] = [None] + [
                     self._ranked(row, token, body["prompt_logprobs"]) for row, token in zip(scores, prompt[1:])
                 ]
-            if body.get("logprobs") is not None:
+            if body["max_tokens"] > 1:
+                choice["logprobs"] = self._written(prompt, body)
+            elif body.get("logprobs") is not None:
                 choice["logprobs"] = self._sampled(scores[-1], body)
             choices.append(choice)
         choices.reverse()  # nothing promises their order
@@ -113,6 +115,23 @@ class VLLMStandIn:
         ids = body.get("logprob_token_ids") or row.topk(body["logprobs"]).indices.tolist()
         top = {f"token_id:{i}": row[i].item() for i in dict.fromkeys([best, *ids])}
         return {"tokens": [f"token_id:{best}"], "token_logprobs": [row[best].item()], "top_logprobs": [top]}
+
+    def _written(self, prompt, body):
+        """As vLLM samples from a model that has no generation config, and reports raw log-probabilities."""
+        assert body["top_k"] == -1 and body["top_p"] == body["repetition_penalty"] == 1.0 and body["ignore_eos"]
+        noise, ids = torch.Generator().manual_seed(body["seed"]), []
+        parts = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+        while len(ids) < body["max_tokens"] and not (ids and ids[-1] in body["stop_token_ids"]):
+            with self._lock, torch.no_grad():
+                scores = self.model(torch.tensor([[*prompt, *ids]])).logits[0].float().log_softmax(-1)
+            scores = (scores if self.change is None else self.change(scores, body))[-1]
+            odds = (scores / body["temperature"]).softmax(-1)
+            ids.append(int(torch.multinomial(odds, 1, generator=noise)))
+            top = dict.fromkeys([ids[-1], *scores.topk(body["logprobs"]).indices.tolist()])
+            parts["tokens"].append(f"token_id:{ids[-1]}")
+            parts["token_logprobs"].append(scores[ids[-1]].item())
+            parts["top_logprobs"].append({f"token_id:{i}": scores[i].item() for i in top})
+        return parts
 
     # The wire
 

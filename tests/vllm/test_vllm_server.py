@@ -179,3 +179,23 @@ def test_killed_in_the_middle(tmp_path, student, teacher, tokenizer, prompts, co
         for server in servers:
             server.stop()
         assert threading.active_count() < 100
+
+
+def test_a_store_s_texts_are_written_by_the_server_alone(served, teacher, tokenizer, prompts):
+    """All at the same time; what it says of each place is what the same teacher says here."""
+    server, asked = TeacherServer(served.url, tokenizer, top_k=20), prompts[1][:32]
+    options: dict = {"max_new_tokens": LIMIT, "temperature": 2.0}  # at which the lab's teacher is not sure
+    found = server.write(asked, list(range(32)), [tokenizer.eos_token_id], **options)
+    for prompt, (ids, places) in zip(asked, found):
+        assert len(ids) == len(places) <= LIMIT and (len(ids) == LIMIT or ids[-1] == tokenizer.eos_token_id)
+        with torch.no_grad():
+            logits = teacher(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].float()
+        log_probs = logits.log_softmax(-1)
+        for row, (top, values) in zip(log_probs, places):
+            assert len(top) == 20
+            torch.testing.assert_close(torch.tensor(values), row[torch.tensor(top)], atol=1e-3, rtol=0)
+            torch.testing.assert_close(torch.tensor(values), row.topk(20).values, atol=1e-3, rtol=0)
+    others = server.write(asked, list(range(100, 132)), [tokenizer.eos_token_id], **options)
+    assert sum(a[0] != b[0] for a, b in zip(found, others)) > 24
+    again = server.write(asked, list(range(32)), [tokenizer.eos_token_id], **options)
+    assert sum(a[0] == b[0] for a, b in zip(found, again)) > 24  # but for rounding, in other batches

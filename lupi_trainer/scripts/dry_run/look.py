@@ -23,6 +23,7 @@ from .settings import Settings
 
 DATA = ("dataset_name", "base_dataset_name", "eval_dataset_name")
 # model -> the key of its revision
+TEACHERS = ("teacher_model_name_or_path", "teacher_model_server_url", "teacher_store")
 REVISIONS = {
     "model_name_or_path": "model_revision",
     "teacher_model_name_or_path": "teacher_model_revision",
@@ -73,6 +74,9 @@ def _data(settings: Settings) -> Iterator[str]:
             yield f"{key}: {error}"
     if settings.get("probes") is not None:
         yield from missing_probes("probes", settings.get("probes"))
+    store = settings.get("teacher_store")
+    if store is not None and not Path(store).is_dir():
+        yield f"teacher_store: no such folder: {store}; `lupi teach --config RECIPE --store {store}` writes it"
     examples = settings.get("few_shot_examples")
     if isinstance(examples, str) and not examples.lstrip().startswith("[") and not find_data(examples).is_file():
         yield f"few_shot_examples: no such data file: {examples}"
@@ -138,7 +142,7 @@ def faulty_probes(name: str) -> list[str]:
 def models(settings: Settings) -> Iterator[str]:
     """What is wrong with the models that a run names, as far as their names and folders tell."""
     offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes")
-    remote = settings.get("teacher_model_server_url")
+    remote = settings.get("teacher_model_server_url") or settings.get("teacher_store")
     keys = [key for key in REVISIONS if not (remote and key.startswith("teacher"))]
     named = [(key, settings.get(key), settings.get(REVISIONS[key]), _takes_pickles(settings, key)) for key in keys]
     for key, name, revision, takes_pickles in (*named, *_other_teachers(settings)):
@@ -296,7 +300,7 @@ def _together(settings: Settings) -> Iterator[str]:
             f"load_best_model_at_end: eval_strategy={get('eval_strategy')!r} and "
             f"save_strategy={get('save_strategy')!r} must be the same"
         )
-    if command == "skd" and not any((get("teacher_model_name_or_path"), get("teacher_model_server_url"))):
+    if command == "skd" and not any(map(get, TEACHERS)):
         if not get("use_peft") and not get("teachers"):
             yield (
                 "no teacher: set `teacher_model_name_or_path` or `teacher_model_server_url`, or give the student a "

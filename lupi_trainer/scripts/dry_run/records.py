@@ -1,12 +1,13 @@
 """Every record of a run against every limit: not the first that does not fit, but all of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from ...data.check import check_probes
+from ...data.prompts import Words
 from ...data.records import load_records, normalize_record, record_name, sft_row, to_columns
 from ...data.special_tokens import SpecialTokens
 from ...data.squad import check_qa_record, raw_questions, tokenize_qa
@@ -15,6 +16,7 @@ from ...lab import LAB_PREFIX, load_lab_records, resolve_model
 from ...lupi_skd.checks import Reading, read_records
 from ...lupi_skd.setup import student_tokenizer, teacher_kind, to_source
 from ...lupi_skd.teachers import known_teachers
+from ...lupi_skd.texts import GivenTexts
 from ..kd_lora import evaluation_source
 from .report import Report
 
@@ -72,6 +74,10 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     # the positions of both models are looked at for every record, so that this is no line of transformers
     for one in filter(None, (tokenizer, *(each.pair.teacher_tokenizer for each in teachers))):
         one.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    given, first = None, teachers.first
+    if args.teacher_store or args.gold_alpha or args.rollout_policy == "gold":
+        words = Words(tokenizer, args.chat_template_kwargs or {})
+        given = GivenTexts(args, words, first.prompt, first.pair.store, first.pair.vocab_size)
     sources = [
         (data_args.dataset_name, data_args.dataset_config, data_args.dataset_train_split, _columns),
         (data_args.base_dataset_name, data_args.base_dataset_config, data_args.base_dataset_split, _base_columns),
@@ -86,6 +92,8 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
             rows = [row | {"row_id": n} for n, row in enumerate(chain.from_iterable(map(turns_of, rows)))]
         read = read_records(rows, tokenizer, teachers, args)
         report.refuse_records(source, [_numbered(r) for r in read if r.error is not None])
+        if given is not None:
+            report.refuse_records(source, list(_without_text([r.row for r in read if r.error is None], given)))
         counts.append((source, len(rows)))
         readings += read
         if rows and len(read) == len(rows) and not any(r.error for r in read):
@@ -96,6 +104,15 @@ def check_skd(data_args: Any, args: Any, model_args: Any, peft_config: Any, repo
     if data_args.probes:
         _probes(data_args.probes, tokenizer, args, report)
     return counts[0][1]
+
+
+def _without_text(rows: list[Record], given: GivenTexts) -> Iterator[tuple[str, str]]:
+    """(name, fault) of the records that have no answer, or none in the store, where they need one."""
+    for row in rows:
+        try:
+            given.check_rows([row])
+        except ValueError as error:
+            yield record_name(row, row["row_id"]), str(error).removeprefix(f"{record_name(row)}: ")
 
 
 def _prompt_lengths(readings: list[Any], args: Any, report: Report) -> None:

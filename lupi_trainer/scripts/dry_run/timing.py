@@ -21,7 +21,8 @@ def _seconds(work: Callable[[], Any], device: Any) -> float:
 def seconds_a_batch(trainer: Any) -> tuple[float, str]:
     """(seconds that a batch takes, forward, backward and, where the trainer writes texts, those; how it is known).
 
-    No weight is changed. Of a trainer that writes texts, two short ones are timed, and a line is laid through them.
+    No weight is changed. Of a trainer that writes texts, two short ones are timed, and a line is laid through them;
+    texts that are there already have the length that they have.
 
     Args:
         trainer: made with `gradient_accumulation_steps` of 1.
@@ -40,7 +41,7 @@ def seconds_a_batch(trainer: Any) -> tuple[float, str]:
 
     device = trainer.accelerator.device
     longest = getattr(trainer, "max_completion_length", None)
-    if longest is None:
+    if longest is None or not getattr(trainer, "writes_texts", True):
         _seconds(work, device)
         return _seconds(work, device), "one batch, forward and backward"
     times = {}
