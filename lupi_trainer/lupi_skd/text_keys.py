@@ -90,4 +90,4 @@ def check_store_settings(args: Any) -> None:
     for name in _NEEDS_TEACHER:
         if is_set(args, name):
             raise ValueError(f"{name}={getattr(args, name)!r} does not work with teacher_store: {_LIVE}. Leave it out")
-    say_unread(args, ["deterministic"], "nothing is rolled out with teacher_store")
+    say_unread(args, ["deterministic", "max_slots", "pack_weights"], "nothing is rolled out with teacher_store")

@@ -28,6 +28,7 @@ _UNREAD = {
 }
 _JUDGING = ("acceptance_rule", "acceptance_kwargs", "accept_top_k", "teacher_min_prob")
 _DRAFTING = ("gamma", "gamma_policy", "verification", "student_temperature")
+_WRITING = ("teacher_temperature", "compile_rollout", "teacher_prompt_cache_mb", "deterministic")
 _SERVED = ("teacher_server_timeout", "teacher_server_request_timeout")
 
 
@@ -69,7 +70,7 @@ def check_unread_settings(args: Any) -> None:
     if policy == "student":
         say_unread(args, ["teacher_temperature"], "rollout_policy='student' draws nothing from the teacher")
     if policy == "gold":
-        say_unread(args, [*_DRAFTING, "teacher_temperature"], "rollout_policy='gold' writes nothing")
+        say_unread(args, [*_DRAFTING, *_WRITING], "rollout_policy='gold' writes nothing")
     if policy == "teacher" and not (args.log_rollout_blocks or args.record_rollouts or args.teacher_model_server_url):
         say_unread(args, _DRAFTING, "rollout_policy='teacher' drafts nothing")
     urls = (settings_of(args, name).teacher_model_server_url for name in (RUN, *named(args)))

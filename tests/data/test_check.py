@@ -206,6 +206,18 @@ def test_what_training_refuses_is_grouped_and_doubts_are_no_problem(tmp_path, ca
     assert "--min_words has no effect without --schema culture" in capsys.readouterr().err
 
 
+def test_an_answer_is_text_or_not_there(tmp_path, capsys):
+    record = {"query": "Who is Mo?", "knowledge": None}
+    rows = [record | {"answer": answer} for answer in ("A king.", None, " ", ["A king."])]
+    records = write(tmp_path / "own.jsonl", rows)
+    assert main(["data", "check", records]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{records}: record number 3: field: `answer` must be text or null, got list",
+        f"{records}: doubt: record number 2: empty: its `answer` is empty, so it has no gold answer",
+        "4 records: 1 problem, 1 doubt",
+    ]
+
+
 def test_what_is_empty_or_misspelled_is_named_by_record(tmp_path, capsys):
     rows = [
         {"prompt": "Who is Mo?", "privileged_context": " "},

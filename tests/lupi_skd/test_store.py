@@ -111,6 +111,13 @@ def test_settings_that_need_the_teacher_itself_are_refused(folder, tmp_path, cha
         trainer_of(folder, tmp_path, **{f"config_{key}": value for key, value in changes.items()})
 
 
+def test_settings_that_have_no_effect_with_a_store_are_named(folder, tmp_path, caplog):
+    trainer_of(folder, tmp_path)
+    assert "with teacher_store" not in caplog.text
+    trainer_of(folder, tmp_path, config_deterministic=True, config_max_slots=2)
+    assert "deterministic=True, max_slots=2: no effect, since nothing is rolled out with teacher_store" in caplog.text
+
+
 def test_a_teacher_beside_a_store_is_refused(folder, tmp_path, teacher):
     with pytest.raises(ValueError, match="teacher_store is set and a teacher was passed"):
         trainer_of(folder, tmp_path, teacher_model=teacher)

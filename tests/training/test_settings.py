@@ -106,6 +106,12 @@ NAMED = [  # configuration, settings beside which the keys have no effect, the k
     (
         LUPISKDConfig,
         make_config,
+        {"rollout_policy": "gold"},
+        ["gamma", "student_temperature", "teacher_temperature", "accept_top_k", "compile_rollout"],
+    ),
+    (
+        LUPISKDConfig,
+        make_config,
         {"acceptance_rule": "top_p", "acceptance_kwargs": {"p": 0.5}},
         ["accept_top_k", "teacher_min_prob"],
     ),
