@@ -110,7 +110,7 @@ def test_the_commands_of_the_lab_recipes_run(tmp_path, monkeypatch, small_lab):
     for arguments in commands:
         assert main([*arguments, *less.get(arguments[0], short)]) == 0, arguments
     outputs = [yaml.safe_load(find_recipe(name).read_text())["output_dir"] for name in lab]
-    assert len(outputs) == 12 and all((tmp_path / folder / "README.md").is_file() for folder in outputs)
+    assert len(outputs) == 13 and all((tmp_path / folder / "README.md").is_file() for folder in outputs)
 
 
 @pytest.mark.parametrize("path", sorted((recipes_dir() / "accelerate_configs").glob("*.yaml")), ids=lambda p: p.stem)
