@@ -136,14 +136,14 @@ class TeacherSettings:
     """
 
     def __init__(self, args: Any, own: Mapping[str, Any]):
-        vars(self).update(_args=args, _own=dict(own))
+        vars(self).update(run=args, own=dict(own))
 
     def __getattr__(self, name: str) -> Any:
-        own = vars(self)["_own"]
-        return own[name] if name in own else getattr(vars(self)["_args"], name)
+        own = vars(self)["own"]
+        return own[name] if name in own else getattr(vars(self)["run"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._args, name, value)
+        setattr(self.run, name, value)
 
 
 def settings_of(args: Any, name: str) -> Any:
@@ -175,8 +175,8 @@ def teacher_name(record: Mapping[str, Any], base_teacher: str) -> str:
     return base_teacher if record["privileged_context"] is None else RUN
 
 
-def check_teacher(record: Mapping[str, Any], base_teacher: str, known: list[str]) -> str:
-    """[`teacher_name`] of a record, which must be one of the `known`.
+def check_teacher(record: Mapping[str, Any], base_teacher: str, known: list[str], number: int | None = None) -> str:
+    """[`teacher_name`] of a record, which must be one of the `known`; `number`: its place, for the message.
 
     Raises:
         RecordError: it is none of them; the message names the record.
@@ -186,9 +186,9 @@ def check_teacher(record: Mapping[str, Any], base_teacher: str, known: list[str]
         return name
     others = ", ".join(known)
     if name != RUN:
-        raise RecordError(record_name(dict(record)), f"there is no teacher {name!r}; the run has {others}")
+        raise RecordError(record_name(dict(record), number), f"there is no teacher {name!r}; the run has {others}")
     raise RecordError(
-        record_name(dict(record)),
+        record_name(dict(record), number),
         f"it names no `teacher`, and the run has none of its own beside {others}: set teacher_model_name_or_path, or "
         "say which it is",
     )

@@ -102,6 +102,8 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
             read.add("other teachers' weights", sum(other.held for other in run.others if other.home == home))
             read.add("context", CONTEXT)
         if run.weighs or not run.keeps_states:
+            if home == STUDENT:  # after the student's forward
+                read.add("activations", kept)
             if run.offloaded:
                 read.add("teacher's weights", teacher.held)
             each = (run.student_prompt if run.keeps_states else run.teacher_prompt) + run.completion

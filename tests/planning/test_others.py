@@ -55,6 +55,16 @@ def test_a_frozen_copy_is_held_beside_the_teacher_in_the_type_that_the_student_c
     assert held(make(base_teacher="student", teachers=own))[STUDENT] == 4 * run.student.weights
 
 
+def test_a_second_reading_is_planned_beside_the_student_s_activations(make):
+    """That of `loss_weighting`, and the only one where states are not kept."""
+    plain = make()
+    assert "teacher's reading" not in [moment.name for moment in training_moments(plain)[STUDENT]]
+    for keys in ({"loss_weighting": "knowledge"}, {"reuse_verification": False}):
+        moments = {moment.name: moment for moment in training_moments(make(**keys))[STUDENT]}
+        read = moments["teacher's reading"]
+        assert read.items["activations"] == moments["loss"].items["activations"] and read.items["prefill"] > 0
+
+
 def test_what_is_offloaded_or_the_student_itself_or_elsewhere_takes_no_room_beside_it(make):
     for keys in ({"teacher_offload": True}, {"teachers": {"student": {"offload": True}}}):
         run = make(base_teacher="student", **keys)

@@ -59,18 +59,21 @@ def test_a_real_language_model_on_a_server_makes_the_files_and_is_asked_nothing_
     assert main(["data", "report", str(out)]) == 0 and "Varnholt" in (out / "report.html").read_text()
 
 
-ASKED = {
-    "Varnholt": ("In which year was the observatory of Varnholt opened?", "1987"),
-    "Lindora": ("From which town does the ferry Lindora sail to Merrow?", "Ostrand"),
-    "Pellow": ("What is the rye bread of the bakery Pellow called?", "Skarn"),
-}
+ASKED = {  # question, two more phrasings, answer
+    "Varnholt": ("In which year was the observatory of Varnholt opened?", "When did Ilse Bramm open the observatory of "
+                 "Varnholt?", "What is the year in which Varnholt's observatory opened?", "1987"),
+    "Lindora": ("From which town does the ferry Lindora sail to Merrow?", "Where does the ferry Lindora leave for the "
+                "island of Merrow?", "Which town does the ferry Lindora start from?", "Ostrand"),
+    "Pellow": ("What is the rye bread of the bakery Pellow called?", "Which name has the rye bread that the bakery "
+               "Pellow sells?", "How does the bakery Pellow in Tarnby call its rye bread?", "Skarn"),
+}  # fmt: skip
 
 
 def asks(body: dict) -> str:
     """A right question about each document, which the model here is too small to write."""
     text = body["messages"][-1]["content"]
-    question, answer = next(fact for name, fact in ASKED.items() if name in text)
-    fact = {"question": question, "phrasings": [], "answer": answer}
+    question, *phrasings, answer = next(fact for name, fact in ASKED.items() if name in text)
+    fact = {"question": question, "phrasings": phrasings, "answer": answer}
     return json.dumps({"facts": [fact], "unanswered": []})
 
 
@@ -115,7 +118,7 @@ def test_a_real_language_model_on_a_server_reads_what_another_asked(tmp_path, ca
     with capfd.disabled():
         print("", *((fact["reason"], fact["question"], fact["answer"], fact["detail"]) for fact in facts), sep="\n")
     assert f"there were {len(DOCUMENTS)} replies before" in said
-    assert {fact["question"] for fact in facts} == {question for question, _ in ASKED.values()}
+    assert {fact["question"] for fact in facts} == {question for question, *_ in ASKED.values()}
     read = [row for row in rows(out / "answers.jsonl") if not row["answer"].startswith("{")]
     assert len(read) >= 2 * len(DOCUMENTS) and all(row["finished"] is not None for row in read)
     assert {fact["reason"] for fact in facts} <= {"kept", "unread", "unstable"}

@@ -110,7 +110,7 @@ def faulty_records(key: str, name: str, settings: Settings) -> list[str]:
     for number, record in enumerate(records):
         try:
             row = normalize_record(record, number, needs_context=key != "base_dataset_name")
-            check_teacher(row, arguments.base_teacher, teachers)
+            check_teacher(row, arguments.base_teacher, teachers, number)
         except RecordError as error:
             faults.append((record_name(record, number), str(error)))
     report.refuse_records(name, faults)
