@@ -60,13 +60,25 @@ def test_a_real_language_model_on_a_server_makes_the_files_and_is_asked_nothing_
 
 
 ASKED = {  # question, two more phrasings, answer
-    "Varnholt": ("In which year was the observatory of Varnholt opened?", "When did Ilse Bramm open the observatory of "
-                 "Varnholt?", "What is the year in which Varnholt's observatory opened?", "1987"),
-    "Lindora": ("From which town does the ferry Lindora sail to Merrow?", "Where does the ferry Lindora leave for the "
-                "island of Merrow?", "Which town does the ferry Lindora start from?", "Ostrand"),
-    "Pellow": ("What is the rye bread of the bakery Pellow called?", "Which name has the rye bread that the bakery "
-               "Pellow sells?", "How does the bakery Pellow in Tarnby call its rye bread?", "Skarn"),
-}  # fmt: skip
+    "Varnholt": (
+        "In which year was the observatory of Varnholt opened?",
+        "When did Ilse Bramm open the observatory of Varnholt?",
+        "What is the year in which Varnholt's observatory opened?",
+        "1987",
+    ),
+    "Lindora": (
+        "From which town does the ferry Lindora sail to Merrow?",
+        "Where does the ferry Lindora leave for the island of Merrow?",
+        "Which town does the ferry Lindora start from?",
+        "Ostrand",
+    ),
+    "Pellow": (
+        "What is the rye bread of the bakery Pellow called?",
+        "Which name has the rye bread that the bakery Pellow sells?",
+        "How does the bakery Pellow in Tarnby call its rye bread?",
+        "Skarn",
+    ),
+}
 
 
 def asks(body: dict) -> str:
