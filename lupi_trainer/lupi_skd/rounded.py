@@ -60,18 +60,15 @@ def rounded_weights(
     `kept`: the copies of an earlier time, which are written over where they are, for what was recorded reads them
     there; empty at first.
     """
-    copies: dict[nn.Parameter, nn.Parameter] = {}
-    before = {} if kept is None else kept
+    copies = {} if kept is None else kept
     places: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for module in model.modules():
             for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if weight.dtype == torch.float32:
                     if weight not in copies:
-                        if weight not in before:
-                            before[weight] = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
-                        before[weight].data.copy_(weight.detach())
-                        copies[weight] = before[weight]
+                        copies[weight] = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
+                    copies[weight].data.copy_(weight.detach())
                     places.append((module, name, weight))
                     setattr(module, name, copies[weight])
         with without_mixed_precision(model):
