@@ -11,6 +11,7 @@ from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK, needs_bare_logi
 from ..rules.gamma import GAMMA_POLICIES, GammaPolicy
 from ..rules.noise import STUDENT, TEACHER
 from ..rules.speculative_sampling import Sampling
+from ..runners.kept import KeptRunners
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.probe import require_own_logits
 from ..runners.prompt_store import PromptStore
@@ -49,6 +50,7 @@ class Request:
     compile: bool
     teacher_prompt_store: PromptStore | None = None
     bare_prompts: list[list[int]] | None = None
+    kept: KeptRunners | None = None
 
     def __post_init__(self):
         rows = len(self.student_prompts)

@@ -9,6 +9,7 @@ from ..rules.acceptance import AcceptanceRule, AcceptNone, TopK
 from ..rules.noise import STUDENT
 from ..runners.attention import ragged_attention
 from ..runners.float32_logits import float32_logits
+from ..runners.kept import KeptRunners
 from ..runners.lockstep import Alone, Lockstep
 from ..runners.packed_weights import PackWeights, packed_weights
 from ..runners.probe import reading_fault
@@ -52,6 +53,7 @@ def skd_rollout(
     lockstep: Lockstep | None = None,
     teacher_prompt_store: PromptStore | None = None,
     bare_teacher_prompt_ids: list[list[int]] | None = None,
+    kept: KeptRunners | None = None,
 ) -> Rollout:
     """Completes B prompts by speculative knowledge distillation (arXiv 2410.11325, algorithm 1).
 
@@ -95,6 +97,8 @@ def skd_rollout(
             only; for a teacher whose weights stay as they are. Texts are the same but for rounding.
         bare_teacher_prompt_ids: the teacher's prompts without the knowledge, for the rules that look at them
             (`Knowledge`), and for no other.
+        kept: what an earlier rollout of the same models has left; caches and CUDA graphs serve this one, too, if they
+            fit, and are left there for the next. Between rollouts they take memory.
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
@@ -123,6 +127,7 @@ def skd_rollout(
         bare_prompts=None
         if bare_teacher_prompt_ids is None
         else prompt_lists("bare_teacher_prompt_ids", bare_teacher_prompt_ids),
+        kept=kept,
     ).checked(student, teacher)
     # another process in lockstep may run the student
     drafts_matter = on_block is not None or request.trace_rows or request.lockstep.together

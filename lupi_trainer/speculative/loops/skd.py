@@ -58,11 +58,12 @@ class SKD(Rounds[RolloutStats]):
             raise ValueError("the request was not `checked` for these models")
         slots, vocab_size, takes_back = request.slots, request.vocab_size, request.writer is None
 
-        def run(model, prompts: list[list[int]], store: PromptStore | None = None) -> Runner:
+        def run(role: str, model, prompts: list[list[int]], store: PromptStore | None = None) -> Runner:
             given = request.compile, request.lockstep, request.gamma, store
-            return Runner(model, prompts, slots, limit, vocab_size, *given, takes_back=takes_back)
+            held = None if request.kept is None else request.kept.take(role)
+            return Runner(model, prompts, slots, limit, vocab_size, *given, takes_back=takes_back, held=held)
 
-        self.student = run(student, request.student_prompts)
+        self.student = run("student", student, request.student_prompts)
         self.teacher: Runner | RemoteRunner
         self.remote = isinstance(teacher, RemoteTeacher)
         if isinstance(teacher, RemoteTeacher):
@@ -77,11 +78,11 @@ class SKD(Rounds[RolloutStats]):
                 device=self.student.device,
             )
         else:
-            self.teacher = run(teacher, request.teacher_prompts, request.teacher_prompt_store)
+            self.teacher = run("teacher", teacher, request.teacher_prompts, request.teacher_prompt_store)
         self.bare: Runner | None = None  # the teacher once more, without the knowledge
         if needs_bare_logits(request.acceptance):
             assert not self.remote and request.bare_prompts is not None  # `checked`
-            self.bare = run(teacher, request.bare_prompts)
+            self.bare = run("bare", teacher, request.bare_prompts)
         runners = [self.student, self.teacher] if self.drafts else [self.teacher]
         runners += [] if self.bare is None else [self.bare]
         device = self.teacher.device
@@ -292,7 +293,15 @@ class SKD(Rounds[RolloutStats]):
             )
             on_block(block)
 
+    def _leave(self) -> None:
+        """Keeps for the next rollout what it can go on with."""
+        runners = {"student": self.student, "teacher": self.teacher, "bare": self.bare}
+        for role, runner in runners.items():
+            if self.r.kept is not None and isinstance(runner, Runner):
+                self.r.kept.leave(role, runner)
+
     def result(self) -> Rollout:
+        self._leave()
         tokens, by_teacher, hidden, close = self.completions.of_lengths(self.lengths)
         self.stats.close_calls = sum(map(sum, close or []))
         self.stats.student_forwards = self.student.forwards

@@ -150,6 +150,12 @@ class RaggedCache(Cache):
             for buffer in (layer.keys, layer.values):
                 buffer[row, start:] = 0
 
+    def zero(self) -> None:
+        """Zeroes all keys and values, where they are: those of an idle slot may not be finite."""
+        for layer in self.attending:
+            if layer.is_initialized:
+                layer.keys.zero_(), layer.values.zero_()
+
     def kept(self, row: int, length: int) -> Entry:
         """A copy of the first `length` slots of a row, and of its states."""
         pairs = [(layer.keys[row, :length].clone(), layer.values[row, :length].clone()) for layer in self.attending]

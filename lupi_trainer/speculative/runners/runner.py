@@ -18,6 +18,7 @@ from ..rules.noise import TEACHER, sample
 from .attention import attends_by_length
 from .cache import RaggedCache
 from .graphs import Graphs, recorder_for
+from .kept import Held, granted
 from .lockstep import Alone, Lockstep
 from .prefill import Prefill
 from .prompt_store import PromptStore
@@ -65,9 +66,10 @@ class Runner:
         widest: int = 1,
         store: PromptStore | None = None,
         takes_back: bool = True,
+        held: Held | None = None,
     ):
         """`widest`: the most tokens of a row in one call; `store`: of prompts that the model has read before;
-        `takes_back`: False where no token that it reads is ever rejected."""
+        `takes_back`: False where no token that it reads is ever rejected; `held`: what an earlier runner left."""
         kinds = cache_kinds(text_config(model))
         if compile and keeps_states(model):
             compile = False
@@ -80,18 +82,30 @@ class Runner:
         self.device = model.get_input_embeddings().weight.device
         self.resolution = resolution(model)
         self.prompts = prompts
+        self.by_length, self.widest = attends_by_length(model), widest
         self.size = max(map(len, prompts)) + max_new_tokens
-        if compile:  # so that batches of similar length share their graphs
+        if compile and not self.by_length:  # so that batches of similar length share their graphs
             self.size = min(compiled_size(self.size), usable_positions(model) or sys.maxsize)
         # a kernel counts the slots that a row's last query sees, be it one that is not kept: they all must exist
-        self.by_length, self.widest = attends_by_length(model), widest
-        self.capacity = self.size + (widest - 1 if self.by_length else 0)
-        self.cache = RaggedCache(kinds, slots, self.capacity, self.size, cache_argument(model))
+        beyond, rows = widest - 1 if self.by_length else 0, slots
+        recorder = recorder_for(model) if compile and not lockstep.together else None
+        if held is not None and (recorder is None or held.granted != granted(model, vocab_size, beyond)):
+            held = None
+        if held is not None:
+            rows, self.size = max(rows, held.cache.window.rows), max(self.size, held.cache.positions)
+            if (held.cache.window.rows, held.cache.positions) != (rows, self.size):
+                held = None  # it is too small
+            else:
+                held.cache.zero()
+        self.capacity = self.size + beyond
+        self.cache = (
+            RaggedCache(kinds, rows, self.capacity, self.size, cache_argument(model)) if held is None else held.cache
+        )
         self.replay = Replay(self.cache, takes_back, model) if self.cache.recurrent else None
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
         self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store, self.by_length)
         self.forwards = 0
-        self.graphs = Graphs(recorder_for(model) if compile and not lockstep.together else None)
+        self.graphs = Graphs(recorder) if held is None else held.graphs
 
     @property
     def recorded(self) -> bool:
