@@ -136,7 +136,12 @@ def _fault(entry: Any) -> str | None:
         return f"no `{missing[0]}`"
     if type(entry["step"]) is not int or not 0 <= entry["step"] < MOST:
         return f"`step` must be a whole number from 0, got {str(entry['step'])[:40]}"
-    for key, types in (("split", (str,)), ("privileged_context", (str, type(None))), ("id", (str, int, type(None)))):
+    for key, types in (
+        ("split", (str,)),
+        ("privileged_context", (str, type(None))),
+        ("id", (str, int, type(None))),
+        ("teacher", (str, type(None))),
+    ):
         if not isinstance(entry.get(key), types):
             return f"`{key}` must be text, got {type(entry[key]).__name__}"
     prompt = entry["prompt"]
@@ -170,6 +175,6 @@ def _odd_numbers(key: str, values: list[Any]) -> list[Any]:
 
 def _known(entry: dict[str, Any]) -> dict[str, Any]:
     """What the page has of a line."""
-    known = {key: entry[key] for key in ("step", "split", "id", "row_id", *_LISTS) if key in entry}
+    known = {key: entry[key] for key in ("step", "split", "id", "row_id", "teacher", *_LISTS) if key in entry}
     known["prompt"] = [{key: message[key] for key in ("role", "content")} for message in entry["prompt"]]
     return known | {"privileged_context": entry["privileged_context"]}

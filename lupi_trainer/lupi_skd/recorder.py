@@ -77,8 +77,16 @@ class RolloutRecorder(TrainerCallback):
             return []
         return [i for i, row in enumerate(rows) if row.get("source_row", row.get("row_id", 0)) % self.every_row == 0]
 
-    def entries(self, rollout: Rollout, rows: list[dict[str, Any]], split: str, step: int) -> list[dict[str, Any]]:
-        """The lines that a rollout's traces make; `rows` are the records of its batch."""
+    def entries(
+        self,
+        rollout: Rollout,
+        rows: list[dict[str, Any]],
+        split: str,
+        step: int,
+        teachers: list[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The lines that a rollout's traces make; `rows` are the records of its batch, `teachers` the names of theirs
+        where a run has several."""
         lines = []
         for trace in rollout.traces or []:
             if trace.row in rollout.broken:
@@ -98,6 +106,7 @@ class RolloutRecorder(TrainerCallback):
                     "split": split,
                     "id": row.get("id"),
                     "row_id": row.get("row_id"),
+                    **({} if teachers is None else {"teacher": teachers[trace.row]}),
                     "prompt": row["prompt"],
                     "privileged_context": row["privileged_context"],
                     "completion": token_texts(self.tokenizer, ids),

@@ -330,7 +330,8 @@ class LUPISKDTrainer(
             self._report.add(gather_object(rollout.stats.gamma_history), gather_object(self._marked_texts(rollout)))
         if self._recorder is not None:
             step = self.state.global_step
-            entries = gather_object(self._recorder.entries(rollout, self._rows, mode, step))
+            names = [self.teachers.of(row).name for row in self._rows] if len(self.teachers) > 1 else None
+            entries = gather_object(self._recorder.entries(rollout, self._rows, mode, step, names))
             if self.accelerator.is_main_process:
                 self._recorder.write(entries, step)
         self._rollout = rollout, teacher_prompt_ids, left_out

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 
+from tests.lupi_skd.test_teachers import config, mixed
 from tests.lupi_skd.training import make_trainer
 
 
@@ -47,3 +48,19 @@ def test_an_offloaded_teacher_teaches_the_same_and_leaves_the_device(tmp_path, d
     assert ours == pytest.approx(theirs, rel=1e-5)
     places = [{parameter.device.type for parameter in one.teacher_model.parameters()} for one in (kept, offloaded)]
     assert places == [{device}, {"cpu"}]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_teachers_of_several_types_teach_their_rows(tmp_path, device):
+    """The run's own in float32, one in bfloat16 that is offloaded, and the frozen copy of a student in bfloat16."""
+    records = mixed("other", None, "student", None, None, "other", None, None)
+    other = {"other": {"model_name_or_path": "lab:student", "dtype": "bfloat16", "offload": True}}
+    trainer, _ = train(
+        tmp_path,
+        device,
+        train_dataset=records,
+        **config(teachers=other, base_teacher="student", bf16=True, loss_weighting="knowledge"),
+    )
+    models = {each.name: next(each.model.parameters()) for each in trainer.teachers}
+    places = {name: (str(weight.dtype).removeprefix("torch."), weight.device.type) for name, weight in models.items()}
+    assert places == {"teacher": ("float32", device), "other": ("bfloat16", "cpu"), "student": ("bfloat16", device)}

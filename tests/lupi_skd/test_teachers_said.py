@@ -21,9 +21,8 @@ def test_a_teacher_without_a_record_is_named_in_a_warning(tmp_path, caplog):
 def test_page_and_card_know_each_teacher(tmp_path):
     records = mixed("other", None, "other", None)
     teachers = {"other": {"model_name_or_path": "lab:student"}}
-    trainer, _ = make_trainer(
-        tmp_path, train_dataset=records, **config(teachers=teachers, base_teacher="student", max_steps=2)
-    )
+    shared = {"teachers": teachers, "base_teacher": "student", "max_steps": 2, "record_rollouts": 8}
+    trainer, _ = make_trainer(tmp_path, train_dataset=records, **config(**shared))
     trainer.train()
     trainer.save_model()
     trainer.save_state()
@@ -34,7 +33,10 @@ def test_page_and_card_know_each_teacher(tmp_path):
         " `lab:student` (shipped with lupi_trainer)",
         " the student as it was before training ",
     ]
-    curves = {curve["name"]: curve for curve in page_data(read_run(tmp_path / "run"))["curves"]}
+    page = page_data(read_run(tmp_path / "run"))
+    taught = {rollout["id"]: rollout["teacher"] for rollout in page["rollouts"]}
+    assert taught == {row["id"]: row["teacher"] or "student" for row in records} and len(page["rollouts"]) == 8
+    curves = {curve["name"]: curve for curve in page["curves"]}
     for name in ("acceptance", "gamma"):
         lines, words = (curves[name][key] for key in ("lines", "words"))
         assert {"taught by other", "taught by student"} <= lines.keys()

@@ -79,7 +79,8 @@ const rollouts = run.rollouts.map((r, number) => ({
   share: mean(r.from_teacher),
   mean: mean(r.divergence),
 }));
-const name = (r) => `step ${r.step}, ${r.split === "eval" ? "evaluation" : "training"}`;
+const name = (r) =>
+  `step ${r.step}, ${r.split === "eval" ? "evaluation" : "training"}${r.teacher ? `, taught by ${r.teacher}` : ""}`;
 const orders = {
   step: (a, b) => a.step - b.step || a.number - b.number,
   divergence: (a, b) => (b.mean > a.mean) - (b.mean < a.mean) || a.number - b.number,
