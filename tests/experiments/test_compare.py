@@ -281,3 +281,24 @@ def test_the_results_page_is_what_its_runs_say():
         then = f"{at['seconds']:.0f} | {at['unseen']:.1%} | {at['general']:.1%}"
         assert f"| {label} | {row['seconds'][0]:.0f} | {at['step']:.0f} | {then} |" in seconds
     assert len(times) == 4
+
+
+TEXTS_OF_THE_PAGE = {
+    "from a teacher store, 4 samples a prompt (`store`)": "store",
+    "gold answers as the texts (`gold`)": "gold",
+    "the same, `gold_alpha: 0.9`": "gold-0.9",
+    "SKD, `gold_alpha: 0.5` (`gold-mixed`)": "gold-mixed",
+    "SKD, `gold_alpha: 0.9`": "gold-mixed-0.9",
+}
+
+
+def test_the_page_says_of_texts_that_are_there_already_what_their_runs_say():
+    page = (Path(__file__).parents[2] / "data" / "RESULTS.md").read_text(encoding="utf-8")
+    known = json.loads((Path(__file__).parents[2] / "data" / "lab_runs.json").read_text(encoding="utf-8"))
+    rows = {row["arm"]: as_on_the_page(row)[:3] for row in summarize(known["texts"]) if row["seeds"] == 3}
+    shown = {}
+    for line in page.split("## Texts that are there already")[1].split("## ")[0].splitlines():
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if label in TEXTS_OF_THE_PAGE:
+            shown[TEXTS_OF_THE_PAGE[label]] = cells
+    assert shown == rows and len(rows) >= 4

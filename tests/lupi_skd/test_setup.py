@@ -43,5 +43,5 @@ def test_names_are_resolved_once_in_a_construction(tmp_path, monkeypatch):
     ],
 )
 def test_who_teaches(teacher, url, adapter, kind):
-    args = SimpleNamespace(teacher_model_server_url=url, teacher_offload=False, teachers=None)
+    args = SimpleNamespace(teacher_model_server_url=url, teacher_offload=False, teacher_store=None, teachers=None)
     assert teacher_kind(teacher, args, "student", adapter) is kind
