@@ -96,11 +96,8 @@ class KnowledgeWeights(DistillationHooks):
     model: Any
     processing_class: Any
     teachers: Any  # of the run
-    _gains: list[torch.Tensor]  # of the batch at hand, by teacher: [4] sums, on which `log_gains` builds
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._gains = []
-        super().__init__(*args, **kwargs)
+    _gains: torch.Tensor | None = None
+    """[4] float64 since the last log, of this process: gains in nats, weights, their squares, and tokens."""
 
     def weighs_tokens(self) -> bool:
         """Whether the batch at hand is one whose tokens do not all count alike."""
@@ -156,16 +153,19 @@ class KnowledgeWeights(DistillationHooks):
         told = mask.bool() & knows[:, None]
         of_told = weights.double() * told
         sums = [(gain.double() * told).sum(), of_told.sum(), of_told.square().sum(), told.sum().double()]
-        self._gains.append(torch.stack(sums))
+        new = torch.stack(sums)
+        self._gains = new if self._gains is None else self._gains + new.to(self._gains.device)
         return weights
 
-    def log_gains(self) -> None:
-        """Log where the weights of a batch came from, over all processes, some of which may have no such rows."""
-        device = self.accelerator.device
-        sums = sum((part.to(device) for part in self._gains), torch.zeros(4, dtype=torch.float64, device=device))
-        self._gains.clear()
-        total, weight, squares, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
-        if tokens:
-            metrics = self.metric_lists["train"]
-            metrics["knowledge/gain"].append(total / tokens)
-            metrics["knowledge/effective_tokens"].append(weight**2 / max(squares * tokens, 1e-30))
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.args.loss_weighting != "uniform":
+            sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+            if self._gains is not None:
+                sums += self._gains.to(sums.device)
+            self._gains = None
+            total, weight, squares, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+            if tokens:
+                metrics = self.metric_lists["train"]
+                metrics["knowledge/gain"] = [total / tokens]
+                metrics["knowledge/effective_tokens"] = [weight**2 / (squares * tokens)]
+        super().log(logs, start_time)

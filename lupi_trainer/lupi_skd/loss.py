@@ -162,8 +162,6 @@ class PrivilegedLoss(KnowledgeWeights):
         parts = [
             (rows, self._divergence_of(teacher, rows, student, states, batch)) for teacher, rows in self._parts(batch)
         ]
-        if self.weighs_tokens():
-            self.log_gains()
         parts = [(rows, part) for rows, part in parts if part is not None]
 
         def of_all(mask: torch.Tensor, count: torch.Tensor | int | None) -> Loss:
