@@ -292,6 +292,27 @@ TEXTS_OF_THE_PAGE = {
 }
 
 
+KNOWLEDGE_OF_THE_PAGE = {
+    "SKD": "skd",
+    "its loss weighted (`skd-weighted`)": "skd-weighted",
+    "the same weights, shuffled in each text (`skd-weighted-shuffled`)": "skd-weighted-shuffled",
+    "SKD by the rule `knowledge` (`skd-knowledge-rule`)": "skd-knowledge-rule",
+}
+
+
+def test_the_page_says_where_the_knowledge_speaks_what_its_runs_say():
+    page = (Path(__file__).parents[2] / "data" / "RESULTS.md").read_text(encoding="utf-8")
+    known = json.loads((Path(__file__).parents[2] / "data" / "lab_runs.json").read_text(encoding="utf-8"))
+    shown = {}
+    for line in page.split("## Where the knowledge speaks")[1].split("## ")[0].splitlines():
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and label in KNOWLEDGE_OF_THE_PAGE:
+            shown[KNOWLEDGE_OF_THE_PAGE[label]] = cells
+    rows = summarize(known["knowledge"])
+    assert shown == {row["arm"]: as_on_the_page(row) for row in rows}
+    assert [row["seeds"] for row in rows] == [3] * 4
+
+
 def test_the_page_says_of_texts_that_are_there_already_what_their_runs_say():
     page = (Path(__file__).parents[2] / "data" / "RESULTS.md").read_text(encoding="utf-8")
     known = json.loads((Path(__file__).parents[2] / "data" / "lab_runs.json").read_text(encoding="utf-8"))
