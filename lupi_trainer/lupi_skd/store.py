@@ -297,7 +297,7 @@ class TeacherStore:
             raise ValueError(
                 f"teacher_store: {folder} holds {len(self._place)} texts, and its manifest {manifest.rows}"
             )
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / TOKENIZER)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder / TOKENIZER, trust_remote_code=False)
         if vocabulary_sha256(self.tokenizer) != manifest.tokenizer_sha256:
             raise ValueError(f"teacher_store: tokenizer_sha256 of {folder} is not that of the tokenizer in it")
 

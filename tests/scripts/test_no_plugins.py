@@ -25,7 +25,7 @@ CODE = {
     "model_init_kwargs: {weights_only: false}": "'model_init_kwargs.weights_only' lets code in pickled weights run",
     "attn_implementation: someone/kernel": "'attn_implementation' names code on the Hub, 'someone/kernel'",
 }
-READERS = {name: [name, "--config"] for name in (*TRAINING, "compare", "real")} | {
+READERS = {name: [name, "--config"] for name in (*TRAINING, "compare", "real", "teach")} | {
     "sweep": ["sweep"],
     "plan": ["plan"],
 }
