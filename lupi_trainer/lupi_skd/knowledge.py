@@ -67,6 +67,11 @@ def knowledge_faults(args: Any) -> Iterator[str]:
     if not 0.0 <= args.knowledge_floor <= 1.0:
         yield f"knowledge_floor must be in [0, 1], got {args.knowledge_floor}"
     yield from remote_faults(args.loss_weighting, args.teacher_model_server_url)
+    if args.loss_weighting != "uniform" and args.teacher_store is not None:
+        yield (
+            f"loss_weighting={args.loss_weighting!r} does not go with teacher_store, which has what the teacher said "
+            "with the knowledge alone"
+        )
 
 
 def remote_faults(loss_weighting: str, url: str | None) -> Iterator[str]:
@@ -96,7 +101,7 @@ class KnowledgeWeights(DistillationHooks):
     model: Any
     processing_class: Any
     teachers: Any  # of the run
-    _gains: torch.Tensor | None = None
+    gains: torch.Tensor | None = None
     """[4] float64 since the last log, of this process: gains in nats, weights, their squares, and tokens."""
 
     def weighs_tokens(self) -> bool:
@@ -154,15 +159,15 @@ class KnowledgeWeights(DistillationHooks):
         of_told = weights.double() * told
         sums = [(gain.double() * told).sum(), of_told.sum(), of_told.square().sum(), told.sum().double()]
         new = torch.stack(sums)
-        self._gains = new if self._gains is None else self._gains + new.to(self._gains.device)
+        self.gains = new if self.gains is None else self.gains + new.to(self.gains.device)
         return weights
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.args.loss_weighting != "uniform":
             sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
-            if self._gains is not None:
-                sums += self._gains.to(sums.device)
-            self._gains = None
+            if self.gains is not None:
+                sums += self.gains.to(sums.device)
+            self.gains = None
             total, weight, squares, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
             if tokens:
                 metrics = self.metric_lists["train"]

@@ -57,6 +57,7 @@ class ExactResume(LossTotals, TokenMeans):
     train_dataset: Any
     _rollout_totals: dict[str, RolloutTotals]
     teachers: Teachers
+    gains: torch.Tensor | None  # of `KnowledgeWeights`
     _recorder: RolloutRecorder | None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
@@ -95,6 +96,7 @@ class ExactResume(LossTotals, TokenMeans):
             "since_last_log": {
                 "tokens": None if (sums := self.token_sums["train"]) is None else sums.tolist(),
                 "gold": None if (sums := self.token_sums["gold"]) is None else sums.tolist(),
+                "gains": None if self.gains is None else self.gains.tolist(),
                 "metrics": self.metric_lists["train"],
             },
         }
@@ -139,3 +141,5 @@ class ExactResume(LossTotals, TokenMeans):
         for mode, name in (("train", "tokens"), ("gold", "gold")):
             if (sums := open_interval.get(name)) is not None:
                 self.token_sums[mode] = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
+        if (gains := open_interval.get("gains")) is not None:
+            self.gains = torch.tensor(gains, dtype=torch.float64, device=self.args.device)

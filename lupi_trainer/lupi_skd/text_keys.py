@@ -1,10 +1,10 @@
 """Keys of texts that nobody writes while the student is trained: gold answers, and those of a teacher store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.teacher_names import RUN
+from ..data.teacher_names import RUN, parsed
 from ..training.settings import is_set, say_unread
 
 
@@ -70,13 +70,29 @@ def text_faults(args: Any) -> Iterator[str]:
     several += ["base_teacher"] if args.base_teacher != RUN else []
     if args.teacher_store is not None and several:
         yield f"{' and '.join(several)} cannot be set with teacher_store, which has the texts of one teacher"
-    if args.rollout_policy == "gold" and several and args.teacher_model_server_url is not None:
-        yield "rollout_policy='gold' with several teachers wants all of them loaded here: leave out the server"
+    if args.rollout_policy == "gold" and several and (there := _on_servers(args)):
+        yield (
+            "rollout_policy='gold' with several teachers wants all of them loaded here: leave out the server of "
+            f"{', '.join(there)}"
+        )
     if args.teacher_store is not None and args.rollout_policy not in ("teacher", "gold"):
         yield (
             f"rollout_policy={args.rollout_policy!r} does not work with teacher_store: {_LIVE}. Set rollout_policy: "
             "teacher, or gold, as the store was written with"
         )
+
+
+def _on_servers(args: Any) -> list[str]:
+    """Names of the run's teachers that are remote."""
+    own = [RUN] if args.teacher_model_server_url is not None else []
+    entries = parsed(args.teachers)
+    if not isinstance(entries, Mapping):  # which is said of `teachers`
+        return own
+    return own + [
+        str(name)
+        for name, entry in entries.items()
+        if isinstance(entry, Mapping) and entry.get("model_server_url") is not None
+    ]
 
 
 def check_store_settings(args: Any) -> None:

@@ -145,6 +145,17 @@ def test_gold_needs_an_answer_of_every_record_also_to_evaluate(tmp_path):
             "record_rollouts=2 has nothing to show with rollout_policy",
         ),
         ({"rollout_policy": "gold", "log_rollout_blocks": True}, "log_rollout_blocks=True has nothing to show"),
+        (
+            {
+                "rollout_policy": "gold",
+                "teachers": {"law": {"model_server_url": "http://localhost:1"}, "food": {"model_name_or_path": "x"}},
+            },
+            "rollout_policy='gold' with several teachers wants all of them loaded here: leave out the server of law",
+        ),
+        (
+            {"rollout_policy": "gold", "base_teacher": "student", "teacher_model_server_url": "http://localhost:1"},
+            "wants all of them loaded here: leave out the server of teacher",
+        ),
     ],
     ids=str,
 )

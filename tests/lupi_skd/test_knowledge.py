@@ -163,6 +163,18 @@ def test_the_control_goes_on_from_a_checkpoint(tmp_path):
     assert losses.losses == whole.losses[2:]
 
 
+def test_the_measures_of_an_open_interval_survive_a_kill(tmp_path):
+    """They are means over all steps since the last log, resumed or not."""
+    saved = {"config_save_strategy": "steps", "config_save_steps": 2, "config_loss_weighting": "knowledge"}
+    saved |= {"config_logging_steps": 4, "config_max_steps": 4, "config_max_completion_length": 40}
+    trainer, whole = make_trainer(tmp_path, **saved)
+    trainer.train()
+    trainer, resumed = make_trainer(tmp_path, **saved)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for name in ("knowledge/gain", "knowledge/effective_tokens"):
+        assert resumed.logs[-1][name] == pytest.approx(whole.logs[-1][name], rel=1e-6), name
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [

@@ -96,6 +96,7 @@ def test_what_does_not_match_is_refused_by_name(folder, tmp_path, changes, messa
         ({"rollout_policy": "student"}, "rollout_policy='student' does not work with teacher_store"),
         ({"teacher_model_server_url": "http://127.0.0.1:9"}, "teacher_model_server_url=.* does not work with"),
         ({"temperature": 2.0}, "temperature=2.0 does not work with teacher_store"),
+        ({"loss_weighting": "knowledge"}, "loss_weighting='knowledge' does not go with teacher_store"),
         ({"teacher_device": "cpu"}, "teacher_device='cpu' does not work with teacher_store"),
         ({"teacher_offload": True}, "teacher_offload=True does not work with teacher_store"),
         ({"teacher_load_in_4bit": True}, "teacher_load_in_4bit=True does not work with teacher_store"),
@@ -212,3 +213,10 @@ def test_a_lora_student_that_teaches_itself_from_a_store(folder, tmp_path):
     words = ["skd", "--config", str(folder / "recipe.yaml"), *flags, "--teacher_store", str(folder / "own")]
     assert main([*words, "--max_steps", "2", "--output_dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+def test_a_recipe_of_a_store_need_not_name_its_teacher(folder, tmp_path):
+    """Also where the student has no adapter, so that it could not teach itself."""
+    words = ["skd", "--config", str(folder / "recipe.yaml"), "--teacher_model_name_or_path", "none", "--check"]
+    words += ["--teacher_store", str(folder / "store"), "--output_dir", str(tmp_path / "run")]
+    assert main(words) == 0

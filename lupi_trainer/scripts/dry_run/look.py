@@ -104,7 +104,7 @@ def faulty_records(key: str, name: str, settings: Settings) -> list[str]:
     except (ValueError, OSError) as error:
         return [f"{key}: {error}"]
     report, faults = Report(), []
-    own = ("teacher_model_name_or_path", "teacher_model_server_url", "use_peft")
+    own = (*TEACHERS, "use_peft")
     arguments = settings.as_arguments()
     teachers = [RUN] * any(map(settings.get, own)) + named(arguments)
     for number, record in enumerate(records):
