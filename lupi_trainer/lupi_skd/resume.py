@@ -124,7 +124,7 @@ class ExactResume(LossTotals, TokenMeans):
     def _take_over(self, state: dict[str, Any]) -> None:
         now = self._data_order()
         changed = [
-            f"{key} was {value}, is {now[key]}" for key, value in state["data_order"].items() if value != now[key]
+            f"{key} was {value!r}, is {now[key]!r}" for key, value in state["data_order"].items() if value != now[key]
         ]
         if changed:
             logger.warning(
