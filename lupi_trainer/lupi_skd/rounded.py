@@ -46,29 +46,21 @@ def writes_rounded(model: Any, accelerator: Any) -> bool:
 
 
 @contextmanager
-def rounded_weights(
-    model: nn.Module,
-    dtype: torch.dtype = torch.bfloat16,
-    kept: dict[nn.Parameter, nn.Parameter] | None = None,
-) -> Generator[None]:
+def rounded_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Generator[None]:
     """Inside, the model's float32 weights are rounded to `dtype`, and no mixed precision is around its forward.
 
     Other parameters take their places, tied ones one place; the model's own, on which optimizers and DDP have their
     hands, are not touched, and come back however the context is left. (`weight.data` of another type would make
     autograd forget the accumulator that DDP listens to, and its processes would part.) Buffers stay as they are.
-
-    `kept`: the copies of an earlier time, which are written over where they are, for what was recorded reads them
-    there; empty at first.
     """
-    copies = {} if kept is None else kept
+    copies: dict[nn.Parameter, nn.Parameter] = {}
     places: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for module in model.modules():
             for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if weight.dtype == torch.float32:
                     if weight not in copies:
-                        copies[weight] = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
-                    copies[weight].data.copy_(weight.detach())
+                        copies[weight] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
                     places.append((module, name, weight))
                     setattr(module, name, copies[weight])
         with without_mixed_precision(model):

@@ -73,21 +73,19 @@ class TakenTexts(DistillationHooks):
     _rows: list[dict[str, Any]]
     _rollout_totals: dict[str, RolloutTotals]
 
-    def _noise_seed(self) -> int:
-        raise NotImplementedError
-
-    def _noise_addresses(self) -> list[int]:
-        raise NotImplementedError
-
     @property
     def writes_texts(self) -> bool:
         """Whether texts are written in training, and not there already."""
         return not self._given.replace_rollout
 
-    def take_texts(self, teacher_prompt_ids: list[list[int]]) -> list[list[int]]:
-        """The completion of each record that is at hand, as `write_completions` returns them; nobody writes it."""
-        address = self._noise_seed(), self._noise_addresses()
-        rollout = self._given.rollout(self._rows, teacher_prompt_ids, self.teacher_model, *address)
+    def take_texts(self, teacher_prompt_ids: list[list[int]], seed: int, row_ids: list[int]) -> list[list[int]]:
+        """The completion of each record that is at hand, as `write_completions` returns them; nobody writes it.
+
+        Args:
+            teacher_prompt_ids: of each record, what its teacher reads.
+            seed, row_ids: of several samples of a prompt, these choose one.
+        """
+        rollout = self._given.rollout(self._rows, teacher_prompt_ids, self.teacher_model, seed, row_ids)
         mode = "train" if self.model.training else "eval"
         totals = self._rollout_totals[mode]
         health, left_out = rollout_health(rollout, self._rows, self.eos_token_ids, totals, self.accelerator)

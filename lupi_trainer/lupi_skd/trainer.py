@@ -277,7 +277,7 @@ class LUPISKDTrainer(
             limits = pair.context_lengths, self.processing_class, pair.vocab_size
             check_length(row, student_ids, teacher_ids, self.args, *limits)
         if not self.writes_texts:
-            return self.take_texts(teacher_prompt_ids)
+            return self.take_texts(teacher_prompt_ids, self._noise_seed(), self._noise_addresses())
         mode = "train" if self.model.training else "eval"
         recorded = self._recorder.choose(self._rows, mode, self.state.epoch) if self._recorder else []
         with (

@@ -27,6 +27,17 @@ def refuse_renamed(parser: argparse.ArgumentParser, renamed: dict[str, str]) -> 
         )
 
 
+def positive(text: str) -> int:
+    """A whole number, at least 1: the type of a flag.
+
+    Raises:
+        argparse.ArgumentTypeError: it is below 1, or no number.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1, got {text!r}")
+    return int(text)
+
+
 def check_models(models: Mapping[str, str | None], device: str | None = None) -> None:
     """Refuse names of models that are none, and a device that is not there, before anything is loaded.
 

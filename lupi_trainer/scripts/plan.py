@@ -2,6 +2,7 @@
 
 import argparse
 
+from .flags import positive
 from .no_plugins import FLAG
 from .no_plugins import HELP as NO_PLUGINS
 
@@ -30,17 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the figures as JSON")
     add(FLAG, action="store_true", help=NO_PLUGINS)
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
-
-
-def positive(text: str) -> int:
-    """A number of tokens.
-
-    Raises:
-        argparse.ArgumentTypeError: it is below 1, or no number.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def natural(text: str) -> int:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from . import run
+from .flags import positive
 from .no_plugins import FLAG
 from .no_plugins import HELP as NO_PLUGINS
 
@@ -31,17 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard_rows", type=positive, default=256, help="texts of a shard, which are written and kept together")
     add(FLAG, action="store_true", help=NO_PLUGINS)
     parser.set_defaults(recipe_flags=[])  # --KEY VALUE
-
-
-def positive(text: str) -> int:
-    """A number of texts.
-
-    Raises:
-        argparse.ArgumentTypeError: it is below 1, or no number.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def check_policy(policy: str) -> None:

@@ -27,6 +27,7 @@ from .rules.acceptance import (
     TopP,
 )
 from .rules.gamma import Adaptive, Fixed, GammaPolicy, Goodput, Outcome
+from .runners.kept import KeptRunners
 from .runners.lockstep import Lockstep
 
 
@@ -44,6 +45,7 @@ __all__ = [
     "HeadsDraft",
     "JensenShannon",
     "Judged",
+    "KeptRunners",
     "Knowledge",
     "Lockstep",
     "Outcome",

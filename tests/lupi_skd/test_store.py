@@ -178,7 +178,12 @@ def test_samples_are_drawn_anew_by_epoch_and_seed_and_the_same_again_after_a_kil
         options: dict[str, Any] = {"config_seed": seed, "config_max_steps": 6, "config_save_steps": 3}
         trainer, losses = trainer_of(folder, tmp_path / where, config_save_strategy="steps", **options)
         found, inner = [], trainer.take_texts
-        trainer.take_texts = lambda ids: (found.append((sorted(map(tuple, ids)), inner(ids))), found[-1][1])[1]
+
+        def take(ids, *address):
+            found.append((sorted(map(tuple, ids)), inner(ids, *address)))
+            return found[-1][1]
+
+        trainer.take_texts = take
         trainer.train(resume_from_checkpoint=resume)
         drawn: dict = {}
         for prompts, written in found:
