@@ -132,6 +132,6 @@ def test_a_real_language_model_on_a_server_reads_what_another_asked(tmp_path, ca
     assert f"there were {len(DOCUMENTS)} replies before" in said
     assert {fact["question"] for fact in facts} == {question for question, *_ in ASKED.values()}
     read = [row for row in rows(out / "answers.jsonl") if not row["answer"].startswith("{")]
-    assert len(read) >= 2 * len(DOCUMENTS) and all(row["finished"] is not None for row in read)
+    assert len(read) >= 2 * len(DOCUMENTS)
     assert {fact["reason"] for fact in facts} <= {"kept", "unread", "unstable"}
     assert status == 0 and sum(fact["reason"] == "kept" for fact in facts) >= 1
