@@ -60,11 +60,11 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
         max_completion_length (`int`, *optional*, defaults to `4096`):
             Longest completion in tokens.
         gamma (`int`, *optional*, defaults to `20`):
-            Draft length: tokens that the student drafts before the teacher verifies them.
-        gamma_policy (`str`, *optional*, defaults to `"fixed"`):
-            How the draft length goes on from `gamma`: `"fixed"`, `"adaptive"`, `"goodput"`, or a class of your own as
-            `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. It changes the speed, and in float32 never the
-            text.
+            Longest draft: tokens that the student writes before the teacher verifies them.
+        gamma_policy (`str`, *optional*):
+            How long drafts are, up to `gamma`: `"fixed"`, `"adaptive"`, `"goodput"` (by measured seconds), or a class
+            of your own as `"MODULE:CLASS"` or `"FILE.py:CLASS"`, made with `gamma`. `None` is `"goodput"`, and under
+            `deterministic` `"fixed"`. It changes the speed, and in float32 never the text.
         acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
             Which drafted tokens are accepted: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability
             relative to the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
@@ -86,6 +86,10 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
         compile_rollout (`bool`, *optional*, defaults to `False`):
             Compile the rollout's forwards, and on a GPU record them as CUDA graphs. The text is the same, but
             for rounding in half precision.
+        keep_graphs (`bool`, *optional*, defaults to `True`):
+            Keep CUDA graphs, the caches that they write to, and the bfloat16 copy that a float32 student writes with
+            under `bf16`, for the next rollout, which records nothing. They take memory in training, too (`lupi plan`
+            counts it). With several teachers, or an offloaded one, each rollout records anew.
         pack_weights (`bool` or `str`, *optional*, defaults to `"auto"`):
             Lay the larger linear layers of models on a CPU (in float32, and in bfloat16 where the processor has it)
             out as it wants them, with LoRA merged into them, for the time of a rollout: `"auto"` where that can be
@@ -214,10 +218,10 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
     rollout_policy: str = field(
         default="speculative", metadata={"help": "Who writes the text.", "choices": list(ROLLOUT_POLICIES)}
     )
-    gamma: int = field(default=20, metadata={"help": "Draft length in tokens."})
-    gamma_policy: str = field(
-        default="fixed",
-        metadata={"help": f"How the draft length goes on: {', '.join(GAMMA_POLICIES)}, FILE.py:CLASS."},
+    gamma: int = field(default=20, metadata={"help": "Longest draft, in tokens."})
+    gamma_policy: str | None = field(
+        default=None,
+        metadata={"help": f"How long drafts are: {', '.join(GAMMA_POLICIES)} (default: goodput), FILE.py:CLASS."},
     )
     acceptance_rule: str = field(
         default="top_k", metadata={"help": f"Which drafted tokens are accepted: {', '.join(RULES)}, FILE.py:CLASS."}
@@ -236,6 +240,7 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
         metadata={"help": "One teacher forward a block or a token.", "choices": list(VERIFICATIONS)},
     )
     compile_rollout: bool = field(default=False, metadata={"help": "Compile the rollout's forwards."})
+    keep_graphs: bool = field(default=True, metadata={"help": "Keep CUDA graphs and their caches between rollouts."})
     pack_weights: str = field(  # or a bool, as a recipe's `true` is
         default="auto", metadata={"help": "Lay weights out for the CPU in a rollout: auto, true or false."}
     )

@@ -7,7 +7,7 @@ from ..data.templates import check_template_kwargs
 from ..speculative.runners.packed_weights import pack_setting
 from .knowledge import knowledge_faults, remote_faults, say_unread_knowledge
 from .remote import check_remote_settings
-from .rules import make_gamma_policy, make_rule
+from .rules import gamma_policy_of, make_gamma_policy, make_rule
 from .unread import check_unread_settings
 from .values import TEMPLATES, value_faults
 
@@ -33,7 +33,7 @@ def check_config(args: Any) -> None:
             raise ValueError(f"pack_weights=True is for float32: set {kind}: false, or pack_weights: auto")
     check_unread_settings(args)
     say_unread_knowledge(args)
-    make_gamma_policy(args.gamma_policy, args.gamma)
+    make_gamma_policy(gamma_policy_of(args), args.gamma)
     options: Any = args.acceptance_kwargs  # parsed by now
     make_rule(args.acceptance_rule, options, args.accept_top_k, args.teacher_min_prob)
     if args.teacher_model_server_url is not None:

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
 from ..models.private import has_hook, without_mixed_precision
+from ..speculative.runners.kept import KeptRunners
 
 
 logger = logging.getLogger(__name__)
@@ -46,14 +47,22 @@ def writes_rounded(model: Any, accelerator: Any) -> bool:
 
 
 @contextmanager
-def rounded_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Generator[None]:
+def rounded_weights(
+    model: nn.Module, copies: dict[nn.Parameter, nn.Parameter] | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Generator[None]:
     """Inside, the model's float32 weights are rounded to `dtype`, and no mixed precision is around its forward.
 
     Other parameters take their places, tied ones one place; the model's own, on which optimizers and DDP have their
     hands, are not touched, and come back however the context is left. (`weight.data` of another type would make
     autograd forget the accumulator that DDP listens to, and its processes would part.) Buffers stay as they are.
+
+    Args:
+        model: unwrapped.
+        copies: of an earlier rollout, which are written anew where they are; those that are made are left in it.
+        dtype: of the copies.
     """
-    copies: dict[nn.Parameter, nn.Parameter] = {}
+    copies = {} if copies is None else copies
+    fresh: set[nn.Parameter] = set()
     places: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for module in model.modules():
@@ -61,6 +70,9 @@ def rounded_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Ge
                 if weight.dtype == torch.float32:
                     if weight not in copies:
                         copies[weight] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+                    elif weight not in fresh:
+                        copies[weight].copy_(weight.detach())
+                    fresh.add(weight)
                     places.append((module, name, weight))
                     setattr(module, name, copies[weight])
         with without_mixed_precision(model):
@@ -68,3 +80,25 @@ def rounded_weights(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> Ge
     finally:
         for module, name, weight in places:
             setattr(module, name, weight)
+
+
+class Rounded:
+    """The student of a run as it writes: rounded, with copies that stay where recorded graphs read them.
+
+    Args:
+        graphs: what recorded rollouts leave for the next; where they leave nothing, no copy is kept either.
+    """
+
+    def __init__(self, graphs: KeptRunners | None):
+        self.graphs = graphs
+        self.copies: dict[nn.Parameter, nn.Parameter] = {}
+
+    @contextmanager
+    def within(self, model: nn.Module) -> Generator[None]:
+        """Inside, `model`, unwrapped, is the rounded student."""
+        try:
+            with rounded_weights(model, self.copies):
+                yield
+        finally:
+            if not self.graphs:
+                self.copies.clear()

@@ -92,6 +92,7 @@ def roll_out_rows(
                     eos_token_id=teacher.eos_token_ids,
                     vocab_size=teacher.pair.vocab_size,
                     teacher_prompt_store=teacher.prompts,
+                    kept=teacher.graphs,
                     bare_teacher_prompt_ids=[bare_prompt_ids[i] for i in places] if bare_prompt_ids else None,
                     **settings,
                 )

@@ -72,6 +72,11 @@ def rule_of(args: Any, vocab_size: int) -> AcceptanceRule:
     return make_rule(args.acceptance_rule, args.acceptance_kwargs, args.accept_top_k, args.teacher_min_prob)
 
 
+def gamma_policy_of(args: Any) -> str:
+    """The name of a run's draft-length policy: unless it has one, the fastest that its other keys allow."""
+    return args.gamma_policy or ("fixed" if args.deterministic else "goodput")
+
+
 def make_gamma_policy(name: str, gamma: int) -> str | GammaPolicy:
     """The draft-length policy of a run; what an object learns is kept from one rollout to the next.
 

@@ -23,11 +23,12 @@ from ..models.generation import common_ends
 from ..models.head_check import check_head
 from ..models.lm_head import Head
 from ..publishing.model_card import AS_IT_WAS, SERVED
+from ..speculative.runners.kept import KeptRunners
 from ..speculative.runners.prompt_store import PromptStore
 from ..teachers.loaded import load_teacher, teacher_generation_config
 from ..teachers.self_taught import AdapterDisabled, require_frozen, self_teacher
 from .placement import Offloaded
-from .rules import make_gamma_policy
+from .rules import gamma_policy_of, make_gamma_policy
 from .setup import ModelPair, TeacherKind, compare_models, teacher_prompt_of, to_source
 
 
@@ -51,6 +52,7 @@ class RowTeacher:
         offloaded: the same, where it is kept in main memory while it does not work.
         head: its lm_head on the student's device, once the loss has wanted it.
         prompts: what it has read of its prompts, if that is kept.
+        graphs: what recorded rollouts leave for the next, if they are to.
         eos_token_ids: tokens that end a text that it verifies.
         gamma_policy: the draft length of its rows.
     """
@@ -67,6 +69,7 @@ class RowTeacher:
     offloaded: Offloaded | None = None
     head: Head | None = None
     prompts: PromptStore | None = None
+    graphs: KeptRunners | None = None
     eos_token_ids: list[int] = field(default_factory=list)
     gamma_policy: Any = None
 
@@ -205,7 +208,9 @@ class Teachers:
                 its = None if source is None else teacher_generation_config(source, teacher.settings)
             ends = its, teacher.pair.teacher_tokenizer, teacher.pair.vocab_size, teacher.words.template_kwargs
             teacher.eos_token_ids = common_ends(student, tokenizer, *ends, **template_kwargs)
-            teacher.gamma_policy = make_gamma_policy(args.gamma_policy, args.gamma)
+            teacher.gamma_policy = make_gamma_policy(gamma_policy_of(args), args.gamma)
+            if args.compile_rollout and args.keep_graphs and len(self) == 1 and teacher.offloaded is None:
+                teacher.graphs = KeptRunners()
             if args.teacher_prompt_cache_mb and teacher.kind is not TeacherKind.REMOTE:
                 if isinstance(teacher.model, AdapterDisabled):
                     require_frozen(teacher.model)

@@ -44,7 +44,7 @@ from .placement import backend_name
 from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
-from .rounded import rounded_weights, writes_rounded
+from .rounded import Rounded, writes_rounded
 from .row_rollouts import roll_out_rows
 from .rules import rule_of
 from .setup import TeacherKind, student_tokenizer, teacher_kind, to_source
@@ -208,7 +208,8 @@ class LUPISKDTrainer(
             self.eos_token_ids = store_ends(first.pair.store, self.eos_token_ids)
             self.stored_teacher = first.pair.store.config
         self.backend = backend_name(self.dist, self.accelerator)
-        self._writes_rounded = writes_rounded(bare, self.accelerator)
+        rounds = writes_rounded(bare, self.accelerator)
+        self._rounded = Rounded(first.graphs) if rounds else None
         gathered = self.dist.is_zero3 and args.ds3_gather_for_generation
         sharded = (self.dist.is_fsdp or self.dist.is_zero3) and not gathered
         self._lockstep = Lockstep(self.accelerator.device) if sharded else None
@@ -288,7 +289,7 @@ class LUPISKDTrainer(
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as student,
             self.dist.summon_full_params(self.model_wrapped, recurse=False),
-            rounded_weights(student) if self._writes_rounded else nullcontext(),
+            self._rounded.within(student) if self._rounded is not None else nullcontext(),
             errors_named(self._rows),
         ):
             with RolloutTotals.clock() as seconds, self._bar("rollout", len(prompt_ids)) as bar:

@@ -28,7 +28,7 @@ _UNREAD = {
 }
 _JUDGING = ("acceptance_rule", "acceptance_kwargs", "accept_top_k", "teacher_min_prob")
 _DRAFTING = ("gamma", "gamma_policy", "verification", "student_temperature")
-_WRITING = ("teacher_temperature", "compile_rollout", "teacher_prompt_cache_mb", "deterministic")
+_WRITING = ("teacher_temperature", "compile_rollout", "keep_graphs", "teacher_prompt_cache_mb", "deterministic")
 _SERVED = ("teacher_server_timeout", "teacher_server_request_timeout")
 
 
@@ -73,6 +73,8 @@ def check_unread_settings(args: Any) -> None:
         say_unread(args, [*_DRAFTING, *_WRITING], "rollout_policy='gold' writes nothing")
     if policy == "teacher" and not (args.log_rollout_blocks or args.record_rollouts or args.teacher_model_server_url):
         say_unread(args, _DRAFTING, "rollout_policy='teacher' drafts nothing")
+    if not args.compile_rollout:
+        say_unread(args, ["keep_graphs"], "without compile_rollout no graph is recorded")
     urls = (settings_of(args, name).teacher_model_server_url for name in (RUN, *named(args)))
     if not any(urls):
         say_unread(args, _SERVED, "there is no teacher_model_server_url")

@@ -31,7 +31,7 @@ def value_faults(args: Any) -> Iterator[str]:
     for name, choices in choices_of.items():
         if getattr(args, name) not in choices:
             yield f"{name} must be one of {list(choices)}, got {getattr(args, name)!r}"
-    if args.gamma_policy not in GAMMA_POLICIES and not is_plugin(args.gamma_policy):
+    if args.gamma_policy is not None and args.gamma_policy not in GAMMA_POLICIES and not is_plugin(args.gamma_policy):
         yield (
             f"gamma_policy must be one of {list(GAMMA_POLICIES)}, or MODULE:CLASS or FILE.py:CLASS, got "
             f"{args.gamma_policy!r}"

@@ -33,6 +33,8 @@ def _candidates(run: Run, memory: int, remake: Remake) -> Iterator[dict[str, Any
     if run.running > 1:
         slots = largest(memory, lambda number: remake({"max_slots": number}))
         yield {"max_slots": min(max(slots, 1), run.running)}
+    if run.leaves_graphs:
+        yield {"keep_graphs": False}
     if run.rows > 1:
         most = max(largest_batch(run, memory), 1)
         rows = max(number for number in range(1, min(most, run.rows) + 1) if run.rows % number == 0)

@@ -235,6 +235,7 @@ def assemble(
         weighs=get("loss_weighting", "uniform") != "uniform",
         plain_rule=rule in PLAIN_RULES,
         compiled=bool(get("compile_rollout", False)),
+        graphs_stay=bool(get("keep_graphs", True)),
         keeps_states=bool(get("reuse_verification", True)) and policy == "speculative",
         checkpointing=_checkpoints(get),
         optimizer=str(getattr(optimizer := get("optim", None), "value", optimizer) or "adamw_torch_fused"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .held import master, optimizer, student_weights
 from .moments import CONTEXT, Moment
 from .run import STUDENT, Run
@@ -63,6 +65,22 @@ def draft_work(run: Run) -> int:
 def cache_bytes(run: Run, model: ModelSize, prompt: int) -> int:
     """Bytes of keys, values and recurrent states; of states there is a copy, to take drafts back."""
     return run.running * (run.slots_of(model, prompt) * model.slot + 2 * model.states)
+
+
+def left_by_rollouts(run: Run) -> Iterator[tuple[str, str, int]]:
+    """(device, item, bytes) of what a recorded rollout leaves for the next, and training has beside it."""
+    if not run.leaves_graphs:
+        return
+    for device in {STUDENT} if run.teacher is None else {STUDENT, run.home}:
+        yield device, "graphs", _GRAPHS
+    if run.writes_rounded:
+        yield STUDENT, "bfloat16 copy", run.student.weights * run.writer.itemsize
+    if run.drafts:
+        yield STUDENT, "K/V of the student", cache_bytes(run, run.writer, run.student_prompt)
+    if run.teacher is not None:
+        yield run.home, "K/V of the teacher", cache_bytes(run, run.teacher, run.teacher_prompt)
+        if run.judges_bare:
+            yield run.home, "K/V without the knowledge", cache_bytes(run, run.teacher, run.student_prompt)
 
 
 def rollout_moments(run: Run) -> dict[str, list[Moment]]:

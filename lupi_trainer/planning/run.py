@@ -55,6 +55,7 @@ class Run:
         weighs: whether the loss weighs tokens, for which the teacher reads them once more without the knowledge.
         plain_rule: whether the rule compares ranks and one probability alone.
         compiled: `compile_rollout`.
+        graphs_stay: `keep_graphs`.
         keeps_states: whether the loss takes the teacher's states from the rollout.
         checkpointing: whether activations are computed again in the backward.
         optimizer: its name in the recipe.
@@ -84,6 +85,7 @@ class Run:
     weighs: bool = False
     plain_rule: bool = True
     compiled: bool = False
+    graphs_stay: bool = True
     keeps_states: bool = True
     checkpointing: bool = True
     optimizer: str = "adamw_torch_fused"
@@ -126,6 +128,12 @@ class Run:
         """Whether the student writes with a bfloat16 copy of its float32 weights."""
         whole = self.student.dtype == torch.float32 and not self.student.adapter
         return whole and self.writes and self.mixed and not self.sharding.kind
+
+    @property
+    def leaves_graphs(self) -> bool:
+        """Whether recorded rollouts leave graphs and caches for the next."""
+        recorded = self.compiled and self.writes and self.sharding.kind not in ("zero3", "fsdp2")
+        return recorded and self.graphs_stay and not self.others and not self.offloaded
 
     @property
     def writer(self) -> ModelSize:

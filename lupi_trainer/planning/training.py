@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..losses.chunks import CHUNK_ELEMENTS
 from .held import FLOAT32, buckets, gradients, master, optimizer, step_work, student_weights
 from .moments import CONTEXT, Moment
-from .rollout import forward_work
+from .rollout import forward_work, left_by_rollouts
 from .run import STUDENT, Run
 
 
@@ -78,6 +78,9 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
     for other in run.others:
         base.add("other teachers' weights", other.held if other.home == STUDENT else 0)
         base.add("other teachers' lm_heads", other.head(STUDENT))
+    left = [*left_by_rollouts(run)]
+    for device, item, size in left:
+        base.add(item, size if device == STUDENT else 0)
     before = grads if run.accumulation > 1 else 0  # of the micro-batches before
     tokens = run.rows * (run.student_prompt + run.completion)
     inputs = tokens * student.hidden * student.itemsize
@@ -101,6 +104,8 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
             read.add("teacher's weights", teacher.held)
             read.add("other teachers' weights", sum(other.held for other in run.others if other.home == home))
             read.add("context", CONTEXT)
+            for device, item, size in left:
+                read.add(item, size if device == home else 0)
         if run.weighs or not run.keeps_states:
             if home == STUDENT:  # after the student's forward
                 read.add("activations", kept)

@@ -97,7 +97,7 @@ class Seen(Exception):
 def test_frozen_float32_weights_below_an_adapter_are_said_to_be_cast(tmp_path, caplog, student):
     lora = {"peft_config": LoraConfig(r=2, task_type="CAUSAL_LM"), "config_bf16": True}
     with caplog.at_level(logging.WARNING):
-        assert not make_trainer(tmp_path, model=copy.deepcopy(student).to(BF16), **lora)[0]._writes_rounded
+        assert not make_trainer(tmp_path, model=copy.deepcopy(student).to(BF16), **lora)[0]._rounded
         assert "cast to bfloat16" not in caplog.text
-        assert not make_trainer(tmp_path, **lora)[0]._writes_rounded
+        assert not make_trainer(tmp_path, **lora)[0]._rounded
     assert "cast to bfloat16 for every token of a rollout: load them in bfloat16 (`dtype: bfloat16`)" in caplog.text

@@ -13,8 +13,10 @@ from lupi_trainer.lab import lab_path
 from lupi_trainer.planning import check, held, plan, speed
 from lupi_trainer.planning.gpus import GPUS
 from lupi_trainer.planning.recipe import Lengths, make_run
-from lupi_trainer.planning.run import STUDENT, Run, Sharding
+from lupi_trainer.planning.rollout import left_by_rollouts, rollout_moments
+from lupi_trainer.planning.run import STUDENT, TEACHER, Run, Sharding
 from lupi_trainer.planning.sizes import Bits, size_of
+from lupi_trainer.planning.training import training_moments
 from lupi_trainer.speculative.runners.runner import Runner
 from tests.lupi_skd.training import make_config
 from tests.planning.shapes import qwen3
@@ -26,6 +28,21 @@ def run() -> Run:
     student = size_of(config, "student", torch.bfloat16, trains=True, mixed=torch.bfloat16)
     teacher = size_of(config, "teacher", torch.bfloat16)
     return Run(student, teacher, STUDENT, False, False, 4, 2, 8, 20, 200, 0, 100, 5)
+
+
+def test_what_recorded_rollouts_leave_is_held_in_training_too(run):
+    recorded = replace(run, compiled=True, home=TEACHER)
+    anew = replace(recorded, graphs_stay=False)
+    for device, model in ((STUDENT, "student"), (TEACHER, "teacher")):
+        kept = {item: size for where, item, size in left_by_rollouts(recorded) if where == device}
+        (reserved,) = {m.items[f"K/V of the {model}"] for m in rollout_moments(recorded)[device]}
+        assert kept == {"graphs": 512 << 20, f"K/V of the {model}": reserved}
+        for mine, others in zip(training_moments(recorded)[device], training_moments(anew)[device]):
+            assert mine.items == others.items | kept
+    for other in ({"offloaded": True}, {"sharding": Sharding("fsdp2", 2)}, {"compiled": False}, {"writes": False}):
+        assert not [*left_by_rollouts(replace(recorded, **other))], other
+    mixed = replace(recorded, mixed=True, student=replace(run.student, dtype=torch.float32))
+    assert [size for _, item, size in left_by_rollouts(mixed) if item == "bfloat16 copy"] == [2 * run.student.weights]
 
 
 @pytest.mark.parametrize("nested", [False, True])
