@@ -40,7 +40,7 @@ from .config import LUPISKDConfig
 from .health import NamedSteps, errors_named, rollout_health
 from .loss import PrivilegedLoss
 from .metrics import RolloutTotals, rollout_metrics, server_metrics
-from .placement import backend_name
+from .placement import backend_name, warn_of_emulation
 from .probes import ProbedEvaluation
 from .recorder import RolloutRecorder
 from .resume import ExactResume
@@ -201,6 +201,7 @@ class LUPISKDTrainer(
         bare = self.accelerator.unwrap_model(self.model)
         if self.accelerator.is_main_process:  # others may have no weights yet
             check_head(bare, "student")
+            warn_of_emulation(bare, self.accelerator.device)
         self.teachers.begin(bare, self.processing_class, args, **self.chat_template_kwargs)
         self.eos_token_ids = sorted({end for each in self.teachers for end in each.eos_token_ids})
         self.teacher_model = first.model

@@ -12,6 +12,7 @@ from rich.table import Table
 from ..data.records import load_probes
 from ..evaluation import ClosedBookResult, closed_book, kept, perplexity
 from ..lab import real
+from ..lupi_skd.placement import emulates
 from ..training.checkpoints import write_atomically
 from ..training.run_log import speaking
 from .lupi_skd import build_trainer, make_parser
@@ -90,6 +91,9 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
     parsed = make_parser().parse_args_and_config([*recipe, *named, *output, *args.recipe_flags, *trust])
     if parsed[1].teacher_model_name_or_path is not None and "--teacher_model_name_or_path" not in args.recipe_flags:
         parsed[1].teacher_model_name_or_path = model
+    if "--dtype" not in args.recipe_flags and emulates(parsed[2].dtype, parsed[1].device):
+        parsed[2].dtype = "float32"
+        console.print("float32 weights: this processor has no instructions for bfloat16")
     trainer = build_trainer(*parsed)
     seconds = {"setting_up": time.perf_counter() - start}
 

@@ -11,6 +11,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 from lupi_trainer.lab import resolve_model
+from lupi_trainer.lupi_skd import placement
 from lupi_trainer.lupi_skd.placement import Offloaded, backend_name
 from lupi_trainer.scripts.recipe_files import find_accelerate_config, list_recipes
 from lupi_trainer.teachers.loaded import load_teacher, paired_device, teacher_place
@@ -195,3 +196,15 @@ def test_accelerate_reads_the_configuration(name):
 
     config = load_config_from_file(str(find_accelerate_config(name)))
     assert config.num_processes >= 4 and config.distributed_type
+
+
+@pytest.mark.parametrize("able", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_processor_without_bfloat16_is_said(monkeypatch, caplog, student, dtype, able):
+    monkeypatch.setattr(placement, "packed_types", lambda: (torch.float32, torch.bfloat16)[: 1 + able])
+    model = copy.deepcopy(student).to(dtype)
+    placement.warn_of_emulation(model, torch.device("cpu"))
+    said = "no instructions: in float32" in caplog.text
+    assert said == (dtype == torch.bfloat16 and not able)
+    placement.warn_of_emulation(model, torch.device("cuda"))
+    assert caplog.text.count("no instructions") == said

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lupi_trainer.cli import main
 from lupi_trainer.lab import load_lab_records, real, resolve_model
+from lupi_trainer.lupi_skd import placement
 from lupi_trainer.models.loading import load_model
 from lupi_trainer.scripts import lupi_skd
 from lupi_trainer.scripts.recipe_files import find_recipe
@@ -36,10 +37,15 @@ def test_the_run_writes_what_was_known_before_and_is_afterwards(tmp_path, monkey
         (data / f"{name}.json").write_text(json.dumps(load_lab_records(f"lab:{lab}")[:6]))
     monkeypatch.setattr(real, "get", lambda **options: Path(resolve_model("lab:student")))
     flags = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--eval_strategy", "no"]
-    command = ["real", "--config", "lab/lupi_skd/config_lora.yaml", "--data_dir", str(data)]
+    monkeypatch.setattr(placement, "packed_types", lambda: (torch.float32,))
+    recipe = tmp_path / "recipe.yaml"
+    text = find_recipe("lab/lupi_skd/config_lora.yaml").read_text().replace("dtype: float32", "dtype: bfloat16")
+    recipe.write_text(text)
+    command = ["real", "--config", str(recipe), "--data_dir", str(data)]
     given = [*command, "--output_dir", str(tmp_path / "run"), "--teacher_model_name_or_path", "lab:teacher", *flags]
     assert main(given) == 0
     out = capsys.readouterr().out
+    assert "dtype: bfloat16" in text and "float32 weights: this processor has no instructions for bfloat16" in out
     assert "facts, unseen phrasings" in out and "of 6 that it knew" in out and "2 steps, " in out
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert figures["open_book"]["lenient"] == 1.0 and figures["general_before"]["lenient"] == 1.0
