@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo real families test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
-.PHONY: test-machines test-mutants test-soak test-fast lint format bench figures clean
+.PHONY: test-machines test-mutants test-soak test-slow lint format bench figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -19,8 +19,12 @@ demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy befor
 real: .venv/.ready  ## A real language model learns real knowledge: gets SmolLM2-135M, teaches it, prints the table
 	$(BIN)/lupi real --output_dir runs/real
 
-test: .venv/.ready  ## Everything that needs no GPU, one thread on each of two cores
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not soak"
+PYTEST := $(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1
+test: .venv/.ready  ## What needs no GPU, and no minutes: one thread on each of two cores
+	$(PYTEST) -m "not slow and not gpu and not browser and not vllm and not served and not lab and not real and not soak"
+
+test-slow: .venv/.ready  ## The rest of it: code that is generated, runs that are killed, two processes, whole grids
+	$(PYTEST) -m "slow and not gpu and not browser and not vllm and not served and not lab and not real and not soak"
 
 HAS_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 browser:  ## Chromium from Debian, if there is none
@@ -32,9 +36,6 @@ browser:  ## Chromium from Debian, if there is none
 
 test-browser: .venv/.ready browser  ## The page of `lupi inspect` in headless Chromium
 	$(BIN)/python -m pytest -m browser tests/inspection/test_page.py
-
-test-fast: .venv/.ready  ## Without what takes long or starts several processes
-	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m "not gpu and not browser and not vllm and not served and not lab and not real and not soak and not slow and not distributed"
 
 bench: .venv/.ready  ## Ratios to peers, measured in one run
 	$(BIN)/python -m tests.benchmarks.run

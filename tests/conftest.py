@@ -65,7 +65,22 @@ def compares_numbers(test) -> bool:
     return bool(NUMERICAL.search(inspect.getsource(test)))
 
 
+def sample_grids(items):
+    """Of a test marked `grid(n)`, all cells but every n-th, drawn by the test's name, become slow."""
+    grids: dict[str, list] = {}
+    for item in items:
+        if item.get_closest_marker("grid"):
+            grids.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, cells in grids.items():
+        (share,) = cells[0].get_closest_marker("grid").args
+        kept = random.Random(name).sample(range(len(cells)), -(-len(cells) // share))
+        for number, cell in enumerate(cells):
+            if number not in kept:
+                cell.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(items):
+    sample_grids(items)
     for item in items:
         if compares_numbers(item.function):
             item.add_marker(pytest.mark.numerical)

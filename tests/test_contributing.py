@@ -96,6 +96,7 @@ def test_a_weighting_from_outside_trains(mine, tmp_path):
     assert weights == pytest.approx([1, 0.8, 0.64])
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_with_rule_and_policy_from_outside(mine, tmp_path, capsys):
     assert main(["skd", "--config", "my_recipe.yaml", "--report_to", "none", "--logging_steps", "1"]) == 0
     run = read_run(tmp_path / "runs" / "mine")

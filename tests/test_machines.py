@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from .machines import describe, processor
@@ -13,6 +14,7 @@ from .machines import describe, processor
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_a_run_says_first_where_it_ran_and_says_it_again_if_it_fails(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import torch\ndef test_good():\n    assert torch.get_num_threads() == 2\ndef test_bad():\n    assert 0\n"

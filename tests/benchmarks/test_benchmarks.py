@@ -102,6 +102,7 @@ def test_the_draft_of_lossless_is_ten_times_cheaper():
 
 
 @pytest.mark.skipif(UNABLE is not None, reason=str(UNABLE))
+@pytest.mark.slow
 def test_the_table_of_devices_that_are_not_there(monkeypatch, capsys):
     monkeypatch.setattr(fake_device, "SIZES", dict.fromkeys(("0.6B", "4B", "32B"), qwen3(1, 64, 64, 8)))
     for name, number in (("ROWS", 2), ("NEW", 8), ("GAMMA", 2)):

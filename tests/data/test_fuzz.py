@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ def loads(load, path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_what_it_finds_is_what_loading_refuses(tmp_path):
     seen = set()
 

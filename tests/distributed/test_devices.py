@@ -18,6 +18,7 @@ SPEAKS = {"cpu": "gloo", "cuda": "nccl"}
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "ddp"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.slow
 def test_shards_have_the_losses_of_whole_weights_and_go_on_from_a_checkpoint(tmp_path, backend, device):
     if backend.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")

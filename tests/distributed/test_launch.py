@@ -52,6 +52,7 @@ def test_sft_recipe_trains(tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_kd_lora_trains_and_judges_alike_on_one_and_two_processes(tmp_path):
     """Thirteen questions do not divide by two: the record that fills up the last batch must not count twice."""
     common = ["--config", str(find_recipe("lab/kd_lora/config_tiny.yaml"))]

@@ -58,6 +58,7 @@ def random_rounds(rank: int, rollouts: int) -> dict:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_rounds_of_random_lengths_do_not_hang(tmp_path):
     first, second = run_pair(tmp_path, random_rounds, 18)
     assert first["texts"] == first["expected"] and second["texts"] == second["expected"]
@@ -75,6 +76,7 @@ def without_lockstep(rank: int) -> int:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_without_lockstep_the_forwards_differ(tmp_path):
     first, second = run_pair(tmp_path, without_lockstep)
     assert first != second

@@ -87,6 +87,7 @@ def others_of_one(tmp_path_factory):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.slow
 def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_one, backend):
     if backend.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs what `make test-zero` sets up")
@@ -99,6 +100,7 @@ def test_the_other_trainers_have_the_losses_of_one_process(tmp_path, others_of_o
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.slow
 def test_sharded_weights_that_are_loaded_in_bfloat16_make_the_movement_of_float32(tmp_path, backend):
     """Float32 weights are kept by FSDP2 in accelerate's hands, and by DeepSpeed: of plain AdamW at 1e-5 no step is
     lost, though one process with such weights would lose most of them."""
@@ -113,6 +115,7 @@ def test_sharded_weights_that_are_loaded_in_bfloat16_make_the_movement_of_float3
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_replicas_that_write_with_bfloat16_copies_stay_one_student(tmp_path):
     """DDP's hooks are on the float32 weights, which a rollout puts aside: they are the same in both processes."""
     run, results = partial(train, bf16=True, learning_rate=3e-3, max_steps=3), {}
@@ -164,6 +167,7 @@ def test_zero3_with_a_head_that_is_cut_and_not_the_embeddings(tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_processes_share_one_served_teacher(tmp_path, teacher, tokenizer):
     results = {}
     with VLLMStandIn(teacher, tokenizer) as served:

@@ -14,6 +14,7 @@ TEACHERS = {"base_teacher": "student", "max_steps": 2, "max_completion_length": 
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend, lora", [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
 @pytest.mark.parametrize("changes", [{}, {"reuse_verification": False}, {"loss_weighting": "knowledge"}], ids=str)
+@pytest.mark.slow
 def test_two_processes_with_two_teachers_have_the_losses_of_one(tmp_path, backend, lora, changes):
     """A process that has no row of a teacher takes part in its forwards, where weights are sharded."""
     run, found = partial(train, lora=lora, **TEACHERS, **changes), []

@@ -43,6 +43,7 @@ def train(rank: int, backend: str, folder: str, processes: int = 2, **changes) -
 @pytest.mark.distributed
 @pytest.mark.parametrize("backend", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path, backend, stored):
     changes: dict[str, Any] = {"gold_alpha": 0.4}
     if stored:

@@ -112,6 +112,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_it_comes_to_the_same_files(tmp_path, serve, monkeypatch):
     write_documents(tmp_path / "in", world.NEW[:2])
     server = serve(Teacher(with_wrong=True))
@@ -229,6 +230,7 @@ def test_what_repeats_or_contradicts_another_document_is_found(tmp_path, serve):
     }
 
 
+@pytest.mark.slow
 def test_a_local_teacher_writes_the_same_whatever_was_asked_before(tmp_path, monkeypatch, capsys):
     """The lab's teacher reads, and what it would write is put in its place."""
     write_documents(tmp_path / "in", world.NEW[:2])

@@ -87,6 +87,7 @@ SYSTEM = "{%- set messages = [{'role': 'system', 'content': 'You are Bo.'}] + me
         ),
     ],
 )
+@pytest.mark.grid(3)
 def test_another_chat_template_is_named(serve, tmp_path, capsys, template, options, said):
     report = evaluate(serve(with_template(tmp_path, template), **options), tmp_path, "--compare", "lab:student")
     assert said in capsys.readouterr().out

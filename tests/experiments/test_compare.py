@@ -38,6 +38,7 @@ def build(tmp_path, arm: str, seed: int = 1):
     return arms.build(arm, arguments, "answer")
 
 
+@pytest.mark.slow
 def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     texts = {}
     for arm in (arm for arm in arms.ARMS[1:] if arm != "store"):  # whose trainer is the one of teacher-samples
@@ -64,6 +65,7 @@ def test_every_arm_reads_the_same_records_in_the_same_order(tmp_path):
     assert [m["content"] for [m] in build(tmp_path, "skd", 2).train_dataset["prompt"]] != texts["skd"]
 
 
+@pytest.mark.slow
 def test_the_students_of_a_store_share_it_whatever_their_seeds(tmp_path, small_lab):
     trainers = [build(tmp_path / "students", "store", seed) for seed in (1, 2)]
     assert [trainer.args.seed for trainer in trainers] == [1, 2]

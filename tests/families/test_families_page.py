@@ -23,6 +23,7 @@ def test_every_family_is_in_the_table_and_none_is_wrong():
 
 
 @pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.grid(3)
 def test_a_family_is_what_the_table_says(name):
     verdicts = row(name).verdicts
     assert [verdict.word for verdict in verdicts.values()] == WORDS[name], verdicts

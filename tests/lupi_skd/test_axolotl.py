@@ -61,6 +61,7 @@ def teach(folder: Path, rows: list[dict], *flags: str, name: str = "rows.json") 
 
 @pytest.mark.parametrize("policy", ["teacher", "gold"])
 @pytest.mark.parametrize("as_vllm, name", [(True, "rows.json"), (False, "rows.parquet")])
+@pytest.mark.grid(4)
 def test_it_is_the_store_that_the_teacher_itself_writes(folder, teacher, tokenizer, policy, as_vllm, name):
     assert teach(folder, rows_of(teacher, tokenizer, 22, as_vllm), "--rollout_policy", policy, name=name) == 0
     losses = []

@@ -67,6 +67,7 @@ def loss_of(trainer, rows) -> tuple[torch.Tensor, dict]:
         ("speculative", (), 0.0),
     ],
 )
+@pytest.mark.grid(3)
 def test_the_loss_is_the_formula(tmp_path, teacher, tokenizer, policy, answered, alpha):
     """And its gradient; rows without an answer have the divergence alone."""
     records = [one if n in answered else without_answer(one) for n, one in enumerate(RECORDS)]
@@ -175,6 +176,7 @@ def test_the_evaluation_s_loss_is_the_divergence_alone(tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["student", "gold"])
+@pytest.mark.grid(2)
 def test_accumulated_batches_give_the_loss_of_one(tmp_path, policy):
     """Though answers are unevenly spread over them."""
     records = [one if n in (0, 1, 4) or policy == "gold" else without_answer(one) for n, one in enumerate(NEW[:8])]

@@ -91,6 +91,7 @@ def run(tmp_path, name: str, **settings):
     return trainer, losses
 
 
+@pytest.mark.slow
 def test_a_floor_of_one_is_uniform_and_the_control_is_neither(tmp_path):
     runs = {
         name: run(tmp_path, name, **{f"config_{key}": value for key, value in settings.items()})[1]
@@ -130,6 +131,7 @@ def test_batches_cut_in_another_way_have_the_same_losses(tmp_path):
     ],
     ids=["weights", "rule"],
 )
+@pytest.mark.grid(2)
 def test_each_row_s_own_teacher_reads_without_the_knowledge(tmp_path, setting):
     """Two names of one teacher: what one has, the other has."""
     settings = {f"config_{key}": value for key, value in setting.items()}

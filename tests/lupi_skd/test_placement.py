@@ -76,6 +76,7 @@ ELSEWHERE = torch.device("cpu", 0)  # to torch another place than "cpu": what go
 
 
 @pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.grid(2)
 def test_an_offloaded_teacher_is_on_its_device_for_its_work_alone(tmp_path, monkeypatch, teacher, reuse):
     """The same losses; it comes once a rollout, and once a loss where states are not kept."""
     runs, copies, dropped = [], [], []

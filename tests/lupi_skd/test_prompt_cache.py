@@ -11,6 +11,7 @@ from tests.speculative.toy_models import toy
 
 
 @pytest.mark.parametrize("self_taught", [False, True])
+@pytest.mark.grid(2)
 def test_prompts_are_read_in_the_first_epoch_alone(tmp_path, monkeypatch, teacher, self_taught):
     read, before = [], Prefill._read
 

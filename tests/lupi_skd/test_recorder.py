@@ -70,6 +70,7 @@ def test_a_run_records_every_token_and_its_writer(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"config_rollout_policy": "teacher"}, {"config_rollout_policy": "student"}])
+@pytest.mark.grid(3)
 def test_recording_changes_no_loss(tmp_path, settings):
     runs = []
     for name, count in (("with", 4), ("without", 0)):
@@ -167,6 +168,7 @@ def test_a_line_that_cannot_be_read_was_cut_off(tmp_path, caplog, name, place):
 
 
 @pytest.mark.parametrize("steps", [{"eval_steps": 2}, {"eval_steps": 3}], ids=["on the way", "at the end"])
+@pytest.mark.grid(2)
 def test_a_run_killed_behind_its_last_checkpoint_is_the_unbroken_one(tmp_path, steps):
     """It has all its steps, and its last evaluation is made again, or read from its log."""
     options = {"config_save_strategy": "steps", "config_save_steps": 1, "config_eval_strategy": "steps"}

@@ -30,6 +30,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(4)
 def test_the_kept_states_are_those_of_a_fresh_forward(tmp_path, folders, family):
     """As student and as teacher; the batch is padded on the left, which a recurrence must not read."""
     trainer, losses = make_trainer(tmp_path, folders[family], folders[family], config_max_steps=2)
@@ -42,6 +43,7 @@ def test_the_kept_states_are_those_of_a_fresh_forward(tmp_path, folders, family)
     assert all(torch.isfinite(torch.tensor(losses.losses)))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_has_the_losses_of_an_unbroken_one(tmp_path, folders):
     """Of a student that teaches itself, with an adapter."""
     given = {
@@ -62,6 +64,7 @@ def test_a_run_that_is_resumed_has_the_losses_of_an_unbroken_one(tmp_path, folde
         assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.slow
 def test_models_that_cannot_draft_learn_from_texts_that_one_of_them_writes(tmp_path, folders):
     """RecurrentGemma as both; a setting that wants drafts is refused before weights are read."""
     folder = folders["recurrent_gemma"]

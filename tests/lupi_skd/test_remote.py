@@ -27,6 +27,7 @@ def on(server, tmp_path, **options):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.grid(2)
 def test_with_the_full_vocabulary_it_is_training_with_the_teacher_here(server, tmp_path, beta):
     """Text, losses and weights of two steps."""
     runs = []
@@ -45,6 +46,7 @@ def test_with_the_full_vocabulary_it_is_training_with_the_teacher_here(server, t
         torch.testing.assert_close(weight, their_weights[name], atol=2e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_twenty_tokens_and_a_rest_write_the_same_text_and_a_loss_just_below(server, tmp_path):
     ours, our_losses = on(server, tmp_path / "a", config_max_steps=2)
     assert isinstance(ours.teacher_model, TeacherServer) and ours.teacher_model.top_k == 20
@@ -71,6 +73,7 @@ def test_the_loss_asks_for_nothing_more(server, tmp_path):
     assert inputs["teacher_top"].shape == (*inputs["completion_ids"].shape, 40)
 
 
+@pytest.mark.slow
 def test_rollout_policies_and_accumulation(server, tmp_path):
     for policy in ("student", "teacher"):
         losses = []

@@ -99,6 +99,7 @@ def test_a_second_writing_with_other_settings_is_refused(folder, capsys, flags, 
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (folder / "store").iterdir())
 
 
+@pytest.mark.slow
 def test_a_store_that_a_server_writes(folder, tmp_path, teacher, tokenizer):
     """In few requests; the texts are its own, and what it says of them is what the teacher says here."""
     with VLLMStandIn(teacher, tokenizer) as server:

@@ -73,6 +73,7 @@ def test_the_entropy_of_a_step_is_the_mean_over_its_tokens(tmp_path):
     assert logs[0] == pytest.approx(logs[1], abs=1e-5) and len(set(logs[0])) == 3
 
 
+@pytest.mark.slow
 def test_the_train_loss_of_a_resumed_run_is_that_of_the_unbroken_one(tmp_path):
     keys = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 2, "max_steps": 5}
     options = {f"config_{key}": value for key, value in keys.items()}

@@ -179,6 +179,7 @@ def unchanged_losses(tmp_path_factory):
     ],
     ids=str,
 )
+@pytest.mark.grid(2)
 def test_settings_of_speed_change_no_loss(tmp_path, unchanged_losses, settings):
     """The five rollout versions and the batch layout are the same training, to rounding."""
     trainer, losses = make_trainer(tmp_path, **{f"config_{k}": v for k, v in settings.items()})
@@ -225,6 +226,7 @@ def test_copies_of_a_record_are_written_differently(tmp_path, monkeypatch):
     "rule, options",
     [("adaptive_top_k", {"k": 5}), ("top_p", {"p": 0.8}), ("relative", {"ratio": 0.2}), ("divergence", {"tau": 0.1})],
 )
+@pytest.mark.grid(2)
 def test_every_acceptance_rule_trains(tmp_path, rule, options):
     trainer, losses = make_trainer(tmp_path, config_acceptance_rule=rule, config_acceptance_kwargs=options)
     trainer.train()

@@ -165,6 +165,7 @@ def of_kind(kind: str, **changes):
         return None
 
 
+@pytest.mark.slow
 def test_every_kind_of_peft_comes_back_as_it_was_trained_or_is_refused_by_name(tmp_path):
     base = base_model(LlamaConfig)
     with torch.no_grad():

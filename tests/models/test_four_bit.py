@@ -80,6 +80,7 @@ def make_critic(tmp_path, model, **options):
 @pytest.mark.parametrize(
     "make", [make_trainer, make_self_taught, make_kd_trainer, make_baseline, make_critic, make_sft_trainer]
 )
+@pytest.mark.grid(3)
 def test_a_4bit_student_learns(tmp_path, small_lab, make):
     trainer, losses = make(
         tmp_path,

@@ -102,6 +102,7 @@ def test_a_generation_config_that_nobody_can_put_right_is_refused():
 @pytest.mark.filterwarnings("ignore:the generation config of")
 @pytest.mark.parametrize("make", [make_trainer, make_kd_trainer, make_wmtp_trainer])
 @pytest.mark.parametrize("own", [np.int64(2), torch.tensor(2), np.array([2, 5]), [np.int32(2), torch.tensor(5)]])
+@pytest.mark.grid(4)
 def test_trainers_take_ends_that_are_numbers_of_another_library(tmp_path, student, teacher, make, own):
     for model in (student, teacher):
         vars(model.config)["eos_token_id"] = model.generation_config.eos_token_id = own  # past a strict one's checks

@@ -25,6 +25,7 @@ from tests.mutants.draw import Mutant, draw
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv" / "bin" / "python"
 FOLDERS = ("speculative", "losses", "data", "evaluation")
+SLOW = "slow"
 NOTHING = 5  # pytest's: no test was selected
 FIRST, FACTOR = 20, 5  # a file may take FIRST seconds, and FACTOR times what it takes without a mutant
 
@@ -122,9 +123,8 @@ class Results:
 
 
 def stages(module: str) -> list[list[tuple[str, str]]]:
-    """Test files with what is selected of them: quick tests of each group, then slow ones of the module's folder."""
-    long = "(slow or distributed)"
-    quick, slow = f"{marks()} and not {long}", f"{marks()} and {long}"
+    """Test files with what is selected of them: `make test`'s of each group, then `make test-slow`'s of the folder."""
+    quick, slow = marks(), marks().replace("not slow", SLOW)
     named, beside, others = test_files(module)
     groups = (named, quick), (beside, quick), (others, quick), (named, slow), (beside, slow)
     return [[(file, selected) for file in files] for files, selected in groups]
@@ -150,13 +150,14 @@ def judge(tree: Tree, results: Results, mutant: Mutant) -> dict:
     path = tree.root / mutant.module
     before = path.read_text(encoding="utf-8")
     after, difference = mutant.apply(tree.root)
-    outcome, by, taken = "survived", "", 0.0
+    outcome, by, taken, quick = "survived", "", 0.0, True
     for stage in stages(mutant.module):
         known = [(part, seconds_unmutated(tree, results, part)) for part in stage]
         limits = sorted(((part, seconds) for part, seconds in known if seconds is not None), key=lambda k: k[1])
         path.write_text(after, encoding="utf-8")
         try:
             for part, seconds in limits:
+                quick = not part[1].startswith(SLOW)
                 done = tree.test(*part, seconds=FIRST + FACTOR * seconds)
                 taken += done["seconds"]
                 if done["status"] is None:
@@ -172,7 +173,8 @@ def judge(tree: Tree, results: Results, mutant: Mutant) -> dict:
         if outcome != "survived":
             break
     found = {"module": mutant.module, "line": mutant.line, "operator": mutant.operator, "difference": difference}
-    return found | {"outcome": outcome, "by": by, "seconds": round(taken, 1)}
+    target = "test" if quick else "test-slow"
+    return found | {"outcome": outcome, "by": by, "target": target, "seconds": round(taken, 1)}
 
 
 def work(todo: queue.SimpleQueue, results: Results, errors: list[Exception]) -> None:
@@ -200,11 +202,13 @@ def summary(results: Results) -> str:
     """The share that was caught, of all and of each folder; and those that were not."""
     lines, folders = [], {}
     for found in results.mutants.values():
-        folders.setdefault("/".join(found["module"].split("/")[1:-1]), Counter())[found["outcome"]] += 1
+        seen = found["outcome"] != "survived" and found["target"]
+        folders.setdefault("/".join(found["module"].split("/")[1:-1]), Counter())[seen] += 1
     folders["all"] = sum(folders.values(), Counter())
     for name, counts in folders.items():
-        caught = counts["caught"] + counts["timeout"]
-        lines.append(f"{name:24} {caught:3} of {counts.total():3} ({caught / counts.total():.0%})")
+        caught = counts["test"] + counts["test-slow"]
+        share = f"{caught / counts.total():.0%}, by `make test` {counts['test']}"
+        lines.append(f"{name:24} {caught:3} of {counts.total():3} ({share})")
     for name, found in results.mutants.items():
         if found["outcome"] == "survived":
             lines.append(f"survived: {name} {found['module']}:{found['line']} {found['operator']}")

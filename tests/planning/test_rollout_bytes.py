@@ -20,6 +20,7 @@ NOT_IN_A_ROLLOUT = ("context", "teacher's lm_head")  # of the process, and of th
     (STUDENT, qwen3_06b(1), qwen3_4b(2), 4, 0),
     (TEACHER, qwen3_4b(1), qwen3_32b(1), 4, 1900),
 ], ids=["one device", "two devices"])  # fmt: skip
+@pytest.mark.grid(2)
 def test_a_rollout_takes_the_bytes_that_are_planned(home, student, teacher, rows, prefix):
     prompts = [[5] * 47] * rows, [[4] * prefix + [5 + row] * (2460 - prefix) for row in range(rows)]
     devices = "cuda:0", "cuda:0" if home == STUDENT else "cuda:1"

@@ -65,6 +65,7 @@ def bytes_of_a_step(config, teacher, rows, completion, checkpointing, dtype, mon
 @pytest.mark.parametrize(
     "config, rows, completion", [(qwen3_06b(2), 4, 1024), (qwen3_4b(2), 4, 4096)], ids=["0.6B", "4B"]
 )
+@pytest.mark.grid(2)
 def test_a_step_takes_the_bytes_that_are_planned(config, rows, completion, checkpointing, monkeypatch):
     teacher = qwen3_4b(1)
     given = config, teacher, rows, completion, checkpointing, torch.bfloat16

@@ -109,6 +109,7 @@ def requests_of_a_push(hub, saved) -> int:
 
 
 @pytest.mark.parametrize("fault", ["dropped", "lost", "down", 500, 429])
+@pytest.mark.grid(3)
 def test_interrupted_at_each_request_and_completed_by_the_second_try(hub, saved, fault):
     count, before = requests_of_a_push(hub, saved), contents(saved)
     assert count >= 7

@@ -98,6 +98,7 @@ def test_names_are_written_as_they_are_never_as_templates_or_markdown():
 
 
 @pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.grid(2)
 def test_no_secret_is_in_anything_that_a_run_writes(tmp_path, monkeypatch, caplog, capsys, adapter):
     """Token in the arguments and in the environment; checkpoints, W&B's offline run, cards and logs are searched."""
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))

@@ -178,6 +178,7 @@ def test_code_among_pickled_weights_that_are_asked_for_is_not_run(tmp_path, stud
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
+@pytest.mark.grid(2)
 def test_code_in_a_checkpoint_is_not_run(tmp_path, file):
     """Whoever makes a checkpoint makes its manifest, too."""
     settings = {"config_max_steps": 2, "config_save_strategy": "steps", "config_save_steps": 1}

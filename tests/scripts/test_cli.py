@@ -179,6 +179,7 @@ def test_skd_trains_and_saves_from_the_shipped_recipe(tmp_path, small_lab):
     assert marks.keys() == {"eval_closed_book_strict", "eval_closed_book_lenient"}
 
 
+@pytest.mark.slow
 def test_every_command_answers_help_within_two_seconds():
     """Each in a process of its own; processor time, so that a busy machine does not count."""
     import resource

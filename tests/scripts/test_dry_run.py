@@ -101,6 +101,7 @@ def test_nothing_is_said_of_the_shipped_recipes_but_what_has_to_be_trained_befor
         ("--hub_token hf_x", "does not belong here"),
     ],
 )
+@pytest.mark.grid(3)
 def test_what_the_first_look_refuses_the_run_refuses_too(args, message, tmp_path):
     own = [*args.split(), "--output_dir", str(tmp_path / "run")]
     found = faults_of("skd", *own)
@@ -294,6 +295,7 @@ def test_one_checkpoint_is_not_several(tmp_path):
         ("kd", "lab/kd_lora/config_teacher.yaml", ["--max_length", "70"], "are left out, longer than max_length=70"),
     ],
 )
+@pytest.mark.grid(3)
 def test_the_other_methods_are_checked_too(command, recipe, args, found, tmp_path, small_lab, capsys):
     status, table, faults = check(capsys, tmp_path, command, recipe, *args)
     assert (status, faults) == (0, [])

@@ -228,6 +228,7 @@ def check_read(recipe: dict, arguments: list[dict]) -> None:
             assert is_read_as(one[key], value), (key, one[key], value)
 
 
+@pytest.mark.slow
 def test_odd_recipes(tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.ERROR, "lupi_trainer")

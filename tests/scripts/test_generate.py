@@ -58,7 +58,10 @@ def test_the_text_is_the_teachers_own(prompts, tmp_path, teacher, tokenizer, cap
     assert f"12 completions, {sum(row['tokens'] for row in rows)} tokens" in closing
 
 
-@pytest.mark.parametrize("extra", [["--gamma_policy", "goodput", "--num_draft_tokens", "8"], ["--compile"]])
+@pytest.mark.parametrize(
+    "extra",
+    [["--gamma_policy", "goodput", "--num_draft_tokens", "8"], pytest.param(["--compile"], marks=pytest.mark.slow)],
+)
 def test_settings_of_speed_change_no_text(prompts, tmp_path, tracing, extra):
     texts = []
     for options in ([], extra):

@@ -141,6 +141,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_three_stages_grow_the_model_and_each_touches_its_own_layers_alone(pruned, tmp_path):
     folder = tmp_path / "p"
     shutil.copytree(pruned, folder)

@@ -23,6 +23,7 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.slow
 def test_from_an_empty_folder_to_a_student_that_is_asked(tmp_path, monkeypatch, capsys):
     """The commands that are printed, one after the other, on the examples that are written."""
     monkeypatch.chdir(tmp_path)

@@ -71,6 +71,7 @@ def test_4_bits_compute_in_the_type_of_the_checkpoint(tmp_path, teacher_path, mo
 
 
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.slow
 def test_a_4bit_teacher_trains_the_student_in_a_fraction_of_the_memory(tmp_path, teacher_path, nested):
     trainer, losses = make_kd_trainer(
         tmp_path,

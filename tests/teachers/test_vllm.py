@@ -104,6 +104,7 @@ def test_rows_are_asked_about_at_the_same_time(server, student, tokenizer, promp
 
 
 @pytest.mark.parametrize("top_k, acceptance", [(1, TopK(1, 0.0)), (2, TopK(1, 0.9)), (20, AcceptNone())])
+@pytest.mark.grid(3)
 def test_replacements_from_a_warm_teacher(server, student, teacher, tokenizer, prompts, top_k, acceptance):
     """Few returned tokens and much to replace: those that were not returned are asked for when they could win."""
     remote = connect(server, tokenizer, top_k=top_k)
@@ -116,6 +117,7 @@ def test_replacements_from_a_warm_teacher(server, student, teacher, tokenizer, p
 
 
 @pytest.mark.parametrize("faults", [[503, 503], ["drop"], ["hang"], [429, "drop", 502]], ids=str)
+@pytest.mark.grid(2)
 def test_a_server_that_stumbles_changes_nothing(server, student, teacher, tokenizer, prompts, faults):
     remote = connect(server, tokenizer, request_timeout=0.5)
     server.faults = [*LOOKED, *faults]
@@ -296,6 +298,7 @@ OF_ONE_WAY = {
 
 
 @pytest.mark.parametrize("way", ["_by_prompt", "_by_prefixes", "_logprobs"])
+@pytest.mark.grid(3)
 def test_every_number_of_every_answer_is_checked(server, tokenizer, prompts, monkeypatch, way):
     monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-4)
     monkeypatch.setattr(TeacherServer, "_look", lambda self: [])

@@ -35,6 +35,7 @@ REAL = {
 
 
 @pytest.mark.parametrize("fault", sorted(REAL))
+@pytest.mark.grid(3)
 def test_a_run_that_goes_wrong_is_warned_of_once(fault, tmp_path, capsys):
     changes, said = REAL[fault]
     changes = {"per_device_train_batch_size": 16, **changes}

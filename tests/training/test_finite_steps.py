@@ -51,6 +51,7 @@ def keep_weights(trainer, student) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("name", ["kd-lora", "sft", *ALGORITHMS])
+@pytest.mark.grid(3)
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step(tmp_path, student, name):
     """The first of two accumulated batches of the second step is spoilt."""
     trainer, losses = make(tmp_path, name, student, config_gradient_accumulation_steps=2)
@@ -119,6 +120,7 @@ def test_a_student_of_which_nothing_is_trained_is_refused(tmp_path, student):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.grid(3)
 def test_a_student_that_is_its_teacher_still_goes_on(tmp_path, beta):
     """The loss is rounding alone, and the gradient may be zero: a new adapter on records without knowledge."""
     lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")

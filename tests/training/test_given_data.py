@@ -31,6 +31,7 @@ def losses(metrics: dict[str, float], prefix: str) -> list[float]:
     return [value for key, value in metrics.items() if key.startswith(prefix) and key.endswith("_loss")]
 
 
+@pytest.mark.slow
 def test_records_in_any_form_give_the_loss_of_the_constructor_s_own(tmp_path):
     trainer, _ = make_trainer(tmp_path, eval_dataset=RECORDS)
     expected = trainer.evaluate()["eval_loss"]
@@ -136,6 +137,7 @@ def test_what_is_no_dataset_is_refused(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer])
+@pytest.mark.grid(3)
 def test_texts_are_tokenized_for_predictions_too(tmp_path, make):
     texts = load_sft_data("lab:common").select(range(6))
     trainer, _ = make(tmp_path, config_max_length=128)
@@ -207,6 +209,7 @@ def test_a_token_that_the_models_lack_is_refused_only_where_a_text_has_it(tmp_pa
 
 
 @pytest.mark.parametrize("make", [make_kd_trainer, make_wmtp_trainer, make_sft_trainer, make_trainer])
+@pytest.mark.grid(2)
 def test_batches_that_would_all_be_left_out_are_refused(tmp_path, make):
     data = RECORDS if make is make_trainer else load_sft_data("lab:common").select(range(6)).to_list()
     settings = {"config_dataloader_drop_last": True, "config_per_device_eval_batch_size": 4}

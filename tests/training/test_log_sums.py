@@ -15,6 +15,7 @@ def make_sft(tmp_path, **settings):
 
 
 @pytest.mark.parametrize("make, steps", [(make_kd_trainer, (1, 3, 4)), (make_wmtp_trainer, (3,)), (make_sft, (1, 3))])
+@pytest.mark.grid(3)
 def test_a_resumed_run_logs_what_the_unbroken_one_does(tmp_path, make, steps):
     """It is cut off between two logs, or behind its last step, when nothing is left to train."""
     options = {

@@ -17,6 +17,7 @@ MAKERS |= {name: partial(make_wmtp_trainer, algorithm=name) for name in ALGORITH
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("method", MAKERS)
+@pytest.mark.grid(3)
 def test_a_float32_student_computes_in_bfloat16(tmp_path, method, device):
     trainer, losses = MAKERS[method](tmp_path, config_bf16=True, config_max_steps=1, config_use_cpu=device == "cpu")
     computed = set()

@@ -103,6 +103,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what, n", [("block", 3), ("block", 40), ("backward", 1), ("backward", 9)])
+@pytest.mark.slow
 def test_killed_inside_a_rollout_or_a_backward(unbroken, tmp_path, what, n):
     assert run(tmp_path, die_at=(what, n)) == -signal.SIGKILL
     assert run(tmp_path) == 0
@@ -218,6 +219,7 @@ def test_a_state_that_no_checksum_vouches_for_is_named(tmp_path):
     ],
     ids=["open", "quota", "torch", "safetensors"],
 )
+@pytest.mark.grid(2)
 def test_a_full_disk_ends_a_run_in_a_line_that_says_what_is_whole(tmp_path, monkeypatch, error, capsys):
     settings = {"config_save_strategy": "steps", "config_save_steps": 1, "config_save_only_model": True}
     trainer, _ = make_trainer(tmp_path, **settings)
@@ -371,6 +373,7 @@ def test_goodput_restored_chooses_as_before():
     assert other.choose({0: 20, 1: 30}, 0) == learnt.choose({0: 20, 1: 30}, 0) != Goodput(12).choose({0: 20, 1: 30}, 0)
 
 
+@pytest.mark.slow
 def test_recipe_and_environment_resume(tmp_path, monkeypatch, capsys):
     from lupi_trainer.scripts import lupi_skd
     from lupi_trainer.scripts.recipe_files import find_recipe

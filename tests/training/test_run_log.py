@@ -42,6 +42,7 @@ def skd(folder, *flags: str) -> list[str]:
     return [*recipe, *run, "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", *flags]
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_from_where_the_same_command_goes_on_and_it_does(tmp_path, monkeypatch, capsys, caplog):
     step = lupi_skd.LUPISKDTrainer.training_step
 

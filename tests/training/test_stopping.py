@@ -74,6 +74,7 @@ def trained(tmp_path, monkeypatch, callback, *options) -> int:
     "at, options, step",
     [("step", ["--eval_strategy", "no"], 3), ("evaluation", ["--eval_steps", "2"], 2)],
 )
+@pytest.mark.grid(2)
 def test_sigterm_saves_a_checkpoint_of_the_step_that_is_taken(tmp_path, monkeypatch, capfd, at, options, step):
     before = signal.getsignal(signal.SIGTERM)
     assert trained(tmp_path, monkeypatch, Signals(signal.SIGTERM, at), *options) == 143

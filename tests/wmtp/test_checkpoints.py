@@ -37,6 +37,7 @@ def test_an_adapter_is_saved_with_its_heads_beside_it_and_both_resume(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.grid(3)
 def test_resumed_it_goes_on_as_if_unbroken_and_keeps_few_checkpoints(tmp_path, algorithm):
     options = {"config_save_strategy": "steps", "config_save_steps": 1, "config_save_total_limit": 2}
     full, unbroken = make_wmtp_trainer(tmp_path / "full", algorithm, config_max_steps=5, **options)

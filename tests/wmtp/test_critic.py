@@ -43,6 +43,7 @@ def test_a_critic_judges_each_token_by_what_it_is_worth_itself(tmp_path):
     assert weights[0, 3].argmax() == 1 and weights[0, 4].argmax() == 0 and weights[0, 3, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_a_critic_learns_rewards_from_a_column(tmp_path):
     """A reward that the text shows (does the answer name the river?) is learned; noise is not."""
     data = answers(240)

@@ -5,6 +5,7 @@ import pytest
 from tests.wmtp.training import SELECTED, make_wmtp_trainer
 
 
+@pytest.mark.slow
 def test_the_reference_reads_a_text_once_if_it_may_keep_what_it_read(tmp_path):
     runs = []
     for _ in range(2):

@@ -23,6 +23,7 @@ from tests.wmtp.training import (
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.grid(3)
 def test_all_figures_are_logged_and_the_heads_learn(tmp_path, algorithm):
     trainer, losses = make_wmtp_trainer(
         tmp_path,
@@ -87,6 +88,7 @@ def test_the_loss_is_the_dense_one_with_the_algorithms_weights(tmp_path, algorit
     "algorithm, options",
     [("mtp-baseline", {}), ("rho1-wmtp", {}), ("rho1-wmtp", OVER_TOKENS), ("rho1-wmtp", SELECTED)],
 )
+@pytest.mark.grid(2)
 def test_a_batch_and_its_parts_give_the_same_steps(tmp_path, algorithm, options):
     """Eight texts at once, or one at a time: texts with more positions count more in both."""
     runs = {}
@@ -107,6 +109,7 @@ def test_a_batch_and_its_parts_give_the_same_steps(tmp_path, algorithm, options)
 
 
 @pytest.mark.parametrize("algorithm, options", [("mtp-baseline", {}), ("rho1-wmtp", OVER_TOKENS)])
+@pytest.mark.grid(2)
 def test_packing_trains_on_the_same_texts(tmp_path, algorithm, options):
     data = answers(8)
     runs = []

@@ -67,6 +67,7 @@ def guesses(target, heads, prompt, completion, n):
 
 @pytest.mark.parametrize("head_type", ["linear", "residual", "transformer"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(4)
 def test_the_text_is_the_targets_own_and_the_guesses_are_the_heads(family, head_type):
     target = model(family)
     heads = random_heads(target, head_type, window=5)

@@ -39,6 +39,7 @@ def cut(scene, token) -> tuple[list[list[int]], set[int]]:
 @pytest.mark.parametrize("writer", ["student", "teacher"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("options", [{"gamma": 1}, {"gamma": 5}, {"verification": "sequential"}, {"max_slots": 2}])
+@pytest.mark.grid(4)
 def test_a_row_ends_where_a_model_has_no_distribution(scene, token, writer, value, options):
     """After reading `token`, a model's logits are NaN, contain +inf (an overflow), or are all -inf (no token)."""
 

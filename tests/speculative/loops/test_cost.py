@@ -42,6 +42,7 @@ def scene():
     "gamma, rows, policy",
     [(1, 8, "adaptive"), (3, 1, "goodput"), (3, 8, "fixed"), (20, 8, "goodput"), (20, 8, "adaptive")],
 )
+@pytest.mark.grid(3)
 def test_at_most_two_host_reads_a_round(scene, gamma, rows, policy, monkeypatch):
     with HostReads(monkeypatch) as reads:
         rollout = scene.roll(list(range(rows)), gamma=gamma, gamma_policy=policy, max_slots=3)

@@ -65,6 +65,7 @@ def generate(family, kind, **options):
 
 @pytest.mark.parametrize("kind", ["equal", "close", "unrelated"])
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(3)
 def test_the_text_is_the_targets_own(family, kind):
     for num_draft_tokens in (1, 2, 4, 7):
         output = generate(family, kind, num_draft_tokens=num_draft_tokens)

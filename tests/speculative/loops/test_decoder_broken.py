@@ -37,6 +37,7 @@ def write(target, draft, **options):
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0.8}, {"temperature": 0.8, "block_verification": False, "top_p": 0.9}]
 )
+@pytest.mark.grid(3)
 def test_the_target_must_have_a_distribution_where_it_writes(options, value):
     target = toy("qwen3")
     for draft in (target, toy("llama", seed=9)):  # after an accepted token, and after its own

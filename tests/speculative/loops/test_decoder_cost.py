@@ -13,6 +13,7 @@ QUERIES = prompts(6, 2, 9, seed=1)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2}])
 @pytest.mark.parametrize("lookup", [False, True])
 @pytest.mark.parametrize("reported", [0, 1])
+@pytest.mark.grid(4)
 def test_one_host_read_a_round_and_one_more_to_report_the_tokens(monkeypatch, options, lookup, reported):
     target = toy("qwen3")
     draft = PromptLookup() if lookup else perturbed(target, 0.1)

@@ -89,7 +89,7 @@ def chi_square(sampling, gamma, block, rows=ROWS, seed=3, draft=None, full=True)
     return chisquare(counts[kept], expected[kept] / expected.sum() * counts.sum()).pvalue, output.stats
 
 
-@pytest.mark.parametrize("gamma", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gamma", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_the_joint_law_of_three_tokens(gamma):
     """Of drafts of two, below. Blocks keep at least as much as tokens do: arXiv 2403.10444, theorem 2."""
     kept = []
@@ -166,6 +166,7 @@ def noise_of_a_place(monkeypatch):
         (noise_of_a_place, 3),
     ],
 )
+@pytest.mark.grid(3)
 def test_the_chi_square_sees_bugs(monkeypatch, bug, gamma, block):
     bug(monkeypatch)
     assert chi_square({"temperature": 1.0}, gamma, block, rows=5_000)[0] < 1e-6

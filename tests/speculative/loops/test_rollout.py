@@ -33,6 +33,7 @@ def test_the_scene_ends_rows_in_both_ways(scene):
 
 
 @pytest.mark.parametrize(("scene", "gamma", "verification", "policy"), CELLS, indirect=["scene"])
+@pytest.mark.grid(4)
 def test_gamma_verification_and_policy(scene, gamma, verification, policy):
     rollout = scene.roll(gamma=gamma, verification=verification, gamma_policy=policy)
     scene.check(rollout)
@@ -73,11 +74,13 @@ def test_a_policy_chooses_at_most_gamma(gpt2):
 
 
 @pytest.mark.parametrize("rows", [[4], [6, 0, 3], [7, 6, 5, 4, 3, 2, 1, 0]])
+@pytest.mark.grid(3)
 def test_batch_and_order(scene, rows):
     scene.check(scene.roll(rows, gamma=4), rows)
 
 
 @pytest.mark.parametrize("slots", [1, 3, 4])
+@pytest.mark.grid(3)
 def test_slots(scene, slots):
     scene.check(scene.roll(gamma=3, max_slots=slots))
 
@@ -89,6 +92,7 @@ def test_other_families(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(3)
 def test_eager_attention(family):
     eager = Scene(family, attention="eager")
     eager.check(eager.roll(gamma=4, max_slots=5))

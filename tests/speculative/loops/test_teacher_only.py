@@ -47,6 +47,7 @@ def unable(*args, **kwargs):
     "options", [{}, {"max_slots": 1}, {"max_slots": 4, "gamma": 1}, {"verification": "sequential"}]
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.grid(4)
 def test_the_text_is_that_of_the_reference(family, options, monkeypatch):
     scene = TeacherScene(family)
     monkeypatch.setattr(scene.student, "forward", unable)

@@ -51,6 +51,7 @@ def reference_trace(scene, row: int) -> list[dict]:
     ids=str,
 )
 @torch.no_grad()
+@pytest.mark.grid(3)
 def test_traces_equal_the_reference(scene, options):
     rows = [6, 1, 4]
     rollout = scene.roll(trace_rows=rows, **options)

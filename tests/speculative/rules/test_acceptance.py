@@ -134,6 +134,7 @@ def test_bad_settings_are_refused(make, message):
     ],
     ids=lambda rule: type(rule).__name__,
 )
+@pytest.mark.grid(2)
 def test_blocks_of_any_length_and_slots_judge_alike(rule):
     scene = Scene("llama", rule=rule)
     for options in (

@@ -98,6 +98,7 @@ def replayed(monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(2)
 def test_replayed_rollouts_equal_the_reference(family, replayed):
     scene = Scene(family)
     scene.check(scene.roll(gamma=4, max_slots=5, compile=True, max_new_tokens=20))

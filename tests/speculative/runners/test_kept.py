@@ -13,6 +13,7 @@ FEW = [3, 0, 5]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(2)
 def test_the_second_rollout_records_nothing_and_is_the_reference(family, replayed):  # noqa: F811
     scene, kept = Scene(family), KeptRunners()
     options = {"gamma": 4, "max_slots": 5, "compile": True, "kept": kept}

@@ -81,6 +81,7 @@ def test_logits_after_random_rejections_equal_uncached_ones(family, on_cpu, monk
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.grid(2)
 def test_rollouts_equal_the_reference(family, on_cpu):
     scene = Scene(family)
     for options in ({"gamma": 5}, {"gamma": 7, "max_slots": 3}, {"gamma": 3, "verification": "sequential"}):
@@ -164,6 +165,7 @@ def test_more_tokens_than_the_reader_was_made_for(on_cpu):
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "phimoe", "llama4_text", "gemma4_text"])
+@pytest.mark.grid(3)
 def test_families_with_states_windows_and_chunks_of_their_own(family, on_cpu):
     """Phi-3.5-MoE does not hand its window on; chunks, and layers that share keys and values, go by masks."""
     student, teacher = pair(small(families()[family]))

@@ -138,6 +138,7 @@ def test_what_an_interruption_leaves_behind_has_no_effect(monkeypatch, moment):
 
 
 @pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.grid(2)
 def test_a_student_that_teaches_itself_writes_the_same(tracing, compile):
     student = with_adapter()
     teacher = AdapterDisabled(student)

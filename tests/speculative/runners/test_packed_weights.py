@@ -323,6 +323,7 @@ print(now("VmHWM") - before, sum(p.numel() for p in large.parameters()) * 4)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux counts the peak")
+@pytest.mark.slow
 def test_weights_are_there_once():
     """The process's own memory, since oneDNN's is none of torch's; blocks above 32 MiB, which malloc gives back."""
     peak, weights = map(int, forks.run("-c", MEMORY, cwd=Path(__file__).parents[3]).stdout.split())

@@ -12,6 +12,7 @@ def deep(layers: int, seed: int):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.grid(2)
 def test_the_rounding_of_many_layers_is_no_fault(seed):
     assert reading_fault(deep(96, seed)) is None
 

@@ -24,6 +24,7 @@ def read(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+@pytest.mark.grid(2)
 def test_prompts_are_read_once_and_the_texts_are_the_same(family, read):
     scene, store = Scene(family), PromptStore(1 << 20)
     for options in ({}, {"max_slots": 3}, {"rows": [6, 2]}, {"acceptance": AcceptNone()}):
@@ -34,6 +35,7 @@ def test_prompts_are_read_once_and_the_texts_are_the_same(family, read):
     assert sorted(of_teacher) == sorted({tuple(prompt[:-1]) for prompt in scene.prompts[1]})
 
 
+@pytest.mark.slow
 def test_a_compiled_loop_takes_them_too(tracing, read):
     scene, store = Scene("llama"), PromptStore(1 << 20)
     for _ in range(2):

@@ -44,6 +44,7 @@ def roll(scene, top_k, **options):
 
 @pytest.mark.parametrize("top_k", [5, 12, 61])
 @pytest.mark.parametrize("gamma, verification", [(1, "parallel"), (5, "parallel"), (8, "sequential")])
+@pytest.mark.grid(3)
 def test_however_few_tokens_are_returned(scene, top_k, gamma, verification):
     scene.check(roll(scene, top_k, gamma=gamma, verification=verification, max_slots=3))
 

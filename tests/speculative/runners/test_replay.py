@@ -40,6 +40,7 @@ def expected(models):
 TEXTS = {"prefix": QUERIES, "short": SHORT}
 
 
+@pytest.mark.grid(3)
 def test_texts_are_the_uncached_ones(models, expected):
     """With a common prefix, equal prompts that share what was read, refill, and prompts that leave nothing to read."""
     store = PromptStore(1 << 24)
@@ -59,6 +60,7 @@ def test_texts_are_the_uncached_ones(models, expected):
             assert rollout.stats.replayed > 0
 
 
+@pytest.mark.grid(3)
 def test_a_copy_after_every_token_saves_the_students_reading(models, expected, monkeypatch):
     """The student's share of what is read again is gone, and copies are what it costs."""
     cost = {}
@@ -70,6 +72,7 @@ def test_a_copy_after_every_token_saves_the_students_reading(models, expected, m
     assert cost[True][0] < cost[False][0] and cost[True][1] > cost[False][1] and cost[True][2] < cost[False][2]
 
 
+@pytest.mark.grid(3)
 def test_a_row_alone_reads_again_what_it_was_fed(models, expected, monkeypatch):
     """Its last token is fed as a view of the rows' pending tokens, which the round's verdict overwrites."""
     monkeypatch.setattr(Replay, "copies_steps", lambda self, rows, steps: False)
@@ -99,6 +102,7 @@ def test_the_teacher_reads_a_drafted_token_twice_at_most(models, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.grid(3)
 def test_lossless_decoding_writes_the_targets_own_text(models):
     """With a draft that keeps states and a plain one, and the other way round; drafts that stand whole, too."""
     student, teacher = models
