@@ -41,14 +41,12 @@ def worth(draft, folder, capsys) -> float:
     "steps", [20, pytest.param(60, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.lab)]
 )
 def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys, steps):
-    """The first steps, and all of them, after which the student knows what the teacher reads."""
+    """The first steps, more of them, which teach a quarter of it, and all, after which the student knows it."""
     run_demo(tmp_path / "demo", "--max_steps", str(steps))
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["teacher_open_book"] >= 0.95
     assert metrics["student_closed_book_before"] <= 0.05
-    taught, kept, more, drafts = {20: (0, 0.8, 0, 0), 60: (0.25, 0.9, 0.1, 0.4), 200: (0.95, 0.95, 0.1, 0.5)}[steps]
-    assert metrics["student_closed_book_after"] >= taught * metrics["teacher_open_book"]
-    assert metrics["student_unseen_phrasing_after"] >= taught * metrics["teacher_open_book"]
+    kept, more = {20: (0.8, 0.0), 60: (0.9, 0.1), 200: (0.95, 0.1)}[steps]
     assert metrics["common_facts_after"] >= kept
     assert metrics["acceptance_last"] > metrics["acceptance_first"] + more
     out = capsys.readouterr().out
@@ -61,9 +59,12 @@ def test_demo_teaches_what_only_the_teacher_reads(tmp_path, capsys, steps):
     assert shown["acceptance"]["all"][-1] == (steps, metrics["acceptance_last"])
     assert shown["closed_book"]["lenient"][-1] == (steps, metrics["student_closed_book_after"])
     assert page_data(run)["metrics"] == metrics and len(run.rollouts) > 200
-    if drafts:
+    if steps > 20:
+        taught, longer = {60: (0.25, 0.4), 200: (0.95, 0.5)}[steps]
+        assert metrics["student_closed_book_after"] >= taught * metrics["teacher_open_book"]
+        assert metrics["student_unseen_phrasing_after"] >= taught * metrics["teacher_open_book"]
         before, after = (worth(draft, tmp_path, capsys) for draft in ("lab:student", tmp_path / "demo" / "student"))
-        assert after > before + drafts, "the student is no better draft for its teacher than it was"
+        assert after > before + longer, "the student is no better draft for its teacher than it was"
     svg = (tmp_path / "demo" / "rollout.svg").read_text()
     assert "[Ku]" in svg and "http" not in svg.replace("http://www.w3.org", "")
 
