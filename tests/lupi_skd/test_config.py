@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lupi_trainer.lupi_skd.rules import gamma_policy_of
 from tests.lupi_skd.training import make_config
 
 
@@ -16,7 +17,15 @@ def test_defaults_are_the_seeds(tmp_path):
     assert (config.student_temperature, config.teacher_temperature) == (0.7, 0.7)
     assert (config.learning_rate, config.gradient_accumulation_steps, config.num_train_epochs) == (1e-5, 1, 5)
     assert (config.max_completion_length, config.beta, config.temperature) == (4096, 0.0, 1.0)
-    assert (config.rollout_policy, config.gamma_policy) == ("speculative", "fixed")
+    assert config.rollout_policy == "speculative"
+
+
+@pytest.mark.parametrize(
+    "keys, policy",
+    [({}, "goodput"), ({"deterministic": True}, "fixed"), ({"gamma_policy": "adaptive"}, "adaptive")],
+)
+def test_drafts_are_as_long_as_is_fastest_unless_the_shapes_must_repeat(tmp_path, keys, policy):
+    assert gamma_policy_of(make_config(tmp_path, **keys)) == policy
 
 
 @pytest.mark.parametrize(

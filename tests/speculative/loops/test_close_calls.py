@@ -34,6 +34,14 @@ def first_difference(one, other):
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), None)
 
 
+def shapes_matter(model):
+    """Whether a row's logits depend on the rows beside it: not where a processor computes bfloat16 in float32."""
+    ids = torch.tensor(prompts(8, 12, 12, seed=3))
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=row[None]).logits for row in ids])
+        return not torch.equal(alone, model(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize("rule", [TopK(5, 0.02), TopP(0.9), AcceptNone()], ids=["top k", "top p", "none"])
 def test_texts_part_at_close_calls_alone(half, rule):
     found, parted = [], 0
@@ -50,7 +58,7 @@ def test_texts_part_at_close_calls_alone(half, rule):
             parted += at is not None
             assert at is None or mine[at] or theirs[at]
     assert 0.02 < sum(found) / len(found) < 0.3  # what is always said would say nothing
-    if isinstance(rule, AcceptNone):
+    if isinstance(rule, AcceptNone) and shapes_matter(half[1]):
         assert parted  # so it does happen
 
 
