@@ -49,7 +49,7 @@ def steps(run: Run) -> str:
     """Some of the lines that the demo prints while it trains, with a bar in place of lengths and times."""
     losses, rates = dict(run.points("loss")), dict(run.points("acc_rate/mean"))
     lines = [
-        f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(30 * rates[s])}" for s in STEPS
+        f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(10 * rates[s])}" for s in STEPS
     ]
     return "\n".join(["```", *lines, "```"])
 
