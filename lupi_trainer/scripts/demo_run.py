@@ -48,7 +48,7 @@ def paint(tokenizer, rollout: Rollout, row: int = 0) -> Text:
 
 
 # Filled in by rich; its colors are variables, of which readers of light and of dark pages have their own.
-PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {terminal_width} {terminal_height}">
+PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 4 {terminal_width} {terminal_height}">
 <style>
 :root {{ --text: #1f2328; --student: #1a7f37; --teacher: #cf222e }}
 @media (prefers-color-scheme: dark) {{ :root {{ --text: #e6edf3; --student: #56d364; --teacher: #ff7b72 }} }}
