@@ -18,7 +18,7 @@ import lupi_trainer
 
 
 ROOT = Path(__file__).parent.parent
-MADE = re.compile(r"\.venv.*|\.git|\.\w+_cache|\.hypothesis|__pycache__|build|dist|runs|site|wandb|.*\.(egg-info|pyc)")
+MADE = re.compile(r"\.venv.*|\.git|\.\w+_cache|\.hypothesis|__pycache__|build|dist|runs|wandb|.*\.(egg-info|pyc)")
 
 
 def made(folder: str, names: list[str]) -> list[str]:
