@@ -1,10 +1,11 @@
 # `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
 PYTHON ?= python3.11
 BIN := .venv/bin
+OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)".*/\1/p' pyproject.toml)
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo real families test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
-.PHONY: test-machines test-mutants test-soak test-slow lint format bench figures clean
+.PHONY: test-machines test-mutants test-soak test-dist test-slow lint format bench figures dist clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -46,10 +47,12 @@ families: .venv/.ready  ## Every family of causal language models, in a tiny one
 figures: demo browser  ## README's figures and pictures, from a run of the demo
 	$(BIN)/python docs/figures.py runs/demo
 
-lint: .venv/.ready  ## ruff, and the types of the package
+lint: .venv/.ready  ## ruff, the types of the package, and that no later Python than the oldest is needed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+	$(BIN)/vermin --target=$(OLDEST)- --violations --no-tips --eval-annotations --pessimistic --quiet \
+		--exclude long --exclude str.decode lupi_trainer tests docs  # which are names of Python 2's, too
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
@@ -108,6 +111,24 @@ test-versions: $(VERSIONS:%=.venv-versions/%/.ready)  ## The quick tests, with e
 	set -e; for name in $(VERSIONS); do \
 		.venv-versions/$$name/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK); done
 
+.venv-dist/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/pip install --quiet --disable-pip-version-check build twine --constraint constraints.txt
+	touch $@
+
+dist: .venv-dist/.ready  ## The sdist, and the wheel that is made from it, as a package index would take them
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt .venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
+test-dist: dist .venv/.ready  ## The quick tests that the sdist holds, of the package installed from it
+	rm -rf build/sdist && mkdir -p build/sdist && tar -xzf dist/*.tar.gz --strip-components 1 -C build/sdist
+	$(PYTHON) -m venv --clear build/venv
+	echo "import site; site.addsitedir('$$(echo $(CURDIR)/.venv/lib/python3.*/site-packages)')" > \
+		$$(echo build/venv/lib/python3.*/site-packages)/trainer.pth
+	build/venv/bin/pip install --quiet --disable-pip-version-check --no-deps dist/*.tar.gz
+	cd build/sdist && ../venv/bin/python -m pytest -m "not slow and not distributed and not gpu" $(QUICK)
+
 test-lab: .venv/.ready  ## The pair, trained anew, is as good as the shipped one; the demo, LoRA and documents teach it; wrong facts do not
 	$(BIN)/python -m pytest -m lab tests/lab tests/scripts/test_demo.py tests/documents tests/test_readme.py
 
@@ -134,4 +155,4 @@ test-mutants: .venv-mutants/.ready  ## How many of 80 small faults the tests see
 	.venv-mutants/bin/python -m tests.mutants.run --json runs/mutants.json $(ARGS)
 
 clean:
-	rm -rf .venv .venv-vllm .venv-served .venv-zero .venv-versions .venv-mutants build *.egg-info
+	rm -rf .venv .venv-vllm .venv-served .venv-zero .venv-versions .venv-mutants .venv-dist build dist *.egg-info

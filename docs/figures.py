@@ -1,9 +1,9 @@
 """Brings README.md's figures, and the pages and pictures beside this file, up to date.
 
-They come from a run of the demo and from data/RESULTS.md.
+They come from a run of the demo, from data/RESULTS.md and from data/smollm2_runs.json.
 
 make figures              # runs the demo, then `python docs/figures.py runs/demo`
-python docs/figures.py    # what is in data/RESULTS.md alone
+python docs/figures.py    # what is in data/ alone
 """
 
 import itertools
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,12 @@ from lupi_trainer.inspection import Run, read_run, write_page
 
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # where this file is run by its path
+
+from docs import pictures  # noqa: E402
+
+
+PAGES = ("README.md", "README.ko.md")  # with the same figures
 ROWS = {
     "new facts, trained phrasings": ("student_closed_book_before", "student_closed_book_after"),
     "new facts, unseen phrasings": ("student_unseen_phrasing_before", "student_unseen_phrasing_after"),
@@ -42,7 +49,7 @@ def steps(run: Run) -> str:
     """Some of the lines that the demo prints while it trains, with a bar in place of lengths and times."""
     losses, rates = dict(run.points("loss")), dict(run.points("acc_rate/mean"))
     lines = [
-        f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(30 * rates[s])}" for s in STEPS
+        f"step {s:4d}   loss {losses[s]:.3f}   accepted {rates[s]:6.1%} {'█' * round(10 * rates[s])}" for s in STEPS
     ]
     return "\n".join(["```", *lines, "```"])
 
@@ -76,6 +83,40 @@ def results(text: str) -> str:
         raise ValueError(f"data/RESULTS.md has no table {head}")
     table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
     return "\n".join("|".join(line.split("|")[:5]) + "|" for line in table)
+
+
+def real_arms(runs: list[dict]) -> dict[str, list[dict]]:
+    """The ways of teaching SmolLM2 at the recipe's temperature, by name, each with its runs, a run a seed.
+
+    Raises:
+        ValueError: two ways would have the same name.
+    """
+    arms: dict[str, list[dict]] = {}
+    for run in runs:
+        if "--student_temperature 0.7" in run["flags"]:
+            continue  # what is tried beside the recipe is in data/RESULTS.md
+        name = {"skd": "SKD", "sft": "SFT on gold answers"}.get(run["arm"], run["arm"])
+        name += ", with rehearsal" * ("--base_dataset_name" in run["flags"])
+        others = arms.setdefault(name, [])
+        others.append(run)
+        if len({other["flags"] for other in others}) > 1 or len({other["seed"] for other in others}) < len(others):
+            raise ValueError(f"two ways of teaching are named {name}: {run['flags']}")
+    return arms
+
+
+def real_table(arms: dict[str, list[dict]]) -> str:
+    """What the real model answers before and after, each way of teaching a row: means over seeds, and their spread."""
+
+    def cell(runs: list[dict], score: str) -> str:
+        before, after = ([run["curve"][end][score] for run in runs] for end in (0, -1))
+        spread = f" ± {statistics.stdev(after):.1%}" if len(after) > 1 else ""
+        return f"{statistics.mean(before):.1%} → {statistics.mean(after):.1%}{spread}"
+
+    seeds = sorted({len(runs) for runs in arms.values()})
+    lines = [f"| SmolLM2-135M ({'-'.join(map(str, seeds))} seed) | new | unseen | general |", "|---|---|---|---|"]
+    for name, runs in arms.items():
+        lines.append("| " + " | ".join([name, *(cell(runs, score) for score in ("new", "unseen", "general"))]) + " |")
+    return "\n".join(lines)
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
@@ -114,18 +155,23 @@ def screenshot(run: Run, picture: Path) -> None:
 
 
 def main(folder: Path | None = None) -> None:
-    """Rewrite README.md's results and, from the demo's folder, all other figures and the two pictures.
+    """Rewrite what comes of data/ and, from the demo's folder, all other figures and the two pictures of it.
 
     The picture of the page comes last: it alone needs a browser.
     """
-    parts = {"README.md": {"results": results((ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8"))}}
+    parts = {"results": results((ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8"))}
+    arms = real_arms(json.loads((ROOT / "data" / "smollm2_runs.json").read_text(encoding="utf-8"))["runs"])
+    parts["real"] = real_table(arms)
+    pages = dict.fromkeys(PAGES, parts)
     if folder is not None:
         run, metrics = read_run(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        parts["README.md"] |= {"demo-table": table(metrics), "demo-steps": steps(run)}
-        parts["docs/generation.md"] = {"drafts": drafts(folder)}
-    for page, its_parts in parts.items():
+        parts |= {"demo-table": table(metrics), "demo-steps": steps(run)}
+        pages["docs/generation.md"] = {"drafts": drafts(folder)}
+    for page, its_parts in pages.items():
         path = ROOT / page
         path.write_text(fill(path.read_text(encoding="utf-8"), its_parts), encoding="utf-8")
+    (ROOT / "docs" / "reads.svg").write_text(pictures.reads_and_writes(), encoding="utf-8")
+    (ROOT / "docs" / "real.svg").write_text(pictures.curves(arms), encoding="utf-8")
     if folder is not None:
         shutil.copyfile(folder / "rollout.svg", ROOT / "docs" / "rollout.svg")
         screenshot(run, ROOT / "docs" / "inspect.png")

@@ -5,6 +5,7 @@ import os
 import pydoc
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -30,6 +31,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+
+
+RUNS = json.loads((ROOT / "data" / "smollm2_runs.json").read_text(encoding="utf-8"))["runs"]
+KOREAN = (ROOT / "README.ko.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -64,7 +69,7 @@ PRETRAIN = "python -m lupi_trainer.scripts.pretrain"
 # below: a Hub, an installation, minutes of training; servers, in tests/evaluation and tests/served; a terminal
 ELSEWHERE = ("lupi sweep", "lupi data make", "lupi data report", "lupi push")
 ELSEWHERE += ("vllm serve", "lupi evaluate --server", "lupi chat")
-ELSEWHERE += ("python3.11 -m venv", "pip install", PRETRAIN)
+ELSEWHERE += ("pip install", PRETRAIN)
 HERE = [[c for c in chain if c not in LAUNCHED and not c.startswith(ELSEWHERE)] for chain in chains()]
 HERE = [chain for chain in HERE if chain]
 
@@ -72,8 +77,6 @@ HERE = [chain for chain in HERE if chain]
 @pytest.fixture
 def after_the_demo(tmp_path, monkeypatch):
     """A folder in which the demo and the first recipe have run."""
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "demo")
     for name in ("runs/demo/student", "runs/lab-full"):
@@ -156,12 +159,13 @@ def test_ci_says_when_there_is_no_browser(tmp_path, failing, fails):
 def test_what_is_installed_without_make_is_there():
     """The extras' names; a plain install into an empty folder is tried by tests/scripts/test_recipes.py."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (chain,) = [chain for chain in chains() if chain[0].startswith("python3.11 -m venv")]
-    assert chain[1] == "pip install torch" and '    "torch>' in project
-    named = re.fullmatch(r'pip install -e "\.\[([\w,]+)\]"', chain[2])[1].split(",")
-    (others,) = re.findall(r"pip install -e .*?  # or (.*)", README)
-    named += re.sub(r" \(.*?\)", "", others).split(", ")
-    assert len(named) == 6 and all(re.search(rf"^{extra} = \[", project, re.M) for extra in named)
+    first = next(chain for chain in chains() if chain)[0]  # the pip line comes before all others
+    named = re.fullmatch(r'pip install -e "\.\[([\w,]+)\]"', first)[1].split(",")
+    (others,) = re.findall(r"Further extras: (.*?)\.", README)
+    named += re.findall(r"`(\w+)`", others)
+    assert len(named) == 7 and all(re.search(rf"^{extra} = \[", project, re.M) for extra in named)
+    (oldest,) = re.findall(r'^requires-python = ">=([\d.]+)"', project, re.M)
+    assert f"Python {oldest} or newer" in README and f"Python {oldest} 이상" in KOREAN
 
 
 @pytest.mark.slow
@@ -183,13 +187,26 @@ def test_the_pair_is_made_again(after_the_demo, monkeypatch):
 
 @pytest.mark.slow
 def test_python_from_the_first_line_to_the_last(after_the_demo):
-    first, own = [block for block in blocks("python") if "LUPISKDTrainer(" in block]
-    assert len(first.splitlines()) <= 10
-    for code, folder, file in ((first, "first", "model.safetensors"), (own, "mine", "adapter_model.safetensors")):
-        short, count = re.subn(r"(max_steps\W+)200", r"\g<1>2", code)
-        assert count == 1
-        exec(compile(short, "README.md", "exec"), names := {})
-        assert names["trainer"].state.global_step == 2 and (after_the_demo / "runs" / folder / file).is_file()
+    """As a reader without a GPU does it: the lab's lines in place of those with the names of real models."""
+    first, lab = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    head, *lines = first.splitlines()[:1] + first.splitlines()[2:]
+    assert head.startswith("from lupi_trainer import ") and len(lines) == 6, "six lines"
+    named = [line.split(" = ")[0] for line in lines[:3]]
+    assert named == ["args", "data", "student, teacher"] == [line.split(" = ")[0] for line in lab.splitlines()[1:]]
+    short, count = re.subn(r"(max_steps\W+)200", r"\g<1>2", "\n".join([head, lab, *lines[3:]]))
+    assert count == 1
+    exec(compile(short, "README.md", "exec"), names := {})
+    assert names["trainer"].state.global_step == 2
+    assert (after_the_demo / "runs" / "first" / "model.safetensors").is_file()
+
+
+def test_real_names_of_the_first_code_are_read_as_they_stand(tmp_path, monkeypatch):
+    """All but the models, which are not here: arguments and records."""
+    monkeypatch.chdir(tmp_path)
+    first = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    start = first.split("trainer = ")[0].replace("max_steps", "bf16=False, max_steps")
+    exec(compile(start, "README.md", "exec"), n := {})
+    assert n["args"].max_steps == 200 and len(n["data"]) > 100 and "/" in n["student"] and "/" in n["teacher"]
 
 
 def test_a_rollout_from_python(student, teacher, tokenizer):
@@ -214,10 +231,11 @@ def test_figures_are_written_by_one_command(tmp_path):
     names = [name for row in figures.ROWS.values() for name in row if name]
     run = read_run(make_run(tmp_path / "run", steps=200, **dict.fromkeys(names, 0.12345)))
     parts = {"demo-table": figures.table(run.metrics), "demo-steps": figures.steps(run)}
-    text = figures.fill(README, parts)
-    assert text.count("12.3%") == len(names) and "step  200   loss 0.005   accepted 200.0%" in text
-    assert figures.fill(text, parts) == text
-    assert len(text.splitlines()) == len(README.splitlines())  # what stands there now has the same form
+    for page in (README, KOREAN):
+        text = figures.fill(page, parts)
+        assert text.count("12.3%") == len(names) and "step  200   loss 0.005   accepted 200.0%" in text
+        assert figures.fill(text, parts) == text
+        assert len(text.splitlines()) == len(page.splitlines())  # what stands there now has the same form
     with pytest.raises(ValueError, match="once, found 0"):
         figures.fill("nothing", parts)
 
@@ -225,11 +243,23 @@ def test_figures_are_written_by_one_command(tmp_path):
 def test_results_are_those_of_their_page():
     """Brought up to date by `python docs/figures.py`."""
     page = (ROOT / "data" / "RESULTS.md").read_text(encoding="utf-8")
-    assert figures.fill(README, {"results": figures.results(page)}) == README
+    real = figures.real_table(figures.real_arms(RUNS))
+    assert all(figures.fill(p, {"results": figures.results(page), "real": real}) == p for p in (README, KOREAN))
     assert all(arm in README for arm in ("| SKD | 9", "| untrained | 0.0% |", "| SFT on gold answers | 9"))
     assert "lupi compare --output_dir runs/compare" in page
     with pytest.raises(ValueError, match="no table"):
         figures.results("nothing")
+
+
+def test_the_real_model_is_told_of_by_arms_and_seeds():
+    arms = figures.real_arms(RUNS)
+    assert {"SKD", "SFT on gold answers", "SKD, with rehearsal"} <= set(arms)
+    other = {**arms["SKD"][0], "seed": 9}
+    twice = figures.real_arms([*RUNS, other])
+    assert len(twice["SKD"]) == len(arms["SKD"]) + 1 and "± " in figures.real_table(twice)
+    for clash in ({**other, "flags": "--max_steps 3"}, arms["SKD"][0]):
+        with pytest.raises(ValueError, match="two ways of teaching are named SKD"):
+            figures.real_arms([*RUNS, clash])
 
 
 @pytest.mark.parametrize("has_browser", [True, False])
@@ -240,8 +270,8 @@ def test_the_picture_of_the_page_comes_last(tmp_path, monkeypatch, has_browser):
     (run / "rollout.svg").write_text("<svg/>")
     for name in ("docs", "data"):
         (tmp_path / name).mkdir()
-    for page in ("README.md", "docs/generation.md"):
-        (tmp_path / page).write_text(PAGES[ROOT / page], encoding="utf-8")
+    for page in ("README.md", "README.ko.md", "docs/generation.md", "data/smollm2_runs.json"):
+        shutil.copyfile(ROOT / page, tmp_path / page)
     (tmp_path / "data" / "RESULTS.md").write_text("| arm | new | unseen | general | tokens |\n", encoding="utf-8")
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "drafts", lambda folder: "drafted")
@@ -256,6 +286,7 @@ def test_the_picture_of_the_page_comes_last(tmp_path, monkeypatch, has_browser):
             figures.main(run)
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "12.3%" in written and "general | tokens" not in written
+    assert "12.3%" in (tmp_path / "README.ko.md").read_text(encoding="utf-8")
     assert "<!-- drafts -->\ndrafted\n" in (tmp_path / "docs" / "generation.md").read_text(encoding="utf-8")
     assert (tmp_path / "docs" / "rollout.svg").read_text() == "<svg/>"
 
@@ -264,7 +295,7 @@ def test_every_paper_is_cited():
     entries = [paper.bibtex for paper in vars(papers).values() if isinstance(paper, papers.Paper)]
     assert (ROOT / "docs" / "papers.bib").read_text(encoding="utf-8") == "\n".join(entries) + "\n"
     keys = re.findall(r"@\w+\{(\w+),", "".join(entries))
-    assert len(keys) == len(set(keys)) and all(f"`{key}`" in README for key in keys)
+    assert len(keys) == len(set(keys)) and all(f"`{key}`" in page for key in keys for page in (README, KOREAN))
 
 
 def test_every_accelerate_configuration_is_explained():
@@ -279,14 +310,31 @@ def test_every_accelerate_configuration_is_explained():
 
 
 def test_links_lead_somewhere():
-    for path, page in PAGES.items():
+    for path, page in {**PAGES, ROOT / "README.ko.md": KOREAN}.items():
         for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", page):
             assert (path.parent / link).exists(), (path.name, link)
 
 
 def test_readme_is_short_and_leads_to_every_page():
-    assert len(README.encode()) <= 10_000
-    assert all(f"](docs/{path.name})" in README for path in PAGES if path.parent.name == "docs")
+    assert len(README.encode()) <= 9_000
+    pages = [path.name for path in PAGES if path.parent.name == "docs"]
+    assert all(f"](docs/{name})" in page for name in pages for page in (README, KOREAN))
+
+
+def test_the_korean_page_has_the_same_facts():
+    """The same code, figures, names, links and parts, in the same order; the words alone are others."""
+    code = [re.findall(r"```.*?```", page, re.DOTALL) for page in (README, KOREAN)]
+    assert code[0] == code[1] and len(code[0]) > 6
+    prose = [re.sub(r"```.*?```", "", page, flags=re.DOTALL) for page in (README, KOREAN)]
+    pictures, links = r"!\[.*?\]\((.*?)\)", r"(?<!!)\[.*?\]\((.*?)\)"
+    for what in (pictures, r"^(#+) ", r"^\|.*\|$", r"<!-- (.*?) -->"):
+        one, other = (re.findall(what, page, re.M) for page in prose)
+        assert len(one) == len(other) > 0, what
+        assert what != pictures or one == other
+    for what in (links, r"`[^`]*`", r"\d[\d.,]*%"):
+        one, other = (sorted(re.findall(what, page)) for page in prose)
+        assert [x for x in one if "README" not in x] == [x for x in other if "README" not in x], what
+    assert len(re.findall("[\uac00-\ud7a3]", KOREAN)) > 1_000
 
 
 def test_help_explains_every_key():

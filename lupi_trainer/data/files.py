@@ -51,12 +51,13 @@ def names_records(source: str) -> bool:
 
 
 def find_data(path: str | Path) -> Path:
-    """The user's own file, else the one that travels with the package, if `path` is `data/NAME` of one."""
+    """The user's own file, else the one that travels with the package, if `path` is that of one, from `data/` on."""
     own, package = Path(path), Path(__file__).parents[1]
-    if own.exists() or own.parent != Path("data"):
+    if own.exists() or own.parts[:1] != ("data",) or ".." in own.parts:
         return own
     folder = package / "shipped" if (package / "shipped").is_dir() else package.parent / "data"  # beside a checkout
-    return folder / own.name if (folder / own.name).is_file() else own
+    shipped = folder.joinpath(*own.parts[1:])
+    return shipped if shipped.is_file() else own
 
 
 def read_json(path: str | Path) -> Any:

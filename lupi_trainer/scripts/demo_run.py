@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from ..data.prompts import encode
@@ -46,13 +47,31 @@ def paint(tokenizer, rollout: Rollout, row: int = 0) -> Text:
     return text.append(students, style="green")
 
 
+# Filled in by rich; its colors are variables, of which readers of light and of dark pages have their own.
+PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 4 {terminal_width} {terminal_height}">
+<style>
+:root {{ --text: #1f2328; --student: #1a7f37; --teacher: #cf222e }}
+@media (prefers-color-scheme: dark) {{ :root {{ --text: #e6edf3; --student: #56d364; --teacher: #ff7b72 }} }}
+text {{ font: {char_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre }}
+{styles}
+</style>
+{matrix}
+</svg>
+"""
+COLORS = {"#010101": "--text", "#020202": "--student", "#030303": "--teacher"}  # as the exported picture names them
+
+
 def picture(before: Text, after: Text) -> str:
-    """The same training text before and after, as an SVG that needs no network."""
+    """The same training text before and after, as an SVG that needs no network, for light and dark pages."""
     console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.assemble(("the student's tokens", "green"), ("   [the teacher's]\n", "bold red")))
     for title, text in (("before", before), ("after", after)):
-        console.print(Text(f"{title}: ", style="bold").append(text))
-    svg = console.export_svg(title="green: the student's tokens   red: the teacher's")
-    return re.sub(r"@font-face \{.*?\}|<!--.*?-->", "", svg, flags=re.DOTALL)
+        console.print(Text.assemble((f"{title}: ", "bold"), text))
+    grey, student, teacher = ((n, n, n) for n in (1, 2, 3))
+    theme = TerminalTheme((255, 255, 255), grey, [grey, teacher, student, *[grey] * 5], [grey, teacher, student])
+    svg = console.export_svg(theme=theme, code_format=PICTURE)
+    svg = re.sub("#0[123]0[123]0[123]", lambda color: f"var({COLORS[color[0]]})", svg)
+    return re.sub(r' clip-path="url\(.*?\)"', "", svg)
 
 
 def write_together(trainer, question: str, knowledge: str) -> Rollout:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..data.files import find_data
 from ..data.records import load_probes
 from ..evaluation import ClosedBookResult, closed_book, kept, perplexity
 from ..lab import real
@@ -79,7 +80,7 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
     """
     console, start = Console(), time.perf_counter()
     sets = {name: load_probes(str(args.data_dir / file)) for name, file in SETS.items()}
-    text = args.data_dir / TEXT
+    text = find_data(args.data_dir / TEXT)
     if not text.is_file():
         raise FileNotFoundError(f"no such data file: {text}")
     recipe = ["--config", str(find_recipe(args.config)), "--dataset_name", str(args.data_dir / RECORDS)]

@@ -119,7 +119,7 @@ class Fetcher:
     async def _fetch(self, method: str, path: str, body: dict | None, most: int) -> Answer:
         try:
             return await asyncio.wait_for(self._exchange(method, path, body, most), self.limit)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise FetchError(f"no complete answer within {self.limit:g} seconds") from None
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise FetchError(f"{type(error).__name__} {error}".strip()) from None

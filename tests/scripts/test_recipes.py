@@ -320,7 +320,7 @@ def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
         "c.main(['recipes', 'ls']);"
         "print(os.path.isfile(resolve_model('lab:teacher') + '/model.safetensors'));"
         "print(os.path.isfile(os.path.dirname(lupi_trainer.__file__) + '/py.typed'));"
-        "from lupi_trainer.data.files import find_data; print(find_data('data/probes_en.json'))"
+        "from lupi_trainer.data.files import find_data; print(find_data('data/smollm2/text.txt'))"
     )
     out = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
@@ -329,4 +329,4 @@ def test_recipes_and_lab_come_with_a_plain_install(tmp_path):
     assert lines[0].startswith(str(tmp_path)) and lines[1].startswith(str(tmp_path))
     assert lines[2:-3] == list_recipes(*SHIPPED)
     assert lines[-3:-1] == ["True", "True"]
-    assert lines[-1] == str(tmp_path / "site" / "lupi_trainer" / "shipped" / "probes_en.json")
+    assert lines[-1] == str(tmp_path / "site" / "lupi_trainer" / "shipped" / "smollm2" / "text.txt")
