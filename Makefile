@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo real families test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
-.PHONY: test-machines test-mutants test-soak test-fast lint format bench figures clean
+.PHONY: test-machines test-mutants test-soak test-fast lint format bench docs figures clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
@@ -41,6 +41,9 @@ bench: .venv/.ready  ## Ratios to peers, measured in one run
 
 families: .venv/.ready  ## Every family of causal language models, in a tiny one, beside an un-cached reading; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families --write
+
+docs: .venv/.ready  ## The site, in build/site; a warning or a dead link ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 figures: demo browser  ## README's figures and pictures, from a run of the demo
 	$(BIN)/python docs/figures.py runs/demo
