@@ -46,17 +46,14 @@ def links(path: str, text: str) -> set[str]:
 
 
 def on_files(files: Files, config) -> Files:
-    waiting = [in_repository(file.src_uri) for file in files.documentation_pages()]
-    seen = set(waiting)
+    waiting = list(files.documentation_pages())
     while waiting:
-        path = waiting.pop()
-        if not path.endswith(".md"):
-            continue
-        for found in sorted(links(path, (ROOT / path).read_text(encoding="utf-8")) - seen):
-            seen.add(found)
-            waiting.append(found)
-            if not found.startswith(DOCS):
-                files.append(File.generated(config, site_path(found), abs_src_path=str(ROOT / found)))
+        page = waiting.pop()
+        for path in sorted(links(in_repository(page.src_uri), page.content_string)):
+            if files.get_file_from_path(site_path(path)) is None:
+                found = File.generated(config, site_path(path), abs_src_path=str(ROOT / path))
+                files.append(found)
+                waiting += [found] if found.is_documentation_page() else []
     return files
 
 
