@@ -49,7 +49,11 @@ def entries(body: str) -> str:
     while lines:
         line = lines.pop(0)
         if line.startswith("> "):
-            out += ["", f"**{line[2:].removeprefix('Parameters that control ').strip()}**", ""]
+            out += [
+                "",
+                f"**{line[2:].removeprefix('Parameters that ').removeprefix('control ').strip().capitalize()}**",
+                "",
+            ]
             continue
         while line.rstrip().endswith(",") and lines and not ENTRY.match(line):
             line = f"{line} {lines.pop(0).strip()}"

@@ -95,6 +95,17 @@ class WMTPConfig(SFTConfig):
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `save_total_limit`: Defaults to `3` instead of `None`; the final model is saved beside the checkpoints.
+
+    Raises:
+        `ValueError`: a key out of range, or keys that exclude one another, by name.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import WMTPConfig
+
+    >>> args = WMTPConfig("heads", horizon=4, head_type="linear", bf16=False, use_cpu=True)
+    ```
     """
 
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})

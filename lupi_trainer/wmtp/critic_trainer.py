@@ -43,6 +43,21 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
 
     Raises:
         `ValueError`: neither rewards nor a reference, a reward that is no number, rewards of packed records.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import CriticWMTPTrainer, WMTPConfig
+    >>> from lupi_trainer.data.records import load_sft_data
+
+    >>> records = load_sft_data("lab:common").select(range(8))
+    >>> trainer = CriticWMTPTrainer(
+    ...     model="lab:student",
+    ...     args=WMTPConfig("heads", critic_steps=2, max_steps=1, bf16=False, use_cpu=True),
+    ...     train_dataset=records.add_column("reward", [0.0, 1.0] * 4),
+    ... )
+    >>> trainer.train()
+    ```
     """
 
     model_tags = ["trl", "wmtp", "critic-wmtp"]

@@ -6,9 +6,9 @@ real one by `make test-vllm`. One below `<!-- gpu -->` waits for a GPU (`python 
 
 import re
 import shlex
-import shutil
 from contextlib import ExitStack
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,7 +29,8 @@ from tests.test_readme import LAUNCHED
 NAMES = {"Qwen/Qwen3-0.6B": "lab:student", "Qwen/Qwen3-4B": "lab:teacher", "Qwen/Qwen3-32B": "lab:teacher"}
 PORT = "http://localhost:8000"
 FEWER = {
-    "skd": "--max_steps 1 --eval_strategy no --per_device_train_batch_size 3 --max_completion_length 8 --save_strategy no",
+    "skd": "--max_steps 1 --eval_strategy no --per_device_train_batch_size 3 --max_completion_length 8 "
+    "--save_strategy no",
     "kd": "--max_steps 1 --save_strategy no --eval_strategy no",
     "wmtp": "--max_steps 1 --save_strategy no --eval_strategy no",
     "evaluate": "--max_new_tokens 4",
@@ -45,7 +46,9 @@ def runs() -> list:
     for page in PAGES:
         needs = {block.needs for block in blocks(page)}
         found += [pytest.param(page, "gpu", id=f"{name_of(page)} gpu", marks=MARKS["gpu"])] if "gpu" in needs else []
-        found += [pytest.param(page, "vllm", id=f"{name_of(page)} vllm", marks=MARKS["vllm"])] if "server" in needs else []
+        found += (
+            [pytest.param(page, "vllm", id=f"{name_of(page)} vllm", marks=MARKS["vllm"])] if "server" in needs else []
+        )
     return found
 
 
@@ -57,14 +60,17 @@ class Reader:
         self.names: dict = {}
 
     def run(self, block: Block) -> None:
-        text = re.sub("|".join(map(re.escape, NAMES)), lambda m: NAMES[m[0]], block.text).replace(PORT, self.url)
+        text = re.sub("|".join(map(re.escape, NAMES)), lambda m: NAMES[m[0]], block.text)
+        text = text if block.language == "bash" else text.replace(PORT, self.url)
         if block.file:
             (self.folder / block.file).write_text(text, encoding="utf-8")
         if block.language == "python":
-            exec(compile(text, block.file or "block", "exec"), self.names if not block.file else {"__name__": "module"})
+            exec(
+                compile(text, block.file or "block", "exec"), self.names if not block.file else {"__name__": "module"}
+            )
         elif block.language == "bash":
             for command in Block(block.needs, "bash", "", text).commands():
-                self.command(command)
+                self.command(command.replace(PORT, self.url))  # of a server that an earlier one has started
         elif block.language == "yaml":
             assert isinstance(yaml.safe_load(text), dict)
         else:
@@ -111,7 +117,9 @@ class Reader:
             self.stack.callback(served.close)
             self.url = served.url.removesuffix("/v1")
         else:
-            self.url = self.stack.enter_context(VLLMStandIn(lab("AutoModelForCausalLM", model), lab("AutoTokenizer", model))).url
+            self.url = self.stack.enter_context(
+                VLLMStandIn(lab("AutoModelForCausalLM", model), lab("AutoTokenizer", model))
+            ).url
 
 
 @pytest.fixture
@@ -137,14 +145,19 @@ def test_every_block_runs(page, real, folder):
             logged_metrics_are_documented(page, reader.names["trainer"].state.log_history)
 
 
-TABLES = re.compile(r"^\| (.*?) \|", re.MULTILINE)
-OWN = re.compile(r"^(eval_)?(runtime|samples_per_second|steps_per_second|model_preparation_time)$|^train_|^total_flos$|^step$")
+OWN = re.compile(
+    r"^(eval_)?(runtime|samples_per_second|steps_per_second|model_preparation_time)$|^train_|^total_flos$|^step$"
+)
 
 
 def documented(page) -> set[str]:
     """The metrics in the tables of a trainer's page; those of the page that it refers to are named in its text."""
     text = page.read_text(encoding="utf-8").split("## Logged metrics")[1].split("\n## ")[0]
-    return {name for name in re.findall(r"`([\w/]+)`", text) if "/" in name or "_" in name or name in ("loss", "entropy", "epoch")}
+    return {
+        name
+        for name in re.findall(r"`([\w/]+)`", text)
+        if "/" in name or "_" in name or name in ("loss", "entropy", "epoch")
+    }
 
 
 def logged_metrics_are_documented(page, history) -> None:
@@ -161,13 +174,11 @@ def test_what_is_documented_is_logged_somewhere():
 
     import lupi_trainer
 
-    roots = [DOCS.parent / "lupi_trainer", DOCS.parent / "data", trl.__path__[0]]
     source = "".join(
         path.read_text(encoding="utf-8")
         for root in (lupi_trainer.__path__[0], f"{trl.__path__[0]}/trainer")
-        for path in sorted(__import__("pathlib").Path(root).rglob("*.py"))
+        for path in sorted(Path(root).rglob("*.py"))
     )
-    assert roots
     asked = {f"teacher_server/{field.name}" for field in fields(RemoteStats)}
     for page in PAGES:
         if page.parent.name == "trainers" and "## Logged metrics" in page.read_text(encoding="utf-8"):

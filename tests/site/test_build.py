@@ -24,10 +24,14 @@ def quiet(monkeypatch):
 @pytest.mark.slow
 def test_the_site_builds_strictly(tmp_path):
     build(load_config(CONFIG, strict=True, site_dir=str(tmp_path)))
-    pages = {page.relative_to(tmp_path).as_posix(): page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
+    pages = {
+        page.relative_to(tmp_path).as_posix(): page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")
+    }
     for page in DOCS.rglob("*.md"):
         assert page.relative_to(DOCS).with_suffix(".html").as_posix() in pages
-    loaded = r'<(?:script|img|iframe)[^>]*\bsrc="(?:https?:)?//|<link[^>]*rel="(?!canonical)[^"]*"[^>]*href="(?:https?:)?//'
+    loaded = (
+        r'<(?:script|img|iframe)[^>]*\bsrc="(?:https?:)?//|<link[^>]*rel="(?!canonical)[^"]*"[^>]*href="(?:https?:)?//'
+    )
     assert not [name for name, text in pages.items() if re.search(loaded, text)]
     assert "repository/data/RESULTS.html" in pages["index.html"]  # a file of the repository is a page of the site
     assert "Draft length: tokens that the student drafts" in pages["trainers/lupi_skd.html"]
@@ -41,8 +45,8 @@ def test_the_site_builds_strictly(tmp_path):
         ("[gone](gone.md)", "gone.md"),
         ("[nowhere](#nowhere)", "#nowhere"),
         ("[gone](../data/GONE.md)", "data/GONE.md"),
-        ("[RESULTS](../data/RESULTS.md#nowhere)", "#nowhere"),
-        ("[RESULTS](../data/RESULTS.md) [here](#here)\n\n## Here", None),
+        ("[speed](../tests/benchmarks/RESULTS_2026_11.md#nowhere)", "#nowhere"),
+        ("[speed](../tests/benchmarks/RESULTS_2026_11.md) [here](#here)\n\n## Here", None),
     ],
 )
 def test_a_dead_link_ends_the_build(tmp_path, text, fault, caplog):
@@ -67,4 +71,7 @@ def test_every_page_is_in_the_nav_once():
 
 def test_nothing_is_fetched_and_both_palettes_are_there():
     config = yaml.safe_load(Path(CONFIG).read_text())
-    assert config["theme"]["font"] is False and [p["scheme"] for p in config["theme"]["palette"]] == ["default", "slate"]
+    assert config["theme"]["font"] is False and [p["scheme"] for p in config["theme"]["palette"]] == [
+        "default",
+        "slate",
+    ]
