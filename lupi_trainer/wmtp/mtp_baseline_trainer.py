@@ -21,7 +21,7 @@ class MTPBaselineTrainer(BaseWMTPTrainer):
     >>> trainer = MTPBaselineTrainer(
     ...     model="lab:student",
     ...     args=WMTPConfig("heads", horizon=4, freeze_trunk=True, max_steps=1, bf16=False, use_cpu=True),
-    ...     train_dataset=load_sft_data("lab:common"),
+    ...     train_dataset=load_sft_data("lab:common").select(range(8)),
     ... )
     >>> trainer.train()
     ```

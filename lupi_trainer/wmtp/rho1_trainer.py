@@ -40,7 +40,7 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
     ...     model="lab:student",
     ...     reference_model="lab:teacher",
     ...     args=WMTPConfig("heads", rho1_score="signed", max_steps=1, bf16=False, use_cpu=True),
-    ...     train_dataset=load_sft_data("lab:common"),
+    ...     train_dataset=load_sft_data("lab:common").select(range(8)),
     ... )
     >>> trainer.train()
     ```
