@@ -70,7 +70,7 @@ VLLM := 0.32.0
 
 test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, started and stopped by the test
 	$(BIN)/python -m lupi_trainer.lab.real >/dev/null  # SmolLM2-135M, which writes questions there
-	$(BIN)/python -m pytest -m vllm -s tests/vllm
+	$(BIN)/python -m pytest -m vllm -s tests/vllm tests/site
 
 # llama.cpp with its server (34 MB), through which exported students are asked.
 .venv-served/.ready: tests/served/constraints.txt

@@ -33,7 +33,7 @@ FEWER = {
     "--save_strategy no",
     "kd": "--max_steps 1 --save_strategy no --eval_strategy no",
     "wmtp": "--max_steps 1 --save_strategy no --eval_strategy no",
-    "evaluate": "--max_new_tokens 4",
+    "evaluate": "--max_new_tokens 2",
 }
 # of which tests elsewhere tell: the demo, which is minutes of training
 ELSEWHERE = ("lupi demo",)
