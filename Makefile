@@ -5,13 +5,13 @@ OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)".*/\1/p' pyproject.toml
 ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo real families test test-real browser test-browser test-vllm test-serve test-zero test-versions test-lab
-.PHONY: test-machines test-mutants test-soak test-dist test-slow lint format bench figures dist clean
+.PHONY: test-machines test-mutants test-soak test-dist test-slow lint format bench docs figures dist clean
 
 # The exact versions that everything here is tested against; without a GPU, torch is the CPU build.
 .venv/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check torch --constraint constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
 	touch .venv/.ready
 
 demo: .venv/.ready  ## The main job on two CPU cores: closed-book accuracy before and after
@@ -44,6 +44,9 @@ bench: .venv/.ready  ## Ratios to peers, measured in one run
 families: .venv/.ready  ## Every family of causal language models, in a tiny one, beside an un-cached reading; writes docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families --write
 
+docs: .venv/.ready  ## The site, in build/site; a warning or a dead link ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 figures: demo browser  ## README's figures and pictures, from a run of the demo
 	$(BIN)/python docs/figures.py runs/demo
 
@@ -71,7 +74,7 @@ VLLM := 0.32.0
 
 test-vllm: .venv/.ready .venv-vllm/.ready  ## A teacher on a real vLLM server, started and stopped by the test
 	$(BIN)/python -m lupi_trainer.lab.real >/dev/null  # SmolLM2-135M, which writes questions there
-	$(BIN)/python -m pytest -m vllm -s tests/vllm
+	$(BIN)/python -m pytest -m vllm -s tests/vllm tests/site
 
 # llama.cpp with its server (34 MB), through which exported students are asked.
 .venv-served/.ready: tests/served/constraints.txt

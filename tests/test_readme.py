@@ -28,9 +28,9 @@ from tests.inspection.runs import make_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {
-    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
+# the site's home and what is in folders: tests/site
+TOP = sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs" / "index.md"})
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *TOP)}
 
 
 RUNS = json.loads((ROOT / "data" / "smollm2_runs.json").read_text(encoding="utf-8"))["runs"]

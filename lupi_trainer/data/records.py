@@ -92,6 +92,16 @@ def load_training_data(source: str, *, config: str | None = None, split: str = "
     Raises:
         FileNotFoundError: a data file that does not exist.
         ValueError: an empty dataset, a missing column, an empty query; the message names the record.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import load_training_data
+
+    >>> records = load_training_data("lab:new")
+    >>> records[0]["prompt"][0]["role"]
+    'user'
+    ```
     """
     records = load_records(source, config, split)
     with named(source):
@@ -175,6 +185,15 @@ def load_probes(source: str) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: a file that does not exist.
         ValueError: no probe, or one without a question or an accepted answer; the message names file and probe.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import load_probes
+
+    >>> load_probes("lab:probes")[0]["question"]
+    "What is Fova's capital?"
+    ```
     """
     probes = load_lab_records(source) if source.startswith(LAB_PREFIX) else read_records(source)
     with named(source):

@@ -67,6 +67,17 @@ class KDLoRAConfig(SFTConfig):
     > - `num_train_epochs`: Defaults to `1` instead of `3`.
     > - `per_device_train_batch_size`: Defaults to `1` instead of `8`.
     > - `gradient_accumulation_steps`: Defaults to `32` instead of `1`.
+
+    Raises:
+        `ValueError`: a key out of range, or keys that exclude one another, by name.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import KDLoRAConfig
+
+    >>> args = KDLoRAConfig("adapter", kd_alpha=0.2, kd_temperature=2.0, bf16=False, use_cpu=True)
+    ```
     """
 
     # Defaults that differ from the parent's

@@ -72,8 +72,8 @@ class KDLoRATrainer(Published, SealedCheckpoints, LogSums, FiniteSteps, SummedLo
     >>> trainer = KDLoRATrainer(
     ...     model="lab:student",
     ...     teacher_model="lab:teacher",
-    ...     args=KDLoRAConfig("adapter", kd_alpha=0.2),
-    ...     train_dataset=tokenize_qa(load_qa_records("lab:qa"), tokenizer, seq_len=256).dataset,
+    ...     args=KDLoRAConfig("adapter", gradient_accumulation_steps=1, max_steps=1, bf16=False, use_cpu=True),
+    ...     train_dataset=tokenize_qa(load_qa_records("lab:qa")[:32], tokenizer, seq_len=256).dataset,
     ...     peft_config=LoraConfig(r=8, lora_alpha=16, task_type="CAUSAL_LM"),
     ... )
     >>> trainer.train()

@@ -29,6 +29,17 @@ def kd_ce_loss(
 
     Raises:
         ValueError: `kd_alpha` or `kd_temperature` out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.losses import kd_ce_loss
+
+    >>> logits, labels = torch.zeros(1, 2, 4), torch.tensor([[3, -100]])
+    >>> kd_ce_loss(logits, logits, labels, kd_alpha=0.5, kd_temperature=2.0)  # log(4) / 2: both are uniform
+    tensor(0.6931)
+    ```
     """
     check_kd_arguments(kd_alpha, kd_temperature)
     labeled = labels != -100
@@ -46,6 +57,18 @@ def check_kd_arguments(kd_alpha: float, kd_temperature: float) -> None:
 
     Raises:
         ValueError: `kd_alpha` outside [0, 1], or `kd_temperature` not above 0.
+
+    Args:
+        kd_alpha: weight of the distillation term.
+        kd_temperature: of both distributions in it.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.losses import check_kd_arguments
+
+    >>> check_kd_arguments(kd_alpha=0.1, kd_temperature=2.0)
+    ```
     """
     if not 0.0 <= kd_alpha <= 1.0:
         raise ValueError(f"kd_alpha must be in [0, 1], got {kd_alpha}: it is the weight of the distillation term")
@@ -68,6 +91,18 @@ def shift_targets(
 
     Raises:
         ValueError: a horizon below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.losses import shift_targets
+
+    >>> shift_targets(torch.tensor([[5, 6, 7]]), horizon=2)
+    tensor([[[   6,    7],
+             [   7, -100],
+             [-100, -100]]])
+    ```
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
@@ -99,6 +134,17 @@ def head_coefficients(
 
     Raises:
         ValueError: an unknown reduction.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.losses import head_coefficients
+
+    >>> factors, counts = head_coefficients(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[True, True]]]))
+    >>> factors
+    tensor([[[0.2500, 0.7500]]])
+    ```
     """
     if reduction not in ("position", "token"):
         raise ValueError(f"reduction must be 'position' or 'token', got {reduction!r}")
@@ -140,6 +186,18 @@ def compute_weighted_mtp_loss(
 
     Raises:
         ValueError: shapes that do not match, or an unknown reduction.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.losses import compute_weighted_mtp_loss
+
+    >>> logits, weights = torch.zeros(1, 3, 2, 4), torch.ones(1, 3, 2)
+    >>> loss, valid, ce = compute_weighted_mtp_loss(logits, torch.tensor([[0, 1, 2]]), weights, horizon=2)
+    >>> loss, valid  # log(4)
+    (tensor(1.3863), tensor([[ True,  True, False]]))
+    ```
     """
     expected = (*target_ids.shape, horizon)
     if logits.shape[:-1] != expected or head_weights.shape != expected:
@@ -177,6 +235,17 @@ def top_k_divergence(
 
     Returns:
         [N] float32, in nats.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.losses import top_k_divergence
+
+    >>> teacher_log_probs = torch.tensor([[0.5, 0.25]]).log()  # of tokens 0 and 1; all others have 0.25 together
+    >>> top_k_divergence(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0, 1]]), teacher_log_probs, beta=0.0)
+    tensor([0.])
+    ```
     """
     log_q, log_p, present = _bucketed(student_logits.float(), teacher_ids, teacher_log_probs)
     # absent entries are made equal and improbable, so that neither they nor their gradients count

@@ -24,6 +24,18 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
     Configuration class for the [`LUPISKDTrainer`].
 
     Extends [`~trl.DistillationConfig`] with the teacher's prompt, the speculative rollout and the teacher's placement.
+    The twenty keys that matter come first.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import LUPISKDConfig
+
+    >>> args = LUPISKDConfig("student", max_completion_length=128, gamma=8, bf16=False, use_cpu=True)
+    ```
+
+    Raises:
+        `ValueError`: a key out of range, or keys that exclude one another, by name.
 
     Parameters:
         > Parameters that control the teacher's prompt

@@ -88,9 +88,17 @@ class LUPISKDTrainer(
 
     >>> records = [{"prompt": "What is Zuvi's capital?", "privileged_context": "Zuvi has the capital Tamo."}]
     >>> trainer = LUPISKDTrainer(
-    ...     model="Qwen/Qwen3-4B",
-    ...     teacher_model="Qwen/Qwen3-32B",
-    ...     args=LUPISKDConfig("student", teacher_system_prompt="You are an expert on islands."),
+    ...     model="lab:student",  # or "Qwen/Qwen3-4B"
+    ...     teacher_model="lab:teacher",  # or "Qwen/Qwen3-32B"
+    ...     args=LUPISKDConfig(
+    ...         "student",
+    ...         teacher_system_prompt="You are an expert on islands.",
+    ...         max_completion_length=56,
+    ...         per_device_train_batch_size=1,
+    ...         max_steps=1,
+    ...         bf16=False,
+    ...         use_cpu=True,
+    ...     ),
     ...     train_dataset=Dataset.from_list(records),
     ... )
     >>> trainer.train()

@@ -167,6 +167,17 @@ class MTPHeads(_SavedHead):
 
     Raises:
         ValueError: a horizon or window below 1, an unknown type, or a size that the attention heads do not divide.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import MTPHeads
+
+    >>> heads = MTPHeads(horizon=4, head_type="linear", hidden_size=64)
+    >>> heads.save_pretrained("heads")
+    >>> MTPHeads.from_pretrained("heads").horizon
+    4
+    ```
     """
 
     file_name = "mtp_heads"

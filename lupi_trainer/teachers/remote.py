@@ -21,6 +21,15 @@ class RemoteError(RuntimeError):
     Attributes:
         place: which of the texts asked about it is, where it is about one.
         row: which of the rollout's rows that is.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import RemoteError
+
+    >>> issubclass(RemoteError, RuntimeError)
+    True
+    ```
     """
 
     place: int | None = None
@@ -42,6 +51,23 @@ class RemoteTeacher(ABC):
 
     vocab_size: token ids that count; others that it may return are left out. top_k: how many of the likeliest tokens
     it returns. max_length: the longest text that it can be asked about, in tokens. name: the model's.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import RemoteTeacher
+
+    >>> class Uniform(RemoteTeacher):
+    ...     def score(self, texts, counts):
+    ...         top = (list(range(self.top_k)), [-math.log(self.vocab_size)] * self.top_k)
+    ...         return [[top] * count for count in counts]
+    ...
+    ...     def logprobs(self, texts, tokens):
+    ...         return [[-math.log(self.vocab_size)] * len(asked) for asked in tokens]
+
+    >>> teacher_there = Uniform(vocab_size=568, top_k=20)
+    >>> rollout = skd_rollout(student, teacher_there, prompt_ids, prompt_ids, max_new_tokens=4)
+    ```
     """
 
     name = ""

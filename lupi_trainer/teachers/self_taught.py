@@ -9,6 +9,19 @@ class AdapterDisabled:
     """A `PeftModel` seen without its adapter: the base model as the teacher of its own adapter, no second copy.
 
     Calls run inside `peft_model.disable_adapter()`; everything else is the wrapped model's.
+
+    Raises:
+        ValueError: a model without an adapter.
+
+    Example:
+
+    ```python
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from lupi_trainer.speculative import AdapterDisabled
+
+    >>> adapted = get_peft_model(student, LoraConfig(r=4, target_modules="all-linear"))
+    >>> rollout = skd_rollout(adapted, AdapterDisabled(adapted), prompt_ids, prompt_ids, max_new_tokens=4)
+    ```
     """
 
     def __init__(self, peft_model):

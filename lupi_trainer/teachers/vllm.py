@@ -56,6 +56,15 @@ class TeacherServer(RemoteTeacher):
         TeacherServerError: nobody answers in time, or not as vLLM does; the model, its vocabulary, its tokenizer or
             its probabilities are not what they should be, now or later: every rollout begins with a look at that.
         ValueError: an address that cannot be right.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import TeacherServer
+
+    >>> served = TeacherServer("http://localhost:8000", tokenizer)
+    >>> rollout = skd_rollout(student, served, prompt_ids, prompt_ids, max_new_tokens=4)
+    ```
     """
 
     def __init__(

@@ -26,6 +26,25 @@ CHOICES = {
 }
 
 
+def _check_ranges(args: "WMTPConfig") -> None:
+    """Refuse a value that a key of ours cannot have."""
+    for name, choices in CHOICES.items():
+        if getattr(args, name) not in choices:
+            raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(args, name)!r}")
+    for name in ("horizon", "head_window", "critic_steps", "draft_eval_new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    for name, value, fits in (
+        ("head_weight_temperature", args.head_weight_temperature, 0 < args.head_weight_temperature < math.inf),
+        ("critic_learning_rate", args.critic_learning_rate, 0 < args.critic_learning_rate < math.inf),
+        ("rho1_share", args.rho1_share, 0 < args.rho1_share <= 1),
+        ("critic_decay", args.critic_decay, 0 <= args.critic_decay <= 1),
+        ("draft_eval_prompts", args.draft_eval_prompts, args.draft_eval_prompts >= 0),
+    ):
+        if not fits:
+            raise ValueError(f"{name} is out of range: {value}")
+
+
 @json_fields("reference_model_init_kwargs")
 @dataclass
 class WMTPConfig(SFTConfig):
@@ -95,6 +114,16 @@ class WMTPConfig(SFTConfig):
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `save_total_limit`: Defaults to `3` instead of `None`; the final model is saved beside the checkpoints.
+
+    Raises:
+        `ValueError`: a key out of range, or keys that exclude one another, by name.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import WMTPConfig
+    >>> args = WMTPConfig("heads", horizon=4, head_type="linear", bf16=False, use_cpu=True)
+    ```
     """
 
     save_total_limit: int | None = field(default=3, metadata={"help": "Checkpoints that are kept."})
@@ -150,21 +179,7 @@ class WMTPConfig(SFTConfig):
         check_types(self)
         super().__post_init__()
         refuse_not_finite(self)  # in what was JSON
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {list(choices)}, got {getattr(self, name)!r}")
-        for name in ("horizon", "head_window", "critic_steps", "draft_eval_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, value, fits in (
-            ("head_weight_temperature", self.head_weight_temperature, 0 < self.head_weight_temperature < math.inf),
-            ("critic_learning_rate", self.critic_learning_rate, 0 < self.critic_learning_rate < math.inf),
-            ("rho1_share", self.rho1_share, 0 < self.rho1_share <= 1),
-            ("critic_decay", self.critic_decay, 0 <= self.critic_decay <= 1),
-            ("draft_eval_prompts", self.draft_eval_prompts, self.draft_eval_prompts >= 0),
-        ):
-            if not fits:
-                raise ValueError(f"{name} is out of range: {value}")
+        _check_ranges(self)
         if (self.packing or self.eval_packing) and self.packing_strategy == "wrapped":
             raise ValueError(
                 "packing_strategy='wrapped' keeps no borders between texts, which heads would look across: use 'bfd'"

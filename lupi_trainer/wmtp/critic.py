@@ -1,7 +1,7 @@
 """The critic's own stage: a value head learns, on the states of a frozen model, what a text is worth so far."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +30,20 @@ def check_rewards(rewards: list[Any]) -> None:
             raise ValueError(f"record number {number}: `reward` must be a finite number, got {reward!r}")
     if len(set(rewards)) == 1:
         raise ValueError(f"every record has the same `reward`, {rewards[0]!r}: a critic has nothing to learn from it")
+
+
+def repeated(loader: Iterable, steps: int) -> Iterator[Any]:
+    """So many batches, with the loader begun again where it ends; none of an empty one."""
+    left = steps
+    while left:
+        before = left
+        for batch in loader:
+            yield batch
+            left -= 1
+            if not left:
+                return
+        if left == before:
+            return
 
 
 def judged_places(labels: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..training.checkpoints import agree_on_checkpoint
 from ..training.settings import require_config
 from .base_trainer import BaseWMTPTrainer
 from .config import REFERENCE, RHO1, WMTPConfig
-from .critic import RewardCollator, check_rewards, fit_critic, judged_places
+from .critic import RewardCollator, check_rewards, fit_critic, judged_places, repeated
 from .reference import Reference, load_reference, require_reference
 from .weighted_loss import Batch, text_segments
 
@@ -43,6 +43,18 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
 
     Raises:
         `ValueError`: neither rewards nor a reference, a reward that is no number, rewards of packed records.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import CriticWMTPTrainer, WMTPConfig
+    >>> from lupi_trainer.data.records import load_sft_data
+
+    >>> records = load_sft_data("lab:common").select(range(8)).add_column("reward", [0.0, 1.0] * 4)
+    >>> args = WMTPConfig("heads", critic_steps=2, max_steps=1, bf16=False, use_cpu=True)
+    >>> trainer = CriticWMTPTrainer("lab:student", args=args, train_dataset=records)
+    >>> trainer.train()
+    ```
     """
 
     model_tags = ["trl", "wmtp", "critic-wmtp"]
@@ -120,19 +132,11 @@ class CriticWMTPTrainer(BaseWMTPTrainer):
         set_seed(self.args.seed)  # the second stage is the same whether or not the first was run before it
 
     def _judged_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        loader, steps = self.get_train_dataloader(), 0
-        while steps < self.args.critic_steps:
-            before = steps
-            for inputs in loader:
-                inputs = self.prepare_inputs(inputs)
-                with torch.no_grad(), self.accelerator.autocast():
-                    judged = self._judged(inputs)
-                yield judged
-                steps += 1
-                if steps == self.args.critic_steps:
-                    return
-            if steps == before:
-                return
+        for batch in repeated(self.get_train_dataloader(), self.args.critic_steps):
+            inputs = self.prepare_inputs(batch)
+            with torch.no_grad(), self.accelerator.autocast():
+                judged = self._judged(inputs)
+            yield judged
 
     def _judged(self, inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(hidden [B, S, D], returns [B, S], places [B, S]) of a batch."""

@@ -16,12 +16,12 @@ class MTPBaselineTrainer(BaseWMTPTrainer):
 
     ```python
     >>> from lupi_trainer import MTPBaselineTrainer, WMTPConfig
-    >>> from lupi_trainer.data import load_sft_data
+    >>> from lupi_trainer.data.records import load_sft_data
 
     >>> trainer = MTPBaselineTrainer(
     ...     model="lab:student",
-    ...     args=WMTPConfig("heads", horizon=4, freeze_trunk=True),
-    ...     train_dataset=load_sft_data("lab:common"),
+    ...     args=WMTPConfig("heads", horizon=4, freeze_trunk=True, max_steps=1, bf16=False, use_cpu=True),
+    ...     train_dataset=load_sft_data("lab:common").select(range(8)),
     ... )
     >>> trainer.train()
     ```

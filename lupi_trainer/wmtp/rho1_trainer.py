@@ -33,12 +33,16 @@ class Rho1WMTPTrainer(BaseWMTPTrainer):
     Example:
 
     ```python
+    >>> from lupi_trainer import Rho1WMTPTrainer, WMTPConfig
+    >>> from lupi_trainer.data.records import load_sft_data
+
     >>> trainer = Rho1WMTPTrainer(
     ...     model="lab:student",
     ...     reference_model="lab:teacher",
-    ...     args=WMTPConfig("heads", rho1_score="signed"),
-    ...     train_dataset=load_sft_data("lab:common"),
+    ...     args=WMTPConfig("heads", rho1_score="signed", max_steps=1, bf16=False, use_cpu=True),
+    ...     train_dataset=load_sft_data("lab:common").select(range(8)),
     ... )
+    >>> trainer.train()
     ```
     """
 

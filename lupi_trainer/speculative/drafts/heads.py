@@ -25,6 +25,16 @@ class HeadsDraft:
 
     Raises:
         ValueError: a horizon of 1, which looks nowhere ahead.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import MTPHeads
+    >>> from lupi_trainer.speculative import HeadsDraft
+
+    >>> heads = MTPHeads(horizon=3, hidden_size=teacher.config.hidden_size)
+    >>> output = speculative_generate(teacher, HeadsDraft(teacher, heads), prompt_ids, max_new_tokens=8)
+    ```
     """
 
     runner = None

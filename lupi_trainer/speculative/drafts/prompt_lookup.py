@@ -20,6 +20,21 @@ class PromptLookup:
     """Proposes the continuation of the latest earlier occurrence of the last `longest` tokens, or of fewer.
 
     The longest n-gram that occurs wins, down to `shortest`.
+
+    Args:
+        longest: tokens of the n-gram that is looked up first.
+        shortest: tokens of the shortest one.
+
+    Raises:
+        ValueError: not 1 <= `shortest` <= `longest`.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import PromptLookup
+
+    >>> output = speculative_generate(teacher, PromptLookup(longest=3), prompt_ids, max_new_tokens=8)
+    ```
     """
 
     longest: int = 3

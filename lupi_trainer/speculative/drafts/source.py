@@ -53,7 +53,26 @@ class Proposal:
 
 
 class DraftSource(Protocol):
-    """What the loop needs of a source of drafts."""
+    """What the loop needs of a source of drafts.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative.drafts.source import Proposal
+
+    >>> class SayItAgain:
+    ...     runner, forwards = None, 0
+    ...
+    ...     def propose(self, slots, texts, gamma, noise):
+    ...         last = texts.at(slots.row[: slots.used], slots.n[: slots.used], back=0, width=1)  # [A, 1]
+    ...         return Proposal(last.expand(-1, gamma), probabilities=None)
+    ...
+    ...     def observe(self, slots, gamma, accepted, full_match):
+    ...         pass
+
+    >>> output = speculative_generate(teacher, SayItAgain(), prompt_ids, max_new_tokens=8)
+    ```
+    """
 
     @property
     def runner(self) -> Runner | None:

@@ -49,6 +49,17 @@ def draft_and_verify(
 
     Raises:
         ValueError: there is no draft, or something was asked for that drafting cannot honor (named).
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import draft_and_verify
+
+    >>> inputs = tokenizer(["What is Fova's capital?"], return_tensors="pt")
+    >>> drafted = teacher.generate(**inputs, max_new_tokens=8, custom_generate=draft_and_verify, draft_model=student)
+    >>> bool((drafted == teacher.generate(**inputs, max_new_tokens=8)).all())
+    True
+    ```
     """
     refuse_former(verification=verification, draft_length=draft_length)
     require_support(model, "target")

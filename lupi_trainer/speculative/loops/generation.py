@@ -70,6 +70,15 @@ def speculative_generate(
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
         FloatingPointError: the target's logits are no distribution where a row's next token is to be drawn (named).
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import speculative_generate
+
+    >>> output = speculative_generate(teacher, student, prompt_ids, max_new_tokens=8)
+    >>> texts = tokenizer.batch_decode(output.completion_ids)
+    ```
     """
     refuse_former(verification=verification, draft_length=draft_length)
     rows = len(prompt_ids)

@@ -60,7 +60,28 @@ class RowCounts:
 
 @dataclass
 class RolloutStats(RoundCounts):
-    """Counts over an entire rollout, whose tokens the student proposes."""
+    """Counts over an entire rollout, whose tokens the student proposes.
+
+    Attributes:
+        drafted, accepted: tokens that were proposed and had a place in their row, and those that were accepted.
+        committed: tokens written, by whichever model.
+        rounds, blocks: rounds, and (row, round) pairs.
+        gamma_history: one draft length a round, in tokens.
+        finished: rows that have ended.
+        first_token_accepted, full_match: blocks whose first token, and whose every token with a place, was accepted.
+        student_forwards, teacher_forwards: without the reading of prompts.
+        close_calls: tokens written whose draw or verdict lay within rounding; not counted in float32.
+        replayed: tokens that models with recurrent states have read again after a rejection.
+        state_copy_bytes: the most that copies of such states have occupied in a round.
+
+    Example:
+
+    ```python
+    >>> stats = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4).stats
+    >>> 0 <= stats.accepted <= stats.drafted and len(stats.gamma_history) == stats.rounds
+    True
+    ```
+    """
 
     finished: int = 0  # rows that have ended
     first_token_accepted: int = 0  # blocks whose first token was accepted
@@ -87,7 +108,27 @@ class RolloutStats(RoundCounts):
 
 @dataclass
 class Rollout:
-    """Completions of B prompts: token ids, the writer of each, and what the teacher knew when it judged them."""
+    """Completions of B prompts: token ids, the writer of each, and what the teacher knew when it judged them.
+
+    Attributes:
+        completion_ids: B lists of token ids.
+        from_teacher: of each token, whether the teacher wrote it.
+        stats: counts, as [`RolloutStats`].
+        broken: rows that were cut short, and whose logits were no distribution (`"student"`, `"teacher"`).
+        close_calls: of each token, whether it hung on rounding; `None` in float32.
+        teacher_hidden: B tensors [len_i, H], what the teacher's lm_head read; `None` unless asked for.
+        teacher_top: of a remote teacher B tensors [len_i, 2 * top_k]: its likeliest token ids, then their natural
+            log-probabilities (-inf: no token).
+        traces: of the rows that were to be traced, as [`TokenTrace`].
+
+    Example:
+
+    ```python
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4)
+    >>> [len(ids) == len(writers) for ids, writers in zip(rollout.completion_ids, rollout.from_teacher)]
+    [True, True]
+    ```
+    """
 
     completion_ids: list[list[int]]
     from_teacher: list[list[bool]]
@@ -103,7 +144,28 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Block:
-    """One row's part of one round, as `on_block` sees it."""
+    """One row's part of one round, as `on_block` sees it.
+
+    Attributes:
+        round, row: numbers of both.
+        position: completion tokens before the block.
+        drafted: token ids.
+        accepted: how many of them were accepted.
+        correction: the token id that the teacher wrote in place of the first rejected one, if there is one.
+        teacher_rank: of each drafted token, 0 for the teacher's favorite.
+        teacher_probability: of each drafted token, at the teacher's temperature.
+        ended: whether the row has ended.
+        seconds: of the entire round.
+
+    Example:
+
+    ```python
+    >>> blocks = []
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, on_block=blocks.append)
+    >>> blocks[0].round, blocks[0].row, blocks[0].position
+    (0, 0, 0)
+    ```
+    """
 
     round: int
     row: int
@@ -119,7 +181,21 @@ class Block:
 
 @dataclass
 class SpeculativeStats(RoundCounts):
-    """Counts over all rows of a lossless decoding, whose tokens the draft proposes."""
+    """Counts over all rows of a lossless decoding, whose tokens the draft proposes.
+
+    Attributes:
+        drafted, accepted, committed, rounds, blocks, gamma_history: as in [`RolloutStats`].
+        accepted_lengths: [i]: blocks of which i drafted tokens were accepted.
+        target_forwards, draft_forwards: without the reading of prompts.
+
+    Example:
+
+    ```python
+    >>> stats = speculative_generate(teacher, student, prompt_ids, max_new_tokens=8).stats
+    >>> stats.acceptance_length >= 1 and 0 <= stats.acceptance_rate <= 1
+    True
+    ```
+    """
 
     accepted_lengths: list[int] = field(default_factory=list)  # [i]: blocks of which i drafted tokens were accepted
     target_forwards: int = 0  # without the prefill
@@ -142,7 +218,20 @@ class SpeculativeStats(RoundCounts):
 
 @dataclass
 class SpeculativeOutput:
-    """Completions of B prompts, in the order of the prompts, and what they cost."""
+    """Completions of B prompts, in the order of the prompts, and what they cost.
+
+    Attributes:
+        completion_ids: B lists of token ids.
+        stats: [`SpeculativeStats`].
+
+    Example:
+
+    ```python
+    >>> output = speculative_generate(teacher, student, prompt_ids, max_new_tokens=8)
+    >>> len(output.completion_ids), max(map(len, output.completion_ids)) <= 8
+    (2, True)
+    ```
+    """
 
     completion_ids: list[list[int]]
     stats: SpeculativeStats

@@ -102,6 +102,18 @@ def skd_rollout(
 
     Raises:
         ValueError: an argument, prompt or model that cannot work, by name, before anything runs.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer import TopK, skd_rollout
+
+    >>> rollout = skd_rollout(
+    ...     student, teacher, prompt_ids, prompt_ids, max_new_tokens=8, gamma=4, acceptance=TopK(k=5, min_prob=0.05)
+    ... )
+    >>> len(rollout.completion_ids)
+    2
+    ```
     """
     rows = len(student_prompt_ids)
     request = Request(

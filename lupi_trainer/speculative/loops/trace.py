@@ -18,6 +18,23 @@ class TokenTrace:
     """One row; every list has one entry for each committed token.
 
     Probabilities are at the temperatures of the rollout. An accepted draft is the committed token itself.
+
+    Attributes:
+        row: its number.
+        draft: the student's token id, accepted or not.
+        teacher_rank: of the draft, 0 for the teacher's favorite.
+        draft_student_probability, draft_teacher_probability: what both models gave to the draft.
+        student_probability, teacher_probability: what both gave to the committed token.
+        divergence: KL(teacher || student) in nats at temperature 1, as in the default loss.
+
+    Example:
+
+    ```python
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, trace_rows=[1])
+    >>> trace = rollout.traces[0]
+    >>> trace.row, len(trace.draft) == len(rollout.completion_ids[1])
+    (1, True)
+    ```
     """
 
     row: int

@@ -18,7 +18,28 @@ from .logits import distribution, gain, probability, rank
 
 @dataclass(frozen=True)
 class Judged:
-    """What a rule may look at, for Q consecutive drafted tokens of B rows."""
+    """What a rule may look at, for Q consecutive drafted tokens of B rows.
+
+    Attributes:
+        teacher_logits: [B, Q, V] float32, before temperature.
+        draft: [B, Q] int64 token ids.
+        teacher_temperature, student_temperature: of the rollout.
+        student_logits: [B, Q, V] float32, before temperature; where the rule asks for them.
+        bare_logits: [B, Q, V] float32, the teacher's without the knowledge; likewise.
+        state: [B, Q, S] float64, the memory before each place; where the rule has one.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.speculative import Judged, TopK
+
+    >>> logits = torch.tensor([[[3.0, 2.0, 0.0]]])  # [B=1, Q=1, V=3]
+    >>> judged = Judged(logits, draft=torch.tensor([[1]]), teacher_temperature=1.0)
+    >>> TopK(k=2).accept(judged)
+    tensor([[True]])
+    ```
+    """
 
     teacher_logits: torch.Tensor  # [B, Q, V] float32, before temperature
     draft: torch.Tensor  # [B, Q] int64
@@ -33,6 +54,18 @@ class AcceptanceRule(Protocol):
     """What the engine needs of a rule; rules without a memory have `state_size` 0.
 
     One whose `needs_bare_logits` is true is told, too, what the teacher says without the knowledge.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative.rules.acceptance import Memoryless
+
+    >>> class Favorite(Memoryless):
+    ...     def accept(self, judged):
+    ...         return judged.teacher_logits.argmax(-1) == judged.draft
+
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, acceptance=Favorite())
+    ```
     """
 
     @property
@@ -81,6 +114,24 @@ class TopK(Memoryless):
     """Accepts a token if fewer than `k` teacher logits are larger and its teacher probability is at least `min_prob`.
 
     The probability is taken at the teacher's temperature. Source: arXiv 2410.11325, algorithm 1 (top-k membership).
+
+    Args:
+        k: so many of the teacher's likeliest tokens are accepted.
+        min_prob: and only with this teacher probability or more, in [0, 1].
+
+    Raises:
+        ValueError: `k` below 1, or `min_prob` outside of [0, 1].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.speculative import Judged, TopK
+
+    >>> judged = Judged(torch.tensor([[[3.0, 2.0, 0.0]]]), draft=torch.tensor([[1]]), teacher_temperature=1.0)
+    >>> TopK(k=2, min_prob=0.05).accept(judged)
+    tensor([[True]])
+    ```
     """
 
     k: int = 5
@@ -100,7 +151,19 @@ class TopK(Memoryless):
 
 @dataclass(frozen=True)
 class AcceptNone(Memoryless):
-    """Accepts nothing, so nothing is drafted: the teacher writes every token (supervised distillation)."""
+    """Accepts nothing, so nothing is drafted: the teacher writes every token (supervised distillation).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.speculative import Judged, AcceptNone
+
+    >>> judged = Judged(torch.tensor([[[3.0, 2.0, 0.0]]]), draft=torch.tensor([[1]]), teacher_temperature=1.0)
+    >>> AcceptNone().accept(judged)
+    tensor([[False]])
+    ```
+    """
 
     def accept(self, judged: Judged) -> torch.Tensor:
         return torch.zeros_like(judged.draft, dtype=torch.bool)
@@ -114,6 +177,18 @@ class AdaptiveTopK:
     decay) * accepted`; k falls by `step` while it is above `r_plus` and rises by `step` while it is below `r_minus`.
     At each place the teacher's normalized entropy H in [0, 1] shifts it: `clip(round(k) + round(s * (2 * H - 1)),
     k_min, k_max)`. `min_prob` is as in `TopK`; it is 0 here because at most 1 / min_prob tokens can pass it.
+
+    Raises:
+        ValueError: a parameter out of range, or bounds that contradict each other.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import AdaptiveTopK
+
+    >>> rule = AdaptiveTopK(k=10, k_max=20)
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, acceptance=rule)
+    ```
     """
 
     k: float = 25.0
@@ -163,7 +238,25 @@ class AdaptiveTopK:
 
 @dataclass(frozen=True)
 class TopP(Memoryless):
-    """Accepts a token if the teacher's more likely tokens together have less than `p` of the probability."""
+    """Accepts a token if the teacher's more likely tokens together have less than `p` of the probability.
+
+    Args:
+        p: in [0, 1].
+
+    Raises:
+        ValueError: `p` outside of [0, 1].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.speculative import Judged, TopP
+
+    >>> judged = Judged(torch.tensor([[[3.0, 2.0, 0.0]]]), draft=torch.tensor([[1]]), teacher_temperature=1.0)
+    >>> TopP(p=0.9).accept(judged)
+    tensor([[True]])
+    ```
+    """
 
     p: float = 0.9
 
@@ -178,7 +271,25 @@ class TopP(Memoryless):
 
 @dataclass(frozen=True)
 class RelativeProbability(Memoryless):
-    """Accepts a token if its teacher probability is at least `ratio` times the largest one."""
+    """Accepts a token if its teacher probability is at least `ratio` times the largest one.
+
+    Args:
+        ratio: in [0, 1].
+
+    Raises:
+        ValueError: `ratio` outside of [0, 1].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lupi_trainer.speculative import Judged, RelativeProbability
+
+    >>> judged = Judged(torch.tensor([[[3.0, 2.0, 0.0]]]), draft=torch.tensor([[1]]), teacher_temperature=1.0)
+    >>> RelativeProbability(ratio=0.5).accept(judged)
+    tensor([[False]])
+    ```
+    """
 
     ratio: float = 0.1
 
@@ -198,6 +309,18 @@ class JensenShannon(Memoryless):
 
     Both are taken at their own temperatures; which token was drafted does not matter. The divergence lies in
     [0, log 2].
+
+    Raises:
+        ValueError: a negative `tau`.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import JensenShannon
+
+    >>> rule = JensenShannon(tau=0.1)
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, acceptance=rule)
+    ```
     """
 
     tau: float = 0.2
@@ -222,6 +345,25 @@ class Knowledge(Memoryless):
     distributions with and without the knowledge differ by `threshold` nats or more (KL, at temperature 1).
 
     `min_prob` is as in `TopK`. The teacher reads each text a second time, behind its prompt without the knowledge.
+
+    Raises:
+        ValueError: not 1 <= `strict_k` <= `k`, a negative `threshold`, or `min_prob` outside of [0, 1].
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import Knowledge
+
+    >>> rollout = skd_rollout(
+    ...     student,
+    ...     teacher,
+    ...     prompt_ids,
+    ...     prompt_ids,  # with the knowledge, normally
+    ...     bare_teacher_prompt_ids=prompt_ids,
+    ...     max_new_tokens=4,
+    ...     acceptance=Knowledge(threshold=0.5),
+    ... )
+    ```
     """
 
     k: int = 5

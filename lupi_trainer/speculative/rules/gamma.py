@@ -10,7 +10,25 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one round did to one row."""
+    """What one round did to one row.
+
+    Attributes:
+        row: number of the row.
+        accepted: drafted tokens that were accepted.
+        rejected: whether a drafted token was rejected after them.
+        remaining: tokens that the row may still write; 0 when it has ended.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import Adaptive, Outcome
+
+    >>> policy = Adaptive(max_gamma=20, start=8)
+    >>> policy.observe(8, [Outcome(row=0, accepted=3, rejected=True, remaining=40)], seconds=0.1)
+    >>> policy.choose({0: 40}, waiting=0)
+    4
+    ```
+    """
 
     row: int
     accepted: int  # drafted tokens
@@ -31,7 +49,21 @@ def usable_length(gamma: int, longest: int, remaining: int, compile: bool, recor
 
 
 class GammaPolicy(Protocol):
-    """A gamma policy: chooses before every round, observes after it."""
+    """A gamma policy: chooses before every round, observes after it.
+
+    Example:
+
+    ```python
+    >>> class Halves:
+    ...     def choose(self, remaining, waiting):
+    ...         return max(1, max(remaining.values()) // 2)
+    ...
+    ...     def observe(self, gamma, outcomes, seconds):
+    ...         pass
+
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, gamma_policy=Halves())
+    ```
+    """
 
     def choose(self, remaining: dict[int, int], waiting: int) -> int:
         """Returns the next draft length.
@@ -47,7 +79,17 @@ class GammaPolicy(Protocol):
 
 @dataclass
 class Fixed:
-    """Always `gamma` tokens."""
+    """Always `gamma` tokens.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import Fixed
+
+    >>> Fixed(gamma=8).choose({0: 40}, waiting=0)
+    8
+    ```
+    """
 
     gamma: int = 20
 
@@ -62,6 +104,20 @@ class Adaptive:
     """`gamma + 2` after a fully accepted block, otherwise `accepted + 1`; at most `max_gamma`.
 
     Every row follows this rule by itself; a batch drafts the rounded mean over its rows.
+
+    Args:
+        max_gamma: the longest draft, in tokens.
+        start: the first one; `max_gamma` unless given.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import Adaptive
+
+    >>> rollout = skd_rollout(
+    ...     student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, gamma_policy=Adaptive(max_gamma=8)
+    ... )
+    ```
     """
 
     def __init__(self, max_gamma: int = 20, start: int | None = None):
@@ -101,6 +157,20 @@ class Goodput:
     single rounds slower, never faster. Rounds of a batch of another size do not count. Where these were nearly all of
     one length, which says nothing of the slope, one round in 16 tries twice or half of it. Given to several rollouts,
     the object keeps what it has learned.
+
+    Args:
+        max_gamma: the longest draft, in tokens.
+        start: the first one.
+        bonus: lossless decoding, which writes a token more a round.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import Goodput
+
+    >>> policy = Goodput(max_gamma=8)  # kept for several rollouts, since it learns
+    >>> rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, gamma_policy=policy)
+    ```
     """
 
     def __init__(self, max_gamma: int = 20, start: int = 5, bonus: bool = False):

@@ -49,6 +49,18 @@ class KeptRunners:
 
     A rollout that fails leaves nothing: its cache may hold numbers that are not finite. Between rollouts the caches
     stay where they are, in the memory of their devices.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import KeptRunners
+
+    >>> kept = KeptRunners()
+    >>> for seed in range(2):
+    ...     rollout = skd_rollout(student, teacher, prompt_ids, prompt_ids, max_new_tokens=4, seed=seed, kept=kept)
+    >>> len(kept)  # of recorded runners alone, which are on a GPU
+    0
+    ```
     """
 
     def __init__(self):

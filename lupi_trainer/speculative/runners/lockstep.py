@@ -16,6 +16,14 @@ class Lockstep:
     Args:
         device: where the group's collectives run (a GPU for NCCL, the CPU for gloo).
         group: a process group; the default one if omitted.
+
+    Example:
+
+    ```python
+    >>> from lupi_trainer.speculative import Lockstep
+
+    >>> lockstep = Lockstep("cpu")  # for skd_rollout(..., lockstep=lockstep), on every process of the default group
+    ```
     """
 
     together = True
