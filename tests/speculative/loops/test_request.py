@@ -139,8 +139,10 @@ def test_adapter_disabled_wants_an_adapter(model):
 
 
 def test_a_rollout_and_the_recipes_have_the_same_defaults():
+    """But for the policy: a run has one that learns from rollout to rollout, a rollout one that repeats its rounds."""
     given = inspect.signature(skd_rollout).parameters
-    names = "gamma gamma_policy student_temperature teacher_temperature max_slots verification pack_weights"
+    names = "gamma student_temperature teacher_temperature max_slots verification pack_weights"
     for name in names.split():
         assert given[name].default == LUPISKDConfig.__dataclass_fields__[name].default, name
+    assert (given["gamma_policy"].default, LUPISKDConfig.gamma_policy) == ("fixed", None)
     assert given["acceptance"].default == TopK(LUPISKDConfig.accept_top_k, LUPISKDConfig.teacher_min_prob)
