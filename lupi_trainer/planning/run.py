@@ -132,7 +132,7 @@ class Run:
         """The student as it writes."""
         if not self.writes_rounded:
             return self.student
-        return replace(self.student, dtype=torch.bfloat16, slot=self.student.slot // 2)
+        return replace(self.student, dtype=torch.bfloat16, slot=self.student.slot // 2, part=self.student.part // 2)
 
     def by_length(self, model: ModelSize) -> bool:
         """Whether a kernel takes the rows' lengths, where there is one."""
@@ -140,7 +140,7 @@ class Run:
         return half and model.width % 8 == 0 and model.width <= _LARGEST_HEAD
 
     def slots_of(self, model: ModelSize, prompt: int) -> int:
-        """Slots that the engine reserves for a row of a model: prompt, completion, and what a kernel looks beyond."""
+        """Slots that the engine comes to have for a row of a model: prompt, completion, what a kernel looks beyond."""
         size = prompt + self.completion
         if self.compiled:
             size = min(compiled_size(size), usable_positions(model) or size)

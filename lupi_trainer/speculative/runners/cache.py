@@ -1,10 +1,11 @@
-"""One static key/value buffer for every layer, a length for every row, rollback for nothing.
+"""One key/value buffer for every layer, a length for every row, rollback for nothing.
 
 Slot index and token position are the same thing in every row. A forward writes at each row's own length; what a row
 may see is `slot <= position` (and the window of a sliding layer). So taking tokens back is only giving the row a
 smaller length: the slots that held them are invisible from then on, and overwritten before any query reaches them.
-Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_` a layer. Layers that keep a state
-instead have it for each row, and are `recurrent`: of them nothing can be taken back without a copy.
+Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_` a layer, and grow when they are told
+to. Layers that keep a state instead have it for each row, and are `recurrent`: of them nothing can be taken back
+without a copy.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class RaggedCache(Cache):
         argument: str = "past_key_values",
     ):
         """`kinds`: of each layer, what it keeps and how many states (see `support.cache_kinds`); `positions`: how many
-        there are, where that is less than `slots`; `argument`: under which the model's forward takes its cache."""
+        there are, where they are not as many; `argument`: under which the model's forward takes its cache."""
         self.window, self.positions = Window(rows, slots), slots if positions is None else positions
         self.kinds, self.argument = kinds, argument
         self._numbers: dict[torch.device, Numbers] = {}
@@ -77,8 +78,24 @@ class RaggedCache(Cache):
     def index(self, chosen: Sequence[int], device: torch.device) -> torch.Tensor:
         """R rows or slots, as [R] int64 on a device."""
         if device not in self._numbers:
-            self._numbers[device] = Numbers(max(self.window.rows, self.window.slots + 1), device)
+            most = max(self.window.rows, self.window.slots + 1, self.positions + 1)
+            self._numbers[device] = Numbers(most, device)
         return self._numbers[device].of(chosen)
+
+    @property
+    def bytes(self) -> int:
+        """What keys and values occupy."""
+        parts = (part for layer in self.attending if layer.is_initialized for part in (layer.keys, layer.values))
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def grow(self, slots: int, rows: int) -> None:
+        """Makes room for `slots` tokens of each of the first `rows` rows, and forgets the others' keys and values.
+
+        Keys, or values, of one layer alone are there twice at a time.
+        """
+        self.window.slots, self.window.rows = slots, rows
+        for layer in self.attending:
+            layer.grow()
 
     def twin(self) -> RaggedCache:
         """The same buffers with a place of its own: a loop that is traced may move nothing that lies outside of it."""
@@ -107,7 +124,7 @@ class RaggedCache(Cache):
             rows = torch.arange(offsets.shape[0], device=offsets.device)
         w.flat = (rows[:, None] * w.slots + places).flatten()
         self._enter()
-        return places if self.positions == w.slots else places.clamp(max=self.positions - 1)
+        return places if w.slots <= self.positions else places.clamp(max=self.positions - 1)
 
     def seek_alone(self, start: int, width: int, device: torch.device) -> torch.Tensor:
         """Places the next forward: row 0 alone writes `width` tokens from slot `start`; position ids [1, width].

@@ -45,11 +45,12 @@ class Prefill:
         lockstep: Lockstep | Alone,
         store: PromptStore | None = None,
         by_length: bool = False,
+        slots: int | None = None,
     ):
         """`needs_buffers`: the cache must have its buffers afterwards, even if the prompts leave nothing to read.
 
         `store`: of this model; prompts are taken from it and put into it, each complete, so no prefix is shared.
-        `by_length`: the model attends by a kernel that takes lengths.
+        `by_length`: the model attends by a kernel that takes lengths. `slots`: that the cache may come to have.
         """
         self.model, self.cache, self.prompts, self.lockstep, self.store = model, cache, prompts, lockstep, store
         self.by_length = by_length
@@ -69,7 +70,7 @@ class Prefill:
         self.singly = reads_singly(model)
         self.prefix = 0 if store is not None or self.singly else _shared_prefix(prompts)
         self.has_prefix = self.prefix == 0
-        self.most_tokens = prefill_budget(model, cache.window.rows, cache.window.slots)
+        self.most_tokens = prefill_budget(model, cache.window.rows, slots or cache.window.slots)
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Has each of `slots` hold the prompt of its row."""
