@@ -25,16 +25,22 @@ States = list[dict[tuple[bool, int], torch.Tensor]]  # of some rows: of each lay
 
 
 class Entry(NamedTuple):
-    """What a cache holds of one row."""
+    """What a cache holds of some tokens of one row."""
 
     pairs: list[tuple[torch.Tensor, torch.Tensor]]  # of each layer with attention: keys and values [slots, heads, dim]
-    states: States  # of that row alone
+    states: States | None  # of that row alone, behind the last of the tokens; None: they are not known
 
     def bytes(self) -> int:
         """What it occupies."""
         parts = [part for pair in self.pairs for part in pair]
-        parts += [state for layer in self.states for state in layer.values()]
+        parts += [state for layer in self.states or [] for state in layer.values()]
         return sum(part.numel() * part.element_size() for part in parts)
+
+    def cut(self, length: int) -> tuple[Entry, Entry]:
+        """What it holds of its first `length` tokens, and of the others."""
+        first = [(keys[:length].clone(), values[:length].clone()) for keys, values in self.pairs]
+        rest = [(keys[length:].clone(), values[length:].clone()) for keys, values in self.pairs]
+        return Entry(first, None if self.states else self.states), Entry(rest, self.states)
 
 
 class RaggedCache(Cache):
@@ -173,18 +179,18 @@ class RaggedCache(Cache):
             if layer.is_initialized:
                 layer.keys.zero_(), layer.values.zero_()
 
-    def kept(self, row: int, length: int) -> Entry:
-        """A copy of the first `length` slots of a row, and of its states."""
-        pairs = [(layer.keys[row, :length].clone(), layer.values[row, :length].clone()) for layer in self.attending]
-        return Entry(pairs, self.states(slice(row, row + 1)))
+    def kept(self, row: int, start: int, end: int) -> Entry:
+        """A copy of the slots `start` to `end` of a row, and of its states."""
+        buffers = ((layer.keys[row, start:end], layer.values[row, start:end]) for layer in self.attending)
+        return Entry([(keys.clone(), values.clone()) for keys, values in buffers], self.states(slice(row, row + 1)))
 
-    def restore(self, row: int, entry: Entry) -> None:
-        """Writes what `kept` has returned into the first slots of a row, and its states."""
-        for layer, (keys, values) in zip(self.attending, entry.pairs):
+    def restore(self, row: int, entry: Entry, start: int, end: int) -> None:
+        """Writes the keys and values of an entry's first tokens into the slots `start` to `end` of a row."""
+        for layer, pair in zip(self.attending, entry.pairs):
+            keys, values = (part[: end - start] for part in pair)
             if not layer.is_initialized:
                 layer.lazy_initialization(*(part.transpose(0, 1)[None] for part in (keys, values)))
-            layer.keys[row, : len(keys)], layer.values[row, : len(values)] = keys, values
-        self.put_states([row], entry.states)
+            layer.keys[row, start:end], layer.values[row, start:end] = keys, values
 
     def copy_rows(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copies the first `length` slots and the states of rows `source` [R] to rows `target` [R] ([1]: to all)."""
