@@ -55,5 +55,6 @@ def test_a_cache_that_grows_stays_within_what_is_planned():
             with counted.within("growth"):
                 teacher.cache.grow(teacher.capacity, 4)
         taken = counted.phase_peak["growth", "cuda:0"] - weights
+    assert not [where for where in (*counted.questions, *counted.uploads) if where[0] == "growth"]
     whole, twice = cache_bytes(run, size, 600), growth_work(run, size, 600)
     assert begun < whole / 2 and whole < taken <= whole + twice
