@@ -115,6 +115,7 @@ def rollout_moments(run: Run) -> dict[str, list[Moment]]:
     found: dict[str, list[Moment]] = {}
     for device, start in base.items():
         start.add("context", CONTEXT)
+        start.add("prompts kept", run.kept_beside(device))
         if run.compiled:
             start.add("graphs", _GRAPHS)
         for place, name, item, size in works:

@@ -61,6 +61,7 @@ class Run:
         sharding: over which processes the student's training is divided.
         mixed: whether the student is trained in mixed precision.
         attends_by_mask: whether the student's training attends by a mask [rows, 1, tokens, tokens].
+        prompts_kept: bytes of prompts that stay where each teacher is, at most.
         others: the teachers beside `teacher`, each a model of its own.
     """
 
@@ -90,6 +91,7 @@ class Run:
     sharding: Sharding = Sharding()
     mixed: bool = False
     attends_by_mask: bool = False
+    prompts_kept: int = 0
     others: tuple[Other, ...] = ()
 
     @property
@@ -115,6 +117,11 @@ class Run:
             its: Any = {"home": other.home, "self_taught": other.self_taught, "offloaded": other.offloaded}
             runs.append(replace(self, teacher=other.model, **its, others=rest))
         return runs
+
+    def kept_beside(self, device: str) -> int:
+        """Bytes of teachers' prompts that stay on a device, between rollouts too."""
+        own = self.teacher is not None and self.home == device
+        return self.prompts_kept * (own + sum(other.home == device for other in self.others))
 
     @property
     def own_device(self) -> bool:

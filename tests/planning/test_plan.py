@@ -13,7 +13,7 @@ from lupi_trainer.lab import lab_path
 from lupi_trainer.planning import check, held, plan, speed
 from lupi_trainer.planning.gpus import GPUS
 from lupi_trainer.planning.recipe import Lengths, make_run
-from lupi_trainer.planning.run import STUDENT, Run, Sharding
+from lupi_trainer.planning.run import STUDENT, TEACHER, Run, Sharding
 from lupi_trainer.planning.sizes import Bits, size_of
 from lupi_trainer.speculative.runners.runner import Runner
 from tests.lupi_skd.training import make_config
@@ -79,6 +79,16 @@ def test_a_cache_has_the_bytes_that_a_runner_reserves(run):
     slots = runner.size + (run.gamma - 1)  # a kernel, which there is on a GPU, looks so far
     assert run.slots_of(run.teacher, 200) == slots
     assert 2 * runner.capacity * run.teacher.slot == taken
+
+
+@pytest.mark.parametrize("home", [STUDENT, TEACHER])
+def test_prompts_that_are_kept_stay_where_the_teacher_is(run, home):
+    """In rollouts and in training, whatever else there is."""
+    here = replace(run, home=home)
+    for before, after in zip(plan.plan_bytes(here), plan.plan_bytes(replace(here, prompts_kept=5 << 20))):
+        for phase in plan.PHASES:
+            more = getattr(after, phase).total - getattr(before, phase).total
+            assert more == (5 << 20) * (before.device == home)
 
 
 def test_the_largest_batch_is_the_last_that_fits(run):
