@@ -10,6 +10,7 @@ from lupi_trainer.speculative.runners.prompt_store import PromptStore
 from lupi_trainer.speculative.runners.support import head_width, largest
 from tests.families.tiny import families, pair, small
 from tests.speculative.reference import reference_rollout
+from tests.speculative.runners.test_kernels import on_cpu  # noqa: F401
 from tests.speculative.scene import RULE, Scene
 from tests.speculative.toy_models import perturbed, prompts, toy
 
@@ -96,6 +97,17 @@ def test_what_prompts_share_is_read_and_kept_once_a_run(models, read):
     for _ in range(2):
         epoch(student, teacher, expected, store)
         assert not of_teacher(read) and store.bytes == kept
+
+
+def test_kernels_that_take_lengths_read_on_behind_what_is_kept(read, on_cpu):  # noqa: F811
+    teacher = toy("llama")
+    student = perturbed(teacher, 0.1)
+    expected = reference_rollout(student, teacher, OWN, INFORMED, max_new_tokens=6, acceptance=RULE)[0]
+    store = PromptStore(1 << 24)
+    epoch(student, teacher, expected, store)
+    assert {start for start, _ in of_teacher(read)} > {0, len(PERSONA)}
+    epoch(student, teacher, expected, store)
+    assert not of_teacher(read)
 
 
 def test_a_prefix_that_batches_share_is_read_once_a_run_with_states(read):
