@@ -111,8 +111,10 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
             Rows that are rolled out at the same time; the others wait and take the place of a finished row. `None`
             rolls out all at once.
         teacher_prompt_cache_mb (`int`, *optional*, defaults to `0`):
-            Keep so many megabytes (2**20 bytes) of keys and values of prompts that a frozen teacher has read, and
-            read them no more in later epochs. Text, and a resumed run, are the same but for rounding. `0` keeps none.
+            Keep so many megabytes (2**20 bytes) of keys and values of prompts that a frozen teacher has read, on its
+            device, and read them no more: what prompts begin with alike is read once a run and kept once, each
+            prompt's own rest in the first epoch alone. Those used last are kept. Text, and a resumed run, are the
+            same but for rounding. `0` keeps none.
         deterministic (`bool`, *optional*, defaults to `False`):
             Let the shapes of a rollout follow from the seed, the data and the settings alone, so that a run in half
             precision, too, writes the same texts when it is repeated, or resumed, on the same machine. What depends

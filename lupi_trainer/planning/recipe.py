@@ -239,6 +239,7 @@ def assemble(
         keeps_states=bool(get("reuse_verification", True)) and policy == "speculative",
         checkpointing=_checkpoints(get),
         optimizer=str(getattr(optimizer := get("optim", None), "value", optimizer) or "adamw_torch_fused"),
+        prompts_kept=int(get("teacher_prompt_cache_mb", 0)) << 20,
         sharding=sharding,
         mixed=mixed,
         attends_by_mask=not str(get("attn_implementation", None) or "sdpa").startswith(("flash", "kernels")),

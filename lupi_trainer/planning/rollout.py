@@ -83,6 +83,12 @@ def left_by_rollouts(run: Run) -> Iterator[tuple[str, str, int]]:
             yield run.home, "K/V without the knowledge", cache_bytes(run, run.teacher, run.student_prompt)
 
 
+def growth_work(run: Run, model: ModelSize, prompt: int) -> int:
+    """Bytes of the keys, or values, that are there twice while a cache grows; those of compiled forwards do not."""
+    fixed = run.compiled and not model.states
+    return 0 if fixed else run.running * run.slots_of(model, prompt) * model.part
+
+
 def rollout_moments(run: Run) -> dict[str, list[Moment]]:
     """Of each device, what it holds while prompts are read, drafts written and verified; nothing of texts that are
     there already."""
@@ -116,15 +122,18 @@ def rollout_moments(run: Run) -> dict[str, list[Moment]]:
     if run.drafts:
         works.append((STUDENT, "prompts", "prefill", prefill_work(run, run.writer, run.student_prompt, 0)))
         works.append((STUDENT, "draft", "logits", draft_work(run)))
+        works.append((STUDENT, "growth", "K/V twice", growth_work(run, run.writer, run.student_prompt)))
     kept = 0
     if teacher is not None:
         works.append((home, "prompts", "prefill", prefill_work(run, teacher, run.teacher_prompt, run.prefix)))
         works += [(home, "verification", "logits", size) for size in verify_work(run)]
+        works.append((home, "growth", "K/V twice", growth_work(run, teacher, run.teacher_prompt)))
         if run.keeps_states:
             kept = run.texts * (run.completion + 1) * teacher.hidden * teacher.itemsize
     found: dict[str, list[Moment]] = {}
     for device, start in base.items():
         start.add("context", CONTEXT)
+        start.add("prompts kept", run.kept_beside(device))
         if run.compiled:
             start.add("graphs", _GRAPHS)
         for place, name, item, size in works:

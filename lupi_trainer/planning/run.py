@@ -62,6 +62,7 @@ class Run:
         sharding: over which processes the student's training is divided.
         mixed: whether the student is trained in mixed precision.
         attends_by_mask: whether the student's training attends by a mask [rows, 1, tokens, tokens].
+        prompts_kept: bytes of prompts that stay where each teacher is, at most.
         others: the teachers beside `teacher`, each a model of its own.
     """
 
@@ -92,6 +93,7 @@ class Run:
     sharding: Sharding = Sharding()
     mixed: bool = False
     attends_by_mask: bool = False
+    prompts_kept: int = 0
     others: tuple[Other, ...] = ()
 
     @property
@@ -118,6 +120,11 @@ class Run:
             runs.append(replace(self, teacher=other.model, **its, others=rest))
         return runs
 
+    def kept_beside(self, device: str) -> int:
+        """Bytes of teachers' prompts that stay on a device, between rollouts too."""
+        own = self.teacher is not None and self.home == device
+        return self.prompts_kept * (own + sum(other.home == device for other in self.others))
+
     @property
     def own_device(self) -> bool:
         """Whether the teacher is not beside the student."""
@@ -140,7 +147,7 @@ class Run:
         """The student as it writes."""
         if not self.writes_rounded:
             return self.student
-        return replace(self.student, dtype=torch.bfloat16, slot=self.student.slot // 2)
+        return replace(self.student, dtype=torch.bfloat16, slot=self.student.slot // 2, part=self.student.part // 2)
 
     def by_length(self, model: ModelSize) -> bool:
         """Whether a kernel takes the rows' lengths, where there is one."""
@@ -148,7 +155,7 @@ class Run:
         return half and model.width % 8 == 0 and model.width <= _LARGEST_HEAD
 
     def slots_of(self, model: ModelSize, prompt: int) -> int:
-        """Slots that the engine reserves for a row of a model: prompt, completion, and what a kernel looks beyond."""
+        """Slots that the engine comes to have for a row of a model: prompt, completion, what a kernel looks beyond."""
         size = prompt + self.completion
         if self.compiled:
             size = min(compiled_size(size), usable_positions(model) or size)

@@ -61,7 +61,7 @@ class ModelSize:
         read: numbers that one token is multiplied with: of experts those that it is sent to.
         layers, hidden, inner, vocabulary: the configuration's.
         heads, groups, width: query heads, heads of keys, and the numbers in one.
-        slot: bytes of keys and values of one row and slot, all layers together.
+        slot: bytes of keys and values of one row and slot, all layers together; `part`: of the largest of these.
         states: bytes of recurrent states of one row.
         trained, trained_width: numbers that get gradients, and bytes of each; 0: nothing is trained.
         kept, cast: bytes that a forward keeps for the backward: of each token, and besides (weights in another type);
@@ -85,6 +85,7 @@ class ModelSize:
     groups: int
     width: int
     slot: int
+    part: int
     states: int
     trained: int = 0
     trained_width: int = 0
@@ -175,8 +176,9 @@ def _kept(model: Any, mixed: torch.dtype | None) -> tuple[float, int]:
     return each, max(0, round(short - each * _SHORT))
 
 
-def _cache_bytes(model: Any) -> tuple[int, int]:
-    """(bytes of keys and values of a slot, bytes of states) of one row, as the engine's cache holds them."""
+def _cache_bytes(model: Any) -> tuple[int, int, int]:
+    """(bytes of keys and values of a slot, of the largest of them, of states) of one row, as the engine's cache holds
+    them."""
     cache = RaggedCache(cache_kinds(text_config(model)), 1, 2, None, cache_argument(model))
     rows = torch.zeros(1, dtype=torch.long, device="meta")
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
@@ -184,10 +186,10 @@ def _cache_bytes(model: Any) -> tuple[int, int]:
         cache.seek_prefill(rows, 0)
         model(input_ids=ids, **cache.arguments(ids), logits_to_keep=rows)
         cache.leave()
-    slot = sum(
+    parts = [
         part[0, 0].numel() * part.element_size() for layer in cache.attending for part in (layer.keys, layer.values)
-    )
-    return slot, sum(layer.bytes_per_row for layer in cache.recurrent)
+    ]
+    return sum(parts), max(parts, default=0), sum(layer.bytes_per_row for layer in cache.recurrent)
 
 
 def _experts(model: Any, config: Any) -> tuple[int, int, int]:
@@ -262,7 +264,7 @@ def size_of(
         reads = copy.deepcopy(model)
         reads.set_experts_implementation("batched_mm")
     try:
-        slot, states = _cache_bytes(reads)
+        slot, part, states = _cache_bytes(reads)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -308,6 +310,7 @@ def size_of(
         groups=largest(text, "num_key_value_heads") or heads,
         width=head_width(text),
         slot=slot,
+        part=part,
         states=states,
         **figures,
     )

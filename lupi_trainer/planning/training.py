@@ -68,6 +68,7 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
     base.add("optimizer", optimizer(run))
     base.add("buckets", buckets(run))
     base.add("context", CONTEXT)
+    base.add("prompts kept", run.kept_beside(STUDENT))
     if teacher is not None:
         if not run.own_device and not run.offloaded and not run.self_taught:
             base.add("teacher's weights", teacher.held)
@@ -106,6 +107,7 @@ def training_moments(run: Run) -> dict[str, list[Moment]]:
             read.add("context", CONTEXT)
             for device, item, size in left:
                 read.add(item, size if device == home else 0)
+            read.add("prompts kept", run.kept_beside(home))
         if run.weighs or not run.keeps_states:
             if home == STUDENT:  # after the student's forward
                 read.add("activations", kept)

@@ -1,8 +1,8 @@
 """What a rollout costs on GPUs, counted without one: `python -m tests.benchmarks.fake_device`.
 
 Qwen3 at full size in bfloat16, eight rows, prompts of 2,460 and 47 tokens (the teacher's share the first 1,900), up to
-4,096 new tokens, 20 tokens a draft. Caches have room for all of that; one round is run, without compilation. What the
-teacher holds that reads such a batch by itself comes last. Some minutes.
+4,096 new tokens, 20 tokens a draft. One round is run, without compilation: caches are as they begin. What the teacher
+holds that reads such a batch by itself comes last. Some minutes.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""`teacher_prompt_cache_mb`: a frozen teacher reads a prompt once, and the training is the same."""
+"""`teacher_prompt_cache_mb`: a frozen teacher reads what prompts share once, and each once; training is the same."""
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -16,7 +16,7 @@ def test_prompts_are_read_in_the_first_epoch_alone(tmp_path, monkeypatch, teache
     read, before = [], Prefill._read
 
     def counting(self, slots, texts, start):
-        read.extend(texts if self.store is not None else [])
+        read.extend((start, text) for text in texts if self.store is not None)
         return before(self, slots, texts, start)
 
     monkeypatch.setattr(Prefill, "_read", counting)
@@ -32,7 +32,9 @@ def test_prompts_are_read_in_the_first_epoch_alone(tmp_path, monkeypatch, teache
     trainer, losses = make_trainer(tmp_path / "b", **options, config_teacher_prompt_cache_mb=8)
     trainer.train()
     assert losses.losses == pytest.approx(expected.losses, abs=1e-4)
-    assert len(read) == 8  # of 16 rows
+    shared = [text for start, text in read if start == 0]  # once, though each of the four batches begins with it
+    own = [text for start, text in read if start == len(shared[0])]
+    assert len(shared) == 1 and len(own) == 8 and len(read) == 9  # of 16 rows
 
 
 def test_what_cannot_work_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from lupi_trainer.lupi_skd import loss
 from lupi_trainer.speculative import AdapterDisabled
 from lupi_trainer.speculative.rules.noise import addresses
 from lupi_trainer.speculative.runners import packed_weights
+from lupi_trainer.speculative.runners.slots import Slots
 from tests.lupi_skd.training import make_config, make_trainer
 
 
@@ -138,6 +139,24 @@ def test_one_batch_of_four_equals_four_batches_of_one(tmp_path, reuse):
     assert first == pytest.approx(second, abs=1e-5)
     for name, weight in first_weights.items():
         torch.testing.assert_close(weight, second_weights[name], atol=1e-4, rtol=1e-3)
+
+
+def test_a_finished_rows_slot_serves_the_rows_of_every_micro_batch(tmp_path, monkeypatch):
+    """One rollout writes all texts of a step, and refills its slots across the batches of an accumulation."""
+    admitted, before = [], Slots.admit
+
+    def admit(self, slots):
+        running, first = set(self.running().values()), len(self.row) == len(slots) and not self.owner
+        before(self, slots)
+        admitted.append((first, running, [self.owner[slot] for slot in slots if slot < self.used]))
+
+    monkeypatch.setattr(Slots, "admit", admit)
+    texts = {"config_per_device_train_batch_size": 2, "config_gradient_accumulation_steps": 3, "config_max_slots": 2}
+    make_trainer(tmp_path, config_max_steps=2, **texts)[0].train()
+    assert [first for first, _, _ in admitted].count(True) == 2, "a rollout a step"
+    assert sorted(row for _, _, rows in admitted for row in rows) == sorted([0, 1, 2, 3, 4, 5] * 2)
+    later = [(running, rows) for first, running, rows in admitted if not first]
+    assert any(min(running) // 2 < rows[0] // 2 for running, rows in later), "beside a row of an earlier micro-batch"
 
 
 def test_each_rollout_policy_depends_on_whom_it_says(tmp_path, student, teacher):

@@ -98,6 +98,16 @@ def test_a_cache_has_the_bytes_that_a_runner_reserves(run):
     assert 2 * runner.capacity * run.teacher.slot == taken
 
 
+@pytest.mark.parametrize("home", [STUDENT, TEACHER])
+def test_prompts_that_are_kept_stay_where_the_teacher_is(run, home):
+    """In rollouts and in training, whatever else there is."""
+    here = replace(run, home=home)
+    for before, after in zip(plan.plan_bytes(here), plan.plan_bytes(replace(here, prompts_kept=5 << 20))):
+        for phase in plan.PHASES:
+            more = getattr(after, phase).total - getattr(before, phase).total
+            assert more == (5 << 20) * (before.device == home)
+
+
 def test_the_largest_batch_is_the_last_that_fits(run):
     memory = 2 << 30
     rows = plan.largest_batch(run, memory)

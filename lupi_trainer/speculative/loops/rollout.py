@@ -93,8 +93,8 @@ def skd_rollout(
             likeliest tokens that it returned.
         lockstep: where weights are sharded over processes, and each has rows of its own: keeps their numbers of
             forwards equal.
-        teacher_prompt_store: keeps what the teacher has read of its prompts for later rollouts, which read others
-            only; for a teacher whose weights stay as they are. Texts are the same but for rounding.
+        teacher_prompt_store: keeps what the teacher has read of its prompts for later rollouts, which read only what
+            theirs have beyond it; for a teacher whose weights stay as they are. Texts are the same but for rounding.
         bare_teacher_prompt_ids: the teacher's prompts without the knowledge, for the rules that look at them
             (`Knowledge`), and for no other.
         kept: what an earlier rollout of the same models has left; caches and CUDA graphs serve this one, too, if they

@@ -1,10 +1,11 @@
-"""One static key/value buffer for every layer, a length for every row, rollback for nothing.
+"""One key/value buffer for every layer, a length for every row, rollback for nothing.
 
 Slot index and token position are the same thing in every row. A forward writes at each row's own length; what a row
 may see is `slot <= position` (and the window of a sliding layer). So taking tokens back is only giving the row a
 smaller length: the slots that held them are invisible from then on, and overwritten before any query reaches them.
-Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_` a layer. Layers that keep a state
-instead have it for each row, and are `recurrent`: of them nothing can be taken back without a copy.
+Buffers are laid out [row, slot, head, dim], so that writing is one `index_copy_` a layer, and grow when they are told
+to. Layers that keep a state instead have it for each row, and are `recurrent`: of them nothing can be taken back
+without a copy.
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ States = list[dict[tuple[bool, int], torch.Tensor]]  # of some rows: of each lay
 
 
 class Entry(NamedTuple):
-    """What a cache holds of one row."""
+    """What a cache holds of some tokens of one row."""
 
     pairs: list[tuple[torch.Tensor, torch.Tensor]]  # of each layer with attention: keys and values [slots, heads, dim]
-    states: States  # of that row alone
+    states: States | None  # of that row alone, behind the last of the tokens; None: they are not known
 
     def bytes(self) -> int:
         """What it occupies."""
         parts = [part for pair in self.pairs for part in pair]
-        parts += [state for layer in self.states for state in layer.values()]
+        parts += [state for layer in self.states or [] for state in layer.values()]
         return sum(part.numel() * part.element_size() for part in parts)
+
+    def cut(self, length: int) -> tuple[Entry, Entry]:
+        """What it holds of its first `length` tokens, and of the others."""
+        first = [(keys[:length].clone(), values[:length].clone()) for keys, values in self.pairs]
+        rest = [(keys[length:].clone(), values[length:].clone()) for keys, values in self.pairs]
+        return Entry(first, None if self.states else self.states), Entry(rest, self.states)
 
 
 class RaggedCache(Cache):
@@ -50,7 +57,7 @@ class RaggedCache(Cache):
         argument: str = "past_key_values",
     ):
         """`kinds`: of each layer, what it keeps and how many states (see `support.cache_kinds`); `positions`: how many
-        there are, where that is less than `slots`; `argument`: under which the model's forward takes its cache."""
+        there are, where they are not as many; `argument`: under which the model's forward takes its cache."""
         self.window, self.positions = Window(rows, slots), slots if positions is None else positions
         self.kinds, self.argument = kinds, argument
         self._numbers: dict[torch.device, Numbers] = {}
@@ -77,8 +84,24 @@ class RaggedCache(Cache):
     def index(self, chosen: Sequence[int], device: torch.device) -> torch.Tensor:
         """R rows or slots, as [R] int64 on a device."""
         if device not in self._numbers:
-            self._numbers[device] = Numbers(max(self.window.rows, self.window.slots + 1), device)
+            most = max(self.window.rows, self.window.slots + 1, self.positions + 1)
+            self._numbers[device] = Numbers(most, device)
         return self._numbers[device].of(chosen)
+
+    @property
+    def bytes(self) -> int:
+        """What keys and values occupy."""
+        parts = (part for layer in self.attending if layer.is_initialized for part in (layer.keys, layer.values))
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    def grow(self, slots: int, rows: int) -> None:
+        """Makes room for `slots` tokens of each of the first `rows` rows, and forgets the others' keys and values.
+
+        Keys, or values, of one layer alone are there twice at a time.
+        """
+        self.window.slots, self.window.rows = slots, rows
+        for layer in self.attending:
+            layer.grow()
 
     def twin(self) -> RaggedCache:
         """The same buffers with a place of its own: a loop that is traced may move nothing that lies outside of it."""
@@ -107,7 +130,7 @@ class RaggedCache(Cache):
             rows = torch.arange(offsets.shape[0], device=offsets.device)
         w.flat = (rows[:, None] * w.slots + places).flatten()
         self._enter()
-        return places if self.positions == w.slots else places.clamp(max=self.positions - 1)
+        return places if w.slots <= self.positions else places.clamp(max=self.positions - 1)
 
     def seek_alone(self, start: int, width: int, device: torch.device) -> torch.Tensor:
         """Places the next forward: row 0 alone writes `width` tokens from slot `start`; position ids [1, width].
@@ -156,18 +179,18 @@ class RaggedCache(Cache):
             if layer.is_initialized:
                 layer.keys.zero_(), layer.values.zero_()
 
-    def kept(self, row: int, length: int) -> Entry:
-        """A copy of the first `length` slots of a row, and of its states."""
-        pairs = [(layer.keys[row, :length].clone(), layer.values[row, :length].clone()) for layer in self.attending]
-        return Entry(pairs, self.states(slice(row, row + 1)))
+    def kept(self, row: int, start: int, end: int) -> Entry:
+        """A copy of the slots `start` to `end` of a row, and of its states."""
+        buffers = ((layer.keys[row, start:end], layer.values[row, start:end]) for layer in self.attending)
+        return Entry([(keys.clone(), values.clone()) for keys, values in buffers], self.states(slice(row, row + 1)))
 
-    def restore(self, row: int, entry: Entry) -> None:
-        """Writes what `kept` has returned into the first slots of a row, and its states."""
-        for layer, (keys, values) in zip(self.attending, entry.pairs):
+    def restore(self, row: int, entry: Entry, start: int, end: int) -> None:
+        """Writes the keys and values of an entry's first tokens into the slots `start` to `end` of a row."""
+        for layer, pair in zip(self.attending, entry.pairs):
+            keys, values = (part[: end - start] for part in pair)
             if not layer.is_initialized:
                 layer.lazy_initialization(*(part.transpose(0, 1)[None] for part in (keys, values)))
-            layer.keys[row, : len(keys)], layer.values[row, : len(values)] = keys, values
-        self.put_states([row], entry.states)
+            layer.keys[row, start:end], layer.values[row, start:end] = keys, values
 
     def copy_rows(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copies the first `length` slots and the states of rows `source` [R] to rows `target` [R] ([1]: to all)."""

@@ -82,5 +82,4 @@ class KeptRunners:
     @property
     def bytes(self) -> int:
         """What the caches occupy."""
-        layers = (layer for held in self.held.values() for layer in held.cache.attending)
-        return sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values))
+        return sum(held.cache.bytes for held in self.held.values())

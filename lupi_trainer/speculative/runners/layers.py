@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
 
@@ -59,6 +60,12 @@ class RaggedLayer(CacheLayerMixin):
             # zeros, not empty: attention multiplies what it must not see by 0, and 0 * nan is nan
             setattr(self, name, torch.zeros(shape, dtype=states.dtype, device=self.device))  # autocast: two types
         self.is_initialized = True
+
+    def grow(self) -> None:
+        """Takes the rows and slots that the window has by now, and keeps what they hold."""
+        for name in ("keys", "values") if self.is_initialized else ():
+            held = getattr(self, name)[: self.window.rows]
+            setattr(self, name, pad(held, (0, 0, 0, 0, 0, self.window.slots - held.shape[1])))
 
     def share(self, other: RaggedLayer) -> None:
         """Takes over the buffers of another layer, which must have some."""

@@ -1,15 +1,19 @@
-"""Prompts read into a cache, without their last tokens; equal ones, and a prefix of all, are read once and copied."""
+"""Prompts read into a cache, without their last tokens; equal ones, and a prefix of all, are read once and copied.
+
+What a store has of a prompt is not read at all.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import partial
 
 import torch
 
 from .cache import RaggedCache, States
 from .lockstep import Alone, Lockstep
-from .prompt_store import PromptStore
+from .prompt_store import Part, PromptStore
 from .support import active, prefill_budget, reads_singly, require_cache
 
 
@@ -33,6 +37,11 @@ def _runs(slots: list[int]) -> list[list[int]]:
     return runs
 
 
+def _end(parts: list[Part]) -> int:
+    """How many tokens of a text they are."""
+    return parts[-1].end if parts else 0
+
+
 class Prefill:
     """Which prompt each slot of a `RaggedCache` holds, and the forwards and copies that bring it there."""
 
@@ -43,13 +52,14 @@ class Prefill:
         prompts: list[list[int]],
         needs_buffers: bool,
         lockstep: Lockstep | Alone,
-        store: PromptStore | None = None,
-        by_length: bool = False,
+        store: PromptStore | None,
+        by_length: bool,
+        slots: int,
     ):
         """`needs_buffers`: the cache must have its buffers afterwards, even if the prompts leave nothing to read.
 
-        `store`: of this model; prompts are taken from it and put into it, each complete, so no prefix is shared.
-        `by_length`: the model attends by a kernel that takes lengths.
+        `store`: of this model; prompts are taken from it and put into it. `by_length`: the model attends by a kernel
+        that takes lengths. `slots`: that the cache may come to have.
         """
         self.model, self.cache, self.prompts, self.lockstep, self.store = model, cache, prompts, lockstep, store
         self.by_length = by_length
@@ -67,31 +77,36 @@ class Prefill:
         # torch multiplies each row with a copy of the lm_head
         self.first_logits = torch.zeros(1, dtype=torch.long, device=self.device)
         self.singly = reads_singly(model)
-        self.prefix = 0 if store is not None or self.singly else _shared_prefix(prompts)
+        self.prefix = 0 if self.singly else _shared_prefix(prompts)
+        known = _end(self._stored(prompts[0][: self.prefix]))
+        if self.prefix - known < _SHORTEST_SHARED_PREFIX:
+            self.prefix = known
         self.has_prefix = self.prefix == 0
-        self.most_tokens = prefill_budget(model, cache.window.rows, cache.window.slots)
+        self.most_tokens = prefill_budget(model, cache.window.rows, slots)
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Has each of `slots` hold the prompt of its row."""
         fresh, donors = self._assign(slots, rows)
-        fresh = [slot for slot in fresh if not self._restored(slot)]
-        groups = self._groups(fresh)
-        blank = self.needs_buffers and self.has_prefix and bool(slots) and not groups and not self.cache.has_buffers
-        forwards = len(groups) + (not self.has_prefix) + blank
-        empty = self.lockstep.most(forwards) - forwards
+        ahead = [] if self.has_prefix else self._stored(self.prompts[rows[0]][: self.prefix])
+        stored = {slot: self._stored(self._prompt(slot)[:-1], self.prefix) for slot in fresh}
+        starts = {slot: max(_end(parts), self.prefix) for slot, parts in stored.items()}
+        groups = self._groups(starts)
+        reads = len(groups) + (not self.has_prefix and _end(ahead) < self.prefix)
+        there = self.cache.has_buffers or bool(reads or ahead or any(stored.values()))
+        blank = self.needs_buffers and bool(slots) and not there
+        empty = self.lockstep.most(reads + blank) - reads - blank
         if not self.has_prefix:
-            self._read([slots[0]], [self.prompts[rows[0]][: self.prefix]], 0)
-            self._copy([slots[0]], list(range(len(self.held))), self.prefix)
-            self.prefix_states = self.cache.states(slice(slots[0], slots[0] + 1))
-            self.has_prefix = True
+            self._bring_prefix(slots[0], self.prompts[rows[0]][: self.prefix], ahead)
         if blank:
             self._read([slots[0]], [[0]], 0)
         self.cache.put_states(fresh, self.prefix_states)
+        for slot, parts in stored.items():
+            self._restore(slot, parts, self.prefix)
         for group in groups:
-            self._read(group, [self._prompt(slot)[self.prefix : -1] for slot in group], self.prefix)
-            if self.store is not None:
-                for slot in group:
-                    self.store.put(self._prompt(slot), self.cache.kept(slot, self.length(slot)))
+            start = starts[group[0]]
+            self._read(group, [self._prompt(slot)[start:-1] for slot in group], start)
+            for slot in group:
+                self._keep(slot, self._prompt(slot)[:-1])
         if donors:
             self._copy(list(donors.values()), list(donors), max(self.length(slot) for slot in donors))
         if self.cache.recurrent:
@@ -124,12 +139,34 @@ class Prefill:
         """The tokens of a slot's prompt that are read into the cache: all but the last."""
         return len(self._prompt(slot)) - 1
 
-    def _restored(self, slot: int) -> bool:
-        """Whether the slot's prompt was read before, in this rollout or an earlier one, and is in its cache now."""
-        entry = None if self.store is None else self.store.get(self._prompt(slot))
-        if entry is not None:
-            self.cache.restore(slot, entry)
-        return entry is not None
+    def _bring_prefix(self, slot: int, prefix: list[int], ahead: list[Part]) -> None:
+        """Has every slot hold the common prefix: `ahead` from the store, the rest read in one slot."""
+        self._restore(slot, ahead, 0)
+        if _end(ahead) < self.prefix:
+            self._read([slot], [prefix[_end(ahead) :]], _end(ahead))
+            self._keep(slot, prefix)
+        self._copy([slot], list(range(len(self.held))), self.prefix)
+        self.prefix_states = self.cache.states(slice(slot, slot + 1))
+        self.has_prefix = True
+
+    def _stored(self, text: list[int], start: int = 0) -> list[Part]:
+        """What the store has of a text, if that is all of it, or saves more of what is read from `start` on than a
+        forward of its own costs."""
+        parts = [] if self.store is None else self.store.find(text)
+        more = 0 if self.singly else _end(parts) - start
+        return parts if _end(parts) == len(text) or more >= _SHORTEST_SHARED_PREFIX else []
+
+    def _restore(self, slot: int, parts: list[Part], start: int) -> None:
+        """Puts what the store has of a slot's text behind its first `start` tokens, which it holds, into the cache."""
+        for part in parts:
+            if part.end > start:
+                self.cache.restore(slot, part.entry, part.start, part.end)
+        if parts:
+            self.cache.put_states([slot], parts[-1].entry.states)
+
+    def _keep(self, slot: int, text: list[int]) -> None:
+        if self.store is not None:
+            self.store.put(text, partial(self.cache.kept, slot))
 
     def _assign(self, slots: list[int], rows: list[int]) -> tuple[list[int], dict[int, int]]:
         """Notes what the slots hold from now on; returns those to be read into, and the others -> whose copy."""
@@ -148,19 +185,21 @@ class Prefill:
             self.held[slot] = prompt
         return fresh, donors
 
-    def _groups(self, slots: list[int]) -> list[list[int]]:
-        """Slots of similar prompt length together, none if there is nothing to read, each within `most_tokens`."""
-        lengths = {slot: self.length(slot) - self.prefix for slot in slots}
+    def _groups(self, starts: dict[int, int]) -> list[list[int]]:
+        """Slots whose prompts are read from the same token on, of similar length, together, each within `most_tokens`;
+        none if there is nothing to read. `starts`: of each slot."""
+        lengths = {slot: self.length(slot) - start for slot, start in starts.items()}
         groups: list[list[int]] = []
-        for slot in sorted((s for s in slots if lengths[s] > 0), key=lengths.__getitem__):
+        for slot in sorted((s for s in starts if lengths[s] > 0), key=lambda slot: (starts[slot], lengths[slot])):
+            last = groups[-1][-1] if groups else slot
             # what is read in a padded place would stay in a recurrent state
-            alike = not self.cache.recurrent or bool(groups) and lengths[groups[-1][-1]] == lengths[slot]
+            alike = starts[last] == starts[slot] and not (self.cache.recurrent and lengths[last] != lengths[slot])
             if groups and alike and (len(groups[-1]) + 1) * lengths[slot] <= self.most_tokens:
                 groups[-1].append(slot)
             else:
                 groups.append([slot])
-        if self.by_length and self.prefix:  # a kernel finds rows that follow one another, without a copy of them
-            groups = [part for group in groups for part in _runs(group)]
+        if self.by_length:  # a kernel finds rows that follow one another, without a copy of what is before
+            groups = [part for group in groups for part in (_runs(group) if starts[group[0]] else [group])]
         return groups
 
     def _read(self, slots: list[int], parts: list[list[int]], start: int) -> None:

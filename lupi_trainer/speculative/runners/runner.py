@@ -39,6 +39,7 @@ from .support import (
 
 ALONE = Alone()
 _BUCKET = 64  # attention looks at a multiple of so many slots
+_PAGE = 256  # slots behind the longest prompt with which a cache that may grow begins
 _UNDIVIDED = 1024  # recorded, attention looks at all slots of a smaller cache; of a larger one, at three parts
 
 
@@ -98,12 +99,12 @@ class Runner:
             else:
                 held.cache.zero()
         self.capacity = self.size + beyond
-        self.cache = (
-            RaggedCache(kinds, rows, self.capacity, self.size, cache_argument(model)) if held is None else held.cache
-        )
+        # graphs and generated code hold addresses and sizes; without them, memory follows what is written
+        begun = self.capacity if compile else min(_up(max(map(len, prompts)) + _PAGE, _BUCKET), self.capacity)
+        self.cache = RaggedCache(kinds, rows, begun, self.size, cache_argument(model)) if held is None else held.cache
         self.replay = Replay(self.cache, takes_back, model) if self.cache.recurrent else None
         self.base = torch.zeros(slots, dtype=torch.long, device=self.device)  # prompt length - 1
-        self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store, self.by_length)
+        self.prefill = Prefill(model, self.cache, prompts, compile, lockstep, store, self.by_length, self.capacity)
         self.forwards = 0
         self.graphs = Graphs(recorder) if held is None else held.graphs
 
@@ -211,7 +212,8 @@ class Runner:
         assert self.replay is not None
         starts = [self.prefill.length(slot) + self.replay.take_up(slot, tokens.shape[1]) for slot in slots]
         offsets, rows = (self.cache.index(numbers, self.device) for numbers in (starts, slots))
-        visible = self._visible(max(starts) + tokens.shape[1])
+        self._make_room(needed := max(starts) + tokens.shape[1])
+        visible = self._visible(needed)
         for part in tokens.split(1 if self.prefill.singly else tokens.shape[1], 1):
             self.forwards += 1
             with active(self.model) as model:
@@ -238,6 +240,7 @@ class Runner:
 
     def _call(self, function, kind: tuple, longest: int, width: int, tokens, written, *tensors):
         """Runs `function`, which feeds `width` tokens a row; `kind` is all that the tensors do not tell of it."""
+        self._make_room(longest + width, len(tokens))
         visible = self._visible(longest + width)
         # a kernel takes lengths, be it of one row; in lockstep a row may be fed beyond its limit, where `seek` alone
         # knows its place
@@ -252,10 +255,20 @@ class Runner:
         require_cache(self.model, self.cache)
         return out
 
+    def _make_room(self, needed: int, rows: int | None = None) -> None:
+        """Has the cache hold `needed` slots of a row, and a quarter more, so that little is copied again and again.
+
+        `rows`: how many are in use; the others have ended for good, for a row that waits would be in their place.
+        """
+        held = self.cache.window
+        if held.slots < min(needed, self.capacity):
+            self.cache.grow(min(_up(needed + needed // 4, _BUCKET), self.capacity), rows or held.rows)
+
     def _visible(self, needed: int) -> int:
+        slots = self.cache.window.slots
         if self.by_length:  # a kernel looks no farther than it must
-            return self.capacity
+            return slots
         if not self.recorded:
-            return min(_up(needed, _BUCKET), self.capacity)
+            return min(_up(needed, _BUCKET), slots)
         parts = (_up(self.size // share, _BUCKET) for share in (4, 2) if self.size > _UNDIVIDED)
         return next((part for part in parts if needed <= part), self.size)

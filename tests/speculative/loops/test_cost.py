@@ -6,6 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lupi_trainer.speculative import AdaptiveTopK, JensenShannon, TopK, skd_rollout
+from lupi_trainer.speculative.runners import runner
 from tests.speculative.scene import Scene
 from tests.speculative.scripted import scripted_lengths
 from tests.speculative.toy_models import prompts, toy
@@ -108,9 +109,10 @@ def peak_bytes(run) -> int:
     return peak
 
 
-def test_peak_memory_is_weights_the_two_caches_and_the_states():
+def test_peak_memory_is_weights_the_two_caches_and_the_states(monkeypatch):
     """Nothing else of size, and nothing of these twice: a tenth more is less than another pair of caches."""
     queries, limit = prompts(8, 20, 20, vocab=2048), 600
+    monkeypatch.setattr(runner, "_PAGE", limit)  # as long as the longest texts
     informed = [k + q for k, q in zip(prompts(8, 100, 100, seed=1), queries)]
     models = []
 
