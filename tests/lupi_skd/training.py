@@ -20,6 +20,7 @@ def make_config(tmp_path, **changes) -> LUPISKDConfig:
         "logging_steps": 1,
         "max_completion_length": 12,
         "gamma": 4,
+        "gamma_policy": "fixed",  # lengths that follow the clock move the last digits of a loss
         "max_teacher_prompt_length": 256,
         "teacher_system_prompt": world.PERSONA,
         "save_strategy": "no",
