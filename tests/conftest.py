@@ -4,6 +4,7 @@ From the environment: `TEST_THREADS`, more threads; `TEST_SHUFFLE`, a seed for a
 `TEST_EXAMPLES`, how many odd inputs of each property are tried (tests/fuzz.py).
 """
 
+import copy
 import functools
 import gc
 import importlib.metadata
@@ -130,13 +131,18 @@ def tracing(compiling, monkeypatch):
     compiled._compiled.cache_clear()
 
 
-def lab(auto: str, name: str):
-    """A model or tokenizer of the lab, by the class of transformers that finds its kind."""
+@functools.cache
+def read_from_lab(auto: str, name: str):
     import transformers
 
     from lupi_trainer.lab import resolve_model
 
     return getattr(transformers, auto).from_pretrained(resolve_model(name))
+
+
+def lab(auto: str, name: str):
+    """A model or tokenizer of the lab, by the class of transformers that finds its kind: a copy of its own."""
+    return copy.deepcopy(read_from_lab(auto, name))
 
 
 @pytest.fixture
