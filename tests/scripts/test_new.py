@@ -10,8 +10,7 @@ import yaml
 
 from lupi_trainer.cli import main
 from lupi_trainer.lab import load_lab_records, world
-from lupi_trainer.scripts import lupi_skd
-from lupi_trainer.scripts import data_make
+from lupi_trainer.scripts import data_make, lupi_skd
 from lupi_trainer.scripts.new_recipe import text_of
 
 
