@@ -178,7 +178,7 @@ def thinker(student, tokenizer, tmp_path) -> str:
 
 @pytest.fixture
 def slow_thinker(student, tokenizer, tmp_path) -> str:
-    """The lab's student with a template that closes an empty block where `enable_thinking` is false, as Qwen3's does."""
+    """The lab's student with a template that closes a block where `enable_thinking` is false, as Qwen3's does."""
     tokenizer.chat_template += "{% if add_generation_prompt and enable_thinking is false %}<think></think>{% endif %}"
     student.save_pretrained(tmp_path / "slow_thinker")
     tokenizer.save_pretrained(tmp_path / "slow_thinker")
