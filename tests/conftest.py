@@ -183,6 +183,15 @@ def thinker(student, tokenizer, tmp_path) -> str:
 
 
 @pytest.fixture
+def slow_thinker(student, tokenizer, tmp_path) -> str:
+    """The lab's student with a template that closes a block where `enable_thinking` is false, as Qwen3's does."""
+    tokenizer.chat_template += "{% if add_generation_prompt and enable_thinking is false %}<think></think>{% endif %}"
+    student.save_pretrained(tmp_path / "slow_thinker")
+    tokenizer.save_pretrained(tmp_path / "slow_thinker")
+    return str(tmp_path / "slow_thinker")
+
+
+@pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A stand-in for the Hub, and the Hub's client turned to it, with the token of one who may write."""
     from huggingface_hub import constants

@@ -163,7 +163,7 @@ def test_what_is_installed_without_make_is_there():
     named = re.fullmatch(r'pip install -e "\.\[([\w,]+)\]"', first)[1].split(",")
     (others,) = re.findall(r"Further extras: (.*?)\.", README)
     named += re.findall(r"`(\w+)`", others)
-    assert len(named) == 7 and all(re.search(rf"^{extra} = \[", project, re.M) for extra in named)
+    assert len(named) == 9 and all(re.search(rf"^{extra} = \[", project, re.M) for extra in named)
     (oldest,) = re.findall(r'^requires-python = ">=([\d.]+)"', project, re.M)
     assert f"Python {oldest} or newer" in README and f"Python {oldest} 이상" in KOREAN
 

@@ -63,6 +63,19 @@ def end_of_turn(tokenizer: Any, **template_kwargs: Any) -> int | None:
     return None
 
 
+def thinks_unless_told(tokenizer: Any) -> bool:
+    """Whether a prompt ends otherwise once `enable_thinking` is false, as Qwen3's: its model thinks where nothing is
+    said, and is told not to by a closed, empty block."""
+    if not tokenizer.chat_template:
+        return False
+    asked, options = [{"role": "user", "content": _mark(0)}], {"add_generation_prompt": True, "tokenize": False}
+    try:
+        told = tokenizer.apply_chat_template(asked, enable_thinking=False, **options)
+        return told != tokenizer.apply_chat_template(asked, **options)
+    except Exception:  # it comes with a model, and may fail in any way: said where the prompts are written
+        return False
+
+
 def fault_of_template(tokenizer: Any, roles: tuple[str, ...], **template_kwargs: Any) -> str | None:
     """What is wrong with how the chat template writes conversations whose turns have these roles; `None`: nothing.
 

@@ -79,8 +79,9 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
             `deterministic` `"fixed"`. It changes the speed, and in float32 never the text.
         acceptance_rule (`str`, *optional*, defaults to `"top_k"`):
             Which drafted tokens are accepted: `"top_k"`, `"adaptive_top_k"`, `"top_p"`, `"relative"` (probability
-            relative to the largest), `"divergence"` (Jensen-Shannon, student to teacher), or a class of your own as
-            `"MODULE:CLASS"` or `"FILE.py:CLASS"`.
+            relative to the largest), `"divergence"` (Jensen-Shannon, student to teacher), `"knowledge"` (strict
+            where the knowledge changes the teacher's distribution), or a class of your own as `"MODULE:CLASS"` or
+            `"FILE.py:CLASS"`.
         acceptance_kwargs (`dict`, *optional*):
             Parameters of a rule other than `"top_k"`, as in `lupi_trainer.speculative`: for instance `{"p": 0.9}`.
         accept_top_k (`int`, *optional*, defaults to `5`):
@@ -133,7 +134,7 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
         > Parameters that control the loss
 
         beta (`float`, *optional*, defaults to `0.0`):
-            `0.0` is the forward KL from teacher to student, `1.0` the reverse KL, between them the generalised
+            `0.0` is the forward KL from teacher to student, `1.0` the reverse KL, between them the generalized
             Jensen-Shannon divergence.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of both distributions in the loss. Apart from the rollout's two temperatures.
@@ -159,8 +160,7 @@ class LUPISKDConfig(KnowledgeKeys, TextKeys, DistillationConfig):
         teacher_attn_implementation (`str`, *optional*):
             Attention implementation of a teacher given by name.
         teacher_load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Load the teacher in 4 bits (bitsandbytes; on a GPU, or on a CPU, where its layers are computed with their
-            dequantized weights: the faster bfloat16 product for single rows of some processors is not used).
+            Load the teacher in 4 bits (bitsandbytes; on a CPU its layers are computed with dequantized weights).
         teacher_load_in_8bit (`bool`, *optional*, defaults to `False`):
             Load the teacher in 8 bits (bitsandbytes).
         teacher_bnb_4bit_quant_type (`str`, *optional*, defaults to `"nf4"`):

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..data.answers import MAX_ANSWER_TOKENS
-from .flags import add_loading_arguments, add_prompt_arguments, check_models
+from .flags import add_loading_arguments, add_prompt_arguments, check_models, warn_of_thinking
 
 
 HELP = "ask a model a question: lupi ask MODEL QUESTION"
@@ -65,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
     asked = prompts(args, tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         print(f"{args.model} has no chat template: questions are continued as plain text", file=sys.stderr)
+    warn_of_thinking([(args.model, tokenizer, args.chat_template_kwargs)])
     model, _ = load_model(args.model, args.dtype, args.device, chat=False)
     for number, (question, ids) in enumerate(zip(args.question, asked)):
         if len(asked) > 1:

@@ -12,8 +12,10 @@ A teacher reads each document (Markdown, text, HTML, PDF, DOCX) chunk by chunk a
 those that stand alone, that it answers right with the text before it, and that the student does not answer without.
 Every reply is kept at once: given again, the command goes on, and asks only about what is new or has changed.
 
-  lupi data make handbook/ --teacher Qwen/Qwen3-8B --student Qwen/Qwen3-0.6B --output data/handbook
-  lupi data make handbook/ --teacher_server http://host:8000/v1 --student Qwen/Qwen3-0.6B --output data/handbook
+  lupi data make handbook/ --teacher Qwen/Qwen3-8B --student Qwen/Qwen3-0.6B --output data/handbook \\
+      --chat_template_kwargs '{"enable_thinking": false}'
+  lupi data make handbook/ --teacher_server http://host:8000/v1 --student Qwen/Qwen3-0.6B --output data/handbook \\
+      --chat_template_kwargs '{"enable_thinking": false}'
 """
 AT_LEAST_ONE = ("chunk_tokens", "facts", "samples", "max_new_tokens", "in_flight")
 

@@ -2,9 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..lab import resolve_model
+
+
+ANSWER_AT_ONCE = {"enable_thinking": False}  # for the chat template of a model that thinks first
 
 
 class _Renamed(argparse.Action):
@@ -58,6 +63,23 @@ def check_models(models: Mapping[str, str | None], device: str | None = None) ->
         from ..models.loading import check_device
 
         check_device(device)
+
+
+def warn_of_thinking(asked: Iterable[tuple[str, Any, Mapping[str, Any]]]) -> None:
+    """Name, in one line, the models that think before they answer since no `--chat_template_kwargs` are given.
+
+    Args:
+        asked: (name of a model, its tokenizer, what its chat template is given).
+    """
+    from ..data.templates import thinks_unless_told
+
+    names = dict.fromkeys(name for name, tokenizer, given in asked if not given and thinks_unless_told(tokenizer))
+    if names:
+        print(
+            f"warning: the chat template lets {', '.join(names)} think before the answer: "
+            f"--chat_template_kwargs '{json.dumps(ANSWER_AT_ONCE)}' turns that off",
+            file=sys.stderr,
+        )
 
 
 def json_object(text: str) -> dict:

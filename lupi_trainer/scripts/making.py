@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Generator
@@ -45,6 +46,7 @@ from ..documents.write import (
 from ..lab import resolve_model
 from ..models.loading import load_tokenizer
 from ..models.vocabulary import check_same_tokenizer
+from .flags import warn_of_thinking
 from .new import default_device
 from .new_recipe import Found, recipe_text
 
@@ -128,6 +130,7 @@ def load_splitter(args: argparse.Namespace) -> Splitter:
             loaded[name] = load_tokenizer(resolve_model(name, needs_model=not own), chat=not own)
         except ValueError as error:
             raise ValueError(f"--tokenizer: {error}" if own else str(error)) from error
+    warn_of_thinking((name, loaded[name], args.chat_template_kwargs) for name in names)
     return Splitter(loaded[measure], args.chunk_tokens, [loaded[name] for name in sorted(loaded)], args.language)
 
 
@@ -226,10 +229,11 @@ def next_commands(args: argparse.Namespace, texts: dict[str, str], data: dict[st
     folder = args.output.as_posix()
     general = " ".join(f"{folder}/{name}" for name in sorted(texts) if name != RECIPE)
     probes = " ".join(f"{folder}/{name}" for name in (PROBES, UNSEEN, NEVER) if data[name])
+    given = shlex.quote(json.dumps(args.chat_template_kwargs)) if args.chat_template_kwargs else ""
     return [
         f"lupi data report {folder}",
         f"lupi data check {folder}/{RECORDS} --probes {folder}/{PROBES}",
         f"lupi skd --config {folder}/{RECIPE}",
         f"lupi evaluate --model {folder}/run --before {args.student} --probes {probes} {general} "
-        f"--records {folder}/{RECORDS}",
+        f"--records {folder}/{RECORDS}" + (given and f" --chat_template_kwargs {given}"),
     ]

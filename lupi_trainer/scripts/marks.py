@@ -22,6 +22,7 @@ from ..teachers.wire import NotAnswered, RequestRefused
 from ..training.progress import WorkBar
 from .differences import compared_report
 from .evaluate import COLUMNS
+from .flags import warn_of_thinking
 from .tables import legend, table
 
 
@@ -45,6 +46,12 @@ class Asker:
 
 def teacher_prompt(args: argparse.Namespace) -> TeacherPrompt:
     return TeacherPrompt(args.teacher_system_prompt, load_few_shot_examples(args.few_shot_examples))
+
+
+def template_kwargs(args: argparse.Namespace, role: str) -> dict[str, Any]:
+    """What the chat template of a model is given: the teacher's may have values of its own."""
+    own = args.teacher_chat_template_kwargs if role == "teacher" else None
+    return args.chat_template_kwargs if own is None else own
 
 
 def labels(names: list[str]) -> dict[str, str]:
@@ -125,10 +132,13 @@ def marks(args: argparse.Namespace, probe_sets: dict[str, list], rows) -> dict[s
     """
     opened = open_book_sets(args, probe_sets, KnowledgeOf(rows if rows is not None else []))
     asking = askers(args, opened)
+    written = []
     for asker in asking:
         if asker.server is None:
             with key_named(asker.model):
-                load_tokenizer(resolve_model(asker.model))
+                tokenizer = load_tokenizer(resolve_model(asker.model))
+            written.append((asker.model, tokenizer, template_kwargs(args, asker.role)))
+    warn_of_thinking(written)
     results: dict[tuple[str, str, bool], ClosedBookResult] = {}
     compared: dict[tuple[str, bool], Comparison] = {}
     server = asking[0].server
@@ -181,11 +191,10 @@ def asker_marks(
     bar: WorkBar,
 ) -> ClosedBookResult:
     """One set of questions, put to one model, here or on its server."""
-    own = args.teacher_chat_template_kwargs if asker.role == "teacher" else None
     options: dict[str, Any] = {
         "teacher_prompt": prompt,
         "max_new_tokens": args.max_new_tokens,
-        "chat_template_kwargs": args.chat_template_kwargs if own is None else own,
+        "chat_template_kwargs": template_kwargs(args, asker.role),
         "on_batch": bar.update,
     }
     if asker.server is not None:

@@ -1,11 +1,13 @@
 """`lupi new`: a folder with a recipe for one's own records, a short one that says when to change what."""
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.wording import counted
+from .flags import ANSWER_AT_ONCE
 
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ def make_of_documents(args: argparse.Namespace) -> int:
         ValueError: records or probes are named as well, or as [`data_make.main`].
     """
     from . import data_make
+    from .new_recipe import thinks
 
     for name in ("records", "probes"):
         if getattr(args, name) is not None:
@@ -85,6 +88,8 @@ def make_of_documents(args: argparse.Namespace) -> int:
     teacher = args.teacher or student
     given = [str(args.documents), "--student", student, "--output", str(args.folder)]
     given += ["--teacher_server" if teacher.startswith("http") else "--teacher", teacher]
+    if thinks(student) or thinks(teacher):
+        given += ["--chat_template_kwargs", json.dumps(ANSWER_AT_ONCE)]
     return data_make.main(parser.parse_args([*given, *(["--device", args.device] if args.device else [])]))
 
 

@@ -210,7 +210,7 @@ def recipe_text(
         "Data": [
             ("dataset_name", text_of(found.records), "`prompt`, and `privileged_context`, which answers it"),
             *([("probes", text_of(found.probes), "asked without the text: what was learned")] if found.probes else []),
-            *([("chat_template_kwargs", "{enable_thinking: false}", "it answers at once")] if _thinks(model) else []),
+            *([("chat_template_kwargs", "{enable_thinking: false}", "it answers at once")] if thinks(model) else []),
         ],
         "The teacher's prompt": [
             (
@@ -261,7 +261,8 @@ def recipe_text(
 PERSONA = "You know the subject by heart. Answer in one or two sentences, and never mention a text."
 
 
-def _thinks(model: str) -> bool:
+def thinks(model: str) -> bool:
+    """By its name alone, since nothing is loaded here; [`thinks_unless_told`] asks a template that is."""
     return "qwen3" in model.lower() and "instruct" not in model.lower()
 
 

@@ -12,7 +12,8 @@ from ..models.generation import common_ends, eos_token_ids
 from ..models.loading import load_model
 from ..models.vocabulary import check_vocabularies
 from ..speculative import TopK, skd_rollout
-from .marks import teacher_prompt
+from .flags import warn_of_thinking
+from .marks import teacher_prompt, template_kwargs
 from .tables import legend, table
 
 
@@ -71,6 +72,9 @@ def privilege(args: argparse.Namespace, rows) -> dict[str, dict]:
     gold = load_sft_data(args.records, args.gold)["completion"] if args.gold else []
     student, tokenizer = load_model(args.model, args.dtype, args.device)
     teacher, teacher_tokenizer = load_model(args.teacher, args.dtype, args.device)
+    if not (args.probes or args.open_book):  # else it has been said
+        both = {"student": (args.model, tokenizer), "teacher": (args.teacher, teacher_tokenizer)}
+        warn_of_thinking((*model, template_kwargs(args, role)) for role, model in both.items())
     configs = student.config, teacher.config
     vocab_size = check_vocabularies(*configs, tokenizer, teacher_tokenizer)
     kwargs, its = args.chat_template_kwargs, args.teacher_chat_template_kwargs

@@ -8,7 +8,7 @@ from datasets import Dataset
 from lupi_trainer.data.completions import encode_prompts
 from lupi_trainer.data.prompts import TeacherPrompt, TemplateError, check_turns, encode
 from lupi_trainer.data.records import prepare_columns
-from lupi_trainer.data.templates import end_of_turn
+from lupi_trainer.data.templates import end_of_turn, thinks_unless_told
 from lupi_trainer.evaluation import closed_book
 from lupi_trainer.lab import load_lab_records
 from lupi_trainer.scripts.common import TextArguments
@@ -43,6 +43,26 @@ def test_the_token_that_ends_an_answer(tokenizer):
     assert end_of_turn(tokenizer) is None, "this tokenizer has no such token"
     tokenizer.chat_template = ends.replace("'<|end|>", "' END<|end|>")
     assert end_of_turn(tokenizer) is None, "text comes first"
+
+
+BLOCK = "{% if add_generation_prompt and SWITCH %}<think></think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "template, thinks",
+    [
+        (CHATML + BLOCK.replace("SWITCH", "enable_thinking is false"), True),
+        (CHATML + BLOCK.replace("SWITCH", "not enable_thinking"), False),  # it knows the switch, and is off
+        (CHATML, False),
+        (None, False),
+        ("{{ raise_exception('never') }}", False),
+        ("{{ 1 / 0 }}", False),
+    ],
+    ids="on off without none refuses fails".split(),
+)
+def test_a_model_that_thinks_unless_it_is_told_not_to(tokenizer, template, thinks):
+    tokenizer.chat_template = template
+    assert thinks_unless_told(tokenizer) is thinks
 
 
 def test_several_turns_need_a_template(tokenizer):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 import yaml
@@ -208,6 +209,20 @@ def test_a_broken_reply_is_asked_for_again_and_then_counted(tmp_path, serve, cap
     assert make(tmp_path / "in", guided, out=tmp_path / "guided") == 0
     wanted = [body["response_format"] for body in guided.bodies if "response_format" in body]
     assert len(wanted) == 3 and wanted[0]["json_schema"]["schema"]["required"] == ["facts", "unanswered"]
+
+
+def test_a_student_that_thinks_first_is_said_to_with_the_flag_that_stops_it(tmp_path, serve, slow_thinker, capsys):
+    """And the flag is in the commands that come next."""
+    write_documents(tmp_path / "docs", world.NEW[:1])
+    flag = ["--chat_template_kwargs", '{"enable_thinking": false}']
+    for number, given in enumerate(([], flag)):
+        given = ["--student", slow_thinker, *given]
+        assert make(tmp_path / "docs", serve(Teacher()), *given, out=tmp_path / str(number)) == 0
+        said = capsys.readouterr()
+        warned = [line for line in said.err.splitlines() if line.startswith("warning:")]
+        assert len(warned) == 1 - number and all(slow_thinker in line and flag[0] in line for line in warned)
+        (following,) = [line for line in said.out.splitlines() if line.strip().startswith("lupi evaluate")]
+        assert (shlex.split(following)[-2:] == flag) == bool(number)
 
 
 def test_what_repeats_or_contradicts_another_document_is_found(tmp_path, serve):

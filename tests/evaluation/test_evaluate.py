@@ -132,6 +132,24 @@ def test_the_chat_template_has_the_keyword_arguments_and_leaks_are_counted(think
         assert said in capsys.readouterr().err
 
 
+def test_models_that_think_first_are_named_once_in_one_line(slow_thinker, small_lab, capsys):
+    def warned(*flags: str) -> list[str]:
+        run = ["evaluate", "--model", slow_thinker, "--device", "cpu", "--max_new_tokens", "2", *flags]
+        assert main(run) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+
+    probes, off = ("--probes", "lab:probes-common"), '{"enable_thinking": false}'
+    privilege = ("--privilege", "--records", "lab:new", "--samples", "2", "--teacher")
+    for flags in ((*probes, "--before", "lab:student"), (*privilege, "lab:teacher")):
+        (said,) = warned(*flags)
+        assert said.count(slow_thinker) == 1 and "lab:" not in said and "--chat_template_kwargs" in said
+    (said,) = warned(*probes, *privilege, slow_thinker)
+    assert said.count(slow_thinker) == 1
+    assert warned(*probes, "--chat_template_kwargs", off) == []
+    (said,) = warned(*privilege, slow_thinker, "--teacher_chat_template_kwargs", off)  # the student still does
+    assert warned(*privilege, slow_thinker, "--chat_template_kwargs", off) == []
+
+
 def test_everything_is_accepted_between_equals_and_under_a_rule_that_takes_all(student, teacher, tokenizer):
     asked, informed = rows_of(tokenizer, 6)
     settings = {"max_new_tokens": 12, "eos_token_id": tokenizer.eos_token_id, "gamma": 4}

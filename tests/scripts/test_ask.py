@@ -1,6 +1,7 @@
 """`lupi ask`: what `lupi evaluate` would mark, of a model or an adapter, with knowledge or without."""
 
 import json
+import shlex
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -45,6 +46,17 @@ def test_an_adapter_answers_by_its_folder(tmp_path, capsys):
     assert main(["ask", str(tmp_path), question, "--device", "cpu"]) == 2
     gone = f"no such model folder: {tmp_path}/gone"
     assert f"error: {tmp_path} is an adapter, and its base model is not here: {gone}" in capsys.readouterr().err
+
+
+def test_a_model_that_thinks_first_is_said_to_with_the_flag_that_stops_it(slow_thinker, capsys):
+    run = ["ask", slow_thinker, "Who?", "--device", "cpu", "--max_new_tokens", "2"]
+    assert main(run) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    flag = "--chat_template_kwargs '{\"enable_thinking\": false}'"
+    assert slow_thinker in said and flag in said
+    for quiet in ([*run, *shlex.split(flag)], [run[0], "lab:student", *run[2:]]):
+        assert main(quiet) == 0
+        assert "warning:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 
 from lupi_trainer.cli import main
 from lupi_trainer.lab import load_lab_records, world
-from lupi_trainer.scripts import lupi_skd
+from lupi_trainer.scripts import data_make, lupi_skd
 from lupi_trainer.scripts.new_recipe import text_of
 
 
@@ -134,6 +134,15 @@ def test_what_may_be_meant_twice_or_cannot_be_used_is_named(tmp_path, capsys):
 )
 def test_names_are_texts_in_yaml(text):
     assert yaml.safe_load(f"key: {text_of(text)}  # comment") == {"key": text}
+
+
+def test_questions_about_documents_are_answered_without_thinking(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data_make, "main", lambda args: asked.append(args.chat_template_kwargs) or 0)
+    run = ["new", str(tmp_path / "own"), "--documents", str(tmp_path), "--device", "cpu", "--model"]
+    for models in (["Qwen/Qwen3-0.6B"], ["lab:student", "--teacher", "Qwen/Qwen3-4B"], ["lab:student"]):
+        assert main([*run, *models]) == 0
+    assert asked == [{"enable_thinking": False}, {"enable_thinking": False}, {}]
 
 
 def test_documents_that_are_given_become_records(tmp_path, capsys):
