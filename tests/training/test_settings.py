@@ -107,7 +107,7 @@ NAMED = [  # configuration, settings beside which the keys have no effect, the k
         LUPISKDConfig,
         make_config,
         {"rollout_policy": "gold"},
-        ["gamma", "student_temperature", "teacher_temperature", "accept_top_k", "compile_rollout"],
+        ["gamma", "gamma_policy", "student_temperature", "teacher_temperature", "accept_top_k", "compile_rollout"],
     ),
     (
         LUPISKDConfig,
