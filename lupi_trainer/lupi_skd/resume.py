@@ -1,7 +1,7 @@
 """What a run remembers beside its weights, so that it goes on after a kill as if nothing had happened.
 
 Transformers' checkpoints hold weights, optimizer, scheduler, random numbers and the step. Here is the rest: the order
-of the data as a function of seed and epoch alone, what the gamma policy has learnt, the running totals, and what was
+of the data as a function of seed and epoch alone, what the gamma policy has learned, the running totals, and what was
 measured since the last log.
 """
 

@@ -27,7 +27,7 @@ class Change:
 
 
 def _candidates(run: Run, memory: int, remake: Remake) -> Iterator[dict[str, Any]]:
-    """Keys that need less, those that change least of what is learnt first."""
+    """Keys that need less, those that change least of what is learned first."""
     if not run.checkpointing:
         yield {"activation_checkpointing": True}
     if run.running > 1:
