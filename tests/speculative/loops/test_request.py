@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from lupi_trainer import LUPISKDConfig
-from lupi_trainer.speculative import AdapterDisabled, TopK, skd_rollout
+from lupi_trainer.speculative import AdapterDisabled, Knowledge, TopK, skd_rollout
 from lupi_trainer.speculative.runners.runner import Runner
 from tests.speculative.reference import reference_rollout
 from tests.speculative.toy_models import toy
@@ -53,6 +53,9 @@ def roll(model, student_prompts=([3, 4],), teacher_prompts=([5, 6],), **options)
         ({"teacher_prompts": [[1], [2]]}, "1 student prompts, but 2 teacher prompts"),
         ({"student_prompts": [[3], []], "teacher_prompts": [[3], [3]]}, "student prompt 1 is empty"),
         ({"teacher_prompts": [[]]}, "teacher prompt 0 is empty"),
+        ({"acceptance": Knowledge()}, "Knowledge.* looks at the teacher's prompts without the knowledge$"),
+        ({"bare_teacher_prompt_ids": [[3]]}, "bare_teacher_prompt_ids: TopK.* has no use$"),
+        ({"acceptance": Knowledge(), "bare_teacher_prompt_ids": [[3], [4]]}, "1 student prompts, but 2 bare"),
         ({"teacher_prompts": [[3, 61]]}, r"teacher prompt 0 holds a token id outside \[0, 61\)"),
         ({"teacher_prompts": [[3] * 29]}, "teacher prompt 0 has 29 tokens; with max_new_tokens=4 that is beyond the "),
     ],
