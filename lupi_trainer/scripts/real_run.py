@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.files import find_data
+from ..data.probe_knowledge import KnowledgeOf
 from ..data.records import load_probes
 from ..evaluation import ClosedBookResult, closed_book, kept, perplexity
 from ..lab import real
@@ -42,14 +43,32 @@ def ask(model: Any, trainer: Any, sets: dict[str, list], text: Path, max_new_tok
     return found | {"perplexity": perplexity(model, text_rows(text, tokenizer)).perplexity}
 
 
-def figures(before: dict[str, Any], after: dict[str, Any], opened: ClosedBookResult) -> dict[str, Any]:
+def ask_open_book(trainer: Any, sets: dict[str, list], max_new_tokens: int) -> dict[str, ClosedBookResult]:
+    """The teacher's marks on the questions about the facts, each with the paragraph of the trained ones."""
+    known = KnowledgeOf({**probe, "id": probe["record_id"]} for probe in sets["trained"])
+    found = {}
+    for name in ("trained", "unseen"):
+        probes = [{**probe, "knowledge": known.look_up(probe)[0]} for probe in sets[name]]
+        found[name] = closed_book(
+            trainer.model if trainer.args.teacher_model_name_or_path is None else trainer.teacher_model,
+            trainer.processing_class,
+            probes,
+            teacher_prompt=trainer.teacher_prompt,
+            max_new_tokens=max_new_tokens,
+            chat_template_kwargs=trainer.chat_template_kwargs,
+        )
+    return found
+
+
+def figures(before: dict[str, Any], after: dict[str, Any], opened: dict[str, ClosedBookResult]) -> dict[str, Any]:
     """All figures of a run: marks and shares as fractions of 1."""
-    result: dict[str, Any] = {"open_book": {"strict": opened.strict, "lenient": opened.lenient}}
+    result: dict[str, Any] = {}
     for name in SETS:
         for when, marks in (("before", before[name]), ("after", after[name])):
             result[f"{name}_{when}"] = {"strict": marks.strict, "lenient": marks.lenient}
-    for name in ("trained", "unseen"):
-        result[f"{name}_of_open_book"] = after[name].lenient / opened.lenient if opened.lenient else None
+    for name, marks in opened.items():
+        result[f"{name}_open_book"] = {"strict": marks.strict, "lenient": marks.lenient}
+        result[f"{name}_of_open_book"] = after[name].lenient / marks.lenient if marks.lenient else None
     general = kept(before["general"], after["general"])
     result |= {"general_known_before": general.known, "general_kept": general.share}
     return result | {f"perplexity_{when}": m["perplexity"] for when, m in (("before", before), ("after", after))}
@@ -68,7 +87,8 @@ def table(result: dict[str, Any]) -> Table:
     general = "-" if result["general_kept"] is None else f"{result['general_kept']:.1%}"
     shown.add_row(f"... of {result['general_known_before']} that it knew", "", general)
     shown.add_row("perplexity of other text", *(f"{result[f'perplexity_{w}']:.2f}" for w in ("before", "after")))
-    shown.add_row("teacher, reading the knowledge", cell("open_book"), "", style="dim")
+    for name in ("trained", "unseen"):
+        shown.add_row(f"teacher, reading: {name} phrasings", cell(f"{name}_open_book"), "", style="dim")
     return shown
 
 
@@ -100,14 +120,7 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
 
     console.print("asking the student closed-book, and the teacher open-book")
     before = ask(trainer.model, trainer, sets, text, args.max_new_tokens)
-    opened = closed_book(
-        trainer.model if trainer.args.teacher_model_name_or_path is None else trainer.teacher_model,
-        trainer.processing_class,
-        sets["trained"],
-        teacher_prompt=trainer.teacher_prompt,
-        max_new_tokens=args.max_new_tokens,
-        chat_template_kwargs=trainer.chat_template_kwargs,
-    )
+    opened = ask_open_book(trainer, sets, args.max_new_tokens)
     seconds["asking_before"] = time.perf_counter() - start - sum(seconds.values())
     with speaking(trainer, verbose=parsed[0].verbose):
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
@@ -122,7 +135,7 @@ def run_real(args: argparse.Namespace) -> dict[str, Any]:
     folder = Path(trainer.args.output_dir)
     write_atomically(folder / "metrics.json", json.dumps(result, indent=1))
     texts = {f"{name}_{when}": m[name].answers for when, m in (("before", before), ("after", after)) for name in SETS}
-    texts["open_book"] = opened.answers
+    texts |= {f"{name}_open_book": marks.answers for name, marks in opened.items()}
     write_atomically(folder / "answers.json", json.dumps(texts, ensure_ascii=False, indent=1))
     console.print(table(result))
     console.print(

@@ -48,11 +48,14 @@ def test_the_run_writes_what_was_known_before_and_is_afterwards(tmp_path, monkey
     assert "dtype: bfloat16" in text and "float32 weights: this processor has no instructions for bfloat16" in out
     assert "facts, unseen phrasings" in out and "of 6 that it knew" in out and "2 steps, " in out
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert figures["open_book"]["lenient"] == 1.0 and figures["general_before"]["lenient"] == 1.0
+    assert (
+        figures["trained_open_book"]["lenient"] == figures["unseen_open_book"]["lenient"] == 1.0
+        and figures["general_before"]["lenient"] == 1.0
+    )
     assert figures["trained_of_open_book"] == figures["trained_after"]["lenient"]
     assert figures["steps"] == 2 and figures["perplexity_before"] != figures["perplexity_after"]
     answers = json.loads((tmp_path / "run" / "answers.json").read_text())
-    assert [len(rows) for rows in answers.values()] == [6] * 7
+    assert [len(rows) for rows in answers.values()] == [6] * 8
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
     (data / "text.txt").unlink()
