@@ -20,7 +20,7 @@ FAMILIES = ("llama", "qwen3", "gemma3", "gpt2")
 MORE_FAMILIES = ("qwen2", "mistral", "phi3")
 
 
-def _config(family: str, layers: int, hidden: int, vocab: int, positions: int):
+def _config(family: str, layers: int, hidden: int, vocab: int, positions: int, kv_heads: int = 2):
     if family == "gpt2":
         return GPT2Config(
             vocab_size=vocab,
@@ -38,7 +38,7 @@ def _config(family: str, layers: int, hidden: int, vocab: int, positions: int):
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_key_value_heads": kv_heads,
         "max_position_embeddings": positions,
         "pad_token_id": 0,
         "bos_token_id": 1,
@@ -59,10 +59,21 @@ def _config(family: str, layers: int, hidden: int, vocab: int, positions: int):
     return Gemma3TextConfig(**common, head_dim=16, sliding_window=8, layer_types=kinds[:layers])
 
 
-def toy(family="llama", *, seed=0, layers=2, hidden=32, vocab=VOCAB, positions=512, attention="sdpa", sharpness=20.0):
+def toy(
+    family="llama",
+    *,
+    seed=0,
+    layers=2,
+    hidden=32,
+    vocab=VOCAB,
+    positions=512,
+    attention="sdpa",
+    sharpness=20.0,
+    kv_heads=2,
+):
     """A random float32 model whose next-token distributions are neither flat nor certain."""
     torch.manual_seed(seed)
-    config = _config(family, layers, hidden, vocab, positions)
+    config = _config(family, layers, hidden, vocab, positions, kv_heads)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,6 +1,7 @@
 """Attention by lengths: with the kernels' contract written out row by row, since the kernels themselves need a GPU."""
 
 import copy
+import importlib.util
 import inspect
 import sys
 import types
@@ -272,6 +273,13 @@ def test_torchs_kernel_is_tried_and_found_to_need_a_gpu(on_cpu, monkeypatch):
     monkeypatch.setattr(kernels, "_HALF", (torch.bfloat16,))
     with pytest.warns(RuntimeWarning, match="do not use torch_varlen on this machine: NotImplementedError"):
         assert kernels.find_kernel("cpu", torch.bfloat16, 64) is None
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_is_installed_is_tried_on_a_gpu_and_nothing_elsewhere(monkeypatch, installed):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert kernels._candidates("cuda") == [kernels.torch_varlen] + [kernels.flash_attn] * installed
+    assert kernels._candidates("cpu") == []
 
 
 def test_without_a_gpu_nothing_changes():

@@ -88,7 +88,8 @@ def test_the_bound_on_the_normalizer_holds(scene):
     assert 0 < worst <= teacher.stats.normalizer_error < math.inf
 
 
-def test_the_bound_on_the_normalizer_is_that_of_one_token_as_likely_as_can_be(scene):
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
+def test_the_bound_on_the_normalizer_is_the_worst_that_is_left(scene, temperature):
     """After any text the teacher's distribution is the same, so the largest bound is the only one."""
 
     class Same(Asked):
@@ -96,10 +97,12 @@ def test_the_bound_on_the_normalizer_is_that_of_one_token_as_likely_as_can_be(sc
             return torch.linspace(3, -3, 61, dtype=torch.float64).log_softmax(-1).expand(len(text), -1)
 
     teacher = Same(scene.teacher, 6)
-    skd_rollout(scene.student, teacher, *scene.prompts, eos_token_id=[7, 8], **scene.options)
+    options = {**scene.options, "teacher_temperature": temperature}
+    skd_rollout(scene.student, teacher, *scene.prompts, eos_token_id=[7, 8], **options)
     p = Same(scene.teacher, 6)._after([0])[0].exp()
-    exponent = 1 / 0.7  # the teacher's temperature
-    most = (1 - p[:6].sum()) * p[5] ** (exponent - 1)  # what is left, in tokens as likely as the last one returned
+    exponent, left = 1 / temperature, 1 - p[:6].sum()
+    as_likely_as_can_be = left * p[5] ** (exponent - 1)  # in tokens as likely as the last one returned
+    most = as_likely_as_can_be if temperature < 1 else 55 * (left / 55) ** exponent
     bound = (most / (p[:6] ** exponent).sum()).item()
     assert teacher.stats.normalizer_error == pytest.approx(bound, rel=1e-6)
 
