@@ -111,3 +111,13 @@ def test_rows_that_cannot_be_read_are_named():
             perplexity(model, [good, {**good, **changes}])
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         perplexity(model, [good], batch_size=0)
+
+
+def test_every_id_of_the_vocabulary_counts_the_first_and_the_last_too():
+    model = tiny_model("llama", lab_tokenizer())
+    known = model.get_input_embeddings().num_embeddings
+    ids = [3, 0, known - 1]
+    assert perplexity(model, [{"input_ids": ids, "labels": ids}]).num_tokens == 2
+    for strange in (-1, known):
+        with pytest.raises(ValueError, match=f"row number 0 holds the token id {strange}; the model has those below"):
+            perplexity(model, [{"input_ids": [3, strange], "labels": [3, 3]}])

@@ -159,6 +159,15 @@ def test_tokens_that_are_no_ids_are_passed_over(serve, ids):
     assert ServedPrompts(ChatServer(server.url, None)).ids([{"role": "user", "content": "Who?"}]) is None
 
 
+@pytest.mark.parametrize("template", [None, {"enable_thinking": False}])
+def test_the_template_is_written_with_the_arguments_given(serve, template):
+    server, asked = serve("lab:student"), []
+    server.other = lambda path, body: asked.append(body) or {"tokens": [4]}
+    messages = [{"role": "user", "content": "Who?"}]
+    assert ServedPrompts(ChatServer(server.url, None), template).ids(messages) == [4]
+    assert [body.get("chat_template_kwargs") for body in asked] == [template]
+
+
 def test_errors_name_the_question_and_show_no_key(serve, tmp_path, capsys, monkeypatch):
     server = serve("lab:student")
     command = ["evaluate", "--server", server.url, *PROBES, "--in_flight", "1"]

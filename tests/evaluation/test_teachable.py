@@ -1,6 +1,23 @@
 """Which questions can be taught, and how many of them there are."""
 
-from lupi_trainer.evaluation.teachable import count
+import pytest
+
+from lupi_trainer.evaluation.teachable import count, reason
+
+
+@pytest.mark.parametrize(
+    "opened, closed, mark, found",
+    [
+        ("It is Paris.", "It is Rome.", "strict", "kept"),
+        ("It is Rome.", None, "strict", "unread"),
+        ("It is far. Paris.", None, "strict", "unread"),
+        ("It is far. Paris.", "It is Rome.", "lenient", "kept"),
+        ("It is Paris.", "It is far. Paris.", "strict", "known"),
+    ],
+)
+def test_a_question_is_kept_if_the_teacher_reads_it_and_the_student_does_not_know_it(opened, closed, mark, found):
+    replies = [text and {"answer": text, "finished": True} for text in (opened, closed)]
+    assert reason({"answers": ["Paris"]}, *replies, mark) == found
 
 
 def test_questions_are_counted_by_reason_and_by_category():

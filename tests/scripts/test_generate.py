@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from lupi_trainer import speculative
 from lupi_trainer.cli import main
 from lupi_trainer.data import completions
-from lupi_trainer.data.completions import Completions, Lines, load_prompts
+from lupi_trainer.data.completions import Lines, load_prompts
 from lupi_trainer.data.prompts import encode
 from lupi_trainer.evaluation.closed_book import generate_answers
 from lupi_trainer.lab import load_lab_records
@@ -226,24 +226,6 @@ def test_lines_are_complete_and_in_the_order_of_the_prompts(tmp_path, capsys, to
             new = capsys.readouterr().out if not to_file else path.read_text("utf-8")[len(written) :]
             written += new
             assert [json.loads(line)["row"] for line in new.splitlines()] == expected
-
-
-class Letters:
-    """A tokenizer whose token i is a letter; 30 is half a character."""
-
-    def decode(self, ids, skip_special_tokens):
-        return "".join("\ufffd" if i == 30 else chr(97 + i) for i in ids)
-
-
-def test_streaming_holds_back_what_may_change():
-    shown, ended = [], []
-    rows = Completions(Letters(), 1, 20, {25}, ["def"], show=shown.append, done=ended.append)
-    for tokens in ([0], [1, 2], [3], [30]):
-        assert not rows(0, tokens)
-    assert "".join(shown) == "ab" and not ended
-    assert rows(0, [3, 4, 5, 6])
-    assert "".join(shown) == rows.texts[0] == "abcd\ufffd" and rows.reasons == ["stop"] and ended == [0]
-    assert rows.count(0) == 5
 
 
 def test_tokenizers_that_differ_are_refused_and_padding_is_not(prompts, tmp_path, plain, capsys):

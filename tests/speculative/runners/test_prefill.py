@@ -5,8 +5,10 @@ import torch
 
 from lupi_trainer.speculative.runners.attention import ragged_attention
 from lupi_trainer.speculative.runners.runner import Runner
+from lupi_trainer.speculative.runners.support import tokens_at_once
 from tests.families.tiny import families, small, tiny
 from tests.speculative.scene import Scene
+from tests.speculative.toy_models import toy
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -36,3 +38,15 @@ def test_prompts_that_are_a_common_prefix_and_one_token_leave_nothing_to_read(fa
         logits, _ = runner.read(torch.tensor([[5], [6]]), torch.zeros(2, dtype=torch.long), 20)
     expected = model(input_ids=torch.tensor(prompts), use_cache=False).logits[:, -1]
     torch.testing.assert_close(logits[:, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_what_a_forward_makes_is_an_eighth_of_the_weights_and_of_the_cache(kv_heads):
+    model, rows, slots = toy(kv_heads=kv_heads), 8, 30
+    filled = model(input_ids=torch.ones(rows, slots, dtype=torch.long), use_cache=True).past_key_values
+    cache = sum(layer.keys.numel() + layer.values.numel() for layer in filled.layers)
+    weights, config, cached = 2**20, model.config, 100  # rows hold a hundred times as many slots
+    a_token = 4 * config.intermediate_size + 8 * config.hidden_size
+    assert tokens_at_once(config, weights, rows * cached, slots) == (weights + cached * cache) // (8 * a_token)
+    assert tokens_at_once(config, 0, 1, 1) == 128 and tokens_at_once(config, 2**40, 1, 1) == 8192
