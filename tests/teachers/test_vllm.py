@@ -17,13 +17,17 @@ from tests.teachers.vllm_stand_in import Refused, VLLMStandIn
 
 
 ROWS, LIMIT = 6, 24
-LOOKED = [None] * 3  # the requests that a rollout begins with, to see that the teacher is the same
+LOOKED = [None] * 4  # the requests that a rollout begins with, to see that the teacher is the same
 
 
-@pytest.fixture
-def server(teacher, tokenizer):
-    with VLLMStandIn(teacher, tokenizer) as stand_in:
+@pytest.fixture(params=["stock", "ours"])
+def server(request, teacher, tokenizer):
+    """A server as vLLM is, and one that was started with our middleware."""
+    with VLLMStandIn(teacher, tokenizer, scores=request.param == "ours") as stand_in:
         yield stand_in
+
+
+stock = pytest.mark.parametrize("server", ["stock"], indirect=True)  # which is asked about each row by itself
 
 
 @pytest.fixture
@@ -59,6 +63,7 @@ def test_the_text_is_the_local_teachers(server, student, teacher, tokenizer, pro
     assert all(isinstance(body["prompt"][0], int | list) for body in server.requests), "token ids, never text"
 
 
+@stock
 def test_what_a_server_cuts_beside_anothers_question_is_asked_in_the_other_way(server, student, tokenizer, prompts):
     """vLLM returns two tokens to those whom it reads together with a question for tokens by their ids."""
     whole, sampled = roll(student, connect(server, tokenizer), prompts), server._sampled
@@ -77,6 +82,7 @@ def test_what_a_server_cuts_beside_anothers_question_is_asked_in_the_other_way(s
     assert remote.stats.retries == 0 and len(cuts) > 20
 
 
+@stock
 def test_a_server_that_is_back_is_looked_at_once(server, student, tokenizer, prompts):
     """Not by every row that waits for it: their looks would be read together."""
     remote, looks = connect(server, tokenizer), []
@@ -95,6 +101,7 @@ def test_a_server_that_is_back_is_looked_at_once(server, student, tokenizer, pro
     assert remote.stats.retries == ROWS and len(looks) == 1
 
 
+@stock
 def test_rows_are_asked_about_at_the_same_time(server, student, tokenizer, prompts):
     remote = connect(server, tokenizer, timeout=60.0, request_timeout=60.0)
     remote.begin = lambda: None
@@ -134,8 +141,8 @@ def test_a_restart_in_the_middle_changes_nothing(server, student, teacher, token
         if not again:
             server.stop()
             again.append(None)
-            start = lambda: again.append(VLLMStandIn(server.model, tokenizer, port=server.port))  # noqa: E731
-            threading.Timer(0.6, start).start()
+            like = {"port": server.port, "scores": server.scores}
+            threading.Timer(0.6, lambda: again.append(VLLMStandIn(server.model, tokenizer, **like))).start()
 
     ours = roll(student, remote, prompts, on_block=restart, gamma=2)
     assert again[1].requests and remote.stats.retries >= 1
@@ -180,7 +187,7 @@ def test_what_one_text_breaks_is_named_with_its_row(server, student, tokenizer, 
     server.change = change
     with pytest.raises(OneTextFails, match=message) as error:
         roll(student, remote, prompts, max_slots=3)
-    assert error.value.row == 4 and remote.stats.retries <= 4
+    assert error.value.row == 4 and remote.stats.retries <= (8 if server.scores else 4)  # together, then by itself
     with (
         pytest.raises(TeacherServerError, match="^record 'e': .*" + message),
         errors_named([{"id": i} for i in "abcdef"]),
@@ -188,6 +195,7 @@ def test_what_one_text_breaks_is_named_with_its_row(server, student, tokenizer, 
         roll(student, remote, prompts)
 
 
+@stock
 def test_when_one_question_fails_for_good_nobody_asks_the_others_again(server, student, tokenizer, prompts):
     """A process ends when its threads have: it would hang for `timeout` seconds after its error."""
     remote = connect(server, tokenizer, timeout=600.0)
@@ -294,18 +302,30 @@ OF_ONE_WAY = {
     "_logprobs": {
         "other ids": (lambda choices, way: first(choices[0], way).pop("token_id:4"), "does not know logprob")
     },
+    "_by_round": {
+        "fewer than asked for": (lambda choices, way: first(choices[0], way).popitem(), "19 of the 20"),
+        "a place too few": (lambda choices, way: choices[0]["logprobs"]["top_logprobs"].pop(), "places where"),
+    },
 }
 
 
-@pytest.mark.parametrize("way", ["_by_prompt", "_by_prefixes", "_logprobs"])
-@pytest.mark.grid(3)
+@pytest.mark.parametrize(
+    "server, way",
+    [("stock", "_by_prompt"), ("stock", "_by_prefixes"), ("stock", "_logprobs"), ("ours", "_by_round")],
+    indirect=["server"],
+)
+@pytest.mark.grid(4)
 def test_every_number_of_every_answer_is_checked(server, tokenizer, prompts, monkeypatch, way):
     monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-4)
     monkeypatch.setattr(TeacherServer, "_look", lambda self: [])
-    remote, text, complete = connect(server, tokenizer), prompts[1][0], server.complete
+    answers = "score" if way == "_by_round" else "complete"
+    remote, text, complete = connect(server, tokenizer), prompts[1][0], getattr(server, answers)
     remote._check_same = lambda: None
+    remote._takes_rounds = server.scores
 
     def ask():
+        if way == "_by_round":
+            return remote.score([text], [2])
         return remote.logprobs([text], [[4]]) if way == "_logprobs" else remote._all(getattr(remote, way), [text], [2])
 
     right = ask()
@@ -317,10 +337,10 @@ def test_every_number_of_every_answer_is_checked(server, tokenizer, prompts, mon
             change(answer["choices"], way)
             return answer
 
-        server.complete = lie
+        setattr(server, answers, lie)
         with pytest.raises(TeacherServerError, match=message):
             raise AssertionError(f"{name}: {ask()}")
-        server.complete = complete
+        setattr(server, answers, complete)
     assert ask() == right
 
 
@@ -398,8 +418,10 @@ def test_top_probabilities_equal_transformers(server, teacher, tokenizer, prompt
     text = prompts[1][0]
     with torch.no_grad():
         expected = teacher(torch.tensor([text])).logits[0].log_softmax(-1)[-8:].topk(20)
+    ways = [remote._by_prompt, remote._by_prefixes]
+    ways += [lambda *row: remote._by_round(*([part] for part in row))[0]] if server.scores else []
     for count in (1, 8):
-        for by in (remote._by_prompt, remote._by_prefixes):
+        for by in ways:
             for (ids, values), row, top in zip(by(text, count), expected.indices[-count:], expected.values[-count:]):
                 assert ids == row.tolist()
                 torch.testing.assert_close(torch.tensor(values), top, atol=1e-4, rtol=0)
