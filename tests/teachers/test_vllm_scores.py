@@ -194,6 +194,23 @@ def test_what_was_read_before_is_read_again(served):
     check(served, [text, text, text[:9]], [3, 17, 9])
 
 
+def test_places_that_a_preempted_prompt_has_lost_are_asked_for_again(served):
+    """vLLM's second model runner forgets what it had when it lets another prompt go first."""
+    generate, lost = served.engine.generate, []
+
+    async def preempted(*args, **options):
+        async for output in generate(*args, **options):
+            if not lost:
+                lost.append(output)
+                flat = output.prompt_logprobs
+                del flat.start_indices[1:-2], flat.end_indices[1:-2]
+            yield output
+
+    served.engine.generate = preempted
+    check(served, [[1, 2, 3, 4, 5, 6]], [4])
+    assert len(served.engine.read) == 2
+
+
 def test_who_may_ask_and_what(served):
     text = [1, 2, 3, 4, 5]
     assert served.ask(key="wrong", prompt=[text], counts=[2])[0] == 401 and not served.engine.asked
