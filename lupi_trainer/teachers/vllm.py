@@ -338,22 +338,22 @@ class TeacherServer(RemoteTeacher):
         """Log-probabilities after the last tokens of the probe, asked for in every way that will be used."""
         text = self._probe[1]
         try:
-            ways = [self._by_prompt(text, 4), self._uncut(lambda: self._by_prefixes(text, 4))]
-            likeliest = ways[1][-1][0][:MOST_ASKED]
+            ways = self._if_taken(lambda: self._by_round([text], [4]))
+            if not self._takes_rounds:
+                ways = [self._by_prompt(text, 4), self._uncut(lambda: self._by_prefixes(text, 4))]
+            likeliest = ways[-1][-1][0][:MOST_ASKED]
             asked = self._logprobs(text, likeliest)
-            ways += self._if_taken(lambda: self._by_round([text], [4]))
         except TeacherServerError as error:
             if "max allowed" in str(error):
                 raise TeacherServerError(f"{error}. Start the server with --max-logprobs {self.top_k}") from None
             raise
-        by_prompt, by_prefixes, *by_round = ([dict(zip(*top)) for top in way] for way in ways)
-        others = [by_prompt, *by_round]
-        if any(differ(way, by_prefixes) for way in others) or differ([dict(zip(likeliest, asked))], by_prefixes[-1:]):
+        *others, last = ([dict(zip(*top)) for top in way] for way in ways)
+        if any(differ(way, last) for way in others) or differ([dict(zip(likeliest, asked))], last[-1:]):
             raise TeacherServerError(
                 f"{self.url} gives other probabilities as prompt_logprobs than as logprobs: start it with "
                 "--logprobs-mode raw_logprobs"
             )
-        return by_prefixes
+        return last
 
     def _if_taken(self, ask: Callable[[], list]) -> list:
         """What `ask()` returns, if the server takes rounds; from now on it is known whether it does."""
