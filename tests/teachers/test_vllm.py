@@ -8,35 +8,18 @@ import pytest
 import torch
 
 from lupi_trainer import TeacherServer
-from lupi_trainer.data.prompts import TeacherPrompt, encode
-from lupi_trainer.lab import load_lab_records, world
 from lupi_trainer.lupi_skd.health import errors_named
 from lupi_trainer.speculative import AcceptNone, TopK, skd_rollout
 from lupi_trainer.teachers.wire import OneTextFails, TeacherServerError, check_url
+from tests.teachers.conftest import ROWS
 from tests.teachers.vllm_stand_in import Refused, VLLMStandIn
 
 
-ROWS, LIMIT = 6, 24
+LIMIT = 24
 LOOKED = {False: [None] * 4, True: [None] * 2}  # the requests that a rollout begins with, to see who answers
 
 
-@pytest.fixture(params=["stock", "ours"])
-def server(request, teacher, tokenizer):
-    """A server as vLLM is, and one that was started with our middleware."""
-    with VLLMStandIn(teacher, tokenizer, scores=request.param == "ours") as stand_in:
-        yield stand_in
-
-
 stock = pytest.mark.parametrize("server", ["stock"], indirect=True)  # which is asked about each row by itself
-
-
-@pytest.fixture
-def prompts(tokenizer):
-    records = load_lab_records("lab:new")[:ROWS]
-    prompt = TeacherPrompt(world.PERSONA)
-    asked = [[{"role": "user", "content": r["query"]}] for r in records]
-    informed = [prompt.messages(q, r["knowledge"]) for q, r in zip(asked, records)]
-    return encode(tokenizer, asked), encode(tokenizer, informed)
 
 
 def connect(server, tokenizer, **options):

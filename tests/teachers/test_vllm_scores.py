@@ -13,14 +13,14 @@ from starlette.applications import Starlette
 
 from lupi_trainer.teachers.vllm_scores import PATH, Scores
 from lupi_trainer.teachers.wire import TeacherServerError
-from tests.teachers.test_vllm import LOOKED, connect, prompts, roll, server  # noqa: F401
+from tests.teachers.test_vllm import LOOKED, connect, roll
 
 
 ours = pytest.mark.parametrize("server", ["ours"], indirect=True)
 BLOCK, TOP_K, VOCAB = 4, 3, 50
 
 
-def test_a_round_is_one_request_and_a_block_one_prompt(server, student, tokenizer, prompts):  # noqa: F811
+def test_a_round_is_one_request_and_a_block_one_prompt(server, student, tokenizer, prompts):
     remote = connect(server, tokenizer)
     requests, read = remote.stats.requests, remote.stats.prompts
     stats = roll(student, remote, prompts, gamma=6).stats
@@ -35,7 +35,7 @@ def test_a_round_is_one_request_and_a_block_one_prompt(server, student, tokenize
         assert read > 2 * stats.blocks
 
 
-def test_what_is_missing_is_said_once(server, tokenizer, caplog):  # noqa: F811
+def test_what_is_missing_is_said_once(server, tokenizer, caplog):
     connect(server, tokenizer)
     said = [record.message for record in caplog.records if "--middleware" in record.message]
     assert len(said) == (0 if server.scores else 1)
@@ -44,7 +44,7 @@ def test_what_is_missing_is_said_once(server, tokenizer, caplog):  # noqa: F811
 
 @ours
 @pytest.mark.parametrize("model", ["the same", "another"])
-def test_a_server_that_is_back_without_it(server, student, teacher, tokenizer, prompts, model):  # noqa: F811
+def test_a_server_that_is_back_without_it(server, student, teacher, tokenizer, prompts, model):
     """It is asked as one that never had it, once it has been seen to be the same model."""
     remote = connect(server, tokenizer)
 
