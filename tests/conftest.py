@@ -92,11 +92,12 @@ def pytest_collection_modifyitems(items):
         places = {path: noise.random() for path in sorted({item.path for item in items})}
         items.sort(key=lambda item: (places[item.path], noise.random()))  # a file's tests stay together
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        # marks, and not keywords, of which the names of folders are some
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "vllm" in item.keywords and not VLLM.exists():
+        if item.get_closest_marker("vllm") and not VLLM.exists():
             item.add_marker(pytest.mark.skip(reason="needs the server that `make test-vllm` sets up"))
-        if "served" in item.keywords and not LLAMA_CPP.exists():
+        if item.get_closest_marker("served") and not LLAMA_CPP.exists():
             item.add_marker(pytest.mark.skip(reason="needs the server that `make test-serve` sets up"))
 
 

@@ -40,7 +40,8 @@ class RemoteError(RuntimeError):
 class RemoteStats:
     """What asking a teacher has cost since it was connected."""
 
-    requests: int = 0
+    requests: int = 0  # over HTTP, where it is so asked
+    prompts: int = 0  # that these held: each is read by itself
     retries: int = 0
     asked_tokens: int = 0  # tokens whose log-probability was asked for after all, to draw a replacement
     normalizer_error: float = 0.0  # largest possible relative error of a probability at the teacher's temperature

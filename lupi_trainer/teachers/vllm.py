@@ -1,15 +1,16 @@
-"""What follows a text, asked of a vLLM server over `/v1/completions`.
+"""What follows a text, asked of a vLLM server.
 
-There are two ways to ask, and they give the same numbers. With `prompt_logprobs` one prompt answers for all drafted
-tokens, but vLLM then reads all of it again and returns the likeliest tokens of every place in it, so this is for short
-texts. Else every drafted token ends a prompt of its own, and one more token is asked for: these prompts share all but
-their ends, which the server's prefix cache holds.
+A server that was started with the middleware of `vllm_scores.py` is sent a round in one request, and reads of each
+text what it has not read before. Others are asked over `/v1/completions`, where there are two ways, which give the
+same numbers. With `prompt_logprobs` one prompt answers for all drafted tokens, but vLLM then reads all of it again and
+returns the likeliest tokens of every place in it, so this is for short texts. Else every drafted token ends a prompt
+of its own, and one more token is asked for: these prompts share all but their ends, which the prefix cache holds.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import random
 import threading
 import time
@@ -18,8 +19,12 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 from .remote import MOST_ASKED, RemoteTeacher, Top
-from .wire import OneTextFails, TeacherServerError, Wire
+from .served_model import differ, probe_text, same_name
+from .vllm_scores import PATH, Scores
+from .wire import OneTextFails, RequestRefused, TeacherServerError, Wire
 
+
+logger = logging.getLogger(__name__)
 
 _SHORT = 6  # tokens of text for each place asked about, up to which `prompt_logprobs` is faster (measured)
 _IN_FLIGHT = 32  # requests at the same time
@@ -34,7 +39,6 @@ class Cut(ValueError):
     """
 
 
-_PROBE_TOKENS = 48
 _ROUNDED = 0.02  # by how much a sum of probabilities of half precision may be off
 
 
@@ -85,10 +89,16 @@ class TeacherServer(RemoteTeacher):
         card = self._wire.patiently(lambda: self._card(model))
         self.name = card["id"]
         self.max_length = card["max_model_len"] - 1  # it writes one token more
-        self._probe = _probe_text(tokenizer)
+        self._probe = probe_text(tokenizer)
         self._wire.patiently(lambda: self._check_tokenizer(tokenizer))
         self._looking, self._looked = threading.Lock(), -math.inf  # when it was last seen to be the same
+        self._takes_rounds = False  # whether a round is one request
         self._fingerprint = self._wire.patiently(self._look)
+        if not self._takes_rounds:
+            logger.warning(
+                f"{self.url} is asked about every drafted token by itself; a server that is started with --middleware "
+                f"{Scores.__module__}.{Scores.__name__} is asked once a round"
+            )
 
     # What the engine asks
 
@@ -96,7 +106,19 @@ class TeacherServer(RemoteTeacher):
         self._wire.patiently(self._check_same)
 
     def score(self, texts: list[list[int]], counts: list[int]):
-        return self._all(self._score, texts, counts)
+        if not self._takes_rounds:
+            return self._all(self._score, texts, counts)
+        try:
+            return self._wire.patiently(lambda: self._by_round(texts, counts), self._check_back)
+        except RequestRefused as error:
+            if error.status != 404:
+                raise
+            self._wire.patiently(self._check_same)  # it is back without the middleware, and is asked as others are
+            return self._all(self._score, texts, counts)
+        except OneTextFails as error:
+            if error.place is not None:
+                raise
+            return self._all(lambda *row: self._by_round(*([part] for part in row))[0], texts, counts)
 
     def logprobs(self, texts: list[list[int]], tokens: list[list[int]]):
         return self._all(self._logprobs, texts, tokens)
@@ -194,6 +216,19 @@ class TeacherServer(RemoteTeacher):
         prefixes = [text[: len(text) - i] for i in reversed(range(count))]
         return [self._top(self._by_id(choice)) for choice in self._complete(prefixes, logprobs=self.top_k)]
 
+    def _by_round(self, texts: list[list[int]], counts: list[int]):
+        body = {"model": self.name, "prompt": texts, "counts": counts, "logprobs": self.top_k}
+        found = []
+        for place, choice in enumerate(self._choices(PATH, body, texts, (self.top_k + 2) * sum(counts))):
+            try:
+                found.append([self._top(values) for values in self._by_ids(choice)])
+            except OneTextFails as error:
+                error.place = place
+                raise
+        if [len(places) for places in found] != counts:
+            raise ValueError(f"{[len(places) for places in found]} places where {counts} were asked for")
+        return found
+
     def _logprobs(self, text: list[int], tokens: list[int]) -> list[float]:
         values = self._by_id(self._complete(text, logprobs=1, logprob_token_ids=tokens)[0])
         if not values.keys() >= set(tokens):
@@ -258,7 +293,11 @@ class TeacherServer(RemoteTeacher):
         each = max(options.get("logprobs", 0), len(options.get("logprob_token_ids", ()))) + 2
         each *= body["max_tokens"]
         places = sum(map(len, prompts)) * (options.get("prompt_logprobs", 0) + 2)
-        answered = self._wire.send("POST", "/v1/completions", body, count=each * len(prompts) + places)["choices"]
+        return self._choices("/v1/completions", body, prompts, each * len(prompts) + places)
+
+    def _choices(self, path: str, body: dict[str, Any], prompts: list, numbers: int) -> list[dict[str, Any]]:
+        """One choice for each prompt, in their order; of all together so many numbers at most."""
+        answered = self._wire.send("POST", path, body, count=numbers, prompts=len(prompts))["choices"]
         choices = {choice["index"]: choice for choice in answered}
         if len(answered) != len(prompts) or any(type(index) is not int for index in choices):
             raise ValueError(f"{len(answered)} choices for {len(prompts)} prompts")
@@ -272,7 +311,7 @@ class TeacherServer(RemoteTeacher):
         for card in cards:
             if not isinstance(card["id"], str) or type(card["max_model_len"]) is not int or card["max_model_len"] < 2:
                 raise ValueError(f"a model with id={card['id']!r}, max_model_len={card['max_model_len']!r}")
-        named = [card for card in cards if wanted is None or _same_name(wanted, card)]
+        named = [card for card in cards if wanted is None or same_name(wanted, card)]
         if len(named) != 1:
             served = ", ".join(card["id"] for card in cards)
             raise TeacherServerError(f"{self.url} serves {served}, and the teacher is {wanted or 'not named'}")
@@ -299,20 +338,34 @@ class TeacherServer(RemoteTeacher):
         """Log-probabilities after the last tokens of the probe, asked for in every way that will be used."""
         text = self._probe[1]
         try:
-            ways = self._by_prompt(text, 4), self._uncut(lambda: self._by_prefixes(text, 4))
-            likeliest = ways[1][-1][0][:MOST_ASKED]
+            ways = self._if_taken(lambda: self._by_round([text], [4]))
+            if not self._takes_rounds:
+                ways = [self._by_prompt(text, 4), self._uncut(lambda: self._by_prefixes(text, 4))]
+            likeliest = ways[-1][-1][0][:MOST_ASKED]
             asked = self._logprobs(text, likeliest)
         except TeacherServerError as error:
             if "max allowed" in str(error):
                 raise TeacherServerError(f"{error}. Start the server with --max-logprobs {self.top_k}") from None
             raise
-        by_prompt, by_prefixes = ([dict(zip(*top)) for top in way] for way in ways)
-        if _differ(by_prompt, by_prefixes) or _differ([dict(zip(likeliest, asked))], by_prefixes[-1:]):
+        *others, last = ([dict(zip(*top)) for top in way] for way in ways)
+        if any(differ(way, last) for way in others) or differ([dict(zip(likeliest, asked))], last[-1:]):
             raise TeacherServerError(
                 f"{self.url} gives other probabilities as prompt_logprobs than as logprobs: start it with "
                 "--logprobs-mode raw_logprobs"
             )
-        return by_prefixes
+        return last
+
+    def _if_taken(self, ask: Callable[[], list]) -> list:
+        """What `ask()` returns, if the server takes rounds; from now on it is known whether it does."""
+        try:
+            found = ask()
+        except RequestRefused as error:
+            if error.status != 404:
+                raise
+            self._takes_rounds = False
+            return []
+        self._takes_rounds = True
+        return found
 
     def _uncut(self, ask: Callable):
         """What `ask()` returns once no other process asks for tokens by their ids at the same moment."""
@@ -334,30 +387,8 @@ class TeacherServer(RemoteTeacher):
     def _check_same(self) -> None:
         """The model that answers now must be the one that answered when it was connected."""
         # twice: with other work beside it, a server in half precision may be off by much once
-        if self._card(self.name)["id"] != self.name or all(_differ(self._look(), self._fingerprint) for _ in range(2)):
+        if self._card(self.name)["id"] != self.name or all(differ(self._look(), self._fingerprint) for _ in range(2)):
             raise TeacherServerError(
                 f"another model answers at {self.url} by now, under the name {self.name}: its probabilities are not "
                 "those that this run began with"
             )
-
-
-def _probe_text(tokenizer) -> tuple[str, list[int]]:
-    """Text of tokens from all over the vocabulary, and how the tokenizer reads it."""
-    last = len(tokenizer) - 1
-    text = tokenizer.decode([i * last // (_PROBE_TOKENS - 1) for i in range(_PROBE_TOKENS)])
-    return text, tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _same_name(wanted: str, card: dict[str, Any]) -> bool:
-    """The model's name, or a folder's under another path: the server's disk need not look like this one's."""
-    names = [name for name in (card["id"], card.get("root")) if name]
-    return wanted in names or os.path.basename(wanted) in [os.path.basename(name) for name in names]
-
-
-def _differ(ours: list[dict[int, float]], theirs: list[dict[int, float]]) -> bool:
-    """Whether a probability differs by more than half precision and another batch explain."""
-    for a, b in zip(ours, theirs):
-        shared = a.keys() & b.keys()
-        if not shared or any(abs(math.exp(a[token]) - math.exp(b[token])) > 0.02 for token in shared):
-            return True
-    return False

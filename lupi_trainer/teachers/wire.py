@@ -114,13 +114,14 @@ class Wire:
         """A text of the server's without the key that was sent to it."""
         return text.replace(self._key, "***") if self._key else text
 
-    def send(self, method: str, path: str, body: dict | None = None, count: int = 0) -> Any:
+    def send(self, method: str, path: str, body: dict | None = None, count: int = 0, prompts: int = 0) -> Any:
         """One request, once; returns its answer, read as JSON.
 
         Args:
             method, path: of the request.
             body: sent as JSON.
             count: numbers or written tokens that the answer holds; one that is much longer is not read.
+            prompts: texts in it, which are counted.
 
         Raises:
             NoAnswer: nobody there, a connection lost, a time-out, a server that is busy or failing, or an answer that
@@ -129,6 +130,7 @@ class Wire:
         """
         with self._lock:
             self.stats.requests += 1
+            self.stats.prompts += prompts
         try:
             answer = self._fetcher.fetch(method, path, body, _SHORT_ANSWER + _EACH * count)
         except FetchError as error:

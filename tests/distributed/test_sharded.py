@@ -168,9 +168,10 @@ def test_zero3_with_a_head_that_is_cut_and_not_the_embeddings(tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_two_processes_share_one_served_teacher(tmp_path, teacher, tokenizer):
+@pytest.mark.parametrize("scores", [False, True])
+def test_two_processes_share_one_served_teacher(tmp_path, teacher, tokenizer, scores):
     results = {}
-    with VLLMStandIn(teacher, tokenizer) as served:
+    with VLLMStandIn(teacher, tokenizer, scores=scores) as served:
         run = partial(train, teacher_model_server_url=served.url, max_steps=2, max_completion_length=16)
         for processes in (1, 2):
             folder = tmp_path / str(processes)

@@ -82,7 +82,7 @@ class Reader:
             project = (DOCS.parent / "pyproject.toml").read_text()
             assert all(f"\n{extra} = [" in project for group in extras for extra in group.split(","))
         elif command.startswith("vllm serve"):
-            self.serve(shlex.split(command)[2])
+            self.serve(shlex.split(command)[2], "--middleware" in command)
         elif not command.startswith(ELSEWHERE):
             program, *words = shlex.split(command)
             assert program == "lupi", f"a command that this test does not know how to run: {command}"
@@ -104,7 +104,7 @@ class Reader:
             words = [*words[:place], *words[place + 2 :], *more, "--prompts", "prompts", "--device", "cpu"]
         return words
 
-    def serve(self, model: str) -> None:
+    def serve(self, model: str, scores: bool) -> None:
         folder = model if (self.folder / model).is_dir() else resolve_model(model)
         if self.real == "vllm":
             from tests.vllm.server import Server
@@ -118,7 +118,7 @@ class Reader:
             self.url = served.url.removesuffix("/v1")
         else:
             self.url = self.stack.enter_context(
-                VLLMStandIn(lab("AutoModelForCausalLM", model), lab("AutoTokenizer", model))
+                VLLMStandIn(lab("AutoModelForCausalLM", model), lab("AutoTokenizer", model), scores=scores)
             ).url
 
 

@@ -20,6 +20,7 @@ OTHERS = {
     "check",
     "tiny",
     "enable_thinking",
+    "middleware",
     "port",
     "served",
     "max",

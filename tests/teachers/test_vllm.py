@@ -8,31 +8,18 @@ import pytest
 import torch
 
 from lupi_trainer import TeacherServer
-from lupi_trainer.data.prompts import TeacherPrompt, encode
-from lupi_trainer.lab import load_lab_records, world
 from lupi_trainer.lupi_skd.health import errors_named
 from lupi_trainer.speculative import AcceptNone, TopK, skd_rollout
 from lupi_trainer.teachers.wire import OneTextFails, TeacherServerError, check_url
+from tests.teachers.conftest import ROWS
 from tests.teachers.vllm_stand_in import Refused, VLLMStandIn
 
 
-ROWS, LIMIT = 6, 24
-LOOKED = [None] * 3  # the requests that a rollout begins with, to see that the teacher is the same
+LIMIT = 24
+LOOKED = {False: [None] * 4, True: [None] * 2}  # the requests that a rollout begins with, to see who answers
 
 
-@pytest.fixture
-def server(teacher, tokenizer):
-    with VLLMStandIn(teacher, tokenizer) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def prompts(tokenizer):
-    records = load_lab_records("lab:new")[:ROWS]
-    prompt = TeacherPrompt(world.PERSONA)
-    asked = [[{"role": "user", "content": r["query"]}] for r in records]
-    informed = [prompt.messages(q, r["knowledge"]) for q, r in zip(asked, records)]
-    return encode(tokenizer, asked), encode(tokenizer, informed)
+stock = pytest.mark.parametrize("server", ["stock"], indirect=True)  # which is asked about each row by itself
 
 
 def connect(server, tokenizer, **options):
@@ -55,10 +42,12 @@ def test_the_text_is_the_local_teachers(server, student, teacher, tokenizer, pro
     unread = prompts[0], prompts[0]  # short texts
     assert roll(student, remote, unread).completion_ids == roll(student, teacher, unread).completion_ids
     ways = {"prompt_logprobs" if "prompt_logprobs" in body else "logprobs" for body in server.requests}
-    assert ways == {"prompt_logprobs", "logprobs"}, "both ways of asking must have been tried"
+    others = set() if server.scores else {"prompt_logprobs"}
+    assert ways == {"logprobs"} | others, "both ways of asking must have been tried"
     assert all(isinstance(body["prompt"][0], int | list) for body in server.requests), "token ids, never text"
 
 
+@stock
 def test_what_a_server_cuts_beside_anothers_question_is_asked_in_the_other_way(server, student, tokenizer, prompts):
     """vLLM returns two tokens to those whom it reads together with a question for tokens by their ids."""
     whole, sampled = roll(student, connect(server, tokenizer), prompts), server._sampled
@@ -77,6 +66,7 @@ def test_what_a_server_cuts_beside_anothers_question_is_asked_in_the_other_way(s
     assert remote.stats.retries == 0 and len(cuts) > 20
 
 
+@stock
 def test_a_server_that_is_back_is_looked_at_once(server, student, tokenizer, prompts):
     """Not by every row that waits for it: their looks would be read together."""
     remote, looks = connect(server, tokenizer), []
@@ -95,6 +85,7 @@ def test_a_server_that_is_back_is_looked_at_once(server, student, tokenizer, pro
     assert remote.stats.retries == ROWS and len(looks) == 1
 
 
+@stock
 def test_rows_are_asked_about_at_the_same_time(server, student, tokenizer, prompts):
     remote = connect(server, tokenizer, timeout=60.0, request_timeout=60.0)
     remote.begin = lambda: None
@@ -120,7 +111,7 @@ def test_replacements_from_a_warm_teacher(server, student, teacher, tokenizer, p
 @pytest.mark.grid(2)
 def test_a_server_that_stumbles_changes_nothing(server, student, teacher, tokenizer, prompts, faults):
     remote = connect(server, tokenizer, request_timeout=0.5)
-    server.faults = [*LOOKED, *faults]
+    server.faults = [*LOOKED[server.scores], *faults]
     ours = roll(student, remote, prompts)
     assert not server.faults and remote.stats.retries >= 1
     assert ours.completion_ids == roll(student, teacher, prompts).completion_ids
@@ -134,8 +125,8 @@ def test_a_restart_in_the_middle_changes_nothing(server, student, teacher, token
         if not again:
             server.stop()
             again.append(None)
-            start = lambda: again.append(VLLMStandIn(server.model, tokenizer, port=server.port))  # noqa: E731
-            threading.Timer(0.6, start).start()
+            like = {"port": server.port, "scores": server.scores}
+            threading.Timer(0.6, lambda: again.append(VLLMStandIn(server.model, tokenizer, **like))).start()
 
     ours = roll(student, remote, prompts, on_block=restart, gamma=2)
     assert again[1].requests and remote.stats.retries >= 1
@@ -180,7 +171,7 @@ def test_what_one_text_breaks_is_named_with_its_row(server, student, tokenizer, 
     server.change = change
     with pytest.raises(OneTextFails, match=message) as error:
         roll(student, remote, prompts, max_slots=3)
-    assert error.value.row == 4 and remote.stats.retries <= 4
+    assert error.value.row == 4 and remote.stats.retries <= (8 if server.scores else 4)  # together, then by itself
     with (
         pytest.raises(TeacherServerError, match="^record 'e': .*" + message),
         errors_named([{"id": i} for i in "abcdef"]),
@@ -188,6 +179,7 @@ def test_what_one_text_breaks_is_named_with_its_row(server, student, tokenizer, 
         roll(student, remote, prompts)
 
 
+@stock
 def test_when_one_question_fails_for_good_nobody_asks_the_others_again(server, student, tokenizer, prompts):
     """A process ends when its threads have: it would hang for `timeout` seconds after its error."""
     remote = connect(server, tokenizer, timeout=600.0)
@@ -226,10 +218,10 @@ def test_strange_answers_are_asked_for_again_and_then_named(
 ):
     monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-3)
     remote = connect(server, tokenizer)
-    server.faults = [*LOOKED, fault]
+    server.faults = [*LOOKED[server.scores], fault]
     assert roll(student, remote, prompts).completion_ids == roll(student, teacher, prompts).completion_ids
     assert remote.stats.retries == 1
-    server.faults = [*LOOKED, *[fault] * 100]
+    server.faults = [*LOOKED[server.scores], *[fault] * 100]
     with pytest.raises(TeacherServerError, match=match):
         roll(student, remote, prompts)
 
@@ -294,18 +286,30 @@ OF_ONE_WAY = {
     "_logprobs": {
         "other ids": (lambda choices, way: first(choices[0], way).pop("token_id:4"), "does not know logprob")
     },
+    "_by_round": {
+        "fewer than asked for": (lambda choices, way: first(choices[0], way).popitem(), "19 of the 20"),
+        "a place too few": (lambda choices, way: choices[0]["logprobs"]["top_logprobs"].pop(), "places where"),
+    },
 }
 
 
-@pytest.mark.parametrize("way", ["_by_prompt", "_by_prefixes", "_logprobs"])
-@pytest.mark.grid(3)
+@pytest.mark.parametrize(
+    "server, way",
+    [("stock", "_by_prompt"), ("stock", "_by_prefixes"), ("stock", "_logprobs"), ("ours", "_by_round")],
+    indirect=["server"],
+)
+@pytest.mark.grid(4)
 def test_every_number_of_every_answer_is_checked(server, tokenizer, prompts, monkeypatch, way):
     monkeypatch.setattr("lupi_trainer.teachers.wire._FIRST_PAUSE", 1e-4)
     monkeypatch.setattr(TeacherServer, "_look", lambda self: [])
-    remote, text, complete = connect(server, tokenizer), prompts[1][0], server.complete
+    answers = "score" if way == "_by_round" else "complete"
+    remote, text, complete = connect(server, tokenizer), prompts[1][0], getattr(server, answers)
     remote._check_same = lambda: None
+    remote._takes_rounds = server.scores
 
     def ask():
+        if way == "_by_round":
+            return remote.score([text], [2])
         return remote.logprobs([text], [[4]]) if way == "_logprobs" else remote._all(getattr(remote, way), [text], [2])
 
     right = ask()
@@ -317,10 +321,10 @@ def test_every_number_of_every_answer_is_checked(server, tokenizer, prompts, mon
             change(answer["choices"], way)
             return answer
 
-        server.complete = lie
+        setattr(server, answers, lie)
         with pytest.raises(TeacherServerError, match=message):
             raise AssertionError(f"{name}: {ask()}")
-        server.complete = complete
+        setattr(server, answers, complete)
     assert ask() == right
 
 
@@ -398,8 +402,10 @@ def test_top_probabilities_equal_transformers(server, teacher, tokenizer, prompt
     text = prompts[1][0]
     with torch.no_grad():
         expected = teacher(torch.tensor([text])).logits[0].log_softmax(-1)[-8:].topk(20)
+    ways = [remote._by_prompt, remote._by_prefixes]
+    ways += [lambda *row: remote._by_round(*([part] for part in row))[0]] if server.scores else []
     for count in (1, 8):
-        for by in (remote._by_prompt, remote._by_prefixes):
+        for by in ways:
             for (ids, values), row, top in zip(by(text, count), expected.indices[-count:], expected.values[-count:]):
                 assert ids == row.tolist()
                 torch.testing.assert_close(torch.tensor(values), top, atol=1e-4, rtol=0)

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
+from lupi_trainer.teachers.vllm_scores import PATH
+
 
 class Refused(Exception):
     """An answer with an error status."""
@@ -25,10 +27,22 @@ class VLLMStandIn:
 
     A fault is a status (503), "drop" (the connection closes without an answer), "hang" (no answer for `hang_s`),
     "garbage" (no JSON) or "empty" (JSON without the fields). `names` are what it calls the model. With `together`,
-    a `threading.Barrier`, no completion is answered before as many requests as it has parties are there.
+    a `threading.Barrier`, no completion is answered before as many requests as it has parties are there. With
+    `scores` it answers as one that was started with our middleware.
     """
 
-    def __init__(self, model, tokenizer, names=("teacher",), max_logprobs=20, max_model_len=512, port=0, hang_s=1.0):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        names=("teacher",),
+        max_logprobs=20,
+        max_model_len=512,
+        port=0,
+        hang_s=1.0,
+        scores=False,
+    ):
+        self.scores = scores
         self.model, self.tokenizer, self.names = model.eval(), tokenizer, list(names)
         self.max_logprobs = max_logprobs if max_logprobs >= 0 else model.config.vocab_size
         self.max_model_len, self.hang_s = max_model_len, hang_s
@@ -104,6 +118,19 @@ class VLLMStandIn:
         choices.reverse()  # nothing promises their order
         return {"object": "text_completion", "model": body["model"], "choices": choices}
 
+    def score(self, body):
+        """What the middleware answers, of each prompt by itself."""
+        choices = []
+        for index, (text, count) in enumerate(zip(body["prompt"], body["counts"], strict=True)):
+            alone = {"model": body["model"], "prompt": [*text, text[-1]], "prompt_logprobs": body["logprobs"]}
+            (choice,) = self.complete({**alone, "max_tokens": 1})["choices"]
+            tops = []
+            for place in choice["prompt_logprobs"][-count:]:  # the prompt's own token among them is left out
+                likeliest = sorted(place.items(), key=lambda item: -item[1]["logprob"])[: body["logprobs"]]
+                tops.append({token: entry["logprob"] for token, entry in likeliest})
+            choices.append({"index": index, "logprobs": {"top_logprobs": tops}})
+        return {"choices": choices}
+
     def _ranked(self, row, token, top):
         ids = dict.fromkeys([token, *row.topk(top).indices.tolist()])
         return {
@@ -169,7 +196,9 @@ class VLLMStandIn:
                 if fault == "empty":
                     return self._answer(200, {"choices": [{"index": 0}]})
                 try:
-                    self._answer(200, stand_in.complete(body))
+                    if self.path == PATH and not stand_in.scores:
+                        raise Refused(404, "Not Found")
+                    self._answer(200, (stand_in.score if self.path == PATH else stand_in.complete)(body))
                 except Refused as refused:
                     self._answer(refused.status, {"error": {"message": refused.message}})
 

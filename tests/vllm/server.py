@@ -9,11 +9,15 @@ import time
 import httpx
 
 from lupi_trainer.lab import resolve_model
-from tests.conftest import VLLM
+from lupi_trainer.teachers.vllm_scores import Scores
+from tests.conftest import ROOT, VLLM
 
 
 class Server:
-    """`vllm serve` with a model on a free port, as `teacher`, and `more` flags; what it prints goes to a file."""
+    """`vllm serve` with a model and our middleware on a free port, as `teacher`, and `more` flags.
+
+    What it prints goes to a file.
+    """
 
     def __init__(self, log, model="lab:teacher", port=None, max_logprobs=568, length=512, more=()):
         if port is None:
@@ -28,6 +32,7 @@ class Server:
             "max-model-len": length,
             "served-model-name": "teacher",
             "max-logprobs": max_logprobs,
+            "middleware": f"{Scores.__module__}.{Scores.__name__}",
         }
         command = [VLLM, "serve", resolve_model(model), "--enforce-eager"]
         command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -38,6 +43,7 @@ class Server:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
         }
         with open(log, "ab") as out:
             self.process = subprocess.Popen(

@@ -71,10 +71,14 @@ def how_close(student, teacher, prompts, row, at, text):
     return min(margins.items(), key=lambda item: item[1])
 
 
-@pytest.mark.parametrize("top_k", [20, 568])
-def test_the_same_tokens_are_accepted_for_200_prompts(served, student, teacher, tokenizer, prompts, top_k):
+@pytest.mark.parametrize("top_k, middleware", [(20, True), (568, True), (20, False)])
+def test_the_same_tokens_are_accepted_for_200_prompts(
+    served, student, teacher, tokenizer, prompts, top_k, middleware, monkeypatch
+):
+    if not middleware:  # asks for a route that no server has
+        monkeypatch.setattr("lupi_trainer.teachers.vllm.PATH", "/v1/none")
     remote = TeacherServer(served.url, tokenizer, top_k=top_k, timeout=60)
-    before = remote.stats.requests
+    before = remote.stats.prompts
     theirs, local_seconds = roll(student, teacher, prompts)
     ours, seconds = roll(student, remote, prompts)
     ties = []
@@ -87,13 +91,16 @@ def test_the_same_tokens_are_accepted_for_200_prompts(served, student, teacher, 
     tokens = sum(map(len, theirs.completion_ids))
     figures = {
         "top_k": top_k,
+        "middleware": middleware,
         "prompts": PROMPTS,
         "rows equal": PROMPTS - len(ties),
         "tokens": tokens,
         "accepted, server": ours.stats.accepted,
         "accepted, here": theirs.stats.accepted,
         "teacher's share": round(sum(map(sum, theirs.from_teacher)) / tokens, 3),
-        "requests": remote.stats.requests - before,
+        "requests": ours.stats.teacher_requests,
+        "requests a committed token": round(ours.stats.teacher_requests / ours.stats.committed, 3),
+        "prompts a committed token": round((remote.stats.prompts - before) / ours.stats.committed, 3),
         "asked_tokens": remote.stats.asked_tokens,
         "normalizer_error": remote.stats.normalizer_error,
         "seconds, server": round(seconds, 1),
@@ -101,6 +108,9 @@ def test_the_same_tokens_are_accepted_for_200_prompts(served, student, teacher, 
     }
     print("\n" + json.dumps(figures, indent=1))
     print("ties:", json.dumps(ties, indent=1))
+    if middleware:
+        assert ours.stats.teacher_requests == ours.stats.rounds + 3  # and the look at who answers
+        assert remote.stats.prompts - before == ours.stats.blocks + 2
     assert tokens > 2000 and 0.1 < figures["teacher's share"] < 0.8
     assert len(ties) < PROMPTS // 20, "ties are rare"
     assert all(list(tie.values())[-1] < TIE for tie in ties), "what differs must be a tie"
@@ -108,8 +118,11 @@ def test_the_same_tokens_are_accepted_for_200_prompts(served, student, teacher, 
         assert (ours.stats.accepted, ours.stats.drafted) == (theirs.stats.accepted, theirs.stats.drafted)
 
 
-def test_both_ways_of_asking_agree_and_cost(served, tokenizer):
-    """8 rows, 20 drafted tokens, the third round of a growing text: what the choice between them rests on."""
+def test_all_ways_of_asking_agree_and_cost(served, tokenizer):
+    """8 rows, 20 drafted tokens, the third round of a growing text: what the choice between them rests on.
+
+    In a round, prompts come from the server's cache, in blocks of 128 tokens, and once all of the text does.
+    """
     remote = TeacherServer(served.url, tokenizer)
     for length in (60, 120, 450):
         texts = [
@@ -118,15 +131,22 @@ def test_both_ways_of_asking_agree_and_cost(served, tokenizer):
         seconds, answers = {}, {}
         for _ in range(3):
             texts = [text + [9, 8, 7] for text in texts]
-            for way in (remote._by_prompt, remote._by_prefixes):
+            ways = {
+                "a round": lambda *rows: remote._by_round(*rows),
+                "by prompt": lambda *rows: remote._all(remote._by_prompt, *rows),
+                "by prefixes": lambda *rows: remote._all(remote._by_prefixes, *rows),
+                "a round again": lambda *rows: remote._by_round(*rows),
+            }
+            for name, way in ways.items():
                 started = time.perf_counter()
-                answers[way.__name__] = remote._all(way, texts, [20] * 8)
-                seconds[way.__name__] = round(time.perf_counter() - started, 3)
+                answers[name] = way(texts, [20] * 8)
+                seconds[name] = round(time.perf_counter() - started, 3)
         print(f"\ntexts of {length} tokens, seconds: {seconds}")
-        for a, b in zip(*(sum(answer, []) for answer in answers.values())):
-            first, second = dict(zip(*a)), dict(zip(*b))
-            assert all(abs(first[token] - second[token]) < 1e-3 for token in first.keys() & second.keys())
-            assert len(first.keys() & second.keys()) >= 19  # the last may be a tie
+        for name in ("a round", "by prefixes", "a round again"):
+            for a, b in zip(sum(answers["by prompt"], []), sum(answers[name], [])):
+                first, second = dict(zip(*a)), dict(zip(*b))
+                assert all(abs(first[token] - second[token]) < 1e-3 for token in first.keys() & second.keys())
+                assert len(first.keys() & second.keys()) >= 19  # the last may be a tie
 
 
 def test_replacements_beyond_what_is_returned(served, student, teacher, tokenizer, prompts):

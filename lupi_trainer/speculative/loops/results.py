@@ -70,6 +70,7 @@ class RolloutStats(RoundCounts):
         finished: rows that have ended.
         first_token_accepted, full_match: blocks whose first token, and whose every token with a place, was accepted.
         student_forwards, teacher_forwards: without the reading of prompts.
+        teacher_requests: to a remote teacher; over `committed`, requests a token.
         close_calls: tokens written whose draw or verdict lay within rounding; not counted in float32.
         replayed: tokens that models with recurrent states have read again after a rejection.
         state_copy_bytes: the most that copies of such states have occupied in a round.
@@ -88,6 +89,7 @@ class RolloutStats(RoundCounts):
     full_match: int = 0  # blocks of which every token that had a place was accepted
     student_forwards: int = 0  # without the prefill
     teacher_forwards: int = 0
+    teacher_requests: int = 0  # to a remote teacher
     close_calls: int = 0  # tokens written whose draw or verdict lay within rounding; not counted in float32
     rows: dict[int, RowCounts] = field(default_factory=dict, compare=False, repr=False)
 

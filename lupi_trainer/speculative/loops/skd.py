@@ -306,6 +306,8 @@ class SKD(Rounds[RolloutStats]):
         self.stats.close_calls = sum(map(sum, close or []))
         self.stats.student_forwards = self.student.forwards
         self.stats.teacher_forwards = self.teacher.forwards
+        if isinstance(self.teacher, RemoteRunner):
+            self.stats.teacher_requests = self.teacher.requests
         self.stats.count_replay(self.slots.runners)
         return Rollout(
             completion_ids=tokens,

@@ -41,7 +41,13 @@ class RemoteRunner:
         self.starts = [0] * slots  # prompt length - 1
         self.rows = [0] * slots
         self.forwards = 0
+        self._requests_before = teacher.stats.requests
         teacher.begin()
+
+    @property
+    def requests(self) -> int:
+        """Requests so far, with those of the look at who answers."""
+        return self.teacher.stats.requests - self._requests_before
 
     def admit(self, slots: list[int], rows: list[int]) -> None:
         """Makes the slots ready to continue the prompts `rows`."""
