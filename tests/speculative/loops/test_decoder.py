@@ -87,7 +87,9 @@ def test_the_draft_length_may_be_chosen(kind):
     output = generate("qwen3", kind, num_draft_tokens=7, gamma_policy="goodput", max_slots=3)
     assert output.completion_ids == greedy("qwen3")
     stats = output.stats
-    assert len(stats.gamma_history) == stats.rounds and sum(stats.gamma_history) == stats.draft_forwards
+    assert len(stats.gamma_history) == stats.rounds
+    # a round that drafts nothing may read the token that the draft's cache lacks
+    assert 0 <= stats.draft_forwards - sum(stats.gamma_history) <= stats.gamma_history.count(0)
     assert len(set(stats.gamma_history)) > 1 and max(stats.gamma_history) <= 7
     if kind == "equal":
         assert stats.accepted == stats.drafted > 0
